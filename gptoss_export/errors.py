@@ -1,0 +1,54 @@
+"""What can go wrong, by who has to mend it.
+
+GptOssExportError        base; a message that says what was found, what was expected and what to do
+├── UsageError           an option or argument is wrong
+├── CheckpointError      the checkpoint folder does not hold a gpt-oss model
+├── BuildError           the model cannot be compiled for this target here
+│   └── LoweringError    an op has no implementation that the target accepts
+├── ArtifactError        the artifact is damaged, incomplete or not for this machine
+└── RunError             a request does not fit the loaded artifact
+
+The command line turns each of them into one message on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class GptOssExportError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+
+class UsageError(GptOssExportError):
+    """An option or argument is wrong."""
+
+
+class CheckpointError(GptOssExportError):
+    """The checkpoint folder does not hold a gpt-oss model."""
+
+
+class BuildError(GptOssExportError):
+    """The model cannot be compiled for this target here."""
+
+
+class LoweringError(BuildError):
+    """An op has no implementation that the target accepts."""
+
+
+class ArtifactError(GptOssExportError):
+    """The artifact is damaged, incomplete or not for this machine."""
+
+
+class RunError(GptOssExportError):
+    """A request does not fit the loaded artifact."""
+
+
+def raise_all(kind: type[GptOssExportError], heading: str, problems: Iterable[str]) -> None:
+    """Raise one `kind` naming every problem, or nothing where there is none.
+
+    Checks collect what is wrong and end with this call, so that a user mends all of it in one go.
+    """
+    found = list(problems)
+    if found:
+        raise kind("\n".join([heading, *(f"  - {problem}" for problem in found)]))

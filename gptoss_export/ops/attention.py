@@ -1,0 +1,112 @@
+"""gptoss::sink_attention: causal attention over a KV cache, with a learned sink in every softmax.
+
+Each query head h owns a logit `sinks[h]` that takes part in the softmax and carries no value
+(gpt-oss model card, arXiv:2508.10925, section 2.3):
+
+    out[q] = sum_k exp(s[q, k] - m) v[k] / (sum_k exp(s[q, k] - m) + exp(sinks[h] - m))
+
+with s = scale * q.k over the keys that q may see: positions 0..p of its sequence, and on sliding layers
+only the last `window` of them, p included.
+
+Shapes
+  query      [N, L, Hq, D]        N sequences of L queries each; decode has L = 1, a prefill chunk N = 1
+  k_cache    [S, Hkv, R + 1, D]   S slots (sequences); the keys of the queries are already written
+  v_cache    [S, Hkv, R + 1, D]
+  sinks      [Hq]
+  slots      [N] int64            which cache slot sequence n lives in
+  positions  [N, L] int64         position of each query; -1 marks padding, whose result is zero
+  window     int                  0: see everything
+  scale      float
+  returns    [N, L, Hq, D], dtype of query; softmax and sums are float32
+
+Cache rows: position p lies in row p % R. On full layers R is the whole context, so the row is p; on
+sliding layers it is a ring of window + chunk rows. Row R is scratch: idle queries write there, nobody
+reads it. Limits: a ring holds position p only until p + R is written, so callers keep the largest
+position of a call below the smallest visible one + R.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from .op import Op
+
+
+def reference(
+    query: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    sinks: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    window: int,
+    scale: float,
+) -> torch.Tensor:
+    """The op's meaning in plain PyTorch; computes in float32 over all rows of the cache."""
+    sequences, length, query_heads, head_dim = query.shape
+    kv_heads, rows = k_cache.size(1), k_cache.size(2) - 1
+    group = query_heads // kv_heads
+    keys = k_cache[slots, :, :rows].float()
+    values = v_cache[slots, :, :rows].float()
+    # The last position written tells which position each row of the ring holds.
+    last = positions.amax(dim=1, keepdim=True)
+    row = torch.arange(rows, device=query.device)
+    held = last - torch.remainder(last - row, rows)  # [N, R]
+    q_at, k_at = positions[:, :, None], held[:, None, :]
+    visible = (k_at >= 0) & (k_at <= q_at)
+    if window:
+        visible = visible & (k_at > q_at - window)
+    grouped = query.float().view(sequences, length, kv_heads, group, head_dim) * scale
+    scores = torch.einsum("nlhgd,nhrd->nhglr", grouped, keys)
+    scores = scores.masked_fill(~visible[:, None, None], float("-inf"))
+    sink = sinks.float().view(1, kv_heads, group, 1, 1).expand(sequences, -1, -1, length, -1)
+    top = torch.maximum(scores.amax(dim=-1, keepdim=True), sink)
+    weights = torch.exp(scores - top)
+    total = weights.sum(dim=-1, keepdim=True) + torch.exp(sink - top)
+    out = torch.einsum("nhglr,nhrd->nlhgd", weights / total, values)
+    return out.reshape(sequences, length, query_heads, head_dim).to(query.dtype).contiguous()
+
+
+def fake(query, k_cache, v_cache, sinks, slots, positions, window, scale) -> torch.Tensor:
+    return query.new_empty(query.shape)
+
+
+def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Decode and prefill, full and sliding, ring wrapped and not, idle rows, GQA 1, 2 and 8."""
+    shapes = {
+        # label: (slots in cache, kv heads, group, head_dim, rows, window, queries' first positions, L)
+        "decode first token": (2, 2, 2, 32, 64, 0, [0, 0], 1),
+        "decode ragged": (4, 2, 8, 64, 300, 0, [299, 0, -1, 128], 1),
+        "decode window": (3, 2, 2, 32, 24, 16, [15, 16, 200], 1),
+        "decode all idle": (2, 1, 2, 32, 24, 16, [-1, -1], 1),
+        "prefill start": (2, 2, 2, 32, 128, 0, [0], 40),
+        "prefill middle": (1, 1, 8, 64, 300, 0, [130], 70),
+        "prefill window, ring wraps": (2, 2, 1, 32, 112, 16, [90], 96),
+        "prefill window across tiles": (1, 2, 4, 16, 228, 128, [1000], 100),
+    }
+    for label, (slots, kv_heads, group, dim, rows, window, starts, length) in shapes.items():
+        random = torch.Generator().manual_seed(len(label))
+
+        def draw(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=random).to(device, dtype)  # noqa: B023
+
+        first = torch.tensor(starts)[:, None]
+        positions = torch.where(first >= 0, first + torch.arange(length), -1)
+        if length > 1:
+            positions[:, -5:] = -1  # a padded chunk
+        yield label, (
+            draw(len(starts), length, kv_heads * group, dim),
+            draw(slots, kv_heads, rows + 1, dim),
+            draw(slots, kv_heads, rows + 1, dim),
+            2 * draw(kv_heads * group),
+            torch.randperm(slots, generator=random)[: len(starts)].to(device),
+            positions.to(device),
+            window,
+            dim**-0.5,
+        )
+
+
+OP = Op(name="sink_attention", reference=reference, fake=fake, cases=cases)
