@@ -1,0 +1,255 @@
+"""checkpoint folder -> artifact folder: the whole pipeline, one step a line in `build`.
+
+The artifact is written into a temporary sibling and renamed when whole, and the manifest is written last:
+a build that fails or is killed leaves nothing that loads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from . import __version__
+from .checkpoint import Checkpoint, open_checkpoint
+from .config import ModelConfig
+from .errors import BuildError, UsageError, raise_all
+from .export import Program, Shapes, build_model, trace
+from .folders import check_new_folder, replace_folder
+from .lower import lower
+from .manifest import (
+    FileSpec, Manifest, Part, ProgramSpec, TensorSpec, WeightSpec, describe_file, save_manifest,
+)  # fmt: skip
+from .model import yarn_inv_freq
+from .progress import Steps
+from .targets import TARGETS, Target
+
+WEIGHTS = "weights"
+INV_FREQ = "model.rotary_emb.inv_freq"
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+    "generation_config.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the user asks of a build. `dtype` and `arch` None: the target's default, this machine's."""
+
+    target: str
+    device: str
+    dtype: str | None = None
+    arch: str | None = None
+    max_batch: int = 1
+    max_context: int = 4096
+    prefill_chunks: tuple[int, ...] = (128,)
+
+
+def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None = None) -> Manifest:
+    """Compile the checkpoint at `source` into a new folder `output`; returns the artifact's manifest.
+
+    Raises UsageError, CheckpointError or BuildError; then `output` does not exist.
+    """
+    steps = steps or Steps()
+    target, dtype = _check_options(options)
+    check_new_folder(output, UsageError)
+    with steps.step("read the checkpoint"):
+        checkpoint = open_checkpoint(source)
+        _check_sizes(options, checkpoint.config)
+    shapes = Shapes(options.max_batch, options.max_context, tuple(sorted(set(options.prefill_chunks))))
+    with replace_folder(output, UsageError) as folder:
+        specs: dict[str, ProgramSpec] = {}
+        programs = _lowered(checkpoint.config, shapes, dtype, target, options.device, specs, steps)
+        compiled = target.compile(programs, options.device, folder)
+        with steps.step("write the weights"):
+            weights = _write_weights(checkpoint, dtype, folder)
+        extras = _copy_tokenizer(source, folder)
+        with steps.step("hash the files"):
+            used = {Path(part.file) for weight in weights.values() for part in weight.parts}
+            files = _describe(folder, sorted({*compiled, *used, *extras}))
+        manifest = Manifest(
+            target=target.name,
+            device=options.device,
+            arch=target.arch(options.device),
+            dtype=_name(dtype),
+            model=checkpoint.config,
+            max_batch=shapes.max_batch,
+            max_context=shapes.max_context,
+            prefill_chunks=shapes.prefill_chunks,
+            stop_tokens=_stop_tokens(source, checkpoint.config),
+            programs=specs,
+            weights=weights,
+            files=files,
+            versions=_versions(),
+            source=f"{source.resolve().name} (layout {checkpoint.layout.name})",
+        )
+        save_manifest(manifest, folder)
+    return manifest
+
+
+def _check_options(options: BuildOptions) -> tuple[Target, torch.dtype]:
+    problems = []
+    target = TARGETS.get(options.target)
+    if target is None:
+        raise UsageError(f"--target {options.target}: expected {', '.join(TARGETS)}")
+    dtypes = target.dtypes.get(options.device, ())
+    if not dtypes:
+        raise UsageError(f"--device {options.device}: target {target.name} builds for {', '.join(target.dtypes)}")
+    dtype = options.dtype or dtypes[0]
+    if dtype not in dtypes:
+        problems.append(f"--dtype {dtype}: {target.name} on {options.device} builds {', '.join(dtypes)}")
+    for option, values in {
+        "--max-batch": (options.max_batch,),
+        "--max-context": (options.max_context,),
+        "--prefill-chunk": options.prefill_chunks or (0,),
+    }.items():
+        problems += [f"{option} {value}: expected 1 or more" for value in values if value < 1]
+    if max(options.prefill_chunks, default=1) > options.max_context:
+        problems.append(
+            f"--prefill-chunk {max(options.prefill_chunks)}: expected at most --max-context "
+            f"({options.max_context})"
+        )
+    raise_all(UsageError, "options that cannot be built", problems)
+    available = target.available(options.device)
+    if not available.ready:
+        raise BuildError(f"{target.name} for {options.device} cannot be built here: {available.detail}; "
+                         f"{available.mend}")  # fmt: skip
+    if options.arch not in (None, here := target.arch(options.device)):
+        raise BuildError(f"--arch {options.arch}: {target.name} compiles for this machine only, which is {here}")
+    return target, getattr(torch, dtype)
+
+
+def _check_sizes(options: BuildOptions, config: ModelConfig) -> None:
+    if options.max_context > config.max_position_embeddings:
+        raise UsageError(
+            f"--max-context {options.max_context}: the model has {config.max_position_embeddings} positions "
+            "(max_position_embeddings)"
+        )
+
+
+def _lowered(
+    config: ModelConfig,
+    shapes: Shapes,
+    dtype: torch.dtype,
+    target: Target,
+    device: str,
+    specs: dict[str, ProgramSpec],
+    steps: Steps,
+) -> Iterator[Program]:
+    """Lowered programs, one at a time, so that one graph is in memory; fills `specs` on the way."""
+    implementations = target.implementations(device)
+    for name, trace_now in trace(config, shapes, dtype, torch.device(device)).items():
+        with steps.step(f"export {name}"):
+            program = lower(trace_now(), implementations)
+        specs[name] = ProgramSpec(
+            tuple(_spec(*vars(item).values()) for item in program.inputs), _spec(*vars(program.output).values())
+        )
+        with steps.step(f"compile {name}"):
+            yield program
+
+
+def _spec(name: str, role: str, shape: tuple[int, ...], dtype: torch.dtype) -> TensorSpec:
+    return TensorSpec(name, role, shape, _name(dtype))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _write_weights(checkpoint: Checkpoint, dtype: torch.dtype, folder: Path) -> dict[str, WeightSpec]:
+    """Put the weights beside the code and say where each lies.
+
+    A checkpoint that is packed already is taken as it is: its shards are linked, or copied where the file
+    system cannot link. Otherwise every parameter is written anew, a layer at a time.
+    """
+    (folder / WEIGHTS).mkdir()
+    quantizes = any(recipe.quantize for recipe in checkpoint.recipes.values())
+    parts = _rewrite(checkpoint, folder) if quantizes else _link(checkpoint, folder)
+    derived = f"{WEIGHTS}/derived.safetensors"
+    inv_freq = yarn_inv_freq(checkpoint.config.rope, checkpoint.config.head_dim)
+    save_file({INV_FREQ: inv_freq}, folder / derived)
+    parts[INV_FREQ] = (Part(derived, INV_FREQ),)
+    model = build_model(checkpoint.config, dtype)
+    return {
+        name: WeightSpec(tuple(value.shape), _name(value.dtype), parts[name])
+        for name, value in model.named_parameters()
+    }
+
+
+def _link(checkpoint: Checkpoint, folder: Path) -> dict[str, tuple[Part, ...]]:
+    for path in sorted(set(checkpoint.files.values())):
+        _link_or_copy(path.resolve(), folder / WEIGHTS / path.name)
+    return {
+        name: tuple(Part(f"{WEIGHTS}/{checkpoint.files[part.name].name}", part.name) for part in recipe.parts)
+        for name, recipe in checkpoint.recipes.items()
+    }
+
+
+def _link_or_copy(source: Path, destination: Path) -> None:
+    try:
+        os.link(source, destination)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, destination)
+
+
+def _rewrite(checkpoint: Checkpoint, folder: Path) -> dict[str, tuple[Part, ...]]:
+    groups: dict[str, list[str]] = {}
+    for name in checkpoint.recipes:
+        layer = name.split(".")[2] if name.startswith("model.layers.") else None
+        groups.setdefault(f"layer-{int(layer):03}" if layer else name, []).append(name)
+    parts: dict[str, tuple[Part, ...]] = {}
+    for group, names in groups.items():
+        file = f"{WEIGHTS}/{group}.safetensors"
+        tensors: dict[str, torch.Tensor] = {}
+        for name in names:
+            if checkpoint.recipes[name].quantize:
+                tensors[f"{name}_blocks"], tensors[f"{name}_scales"] = checkpoint.quantized(name)
+            else:
+                tensors[name] = checkpoint.parameter(name)
+        save_file(tensors, folder / file)
+        parts |= {name: (Part(file, name),) for name in tensors}
+    return parts
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> list[Path]:
+    found = [Path(name) for name in TOKENIZER_FILES if (source / name).is_file()]
+    for name in found:
+        shutil.copyfile(source / name, folder / name)
+    return found
+
+
+def _describe(folder: Path, files: list[Path]) -> dict[str, FileSpec]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor() as pool:
+        specs = pool.map(lambda name: describe_file(folder / name), files)
+        return {name.as_posix(): spec for name, spec in zip(files, specs, strict=True)}
+
+
+def _stop_tokens(source: Path, config: ModelConfig) -> tuple[int, ...]:
+    """generation_config.json knows more of them than config.json, where there is one."""
+    path = source / "generation_config.json"
+    if not path.is_file():
+        return config.eos_token_ids
+    try:
+        value = json.loads(path.read_text()).get("eos_token_id", list(config.eos_token_ids))
+        return tuple(int(token) for token in (value if isinstance(value, list) else [value]))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BuildError(f"{path}: eos_token_id cannot be read ({error})") from None
+
+
+def _versions() -> dict[str, str]:
+    found = {"gptoss_export": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    try:
+        found["triton"] = version("triton")
+    except PackageNotFoundError:
+        pass
+    return found

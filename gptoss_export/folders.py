@@ -1,0 +1,45 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import GptOssExportError
+
+
+def check_new_folder(folder: Path, error: type[GptOssExportError]) -> None:
+    """Raise `error` where `folder` cannot be made: it exists, or its parent is no folder."""
+    if folder.exists():
+        raise error(f"{folder}: exists already; choose another name or remove it first")
+    if not folder.absolute().parent.is_dir():
+        raise error(f"{folder.absolute().parent}: not a folder; make it first")
+
+
+@contextmanager
+def replace_folder(folder: Path, error: type[GptOssExportError]) -> Iterator[Path]:
+    """Yield a temporary sibling of `folder` to write into; it is renamed at the end, removed on failure.
+
+    The sibling's name starts with a dot and ends in .partial; one that a killed process left behind holds no
+    manifest at the place where anything looks for it, and can be removed.
+    """
+    check_new_folder(folder, error)
+    parent = folder.absolute().parent
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=parent))
+    try:
+        yield partial
+        partial.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

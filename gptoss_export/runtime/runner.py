@@ -1,0 +1,343 @@
+"""Runner: loads an artifact, allocates every buffer once, and runs it.
+
+    runner = Runner.load("artifacts/tiny")
+    print(runner.generate([1, 2, 3], max_new_tokens=20).tokens)
+
+A runner holds `max_batch` slots, each with the KV cache of one sequence. `prefill` and `decode` work on
+them directly, with tokens that the caller chooses; `generate` and `stream` drive them with sampled ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ..config import SLIDING
+from ..errors import ArtifactError, RunError, raise_all
+from ..manifest import Manifest, check_files, load_manifest
+from ..progress import Steps
+from ..targets import TARGETS, Callables
+from . import generate as generating
+from .generate import Generation, Token
+from .sampler import Sampling, SamplingBuffers, greedy, logprob, sample
+from .slots import Slot, check_truncate
+from .step import DecodeStep
+from .weights import load_weights
+
+
+class Runner:
+    """An artifact, loaded. Not thread-safe: one caller at a time."""
+
+    @classmethod
+    def load(cls, path: str | Path, verify_hashes: bool = True, steps: Steps | None = None) -> Runner:
+        """Check the artifact at `path` against its manifest and this machine, and make it ready to run.
+
+        verify_hashes False skips reading every file to compare its sha256; sizes are compared all the same.
+        Raises ArtifactError saying what does not fit.
+        """
+        folder, steps = Path(path), steps or Steps()
+        with steps.step("check files"):
+            manifest = load_manifest(folder)
+            target = TARGETS.get(manifest.target)
+            if target is None:
+                raise ArtifactError(f"{folder}: built for target {manifest.target!r}, known are {', '.join(TARGETS)}")
+            raise_all(ArtifactError, f"{folder}: cannot run on this machine", target.problems(manifest, folder))
+            check_files(manifest, folder, verify_hashes)
+        device = torch.device(manifest.device, 0) if manifest.device == "cuda" else torch.device("cpu")
+        with steps.step("load weights"):
+            weights = load_weights(manifest, folder, device)
+        with steps.step("load programs"):
+            programs = target.load(manifest, folder, device)
+        with steps.step("allocate and warm up"):
+            runner = cls(manifest, folder, device, weights, programs)
+        runner.load_seconds = dict(steps.seconds)
+        return runner
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        folder: Path,
+        device: torch.device,
+        weights: dict[str, torch.Tensor],
+        programs: Callables,
+    ) -> None:
+        self.manifest, self.folder, self.device = manifest, folder, device
+        self.load_seconds: dict[str, float] = {}
+        self._programs = programs
+        self._buffers = self._bind(weights)
+        self._slots = [Slot() for _ in range(manifest.max_batch)]
+        self._options = SamplingBuffers(manifest.max_batch, device)
+        decode = self._buffers["decode"]
+        self._tokens, self._positions = decode[0], decode[1]
+        self._positions.fill_(-1)
+        self._step = DecodeStep(partial(programs["decode"], decode), self._tokens, self._positions, self._options)
+        # The logits that the next choice of each slot is made from.
+        self._logits = torch.zeros(manifest.programs["decode"].output.shape, device=device)
+        self._logprobs = torch.zeros(manifest.max_batch, device=device)
+        sliding = [i for i, kind in enumerate(manifest.model.layer_types) if kind == SLIDING]
+        self._ring = self._cache_rows(sliding[0]) if sliding else 0
+        with torch.inference_mode():
+            if device.type == "cuda":
+                self._step.capture(sampled=False)
+
+    def _cache_rows(self, layer: int) -> int:
+        inputs = self.manifest.programs["decode"].inputs
+        return next(item.shape[2] - 1 for item in inputs if item.name == f"k_cache.{layer}")
+
+    def _bind(self, weights: dict[str, torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+        """The input list of every program: own data buffers, the shared caches, the shared weights."""
+        shared = dict(weights)
+        bound: dict[str, list[torch.Tensor]] = {}
+        problems = []
+        for program, spec in self.manifest.programs.items():
+            bound[program] = []
+            for item in spec.inputs:
+                dtype = getattr(torch, item.dtype)
+                if item.role == "weight" and item.name not in shared:
+                    problems.append(f"{program}: weight {item.name} is not in the manifest")
+                    continue
+                if item.role == "data" or item.name not in shared:
+                    tensor = torch.zeros(item.shape, dtype=dtype, device=self.device)
+                    if item.role == "cache":
+                        shared[item.name] = tensor
+                else:
+                    tensor = shared[item.name]
+                if tuple(tensor.shape) != item.shape or tensor.dtype != dtype or not tensor.is_contiguous():
+                    problems.append(
+                        f"{program}: {item.name} is {tensor.dtype} {list(tensor.shape)}, expected contiguous "
+                        f"{dtype} {list(item.shape)}"
+                    )
+                bound[program].append(tensor)
+        raise_all(ArtifactError, f"{self.folder}: manifest contradicts itself", problems)
+        return bound
+
+    # Sequences
+
+    def length(self, slot: int = 0) -> int:
+        """Tokens whose keys and values are in the slot's cache."""
+        return self._slot(slot).length
+
+    def reset(self, slot: int | None = None) -> None:
+        """Forget the sequence of a slot, or of all."""
+        for index in range(len(self._slots)) if slot is None else (slot,):
+            self._slot(index)
+            self._slots[index] = Slot()
+
+    def truncate(self, length: int, slot: int = 0) -> None:
+        """Cut a slot's sequence back to its first `length` tokens.
+
+        Raises RunError where sliding layers have overwritten what the next token would have to see: a cut
+        reaches back at most one prefill chunk once the ring of window + chunk positions is full.
+        """
+        check_truncate(self._slot(slot), length, self.manifest.model.sliding_window, self._ring)
+        self._slots[slot].length = length
+
+    @torch.inference_mode()
+    def prefill(self, tokens: Sequence[int], slot: int = 0) -> torch.Tensor:
+        """Append tokens to a slot's sequence; returns the logits [V] float32 after the last of them."""
+        for hidden in self._hidden(tokens, slot):
+            last = hidden
+        return self._unembed(last[-1:])[0]
+
+    @torch.inference_mode()
+    def prefill_logits(self, tokens: Sequence[int], slot: int = 0) -> Iterator[torch.Tensor]:
+        """As `prefill`, but yields the logits after every token, in blocks [n, V] float32."""
+        for hidden in self._hidden(tokens, slot):
+            for rows in hidden.split(self._score_rows):
+                yield self._unembed(rows)
+
+    @torch.inference_mode()
+    def score(self, tokens: Sequence[int], slot: int = 0) -> torch.Tensor:
+        """Log probability of each token after the first, given those before it: [n - 1] float32, on CPU.
+
+        Uses the slot, whose sequence is `tokens` afterwards.
+        """
+        if len(tokens) < 2:
+            raise RunError(f"score: found {len(tokens)} tokens, expected 2 or more")
+        self.reset(slot)
+        following = torch.tensor([*tokens[1:], 0], device=self.device)
+        scores, row = [], 0
+        for logits in self.prefill_logits(tokens, slot):
+            scores.append(logprob(logits, following[row : row + logits.size(0)]))
+            row += logits.size(0)
+        return torch.cat(scores)[:-1].cpu()
+
+    @torch.inference_mode()
+    def decode(self, tokens: Sequence[int | None]) -> torch.Tensor:
+        """Append one token to each slot's sequence, None leaving it alone; returns logits [B, V] float32.
+
+        Rows of slots that were left alone mean nothing.
+        """
+        if len(tokens) != self.manifest.max_batch:
+            raise RunError(f"decode: found {len(tokens)} tokens, expected one (or None) for each of "
+                           f"{self.manifest.max_batch} slots")  # fmt: skip
+        active = [slot for slot, token in enumerate(tokens) if token is not None]
+        self._check_tokens([token for token in tokens if token is not None])
+        for slot in active:
+            self._check_room(slot, 1)
+        self._tokens.copy_(torch.tensor([token or 0 for token in tokens]))
+        self._advance(active, sampled=False)
+        return self._step.logits.clone()
+
+    # Generation
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int = 128,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        stop_tokens: Sequence[int] | None = None,
+        keep_logits: bool = False,
+    ) -> Generation:
+        """Continue one prompt. stop_tokens None: those of the checkpoint. Takes over slot 0."""
+        return self.generate_batch([prompt], max_new_tokens, [sampling], stop_tokens, keep_logits)[0]
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int = 128,
+        sampling: Sequence[Sampling] | None = None,
+        stop_tokens: Sequence[int] | None = None,
+        keep_logits: bool = False,
+    ) -> list[Generation]:
+        """Continue prompts of any lengths together, each until its own end. Takes over all slots."""
+        stops = self._stops(stop_tokens)
+        tokens = self._stream(prompts, max_new_tokens, sampling, stops, keep_logits)
+        return generating.collect(self, prompts, tokens, stops, max_new_tokens)
+
+    def stream(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int = 128,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        stop_tokens: Sequence[int] | None = None,
+    ) -> Iterator[Token]:
+        """As `generate`, a token at a time as they are chosen."""
+        return self._stream([prompt], max_new_tokens, [sampling], self._stops(stop_tokens), False)
+
+    def _stops(self, stop_tokens: Sequence[int] | None) -> frozenset[int]:
+        return frozenset(self.manifest.stop_tokens if stop_tokens is None else stop_tokens)
+
+    def _stream(self, prompts, max_new_tokens, sampling, stops, keep_logits) -> Iterator[Token]:
+        generating.check_request(self, prompts, max_new_tokens)
+        options = list(sampling) if sampling is not None else [Sampling()] * len(prompts)
+        if len(options) != len(prompts):
+            raise RunError(f"sampling: {len(options)} options for {len(prompts)} prompts, expected one each")
+        for option in options:
+            option.check()
+        for prompt in prompts:
+            self._check_tokens(prompt)
+            if not 1 <= len(prompt) <= self.manifest.max_context:
+                raise RunError(
+                    f"a prompt of {len(prompt)} tokens: this artifact takes 1 to {self.manifest.max_context} "
+                    "(--max-context of its build)"
+                )
+        return generating.stream(self, prompts, max_new_tokens, options, stops, keep_logits)
+
+    # What `generating.stream` drives
+
+    def set_sampling(self, options: Sequence[Sampling]) -> None:
+        self._options.set(options)
+
+    @torch.inference_mode()
+    def start(self, slot: int, prompt: Sequence[int]) -> None:
+        """Prefill a prompt and keep the logits that its first token is chosen from."""
+        self._logits[slot].copy_(self.prefill(prompt, slot))
+
+    @torch.inference_mode()
+    def choose(self, slots: Sequence[int], sampled: bool) -> None:
+        """Choose the first token of each slot from the logits that `start` kept."""
+        self._place(slots)
+        self._positions.sub_((self._positions >= 0).long())  # of the token before, as in a step
+        tokens = sample(self._logits, self._positions, self._options) if sampled else greedy(self._logits)
+        self._tokens.copy_(tokens)
+        self._logprobs.copy_(logprob(self._logits, tokens))
+
+    @torch.inference_mode()
+    def advance(self, slots: Sequence[int], sampled: bool) -> None:
+        """Decode the chosen tokens of `slots` and choose the next ones."""
+        self._advance(slots, sampled)
+        self._logits, self._logprobs = self._step.logits, self._step.logprobs
+
+    def chosen(self) -> tuple[list[int], list[float]]:
+        """The tokens chosen last and their log probabilities, by slot; waits for the device."""
+        return self._tokens.tolist(), self._logprobs.tolist()
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """[B, V] float32: what the tokens chosen last were chosen from."""
+        return self._logits
+
+    # Programs
+
+    def _slot(self, slot: int) -> Slot:
+        if not 0 <= slot < len(self._slots):
+            raise RunError(f"slot {slot}: expected 0 to {len(self._slots) - 1} (--max-batch of the build)")
+        return self._slots[slot]
+
+    def _check_tokens(self, tokens: Sequence[int]) -> None:
+        size = self.manifest.model.vocab_size
+        wrong = [token for token in tokens if not 0 <= token < size]
+        if wrong:
+            raise RunError(f"token {wrong[0]}: expected ids of 0 to {size - 1}, the model's vocabulary")
+
+    def _check_room(self, slot: int, count: int) -> None:
+        length = self._slot(slot).length
+        if length + count > self.manifest.max_context:
+            raise RunError(
+                f"slot {slot}: {length} tokens and {count} more exceed the context of "
+                f"{self.manifest.max_context} (--max-context of the build)"
+            )
+
+    def _place(self, slots: Sequence[int]) -> None:
+        """Positions of the next token of `slots`; all others are idle."""
+        positions = [-1] * len(self._slots)
+        for slot in slots:
+            positions[slot] = self._slots[slot].length
+        self._positions.copy_(torch.tensor(positions))
+
+    def _advance(self, slots: Sequence[int], sampled: bool) -> None:
+        self._place(slots)
+        self._step.run(sampled)
+        for slot in slots:
+            self._slots[slot].extend(1)
+
+    def _hidden(self, tokens: Sequence[int], slot: int) -> Iterator[torch.Tensor]:
+        """Prefill in chunks: the hidden states [n, H] float32 of each chunk's tokens."""
+        if not tokens:
+            raise RunError("prefill: no tokens, expected one or more")
+        self._check_tokens(tokens)
+        self._check_room(slot, len(tokens))
+        done = 0
+        while done < len(tokens):
+            chunk = self._chunk(len(tokens) - done)
+            piece = tokens[done : done + chunk]
+            start, padding = self._slots[slot].length, chunk - len(piece)
+            name = f"prefill_{chunk}"
+            ids, positions, place = self._buffers[name][:3]
+            ids.copy_(torch.tensor([*piece, *([0] * padding)]))
+            positions.copy_(torch.tensor([*range(start, start + len(piece)), *([-1] * padding)]))
+            place.fill_(slot)
+            hidden = self._programs[name](self._buffers[name])
+            self._slots[slot].extend(len(piece))
+            yield hidden[: len(piece)]
+            done += len(piece)
+
+    def _chunk(self, remaining: int) -> int:
+        """The smallest chunk that takes all that remains, or the largest there is."""
+        chunks = sorted(self.manifest.prefill_chunks)
+        return next((chunk for chunk in chunks if chunk >= remaining), chunks[-1])
+
+    @property
+    def _score_rows(self) -> int:
+        return max(spec.inputs[0].shape[0] for name, spec in self.manifest.programs.items() if name.startswith("unembed_"))
+
+    def _unembed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of up to `_score_rows` hidden states."""
+        count = hidden.size(0)
+        name = "unembed_1" if count == 1 else f"unembed_{self._score_rows}"
+        self._buffers[name][0][:count].copy_(hidden)
+        return self._programs[name](self._buffers[name])[:count]

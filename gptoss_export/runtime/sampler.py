@@ -1,0 +1,111 @@
+"""Choosing the next token on the device, with static shapes, so that it is part of the captured step.
+
+Sampling is by the Gumbel-max trick: the largest of log p + g, with g = -log(-log(u)), is a sample from p.
+The uniform numbers are a hash of (seed, position, token id) and not a generator's state, so a sequence
+draws the same tokens alone or in a batch, on CPU or GPU, resumed or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import RunError, raise_all
+
+# Odd multipliers and the finalizer of SplitMix64 (Steele, Lea, Flood 2014), as signed 64-bit integers.
+_SEED, _POSITION, _TOKEN = 0x1E3779B97F4A7C15, 0x3C6EF372FE94F82B, 0x5851F42D4C957F2D
+_MIX1, _MIX2 = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a sequence draws its tokens.
+
+    temperature  0 takes the most likely token; above, logits are divided by it
+    top_k        only the k most likely tokens, 0: all
+    top_p        only the smallest set of most likely tokens whose probability reaches p
+    seed         any integer; the same seed draws the same tokens
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise RunError naming every value out of range."""
+        problems = []
+        if not 0 <= self.temperature < float("inf"):
+            problems.append(f"temperature: found {self.temperature}, expected 0 or more")
+        if self.top_k < 0:
+            problems.append(f"top_k: found {self.top_k}, expected 0 (all) or more")
+        if not 0 < self.top_p <= 1:
+            problems.append(f"top_p: found {self.top_p}, expected above 0 and at most 1")
+        if not -(2**63) <= self.seed < 2**63:
+            problems.append(f"seed: found {self.seed}, expected a 64-bit integer")
+        raise_all(RunError, "sampling options out of range", problems)
+
+
+class SamplingBuffers:
+    """The sampling options of all slots, on the device."""
+
+    def __init__(self, slots: int, device: torch.device) -> None:
+        self.temperature = torch.zeros(slots, 1, device=device)
+        self.top_k = torch.zeros(slots, 1, dtype=torch.int64, device=device)
+        self.top_p = torch.ones(slots, 1, device=device)
+        self.seed = torch.zeros(slots, 1, dtype=torch.int64, device=device)
+
+    def set(self, options: Sequence[Sampling]) -> None:
+        """Options of the first slots; the others keep theirs."""
+        count = len(options)
+        self.temperature[:count, 0] = torch.tensor([o.temperature for o in options])
+        self.top_k[:count, 0] = torch.tensor([o.top_k for o in options])
+        self.top_p[:count, 0] = torch.tensor([o.top_p for o in options])
+        self.seed[:count, 0] = torch.tensor([o.seed for o in options])
+
+
+def greedy(logits: torch.Tensor) -> torch.Tensor:
+    """Most likely token of each row: logits [B, V] float32 to [B] int64."""
+    return logits.argmax(dim=-1)
+
+
+def sample(logits: torch.Tensor, positions: torch.Tensor, options: SamplingBuffers) -> torch.Tensor:
+    """One token a row: logits [B, V] float32, positions [B] int64 of the tokens before, to [B] int64.
+
+    Rows with temperature 0 take the most likely token.
+    """
+    random = options.temperature > 0
+    scaled = logits / torch.where(random, options.temperature, 1.0)
+    ordered, ids = torch.sort(scaled, dim=-1, descending=True, stable=True)
+    rank = torch.arange(logits.size(-1), device=logits.device)
+    probability = ordered.softmax(dim=-1)
+    before = probability.cumsum(dim=-1) - probability
+    limit = torch.where(options.top_k > 0, options.top_k, logits.size(-1))
+    kept = (rank == 0) | ((rank < limit) & (before < options.top_p))
+    noise = torch.where(random, gumbel(options.seed, positions[:, None], ids), 0.0)
+    best = torch.where(kept, ordered + noise, float("-inf")).argmax(dim=-1, keepdim=True)
+    return ids.gather(-1, best).squeeze(-1)
+
+
+def gumbel(seed: torch.Tensor, position: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+    """Standard Gumbel noise, float32, from three int64 tensors that broadcast."""
+    bits = seed * _SEED + position * _POSITION + token * _TOKEN
+    bits = (bits ^ _shift(bits, 30)) * _MIX1
+    bits = (bits ^ _shift(bits, 27)) * _MIX2
+    bits = bits ^ _shift(bits, 31)
+    # 23 bits and a half: exact in float32 and never 0 or 1.
+    uniform = (_shift(bits, 41).float() + 0.5) * 2.0**-23
+    return -torch.log(-torch.log(uniform))
+
+
+def _shift(bits: torch.Tensor, by: int) -> torch.Tensor:
+    """Logical shift right of a signed 64-bit integer."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)
+
+
+def logprob(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Natural log of the probability, at temperature 1, of tokens [B] under logits [B, V]; [B] float32."""
+    chosen = logits.gather(-1, tokens[:, None]).squeeze(-1)
+    return chosen - logits.logsumexp(dim=-1)

@@ -1,0 +1,75 @@
+"""Binds the weights: from the artifact's safetensors files to one allocation on the device.
+
+On CPU a weight that is stored whole and in the dtype the programs want is used where it is mapped, without
+a copy; everything else is copied into one buffer, so that weights fragment nothing and share an alignment.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..errors import ArtifactError, raise_all
+from ..manifest import Manifest, WeightSpec
+
+_ALIGNMENT = 256  # bytes; compiled CUDA code clones inputs that are not aligned to 16
+
+
+def load_weights(manifest: Manifest, folder: Path, device: torch.device) -> dict[str, torch.Tensor]:
+    """Every weight by name, with the shape and dtype that the manifest gives. Raises ArtifactError."""
+    with ExitStack() as stack:
+        files = {}
+        for name in sorted({part.file for weight in manifest.weights.values() for part in weight.parts}):
+            try:
+                files[name] = stack.enter_context(safe_open(folder / name, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise ArtifactError(f"{folder / name}: cannot be read as safetensors ({error})") from None
+        problems = [
+            problem for name, spec in manifest.weights.items() if (problem := _mismatch(name, spec, files))
+        ]
+        raise_all(ArtifactError, f"{folder}: weights do not match the manifest", problems)
+        stored = {name: [files[part.file].get_tensor(part.tensor) for part in spec.parts]
+                  for name, spec in manifest.weights.items()}  # fmt: skip
+        return _place(manifest, stored, device)
+
+
+def _mismatch(name: str, spec: WeightSpec, files: dict) -> str | None:
+    shapes = []
+    for part in spec.parts:
+        if part.tensor not in files[part.file].keys():  # noqa: SIM118
+            return f"{name}: tensor {part.tensor} missing from {part.file}"
+        shapes.append(files[part.file].get_slice(part.tensor).get_shape())
+    found = [sum(shape[0] for shape in shapes), *shapes[0][1:]]
+    if found != list(spec.shape) or any(shape[1:] != shapes[0][1:] for shape in shapes):
+        return f"{name}: stored shape {found}, expected {list(spec.shape)}"
+    return None
+
+
+def _place(
+    manifest: Manifest, stored: dict[str, list[torch.Tensor]], device: torch.device
+) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = {}
+    offsets: dict[str, int] = {}
+    size = 0
+    for name, spec in manifest.weights.items():
+        dtype = getattr(torch, spec.dtype)
+        if device.type == "cpu" and len(stored[name]) == 1 and stored[name][0].dtype == dtype:
+            weights[name] = stored[name][0]
+            continue
+        offsets[name] = size
+        count = torch.Size(spec.shape).numel() * dtype.itemsize
+        size += -(-count // _ALIGNMENT) * _ALIGNMENT
+    buffer = torch.empty(size, dtype=torch.uint8, device=device)
+    for name, offset in offsets.items():
+        spec = manifest.weights[name]
+        dtype, shape = getattr(torch, spec.dtype), torch.Size(spec.shape)
+        weight = buffer[offset : offset + shape.numel() * dtype.itemsize].view(dtype).view(shape)
+        row = 0
+        for part in stored[name]:
+            weight[row : row + part.size(0)].copy_(part)
+            row += part.size(0)
+        weights[name] = weight
+    return weights

@@ -1,0 +1,60 @@
+"""What a target is: where it can be built and run, what it compiles, how it is loaded."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from ..manifest import Manifest
+
+if TYPE_CHECKING:  # the runtime loads artifacts without the exporter
+    from ..export import Program
+    from ..lower import Implementations
+
+# A loaded program: inputs in the manifest's order, one output.
+Callables = dict[str, Callable[[Sequence[torch.Tensor]], torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a target can build for a device here, and if not, why and what mends it."""
+
+    ready: bool
+    detail: str
+    mend: str = ""
+
+
+class Target(ABC):
+    """One way to compile the programs of an artifact and to run them."""
+
+    name: ClassVar[str]
+    dtypes: ClassVar[dict[str, tuple[str, ...]]]  # device -> dtypes it builds for, the default first
+
+    @abstractmethod
+    def available(self, device: str) -> Availability:
+        """Whether `build --device <device>` can work on this machine."""
+
+    @abstractmethod
+    def arch(self, device: str) -> str:
+        """Name of the machine code that a build for `device` here makes, such as sm_90."""
+
+    @abstractmethod
+    def implementations(self, device: str) -> Implementations:
+        """What stands for each op in a program for `device`."""
+
+    @abstractmethod
+    def compile(self, programs: Iterable[Program], device: str, folder: Path) -> list[Path]:
+        """Compile lowered programs into `folder`; returns the files, relative to it."""
+
+    @abstractmethod
+    def problems(self, manifest: Manifest, folder: Path) -> list[str]:
+        """Why this machine cannot run the artifact; empty where it can. Opens no compiled code."""
+
+    @abstractmethod
+    def load(self, manifest: Manifest, folder: Path, device: torch.device) -> Callables:
+        """The artifact's programs, ready to call. `problems` came back empty before."""
