@@ -24,6 +24,9 @@ class Error:
         """False for NaN, whatever the bound."""
         return self.max <= bound.max and self.rms <= bound.rms
 
+    def times(self, factor: float) -> Error:
+        return Error(factor * self.max, factor * self.rms)
+
     def __str__(self) -> str:
         return f"max {self.max:.2e}, rms {self.rms:.2e}"
 

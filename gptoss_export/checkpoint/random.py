@@ -149,7 +149,7 @@ def _stable_hash(name: str) -> int:
     return value
 
 
-def _hugging_face_config(config: ModelConfig) -> dict[str, Any]:
+def hugging_face_config(config: ModelConfig) -> dict[str, Any]:
     rope = config.rope
     kept = (
         "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -173,7 +173,7 @@ def _hugging_face_config(config: ModelConfig) -> dict[str, Any]:
 
 def _packed_config(config: ModelConfig) -> dict[str, Any]:
     kept_whole = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
-    return _hugging_face_config(config) | {
+    return hugging_face_config(config) | {
         "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": kept_whole}
     }
 
@@ -194,7 +194,7 @@ def _original_config(config: ModelConfig) -> dict[str, Any]:
 
 _CONFIGS: dict[str, Callable[[ModelConfig], dict[str, Any]]] = {
     "hf": _packed_config,
-    "hf-bf16": _hugging_face_config,
+    "hf-bf16": hugging_face_config,
     "original": _original_config,
 }
 

@@ -1,0 +1,51 @@
+"""gptoss-export bench"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .output import (
+    Integers, artifact_argument, hashes_option, json_option, print_json, print_table, progress, reports_errors, size,
+)  # fmt: skip
+
+
+@click.command("bench")
+@artifact_argument
+@click.option("--batch", "batches", type=Integers(), default="1", show_default=True, help="Sequences at a time.")
+@click.option("--context", "contexts", type=Integers(), default="1024", show_default=True, help="Prompt lengths.")
+@hashes_option
+@json_option
+@reports_errors
+def command(artifact: Path, batches, contexts, verify_hashes, as_json) -> None:
+    """Time ARTIFACT: load, prefill, first token, decode, and the share of what the memory allows."""
+    from ..bench import bench
+
+    with progress() as steps:
+        report = bench(artifact, batches, contexts, verify_hashes, steps)
+    if as_json:
+        print_json(report.to_json())
+        return
+    print_table(_table(report))
+    loads = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.load_s.items())
+    click.echo(f"load: {sum(report.load_s.values()):.2f} s ({loads})")
+    click.echo(f"bandwidth: {report.bandwidth / 1e12:.2f} TB/s read; weights and cache {size(report.weights_and_cache)}")
+    if report.memory:
+        click.echo(f"GPU memory in use: {size(report.memory)}")
+
+
+def _table(report):
+    from rich.table import Table
+
+    table = Table(title=f"{report.artifact} on {report.machine}")
+    headings = ("batch", "context", "prefill tok/s", "first token ms", "step ms", "decode tok/s", "floor ms", "of floor")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for row in report.measurements:
+        table.add_row(
+            str(row.batch), str(row.context), f"{row.prefill_tok_s:,.0f}", f"{row.ttft_s * 1e3:.1f}",
+            f"{row.decode_step_s * 1e3:.3f}", f"{row.decode_tok_s:,.1f}", f"{row.floor_s * 1e3:.3f}",
+            f"{row.share_of_floor:.0%}",
+        )  # fmt: skip
+    return table

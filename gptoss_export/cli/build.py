@@ -1,0 +1,54 @@
+"""gptoss-export build"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from .output import json_option, print_json, progress, reports_errors, size
+
+
+@click.command("build")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to make.")
+@click.option("--target", default="aoti", show_default=True, help="What to compile to; see `gptoss-export targets`.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--arch", help="Machine code to build, such as sm_90; default: this machine's.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Default: float32 on cpu, bfloat16 on cuda.")
+@click.option("--max-batch", type=int, default=1, show_default=True, help="Sequences at a time.")
+@click.option("--max-context", type=int, default=4096, show_default=True, help="Tokens a sequence can hold.")
+@click.option("--prefill-chunk", "prefill_chunks", type=int, multiple=True, default=(128,), show_default=True,
+              help="Tokens a prefill call takes; several make several programs.")  # fmt: skip
+@json_option
+@reports_errors
+def command(checkpoint, output, target, device, arch, dtype, max_batch, max_context, prefill_chunks, as_json) -> None:
+    """Compile CHECKPOINT into an artifact that `gptoss-export run` and `Runner.load` run."""
+    from ..build import BuildOptions, build
+
+    options = BuildOptions(target, device, dtype, arch, max_batch, max_context, prefill_chunks)
+    start = time.perf_counter()
+    with progress() as steps:
+        manifest = build(checkpoint, output, options, steps)
+    seconds = time.perf_counter() - start
+    memory = _peak_memory()
+    total = sum(spec.bytes for spec in manifest.files.values())
+    if as_json:
+        print_json({
+            "artifact": str(output), "target": manifest.target, "device": manifest.device, "arch": manifest.arch,
+            "dtype": manifest.dtype, "bytes": total, "seconds": seconds, "steps": steps.seconds,
+            "peak_memory_bytes": memory,
+        })  # fmt: skip
+        return
+    click.echo(
+        f"{output}: {manifest.target} for {manifest.arch} in {manifest.dtype}, {size(total)}, built in "
+        f"{seconds:.0f} s with {size(memory)} of memory at most"
+    )
+
+
+def _peak_memory() -> int:
+    """Bytes of anonymous memory plus mapped files that this process held at most."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,55 @@
+"""gptoss-export verify"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from .output import (
+    CHECK_FAILED, Integers, artifact_argument, hashes_option, json_option, print_json, print_table, progress,
+    reports_errors,
+)  # fmt: skip
+
+
+@click.command("verify")
+@artifact_argument
+@click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="What ARTIFACT was built from.")
+@click.option("--oracle", type=click.Choice(["transformers", "reference"]), default="transformers", show_default=True)
+@click.option("--lengths", type=Integers(), help="Prompt lengths; default: around every border of the artifact.")
+@click.option("--html", type=click.Path(path_type=Path), help="Also write the table as a page.")
+@hashes_option
+@json_option
+@reports_errors
+def command(artifact, checkpoint, oracle, lengths, html, verify_hashes, as_json) -> None:
+    """Compare ARTIFACT's logits with an oracle's on the same checkpoint; exit code 1 where they differ."""
+    from ..parity import verify
+
+    with progress() as steps:
+        report = verify(artifact, checkpoint, oracle, lengths, verify_hashes, steps)
+    if as_json:
+        print_json(report.to_json())
+    if html is not None or not as_json:
+        print_table(_table(report), html=html)
+    if not report.passed:
+        sys.exit(CHECK_FAILED)
+
+
+def _table(report):
+    from rich.table import Table
+
+    table = Table(
+        title=f"{report.artifact} ({report.dtype}) against {report.oracle} in float32",
+        caption=f"bar: {report.bound}. {report.near_ties} of {report.tokens} tokens have a near tie in a router.",
+    )
+    for heading in ("tokens", "rows", "max", "rms", "oracle's own max", "rms", "top-1", "KL", ""):
+        table.add_column(heading, justify="left" if heading == "tokens" else "right")
+    for row in report.rows:
+        own = row.oracle_error
+        table.add_row(
+            row.label, str(row.rows), f"{row.error.max:.2e}", f"{row.error.rms:.2e}",
+            f"{own.max:.2e}" if own else "-", f"{own.rms:.2e}" if own else "-",
+            f"{row.top1:.1%}", f"{row.kl:.1e}", "pass" if row.passed else "[bold red]FAIL[/]",
+        )  # fmt: skip
+    return table
