@@ -1,0 +1,33 @@
+# Two commands set everything up: `make demo` and `make test`. A second run installs nothing.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+DEMO := artifacts/demo
+
+.PHONY: demo test clean
+
+demo: $(INSTALLED)
+	rm -rf $(DEMO) $(DEMO)-checkpoint
+	$(BIN)/gptoss-export make-checkpoint $(DEMO)-checkpoint --preset tiny
+	$(BIN)/gptoss-export build $(DEMO)-checkpoint -o $(DEMO) --target aoti --device cpu \
+		--max-batch 2 --max-context 4352 --prefill-chunk 64
+	$(BIN)/gptoss-export run $(DEMO) --prompt "Hello, world" --max-new-tokens 16
+	$(BIN)/gptoss-export verify $(DEMO) --checkpoint $(DEMO)-checkpoint
+	@echo "The artifact lies in $(DEMO): try '$(BIN)/gptoss-export inspect $(DEMO)'"
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+# torch first: the other packages then take the build that is there.
+$(INSTALLED): pyproject.toml
+	@command -v g++ >/dev/null || { echo "g++ not found; run: apt-get install g++" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer with venv is needed; run: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $(INSTALLED)
+
+clean:
+	rm -rf .venv artifacts/demo artifacts/demo-checkpoint

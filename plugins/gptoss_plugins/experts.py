@@ -1,0 +1,354 @@
+"""gptoss_triton::mxfp4_experts: `gptoss::mxfp4_experts` for NVIDIA GPUs, in Triton.
+
+The contract (shapes, SwiGLU, routing, -1) is gptoss_export/ops/experts.py's, the MXFP4 layout is
+gptoss_export/mxfp4.py's. Weights are read as the checkpoint stores them and unpacked in registers. A
+*pair* is one (token, choice): pair = token * K + choice. Two regimes, by the number of pairs:
+
+Few pairs (decode): two matrix-vector kernels, bound by the bytes of the routed experts' weights and by
+the instructions that unpack them. A program is one warp with a few rows of one pair's matrix; a thread
+reads 16 bytes, a whole group of 32 weights, so that the group's scale is applied once, to the sum of the
+group. Unpacking handles two weights an instruction: in a 32-bit word of 8 nibbles, nibbles j and j + 4 are
+moved to where two float16 keep sign, low exponent bits and first mantissa bit,
+
+    s e e m  ->  s 000ee m000000000   which is the weight * 2^-14, zero and the subnormal 0.5 included,
+
+by two shifts and two logic operations; widening to float32 is then exact and costs no integer operation
+(integer units are half as wide as floating-point ones on Hopper). Word i therefore needs x[8 i + j] for
+j = 0..7 as eight vectors: x is passed as eight *planes* [8, H / 8], float32, and `_gate_up_few` writes act
+as planes. The sum over a token's choices is left to the caller's graph, which Inductor fuses with the
+residual and the norm that follow.
+
+Many pairs (a chunk): pairs are sorted by expert into blocks of BLOCK_M slots that each belong to one
+expert (`group_pairs`, plain PyTorch on the device; the number of blocks is the static worst case, blocks
+not needed have expert -1 and return at once), and two grouped matrix products run over the blocks with
+tensor cores. A byte holds two weights of neighbouring k, so the product is two dots: low nibbles with the
+even plane of x, high nibbles with the odd one; no register is interleaved. act is kept in slot order, in
+the dtype of x and as two planes; the second kernel writes the pairs' rows back in pair order.
+
+Limits: H and I are multiples of 32, as MXFP4 has it; in float16 a chunk's weights must fit float16, since
+they are rounded to the dtype of x (bfloat16 and float32 hold them exactly, scales 1..253); weights,
+scales and biases are contiguous.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch.library import triton_op, wrap_triton
+
+FEW_PAIRS = 32  # 8 tokens of 4 choices: beyond, tokens share experts and tensor cores pay
+
+
+@triton.jit
+def _scale(byte):
+    """E8M0 to float32, as mxfp4.scale_values."""
+    exponent = byte.to(tl.int32)
+    bits = tl.maximum(exponent << 23, 0x00400000)  # 2^-127 is subnormal
+    return tl.where(exponent == 255, 0x7FC00000, bits).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _swiglu(hidden, ALPHA: tl.constexpr, LIMIT: tl.constexpr):
+    """Interleaved gate and up [..., 2] to [...]."""
+    gate, up = tl.split(hidden)
+    gate = tl.minimum(gate, LIMIT)
+    up = tl.minimum(tl.maximum(up, -LIMIT), LIMIT)
+    return (up + 1) * gate / (1 + tl.exp(-ALPHA * gate))
+
+
+# ---- few pairs ------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _two_nibbles(words, J: tl.constexpr):
+    """Nibbles J and J + 4 of 32-bit words as float32, times 2^-14."""
+    magnitude = words >> 3 if J == 3 else words << (9 - 4 * J)
+    signs = (words << (12 - 4 * J)) & -0x7FFF8000  # 0x80008000 as Triton wants an int32
+    halves = signs | (magnitude & 0x0E000E00)
+    low = halves.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    high = (halves >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    return low, high
+
+
+@triton.jit
+def _matvec(
+    planes, blocks, scales, row, last_row, LENGTH: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr
+):
+    """Rows `row` [ROWS] of an MXFP4 matrix [last_row, LENGTH] times the vector in `planes` [8, LENGTH / 8]."""
+    words = blocks.to(tl.pointer_type(tl.int32), bitcast=True)
+    safe = tl.minimum(row, last_row - 1).to(tl.int64)  # rows past the end are computed and not stored
+    acc = tl.zeros([ROWS, GROUPS], tl.float32)
+    for start in tl.static_range(0, LENGTH // 32, GROUPS):
+        group = start + tl.arange(0, GROUPS)
+        there = group < LENGTH // 32
+        word = group[:, None] * 4 + tl.arange(0, 4)[None, :]
+        cells = safe[:, None, None] * (LENGTH // 8) + word[None, :, :]
+        packed = tl.load(words + cells, mask=there[None, :, None], other=0)
+        scale = tl.load(scales + safe[:, None] * (LENGTH // 32) + group[None, :], mask=there[None, :], other=0)
+        sums = tl.zeros([ROWS, GROUPS, 4], tl.float32)
+        for j in tl.static_range(4):
+            low, high = _two_nibbles(packed, j)
+            x_low = tl.load(planes + j * (LENGTH // 8) + word, mask=there[:, None], other=0.0)
+            x_high = tl.load(planes + (j + 4) * (LENGTH // 8) + word, mask=there[:, None], other=0.0)
+            sums += low * x_low[None, :, :]
+            sums += high * x_high[None, :, :]
+        acc += tl.sum(sums, 2) * 16384.0 * _scale(scale)
+    return tl.sum(acc, 1)
+
+
+@triton.jit
+def _gate_up_few(
+    planes, expert_indices, blocks, scales, bias, act,
+    CHOICES: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr,
+    ALPHA: tl.constexpr, LIMIT: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
+    """act of one pair: ROWS of the 2 I rows of its expert, as planes [8, I / 8] float32."""
+    pair = tl.program_id(1)
+    expert = tl.load(expert_indices + pair).to(tl.int64)
+    if expert < 0:
+        return
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    hidden = _matvec(
+        planes + pair // CHOICES * HIDDEN,
+        blocks + expert * (INTER * HIDDEN), scales + expert * (2 * INTER * HIDDEN // 32),
+        row, 2 * INTER, HIDDEN, ROWS, GROUPS,
+    )  # fmt: skip
+    hidden += tl.load(bias + expert * (2 * INTER) + row, mask=row < 2 * INTER, other=0.0).to(tl.float32)
+    result = _swiglu(hidden.reshape(ROWS // 2, 2), ALPHA, LIMIT)
+    i = tl.program_id(0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
+    tl.store(act + pair * INTER + i % 8 * (INTER // 8) + i // 8, result, mask=i < INTER)
+
+
+@triton.jit
+def _down_few(
+    act, routing_weights, expert_indices, blocks, scales, bias, out,
+    HIDDEN: tl.constexpr, INTER: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
+    """ROWS of the H results of one pair, times its routing weight; zeros if it has no expert."""
+    pair = tl.program_id(1)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    expert = tl.load(expert_indices + pair).to(tl.int64)
+    result = tl.zeros([ROWS], tl.float32)
+    if expert >= 0:
+        dots = _matvec(
+            act + pair * INTER,
+            blocks + expert * (HIDDEN * INTER // 2), scales + expert * (HIDDEN * INTER // 32),
+            row, HIDDEN, INTER, ROWS, GROUPS,
+        )  # fmt: skip
+        bias_row = tl.load(bias + expert * HIDDEN + row, mask=row < HIDDEN, other=0.0).to(tl.float32)
+        result = tl.load(routing_weights + pair) * (dots + bias_row)
+    tl.store(out + pair * HIDDEN + row, result, mask=row < HIDDEN)
+
+
+def planes(x: torch.Tensor, count: int) -> torch.Tensor:
+    """[..., n] to [..., count, n / count]: plane j holds every count-th element, from j on."""
+    return x.unflatten(-1, (-1, count)).mT.contiguous()
+
+
+def few(
+    x, routing_weights, expert_indices, gate_up_blocks, gate_up_scales, gate_up_bias,
+    down_blocks, down_scales, down_bias, alpha, limit,
+) -> torch.Tensor:  # fmt: skip
+    """[T, K, H] float32: each pair's result times its routing weight."""
+    (tokens, hidden), choices = x.shape, expert_indices.size(1)
+    inter = down_blocks.size(2) * 32
+    pairs = tokens * choices
+    act = x.new_empty((pairs, inter), dtype=torch.float32)
+    out = x.new_empty((tokens, choices, hidden), dtype=torch.float32)
+    tile = {"ROWS": 4, "GROUPS": 32, "num_warps": 1}  # 32 threads, each a group of four rows
+    wrap_triton(_gate_up_few)[(triton.cdiv(2 * inter, tile["ROWS"]), pairs)](
+        planes(x.float(), 8), expert_indices, gate_up_blocks, gate_up_scales, gate_up_bias, act,
+        CHOICES=choices, HIDDEN=hidden, INTER=inter, ALPHA=alpha, LIMIT=limit, **tile,
+    )  # fmt: skip
+    wrap_triton(_down_few)[(triton.cdiv(hidden, tile["ROWS"]), pairs)](
+        act, routing_weights, expert_indices, down_blocks, down_scales, down_bias, out,
+        HIDDEN=hidden, INTER=inter, **tile,
+    )  # fmt: skip
+    return out
+
+
+# ---- many pairs -----------------------------------------------------------------------------------------
+
+
+class Tiles(NamedTuple):
+    """How the grouped products are cut."""
+
+    slots: int  # BLOCK_M: pairs of one expert
+    rows: int  # BLOCK_N: rows of the weights
+    length: int  # BLOCK_K: weights of a row at a time
+    warps: int
+    stages: int
+
+
+def choose_tiles(pairs: int, experts: int, dtype: torch.dtype) -> Tiles:
+    """About one block an expert when pairs spread evenly."""
+    if dtype == torch.float32:  # no tensor cores: products run on FMA units, out of registers
+        return Tiles(slots=16, rows=32, length=64, warps=4, stages=2)
+    slots = min(128, max(16, triton.next_power_of_2(triton.cdiv(pairs, experts))))
+    return Tiles(slots, rows=128, length=128, warps=4 if slots <= 32 else 8, stages=3)
+
+
+def group_pairs(indices: torch.Tensor, experts: int, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pairs sorted by expert: (expert of each block [blocks], pair of each slot [blocks * slots]), -1: none.
+
+    indices [pairs]. int32; no sort: a pair's place is its rank among the pairs of its expert, which is a
+    running count, after the blocks of the experts before.
+    """
+    pairs = indices.numel()
+    blocks = (pairs + min(experts, pairs) * (slots - 1)) // slots  # the most that rounding up can need
+    chosen = indices[:, None] == torch.arange(experts, device=indices.device)  # [pairs, experts]
+    counted = chosen.cumsum(0, dtype=torch.int32)
+    ends = ((counted[-1] + (slots - 1)) // slots).cumsum(0, dtype=torch.int32)  # in blocks
+    starts = torch.cat((ends.new_zeros(1), ends[:-1]))
+    place = torch.where(chosen, starts * slots + counted - 1, 0).sum(1)
+    place = torch.where(indices >= 0, place, blocks * slots)  # the pairs of no expert share a spare slot
+    pair_of_slot = torch.full((blocks * slots + 1,), -1, dtype=torch.int32, device=indices.device)
+    pair_of_slot = pair_of_slot.scatter(0, place, torch.arange(pairs, dtype=torch.int32, device=indices.device))
+    block = torch.arange(blocks, device=indices.device)
+    expert = (ends <= block[:, None]).sum(1, dtype=torch.int32)
+    return torch.where(block < ends[-1], expert, -1), pair_of_slot[:-1]
+
+
+@triton.jit
+def _unpack(nibbles, scale, dtype: tl.constexpr):
+    """E2M1 codes (int32) times their scale, in `dtype`. Codes become float32 * 2^-126 by shifting."""
+    bits = ((nibbles & 7) << 22) | ((nibbles & 8) << 28)
+    # Two factors: 2^126 and the largest scales do not fit one float32.
+    return (bits.to(tl.float32, bitcast=True) * 8.507059173023462e37 * scale).to(dtype)
+
+
+@triton.jit
+def _block_product(
+    x, line, there, blocks, scales, row, last_row,
+    LENGTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """[BLOCK_M, BLOCK_N] float32: lines of x [..., 2 planes, LENGTH / 2] times rows of an MXFP4 matrix."""
+    dtype: tl.constexpr = x.dtype.element_ty
+    row = tl.minimum(row, last_row - 1)  # rows past the end are computed and not stored
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, LENGTH // 2, BLOCK_K // 2):
+        byte = start + tl.arange(0, BLOCK_K // 2)
+        group = start // 16 + tl.arange(0, BLOCK_K // 32)
+        inside = byte < LENGTH // 2
+        packed = tl.load(
+            blocks + row[:, None] * (LENGTH // 2) + byte[None, :], mask=inside[None, :], other=0
+        ).to(tl.int32)
+        scale = tl.load(
+            scales + row[:, None] * (LENGTH // 32) + group[None, :],
+            mask=(group < LENGTH // 32)[None, :], other=0,
+        )  # fmt: skip
+        scale = tl.broadcast_to(_scale(scale)[:, :, None], [BLOCK_N, BLOCK_K // 32, 16])
+        scale = scale.reshape(BLOCK_N, BLOCK_K // 2)
+        cells = line[:, None] * LENGTH + byte[None, :]
+        mask = there[:, None] & inside[None, :]
+        even = tl.load(x + cells, mask=mask, other=0.0)
+        odd = tl.load(x + cells + LENGTH // 2, mask=mask, other=0.0)
+        acc = tl.dot(even, tl.trans(_unpack(packed, scale, dtype)), acc, input_precision=PRECISION)
+        acc = tl.dot(odd, tl.trans(_unpack(packed >> 4, scale, dtype)), acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
+def _gate_up_many(
+    x, expert_of_block, pair_of_slot, blocks, scales, bias, act,
+    CHOICES: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr,
+    ALPHA: tl.constexpr, LIMIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """act [slots, 2 planes, I / 2] of one block."""
+    expert = tl.load(expert_of_block + tl.program_id(1)).to(tl.int64)
+    if expert < 0:
+        return
+    slot = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    pair = tl.load(pair_of_slot + slot)
+    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    hidden = _block_product(
+        x, tl.maximum(pair, 0) // CHOICES, pair >= 0,
+        blocks + expert * (INTER * HIDDEN), scales + expert * (2 * INTER * HIDDEN // 32),
+        row, 2 * INTER, HIDDEN, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
+    )  # fmt: skip
+    bias_row = tl.load(bias + expert * (2 * INTER) + row, mask=row < 2 * INTER, other=0.0).to(tl.float32)
+    hidden += bias_row[None, :]
+    result = _swiglu(hidden.reshape(BLOCK_M, BLOCK_N // 2, 2), ALPHA, LIMIT)
+    i = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+    cells = slot.to(tl.int64)[:, None] * INTER + (i % 2 * (INTER // 2) + i // 2)[None, :]
+    tl.store(act + cells, result.to(act.dtype.element_ty), mask=(i < INTER)[None, :])
+
+
+@triton.jit
+def _down_many(
+    act, routing_weights, expert_of_block, pair_of_slot, blocks, scales, bias, out,
+    HIDDEN: tl.constexpr, INTER: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Results of the pairs of one block times their routing weights, in pair order [pairs, H] float32."""
+    expert = tl.load(expert_of_block + tl.program_id(1)).to(tl.int64)
+    if expert < 0:
+        return
+    slot = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    pair = tl.load(pair_of_slot + slot)
+    there = pair >= 0
+    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    result = _block_product(
+        act, slot, there,
+        blocks + expert * (HIDDEN * INTER // 2), scales + expert * (HIDDEN * INTER // 32),
+        row, HIDDEN, INTER, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
+    )  # fmt: skip
+    result += tl.load(bias + expert * HIDDEN + row, mask=row < HIDDEN, other=0.0).to(tl.float32)[None, :]
+    result *= tl.load(routing_weights + pair, mask=there, other=0.0)[:, None]
+    cells = pair.to(tl.int64)[:, None] * HIDDEN + row[None, :]
+    tl.store(out + cells, result, mask=there[:, None] & (row < HIDDEN)[None, :])
+
+
+def many(
+    x, routing_weights, expert_indices, gate_up_blocks, gate_up_scales, gate_up_bias,
+    down_blocks, down_scales, down_bias, alpha, limit,
+) -> torch.Tensor:  # fmt: skip
+    """[T, K, H] float32: each pair's result times its routing weight."""
+    (tokens, hidden), choices = x.shape, expert_indices.size(1)
+    experts, inter = down_blocks.size(0), down_blocks.size(2) * 32
+    tiles = choose_tiles(tokens * choices, experts, x.dtype)
+    expert_of_block, pair_of_slot = group_pairs(expert_indices.flatten(), experts, tiles.slots)
+    act = x.new_empty((pair_of_slot.numel(), inter))
+    out = x.new_empty((tokens, choices, hidden), dtype=torch.float32)
+    tile = {
+        "BLOCK_M": tiles.slots, "BLOCK_N": tiles.rows, "BLOCK_K": tiles.length,
+        "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32",
+        "num_warps": tiles.warps, "num_stages": tiles.stages,
+    }  # fmt: skip
+    wrap_triton(_gate_up_many)[(triton.cdiv(2 * inter, tiles.rows), expert_of_block.numel())](
+        planes(x, 2), expert_of_block, pair_of_slot, gate_up_blocks, gate_up_scales, gate_up_bias, act,
+        CHOICES=choices, HIDDEN=hidden, INTER=inter, ALPHA=alpha, LIMIT=limit, **tile,
+    )  # fmt: skip
+    wrap_triton(_down_many)[(triton.cdiv(hidden, tiles.rows), expert_of_block.numel())](
+        act, routing_weights, expert_of_block, pair_of_slot, down_blocks, down_scales, down_bias, out,
+        HIDDEN=hidden, INTER=inter, **tile,
+    )  # fmt: skip
+    return torch.where(expert_indices.unsqueeze(-1) >= 0, out, 0.0)  # nobody wrote the rows of -1
+
+
+@triton_op("gptoss_triton::mxfp4_experts", mutates_args={})
+def mxfp4_experts(
+    x: torch.Tensor,
+    routing_weights: torch.Tensor,
+    expert_indices: torch.Tensor,
+    gate_up_blocks: torch.Tensor,
+    gate_up_scales: torch.Tensor,
+    gate_up_bias: torch.Tensor,
+    down_blocks: torch.Tensor,
+    down_scales: torch.Tensor,
+    down_bias: torch.Tensor,
+    alpha: float,
+    limit: float,
+) -> torch.Tensor:
+    """`gptoss::mxfp4_experts`, same arguments, same result."""
+    regime = few if expert_indices.numel() <= FEW_PAIRS else many
+    by_choice = regime(
+        x, routing_weights.contiguous(), expert_indices.contiguous(),
+        gate_up_blocks, gate_up_scales, gate_up_bias, down_blocks, down_scales, down_bias, alpha, limit,
+    )  # fmt: skip
+    return by_choice.sum(dim=1).to(x.dtype)

@@ -1,0 +1,81 @@
+"""config.json in both spellings, and what is refused."""
+
+import json
+
+import pytest
+
+from gptoss_export.checkpoint.random import PRESETS, hugging_face_config
+from gptoss_export.config import ModelConfig, parse_config, read_config
+from gptoss_export.errors import CheckpointError
+
+
+def test_spellings_agree(checkpoints):
+    hugging_face, original = read_config(checkpoints["hf"]), read_config(checkpoints["original"])
+    assert original.rope == hugging_face.rope
+    same = ("hidden_size", "num_local_experts", "num_experts_per_tok", "layer_types", "swiglu_limit",
+            "max_position_embeddings", "sliding_window")  # fmt: skip
+    assert [getattr(original, key) for key in same] == [getattr(hugging_face, key) for key in same]
+
+
+def test_equals_what_transformers_reads(checkpoints):
+    from transformers import AutoConfig
+
+    theirs, ours = AutoConfig.from_pretrained(checkpoints["hf"]), read_config(checkpoints["hf"])
+    for key in ("hidden_size", "head_dim", "num_local_experts", "sliding_window", "rms_norm_eps", "swiglu_limit"):
+        assert getattr(ours, key) == getattr(theirs, key)
+    assert list(ours.layer_types) == theirs.layer_types
+    assert ours.rope.theta == theirs.rope_parameters["rope_theta"]
+
+
+def test_json_round_trip():
+    for config in PRESETS.values():
+        assert ModelConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_newer_spelling_of_rope():
+    raw = hugging_face_config(PRESETS["20b"])
+    rope = raw.pop("rope_scaling") | {"rope_theta": raw.pop("rope_theta")}
+    assert parse_config(raw | {"rope_parameters": rope}, "config.json") == PRESETS["20b"]
+
+
+def test_all_problems_are_named_at_once():
+    raw = hugging_face_config(PRESETS["20b"])
+    del raw["hidden_size"]
+    raw |= {"num_attention_heads": "many", "hidden_act": "gelu"}
+    raw["rope_scaling"]["rope_type"] = "linear"
+    with pytest.raises(CheckpointError) as caught:
+        parse_config(raw, "config.json")
+    for part in ("hidden_size: missing", "num_attention_heads: found 'many'", "hidden_act", "rope_type"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": 100}, "multiple of 32"),
+        ({"num_key_value_heads": 7}, "multiple of num_key_value_heads"),
+        ({"head_dim": 63}, "even number"),
+        ({"num_experts_per_tok": 99}, "at most"),
+        ({"layer_types": ["full_attention"]}, "1 entries"),
+        ({"layer_types": ["odd"] * 24}, "found odd"),
+        ({"sliding_window": 0}, "above 0"),
+        ({"layer_types": 3}, "list of strings"),
+        ({"eos_token_id": "x"}, "eos_token_id"),
+        ({"rope_scaling": None}, "rope_parameters: missing"),
+        ({"hidden_size": float("nan")}, "finite"),
+    ],
+)
+def test_refused(change, message):
+    with pytest.raises(CheckpointError, match=message):
+        parse_config(hugging_face_config(PRESETS["20b"]) | change, "config.json")
+
+
+def test_file_problems(tmp_path):
+    with pytest.raises(CheckpointError, match="not found"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="as JSON"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="expected an object"):
+        read_config(tmp_path)

@@ -1,0 +1,231 @@
+"""The Triton kernels against the references of their ops.
+
+On any machine in Triton's interpreter, float32 and float16 (its tl.dot on bfloat16 is garbage); on a GPU
+as they are, float32 and bfloat16, and at the sizes of gpt-oss-20b. The interpreter has to be switched on
+before Triton is first imported, and another test of this process may have imported it: so the cases run
+in one subprocess, which is this file run as a script, and every test reads its own line of the result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptoss_export.metric import TOLERANCES, Error, error
+from gptoss_export.ops import OPS
+
+CPU = torch.device("cpu")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+Case = tuple[str, tuple[Any, ...]]
+
+
+# ---- cases ----------------------------------------------------------------------------------------------
+
+
+def attention_args(
+    device, dtype, slots, kv_heads, group, dim, rows, window, starts, length, *, valid=None, sinks=None
+) -> tuple[Any, ...]:
+    """Sequences of `length` queries from each of `starts` on; only the first `valid` are not padding."""
+    random = torch.Generator(device).manual_seed(rows)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=random, device=device).to(dtype)
+
+    step = torch.arange(length, device=device)
+    positions = torch.tensor(starts, device=device)[:, None] + step
+    positions[:, step >= (length if valid is None else valid)] = -1
+    cache = [draw(slots, kv_heads, rows + 1, dim) for _ in "kv"]
+    for tensor in cache:
+        tensor[:, :, rows] = float("nan")  # the scratch row: nobody may read it
+    return (
+        draw(len(starts), length, kv_heads * group, dim),
+        *cache,
+        2 * draw(kv_heads * group).to(sinks or dtype),
+        torch.arange(slots, device=device).flip(0)[: len(starts)].contiguous(),
+        positions,
+        window,
+        dim**-0.5,
+    )
+
+
+def expert_args(
+    device, dtype, tokens, hidden, inter, experts, choices, *, scales=(118, 123)
+) -> tuple[Any, ...]:
+    """Random bytes as weights: every code, scales of a range."""
+    random = torch.Generator(device).manual_seed(tokens)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=random, device=device).to(dtype)
+
+    def packed(rows: int, columns: int) -> list[torch.Tensor]:
+        shape = experts, rows, columns // 32
+        return [
+            torch.randint(low, high, size, dtype=torch.uint8, generator=random, device=device)
+            for low, high, size in ((0, 256, (*shape, 16)), (*scales, shape))
+        ]
+
+    routing = torch.rand(tokens, experts, generator=random, device=device).topk(choices, dim=1)
+    return (
+        draw(tokens, hidden), routing.values.softmax(dim=1), routing.indices,
+        *packed(2 * inter, hidden), draw(experts, 2 * inter),
+        *packed(hidden, inter), draw(experts, hidden), 1.702, 7.0,
+    )  # fmt: skip
+
+
+def attention_cases(device, dtype) -> Iterator[Case]:
+    """What the op's own cases leave out: many shares, odd sizes, garbage in the scratch row."""
+    shapes = {
+        "decode, window over shares, wrapped": (3, 2, 4, 32, 640, 600, [1500, 700, -1], 1),
+        "decode, fewer keys than shares": (2, 1, 8, 64, 2000, 0, [1999, 40], 1),
+        "decode, head_dim 80, group 3": (2, 2, 3, 80, 200, 0, [199, 63], 1),
+        "decode, group 20": (1, 1, 20, 16, 200, 0, [150], 1),
+        "prefill, two sequences": (3, 2, 2, 48, 160, 0, [64, 0], 33),
+        "prefill, window not of tiles": (1, 1, 3, 32, 120, 37, [119], 80),
+    }
+    for label, shape in shapes.items():
+        yield label, attention_args(device, dtype, *shape)
+    yield "prefill, tiles of padding", attention_args(
+        device, dtype, 1, 1, 8, 32, 300, 0, [50], 100, valid=3, sinks=torch.float32
+    )
+
+
+def expert_cases(device, dtype) -> Iterator[Case]:
+    """Both sides of the boundary between the regimes, and scales at the ends of E8M0."""
+    yield "most tokens of the first regime", expert_args(device, dtype, 8, 32, 32, 8, 4)
+    yield "fewest tokens of the second", expert_args(device, dtype, 9, 96, 64, 8, 4)
+    yield "experts in several blocks", expert_args(device, dtype, 150, 64, 96, 3, 2)
+    yield "chunk of one choice, 160 wide", expert_args(device, dtype, 40, 160, 160, 4, 1)
+    if dtype != torch.float16:  # which would not hold these weights
+        for regime, tokens in ("few", 1), ("many", 40):
+            args = list(expert_args(device, dtype, tokens, 64, 64, 8, 2))
+            args[4][..., 0] = 0  # 2^-127
+            args[4][..., 1] = 200  # 2^73: every gate and up is clamped
+            yield f"smallest and large scales, {regime}", tuple(args)
+    args = list(expert_args(device, dtype, 1, 64, 64, 8, 2))
+    args[7][:, 5, 1] = 255
+    yield "a scale that is NaN", tuple(args)
+
+
+MORE_CASES = {"sink_attention": attention_cases, "mxfp4_experts": expert_cases}
+
+
+def cases(name: str, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    yield from OPS[name].cases(device, dtype)
+    yield from MORE_CASES[name](device, dtype)
+
+
+def kernel(name: str) -> Callable[..., torch.Tensor]:
+    from gptoss_plugins.attention import sink_attention
+    from gptoss_plugins.experts import mxfp4_experts
+
+    return {"sink_attention": sink_attention, "mxfp4_experts": mxfp4_experts}[name]
+
+
+def distance(name: str, args: tuple[Any, ...]) -> Error:
+    """Kernel against the reference computed in float32 of the same inputs; NaN in the same places."""
+    exact = [a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
+    expected = OPS[name].reference(*_without_scratch(name, exact))
+    actual = kernel(name)(*args)
+    if actual.dtype != args[0].dtype or not torch.equal(actual.isnan(), expected.isnan()):
+        return Error(float("nan"), float("nan"))
+    return error(actual.nan_to_num(), expected.nan_to_num())
+
+
+def _without_scratch(name: str, args: list[Any]) -> list[Any]:
+    """The reference multiplies what nobody may read by zero; it must not be NaN there."""
+    if name == "sink_attention":
+        return [args[0], args[1].nan_to_num(), args[2].nan_to_num(), *args[3:]]
+    return args
+
+
+# ---- in the interpreter ---------------------------------------------------------------------------------
+
+
+def _keys(dtypes: tuple[str, ...], device: torch.device = CPU) -> list[tuple[str, str, str]]:
+    return [
+        (name, dtype, label) for name in OPS for dtype in dtypes for label, _ in cases(name, device, DTYPES[dtype])
+    ]
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, Any]:
+    """Errors of all cases, by 'op/dtype/label'."""
+    run = subprocess.run(
+        [sys.executable, __file__],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize(("name", "dtype", "label"), _keys(("float32", "float16")))
+def test_interpreted_kernel_agrees(interpreted, name, dtype, label):
+    found = Error(**interpreted[f"{name}/{dtype}/{label}"])
+    assert found.within(TOLERANCES[DTYPES[dtype]]), str(found)
+
+
+def _interpret() -> None:
+    found = {}
+    for dtype in ("float32", "float16"):
+        for name in OPS:
+            for label, args in cases(name, CPU, DTYPES[dtype]):
+                result = distance(name, args)
+                found[f"{name}/{dtype}/{label}"] = {"max": result.max, "rms": result.rms}
+    print(json.dumps(found, indent=1))
+
+
+# ---- on a GPU -------------------------------------------------------------------------------------------
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch.cuda.is_available() is False")
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize(("name", "dtype", "label"), _keys(("float32", "bfloat16")))
+def test_kernel_agrees(name, dtype, label):
+    args = dict(cases(name, torch.device("cuda"), DTYPES[dtype]))[label]
+    found = distance(name, args)
+    assert found.within(TOLERANCES[DTYPES[dtype]]), str(found)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tokens", [1, 8, 512])
+def test_experts_agree_at_20b_sizes(tokens, dtype):
+    args = expert_args(torch.device("cuda"), DTYPES[dtype], tokens, 2880, 2880, 32, 4)
+    found = distance("mxfp4_experts", args)
+    assert found.within(TOLERANCES[DTYPES[dtype]]), str(found)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("window", [0, 128])
+@pytest.mark.parametrize("length", [1, 512])
+@pytest.mark.parametrize("context", [1, 4097, 8191])
+def test_attention_agrees_at_20b_sizes(context, length, window, dtype):
+    """The last query stands at context - 1; a chunk longer than its context is padded."""
+    rows = window + 512 if window else 8192
+    start, valid = max(0, context - length), min(length, context)
+    args = attention_args(
+        torch.device("cuda"), DTYPES[dtype], 2, 8, 8, 64, rows, window, [start], length, valid=valid
+    )
+    found = distance("sink_attention", args)
+    assert found.within(TOLERANCES[DTYPES[dtype]]), str(found)
+
+
+if __name__ == "__main__":
+    _interpret()
