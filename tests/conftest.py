@@ -67,7 +67,7 @@ def sequence() -> list[int]:
     return torch.randint(0, 512, (600,), generator=torch.Generator().manual_seed(3)).tolist()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def cli():
     """Run the command in a process of its own: (exit code, stdout, stderr)."""
 
