@@ -109,7 +109,7 @@ def resources(compiled: Any, folder: Path) -> dict[str, int]:
 
     ptx = folder / "kernel.ptx"
     ptx.write_text(compiled.asm["ptx"])
-    ptxas = get_ptxas(90) if get_ptxas.__code__.co_argcount else get_ptxas()
+    ptxas = get_ptxas(90)
     arch = re.search(r"^\.target (\w+)", compiled.asm["ptx"], re.MULTILINE)[1]
     command = [ptxas.path, "-v", f"--gpu-name={arch}", str(ptx), "-o", str(folder / "kernel.cubin")]
     report = subprocess.run(command, capture_output=True, text=True, check=True).stderr

@@ -1,15 +1,19 @@
 """Random checkpoints of true shape, for tests, benchmarks and trying things out without the real weights.
 
-Values keep activations in a sane range: matrices have a standard deviation of 1 / sqrt(columns), so that a
-layer adds to the residual stream about what it reads from it, and MXFP4 scales put the experts' weights
-there too. The same seed gives the same model in every layout: plain experts are the unpacked MXFP4 ones.
-Written a layer at a time, so memory stays flat, and into a temporary sibling that is renamed when whole.
+Values keep activations in a sane range: matrices have a standard deviation of 1 / sqrt(columns), and those
+that write to the residual stream (o_proj, down_proj) are divided by sqrt(2 layers) besides, so that all
+layers together add to it about what the embedding put there. Without that a deep random model is chaotic:
+one rounding changes an expert, and with it every logit, which makes it useless to compare implementations.
+MXFP4 scales put the experts' weights there too. The same seed gives the same model in every layout: plain
+experts are the unpacked MXFP4 ones. Written a layer at a time, so memory stays flat, and into a temporary
+sibling that is renamed when whole.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,7 @@ from .. import mxfp4
 from ..config import FULL, SLIDING, ModelConfig, Yarn
 from ..errors import UsageError
 from ..folders import replace_folder
-from .layouts import LAYOUTS, PACKED, Layout, Recipe, Stored
+from .layouts import LAYOUTS, PACKED, Layout, Recipe
 from .reader import INDEX
 
 _ROPE = Yarn(theta=150000.0, factor=32.0, original_max_position_embeddings=4096)
@@ -69,6 +73,7 @@ def write_random(
 ) -> None:
     """Write a checkpoint to `folder`, which must not exist. `progress` gets shards done and in all."""
     groups = list(_shard_groups(layout.recipes(config)))
+    draw = _Draw(seed, device, depth=2 * config.num_hidden_layers)
     with replace_folder(folder, UsageError) as partial:
         weight_map: dict[str, str] = {}
         total = 0
@@ -76,7 +81,7 @@ def write_random(
             name = f"model-{number:05}-of-{len(groups):05}.safetensors"
             tensors: dict[str, torch.Tensor] = {}
             for parameter, recipe in group.items():
-                tensors |= _draw(parameter, recipe, seed, device)
+                tensors |= draw.tensors(parameter, recipe)
             save_file(tensors, partial / name, metadata={"format": "pt"})
             weight_map |= dict.fromkeys(tensors, name)
             total += sum(tensor.nbytes for tensor in tensors.values())
@@ -97,49 +102,67 @@ def _shard_groups(recipes: dict[str, Recipe]) -> Iterator[dict[str, Recipe]]:
     yield from shards.values()
 
 
-def _draw(parameter: str, recipe: Recipe, seed: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """The stored tensors of one parameter. Each is drawn from its own stream, named by parameter."""
-    if recipe.quantize:
-        (matrix,) = recipe.parts
-        experts, columns, rows = matrix.shape
-        shapes = ((experts, rows, columns // 32, 16), (experts, rows, columns // 32))
-        blocks, scales = (
-            _values(f"{parameter}_{half}", Stored("", shape, PACKED), seed, device)
-            for half, shape in zip(("blocks", "scales"), shapes, strict=True)
+@dataclasses.dataclass(frozen=True)
+class _Draw:
+    """Random values for parameters. Each has its own stream, named by seed, parameter and kind of device."""
+
+    seed: int
+    device: torch.device
+    depth: int  # matrices that write to the residual stream
+
+    def tensors(self, parameter: str, recipe: Recipe) -> dict[str, torch.Tensor]:
+        """The stored tensors of one parameter, on the CPU."""
+        if recipe.quantize:
+            (matrix,) = recipe.parts
+            experts, columns, rows = matrix.shape
+            blocks = self.codes(f"{parameter}_blocks", (experts, rows, columns // 32, 16))
+            scales = self.scales(f"{parameter}_scales", (experts, rows, columns // 32))
+            weights = mxfp4.dequantize(blocks, scales).to(torch.bfloat16)
+            return {matrix.name: weights.mT.contiguous().cpu()}
+        sizes = [part.shape[0] for part in recipe.parts]
+        shape = (sum(sizes), *recipe.parts[0].shape[1:])
+        if recipe.parts[0].dtypes != PACKED:
+            whole = self.floats(parameter, shape)
+        else:
+            whole = self.codes(parameter, shape) if parameter.endswith("_blocks") else self.scales(parameter, shape)
+        return {
+            part.name: piece.contiguous().cpu()
+            for part, piece in zip(recipe.parts, whole.split(sizes), strict=True)
+        }
+
+    def codes(self, parameter: str, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.randint(
+            0, 256, shape, generator=self._stream(parameter), device=self.device, dtype=torch.uint8
         )
-        weights = mxfp4.dequantize(blocks, scales).to(torch.bfloat16)
-        return {matrix.name: weights.mT.contiguous().cpu()}
-    whole_shape = (sum(part.shape[0] for part in recipe.parts), *recipe.parts[0].shape[1:])
-    whole = _values(parameter, dataclasses.replace(recipe.parts[0], shape=whole_shape), seed, device)
-    pieces = whole.split([part.shape[0] for part in recipe.parts])
-    return {
-        part.name: piece.contiguous().cpu() for part, piece in zip(recipe.parts, pieces, strict=True)
-    }
 
+    def scales(self, parameter: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """Uniform E2M1 codes have a standard deviation of 2.93; three neighbouring powers of two."""
+        exponent = round(math.log2(self._gain(parameter) / (2.93 * math.sqrt(32 * shape[-1]))))
+        return torch.randint(
+            126 + exponent, 129 + exponent, shape,
+            generator=self._stream(parameter), device=self.device, dtype=torch.uint8,
+        )  # fmt: skip
 
-def _values(parameter: str, stored: Stored, seed: int, device: torch.device) -> torch.Tensor:
-    """Random values for `parameter`, bfloat16 or packed bytes; they depend on seed, name and device kind."""
-    random = torch.Generator(device).manual_seed(seed * 1_000_003 + _stable_hash(parameter))
-    shape = stored.shape
-    if stored.dtypes == PACKED:
-        if parameter.endswith("_blocks"):
-            return torch.randint(0, 256, shape, generator=random, device=device, dtype=torch.uint8)
-        # Uniform E2M1 codes have a standard deviation of 2.93.
-        exponent = round(float(torch.tensor(1 / (2.93 * (32 * shape[-1]) ** 0.5)).log2()))
-        return torch.randint(126 + exponent, 129 + exponent, shape, generator=random, device=device, dtype=torch.uint8)
-    normal = torch.randn(shape, generator=random, device=device, dtype=torch.float32)
-    if parameter.endswith("norm.weight"):
-        normal = 1 + 0.1 * normal
-    elif parameter.endswith("sinks"):
-        normal = 1 + normal
-    elif parameter.endswith("bias"):
-        normal = 0.1 * normal
-    elif parameter.endswith("router.weight"):
-        # Logits with a wide spread, so that few tokens have two experts within a rounding of each other.
-        normal = normal * 3 / shape[-1] ** 0.5
-    elif not parameter.endswith("embed_tokens.weight"):
-        normal = normal / shape[-1] ** 0.5
-    return normal.to(torch.bfloat16)
+    def floats(self, parameter: str, shape: tuple[int, ...]) -> torch.Tensor:
+        normal = torch.randn(shape, generator=self._stream(parameter), device=self.device)
+        if parameter.endswith("norm.weight"):
+            normal = 1 + 0.1 * normal
+        elif parameter.endswith("sinks"):
+            normal = 1 + normal
+        elif parameter.endswith("bias"):
+            normal = 0.1 * self._gain(parameter) * normal
+        elif not parameter.endswith("embed_tokens.weight"):
+            normal = self._gain(parameter) * normal / math.sqrt(shape[-1])
+        return normal.to(torch.bfloat16)
+
+    def _gain(self, parameter: str) -> float:
+        if "o_proj" in parameter or "down_proj" in parameter:
+            return 1 / math.sqrt(self.depth)
+        # Router logits with a wide spread: few tokens have two experts within a rounding of each other.
+        return 3.0 if "router" in parameter else 1.0
+
+    def _stream(self, parameter: str) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + _stable_hash(parameter))
 
 
 def _stable_hash(name: str) -> int:

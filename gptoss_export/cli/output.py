@@ -6,6 +6,7 @@ import functools
 import json
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,8 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         from ..errors import GptOssExportError
 
+        # torch warns about its own internals while it exports and compiles; a user can do nothing about it.
+        warnings.filterwarnings("ignore", module=r"torch\.|copyreg")
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             command(*args, **kwargs)

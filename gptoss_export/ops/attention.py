@@ -21,8 +21,11 @@ Shapes
 
 Cache rows: position p lies in row p % R. On full layers R is the whole context, so the row is p; on
 sliding layers it is a ring of window + chunk rows. Row R is scratch: idle queries write there, nobody
-reads it. Limits: a ring holds position p only until p + R is written, so callers keep the largest
-position of a call below the smallest visible one + R.
+reads it.
+
+Limits: rows that were never written hold finite numbers (caches start as zeros). A ring holds position p
+only until p + R is written, so callers keep the largest position of a call below the smallest visible
+one + R.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ length H, W2 has H rows of length I, both MXFP4 as `gptoss_export.mxfp4` lays th
 Shapes
   x                  [T, H]
   routing_weights    [T, K] float32
-  expert_indices     [T, K] int64          in 0..E-1, or -1: this choice is not computed and adds nothing
+  expert_indices     [T, K] int64          0 to E - 1; or -1: not computed, adds nothing; no other
   gate_up_blocks     [E, 2 I, H // 32, 16] uint8,   gate_up_scales [E, 2 I, H // 32] uint8
   gate_up_bias       [E, 2 I]
   down_blocks        [E, H, I // 32, 16] uint8,     down_scales    [E, H, I // 32] uint8
@@ -76,6 +76,8 @@ def reference(
         )  # fmt: skip
         one_hot = indices.unsqueeze(-1) == torch.arange(experts, device=x.device)  # [T, K, E]
         gates = torch.where(one_hot, weights.unsqueeze(-1), 0.0).sum(dim=1)  # [T, E]
+        # A weight of zero would not hide the NaN of an expert that the token did not choose.
+        mixed = torch.where(gates.T.unsqueeze(-1) != 0, mixed, 0.0)
         out = torch.einsum("te,eth->th", gates, mixed)
     return out.to(x.dtype).contiguous()
 

@@ -14,6 +14,7 @@ which must not be mounted noexec.
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import shutil
 from collections.abc import Iterable, Sequence
@@ -86,6 +87,7 @@ class Aoti(Target):
                 compiled[program.name] = aot_compile(module, arguments, options=options)
             except Exception as error:  # Inductor raises any kind; the user needs the program's name
                 raise BuildError(f"AOTInductor failed on program {program.name}: {error}") from error
+            _check_linked(compiled[program.name])
         package_pt2(folder / PACKAGE, aoti_files=compiled)
         return [Path(PACKAGE)]
 
@@ -123,6 +125,16 @@ class Aoti(Target):
                 raise ArtifactError(f"{folder / PACKAGE}: program {name} cannot be loaded: {error}") from error
             programs[name] = partial(_run, loader)
         return programs
+
+
+def _check_linked(files: Sequence[Any]) -> None:
+    """A library with a C++ runtime of its own inside crashes in the process that loads it, which has torch's."""
+    for library in (Path(file) for file in files if str(file).endswith(".so")):
+        if not any(name in library.read_bytes() for name in (b"libstdc++.so", b"libc++.so")):
+            raise BuildError(
+                f"the C++ compiler ({os.environ.get('CXX', 'g++')}) links its standard library statically, and "
+                "such code crashes when it is loaded; set CXX to a compiler that does not, such as CXX=/usr/bin/g++"
+            )
 
 
 def _run(loader: Any, inputs: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -94,11 +94,12 @@ def _scan(
                 seen = seen & (at[None, :] > q_at[:, None] - WINDOW)
             score = tl.where(seen, score, float("-inf"))
         top = tl.maximum(peak, tl.max(score, 1))
-        weight = tl.exp2(score - top[:, None])
+        # Rounded before they are summed: what the dot multiplies then adds up to what it is divided by.
+        weight = tl.exp2(score - top[:, None]).to(q.dtype)
         shrink = tl.exp2(peak - top)
         v = tl.load(values + cells, mask=there, other=0.0).to(q.dtype)
-        acc = tl.dot(weight.to(q.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
-        total = total * shrink + tl.sum(weight, 1)
+        acc = tl.dot(weight, v, acc * shrink[:, None], input_precision=PRECISION)
+        total = total * shrink + tl.sum(weight.to(tl.float32), 1)
         peak = top
     return peak, total, acc
 

@@ -77,7 +77,7 @@ def _two_nibbles(words, J: tl.constexpr):
 def _matvec(
     planes, blocks, scales, row, last_row, LENGTH: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr
 ):
-    """Rows `row` [ROWS] of an MXFP4 matrix [last_row, LENGTH] times the vector in `planes` [8, LENGTH / 8]."""
+    """`row` [ROWS] of an MXFP4 matrix [last_row, LENGTH] times the vector of `planes` [8, LENGTH / 8]."""
     words = blocks.to(tl.pointer_type(tl.int32), bitcast=True)
     safe = tl.minimum(row, last_row - 1).to(tl.int64)  # rows past the end are computed and not stored
     acc = tl.zeros([ROWS, GROUPS], tl.float32)
@@ -87,7 +87,8 @@ def _matvec(
         word = group[:, None] * 4 + tl.arange(0, 4)[None, :]
         cells = safe[:, None, None] * (LENGTH // 8) + word[None, :, :]
         packed = tl.load(words + cells, mask=there[None, :, None], other=0)
-        scale = tl.load(scales + safe[:, None] * (LENGTH // 32) + group[None, :], mask=there[None, :], other=0)
+        bytes_at = safe[:, None] * (LENGTH // 32) + group[None, :]
+        scale = tl.load(scales + bytes_at, mask=there[None, :], other=0)
         sums = tl.zeros([ROWS, GROUPS, 4], tl.float32)
         for j in tl.static_range(4):
             low, high = _two_nibbles(packed, j)
@@ -205,11 +206,11 @@ def group_pairs(indices: torch.Tensor, experts: int, slots: int) -> tuple[torch.
     starts = torch.cat((ends.new_zeros(1), ends[:-1]))
     place = torch.where(chosen, starts * slots + counted - 1, 0).sum(1)
     place = torch.where(indices >= 0, place, blocks * slots)  # the pairs of no expert share a spare slot
-    pair_of_slot = torch.full((blocks * slots + 1,), -1, dtype=torch.int32, device=indices.device)
-    pair_of_slot = pair_of_slot.scatter(0, place, torch.arange(pairs, dtype=torch.int32, device=indices.device))
+    spread = torch.full((blocks * slots + 1,), -1, dtype=torch.int32, device=indices.device)
+    spread = spread.scatter(0, place, torch.arange(pairs, dtype=torch.int32, device=indices.device))
     block = torch.arange(blocks, device=indices.device)
     expert = (ends <= block[:, None]).sum(1, dtype=torch.int32)
-    return torch.where(block < ends[-1], expert, -1), pair_of_slot[:-1]
+    return torch.where(block < ends[-1], expert, -1), spread[:-1]
 
 
 @triton.jit
