@@ -21,12 +21,13 @@ from .manifest import Manifest
 from .progress import Steps
 from .runtime import Runner
 
-STEPS = 64  # timed decode steps, after as many not timed (CUDA) or a few (CPU)
+STEPS = 64  # decode steps timed, the last ones up to the context
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One batch and context. Times in seconds; floor_s is the least a decode step can take."""
+    """One batch and context: prefill and first token of a prompt as long as the context, and the decode
+    steps that lead up to it. Times in seconds; floor_s is the least a decode step can take."""
 
     batch: int
     context: int
@@ -67,11 +68,9 @@ def bench(
     with steps.step("load the artifact"):
         runner = Runner.load(artifact, verify_hashes)
     manifest, device = runner.manifest, runner.device
-    few = STEPS if device.type == "cuda" else 8
-    most = manifest.max_context - 2 * few
     problems = [f"--batch {n}: expected 1 to {manifest.max_batch}" for n in batches if not 1 <= n <= manifest.max_batch]
-    problems += [f"--context {n}: expected 1 to {most} ({2 * few} tokens are decoded)"
-                 for n in contexts if not 1 <= n <= most]  # fmt: skip
+    problems += [f"--context {n}: expected 2 to {manifest.max_context}"
+                 for n in contexts if not 2 <= n <= manifest.max_context]  # fmt: skip
     raise_all(UsageError, f"{artifact}: too small for this benchmark", problems)
     with steps.step("measure the bandwidth"):
         bandwidth = read_bandwidth(device)
@@ -87,7 +86,7 @@ def bench(
     for context in contexts:
         for batch in batches:
             with steps.step(f"batch {batch}, context {context}"):
-                report.measurements.append(_measure(runner, batch, context, bandwidth, few))
+                report.measurements.append(_measure(runner, batch, context, bandwidth))
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         report.memory = total - free
@@ -130,32 +129,21 @@ def _bytes(manifest: Manifest, role: str) -> int:
     )
 
 
-def _measure(runner: Runner, batch: int, context: int, bandwidth: float, few: int) -> Measurement:
+def _measure(runner: Runner, batch: int, context: int, bandwidth: float) -> Measurement:
     generator = random.Random(context)
-    vocabulary, idle = runner.manifest.model.vocab_size, [None] * (runner.manifest.max_batch - batch)
+    vocabulary = runner.manifest.model.vocab_size
     prompts = [[generator.randrange(vocabulary) for _ in range(context)] for _ in range(batch)]
     runner.reset()
     runner.prefill(prompts[0])  # the first call of a program allocates
     runner.reset()
     prefill = _seconds(lambda: runner.prefill(prompts[0]), runner.device)
-    for slot, prompt in enumerate(prompts[1:], start=1):
-        runner.prefill(prompt, slot)
-    runner.decode([prompt[0] for prompt in prompts] + idle)
     start = time.perf_counter()
-    tokens = runner.generate_batch(prompts, 1, stop_tokens=())
-    ttft = tokens[0].ttft_s if batch == 1 else time.perf_counter() - start
-    # The steps as generation runs them: the next token fed on the device and read by the host each step.
-    active = list(range(batch))
-    for _ in range(few - 1):
-        runner.advance(active, sampled=False)
-        runner.chosen()
-
-    def decode() -> None:
-        for _ in range(few):
-            runner.advance(active, sampled=False)
-            runner.chosen()
-
-    step = _seconds(decode, runner.device) / few
+    runner.generate_batch(prompts, 1, stop_tokens=())
+    ttft = time.perf_counter() - start
+    steps = min(STEPS, context - 1)
+    shorter = [prompt[: context - steps] for prompt in prompts]
+    results = runner.generate_batch(shorter, steps + 1, stop_tokens=())
+    step = 1 / results[0].decode_tok_s
     return Measurement(
         batch=batch,
         context=context,

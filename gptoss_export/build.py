@@ -42,7 +42,7 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What the user asks of a build. `dtype` and `arch` None: the target's default, this machine's."""
+    """What the user asks of a build. None: the target's dtype, this machine's arch, the checkpoint's stop tokens."""
 
     target: str
     device: str
@@ -51,6 +51,7 @@ class BuildOptions:
     max_batch: int = 1
     max_context: int = 4096
     prefill_chunks: tuple[int, ...] = (128,)
+    stop_tokens: tuple[int, ...] | None = None
 
 
 def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None = None) -> Manifest:
@@ -63,12 +64,15 @@ def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None
     check_new_folder(output, UsageError)
     with steps.step("read the checkpoint"):
         checkpoint = open_checkpoint(source)
-        _check_sizes(options, checkpoint.config)
+        stop_tokens = options.stop_tokens or _stop_tokens(source, checkpoint.config)
+        _check_sizes(options, stop_tokens, checkpoint.config)
     shapes = Shapes(options.max_batch, options.max_context, tuple(sorted(set(options.prefill_chunks))))
     with replace_folder(output, UsageError) as folder:
         specs: dict[str, ProgramSpec] = {}
         programs = _lowered(checkpoint.config, shapes, dtype, target, options.device, specs, steps)
         compiled = target.compile(programs, options.device, folder)
+        if left := list(programs):
+            raise BuildError(f"target {target.name} left programs out: {', '.join(p.name for p in left)}")
         with steps.step("write the weights"):
             weights = _write_weights(checkpoint, dtype, folder)
         extras = _copy_tokenizer(source, folder)
@@ -84,7 +88,7 @@ def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None
             max_batch=shapes.max_batch,
             max_context=shapes.max_context,
             prefill_chunks=shapes.prefill_chunks,
-            stop_tokens=_stop_tokens(source, checkpoint.config),
+            stop_tokens=stop_tokens,
             programs=specs,
             weights=weights,
             files=files,
@@ -127,12 +131,18 @@ def _check_options(options: BuildOptions) -> tuple[Target, torch.dtype]:
     return target, getattr(torch, dtype)
 
 
-def _check_sizes(options: BuildOptions, config: ModelConfig) -> None:
+def _check_sizes(options: BuildOptions, stop_tokens: tuple[int, ...], config: ModelConfig) -> None:
+    problems = [
+        f"stop token {token}: expected an id below vocab_size ({config.vocab_size})"
+        for token in stop_tokens
+        if not 0 <= token < config.vocab_size
+    ]
     if options.max_context > config.max_position_embeddings:
-        raise UsageError(
+        problems.append(
             f"--max-context {options.max_context}: the model has {config.max_position_embeddings} positions "
             "(max_position_embeddings)"
         )
+    raise_all(UsageError, "options that do not fit the checkpoint", problems)
 
 
 def _lowered(
@@ -173,7 +183,7 @@ def _write_weights(checkpoint: Checkpoint, dtype: torch.dtype, folder: Path) -> 
     (folder / WEIGHTS).mkdir()
     quantizes = any(recipe.quantize for recipe in checkpoint.recipes.values())
     parts = _rewrite(checkpoint, folder) if quantizes else _link(checkpoint, folder)
-    derived = f"{WEIGHTS}/derived.safetensors"
+    derived = "derived.safetensors"
     inv_freq = yarn_inv_freq(checkpoint.config.rope, checkpoint.config.head_dim)
     save_file({INV_FREQ: inv_freq}, folder / derived)
     parts[INV_FREQ] = (Part(derived, INV_FREQ),)
@@ -240,9 +250,11 @@ def _stop_tokens(source: Path, config: ModelConfig) -> tuple[int, ...]:
     if not path.is_file():
         return config.eos_token_ids
     try:
-        value = json.loads(path.read_text()).get("eos_token_id", list(config.eos_token_ids))
+        value = json.loads(path.read_text()).get("eos_token_id")
+        if value is None:
+            return config.eos_token_ids
         return tuple(int(token) for token in (value if isinstance(value, list) else [value]))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise BuildError(f"{path}: eos_token_id cannot be read ({error})") from None
 
 

@@ -103,7 +103,7 @@ def parse_config(raw: dict[str, Any], source: str) -> ModelConfig:
     """Turn the parsed config.json into a ModelConfig; `source` names it in errors."""
     keys = _Keys(raw)
     config = _original(keys) if "rope_scaling_factor" in raw else _hugging_face(keys)
-    problems = keys.problems or _violations(config)
+    problems = keys.problems or violations(config)
     raise_all(CheckpointError, f"{source}: not a gpt-oss config", problems)
     return config
 
@@ -116,11 +116,12 @@ class _Keys:
         self.problems: list[str] = [] if problems is None else problems
 
     def number(self, key: str, kind: type, default: float | None = None) -> Any:
-        value = self.raw.get(key, default)
+        value = self.raw.get(key)
+        value = default if value is None else value
         if value is None:
             self.problems.append(f"{self.prefix}{key}: missing")
             return kind(1)
-        good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2.0**63
         if not good or (kind is int and value != int(value)):
             self.problems.append(f"{self.prefix}{key}: found {value!r}, expected a finite {kind.__name__}")
             return kind(1)
@@ -148,7 +149,9 @@ def _hugging_face(keys: _Keys) -> ModelConfig:
     layers = keys.number("num_hidden_layers", int)
     # transformers 5 writes rope_parameters with rope_theta inside; 4 wrote rope_scaling beside it.
     rope = keys.section("rope_parameters", "rope_scaling")
-    rope.fixed("rope_type", "yarn")
+    kind = rope.raw.get("rope_type", rope.raw.get("type"))
+    if rope.raw and kind != "yarn":
+        keys.problems.append(f"{rope.prefix}rope_type: found {kind!r}, gpt-oss has 'yarn'")
     for unused in ("mscale", "mscale_all_dim", "partial_rotary_factor"):
         rope.fixed(unused, None)
     theta = rope if "rope_theta" in rope.raw else keys
@@ -178,7 +181,7 @@ def _hugging_face(keys: _Keys) -> ModelConfig:
         num_experts_per_tok=keys.number(
             "num_experts_per_tok" if "num_experts_per_tok" in keys.raw else "experts_per_token", int
         ),
-        sliding_window=keys.number("sliding_window", int),
+        sliding_window=keys.number("sliding_window", int, None if SLIDING in layer_types else 0),
         layer_types=tuple(layer_types),
         max_position_embeddings=keys.number("max_position_embeddings", int),
         rms_norm_eps=keys.number("rms_norm_eps", float, 1e-5),
@@ -235,18 +238,24 @@ def _alternating(layers: int) -> list[str]:
 def _token_ids(keys: _Keys) -> tuple[int, ...]:
     value = keys.raw.get("eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(token, int) for token in ids):
+    if not all(type(token) is int for token in ids):
         keys.problems.append(f"eos_token_id: found {value!r}, expected an integer or a list of them")
         return ()
     return tuple(ids)
 
 
-def _violations(config: ModelConfig) -> list[str]:
-    found = [
-        f"{field.name}: found {value!r}, expected a number above 0"
-        for field in dataclasses.fields(config)
-        if isinstance(value := getattr(config, field.name), (int, float)) and value <= 0
-    ]
+def violations(config: ModelConfig) -> list[str]:
+    """What is wrong with the sizes of a model, a line each."""
+    found = []
+    for owner, prefix in ((config, ""), (config.rope, "rope.")):
+        for field in dataclasses.fields(owner):
+            value = getattr(owner, field.name)
+            unused = field.name == "sliding_window" and SLIDING not in config.layer_types
+            if field.type not in ("int", "float") or unused:
+                continue
+            good = isinstance(value, (int, float)) and (field.type == "float" or isinstance(value, int))
+            if not good or isinstance(value, bool) or not 0 < value < math.inf:
+                found.append(f"{prefix}{field.name}: found {value!r}, expected a finite {field.type} above 0")
     if found:
         return found
     for name in ("hidden_size", "intermediate_size"):
@@ -276,4 +285,7 @@ def _violations(config: ModelConfig) -> list[str]:
             f"rope: theta {config.rope.theta}, factor {config.rope.factor}; expected theta above 1 and "
             "factor of 1 or more"
         )
+    wrong = [token for token in config.eos_token_ids if not 0 <= token < config.vocab_size]
+    if wrong:
+        found.append(f"eos_token_id: found {wrong}, expected ids below vocab_size ({config.vocab_size})")
     return found

@@ -24,8 +24,8 @@ def check_new_folder(folder: Path, error: type[GptOssExportError]) -> None:
 def replace_folder(folder: Path, error: type[GptOssExportError]) -> Iterator[Path]:
     """Yield a temporary sibling of `folder` to write into; it is renamed at the end, removed on failure.
 
-    The sibling's name starts with a dot and ends in .partial; one that a killed process left behind holds no
-    manifest at the place where anything looks for it, and can be removed.
+    The sibling's name starts with a dot and ends in .partial. Writers put last what makes the folder valid, so
+    that what a killed process leaves behind is not taken for a whole one; it can be removed.
     """
     check_new_folder(folder, error)
     parent = folder.absolute().parent

@@ -12,12 +12,15 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .config import ModelConfig
+from .config import ModelConfig, violations
 from .errors import ArtifactError, raise_all
+from .kv_cache import CacheShape
 
+DTYPES = ("float32", "bfloat16", "uint8", "int64")
+DEVICES = ("cpu", "cuda")
 SCHEMA_VERSION = 1
 NAME = "manifest.json"
 
@@ -107,9 +110,12 @@ def load_manifest(folder: Path) -> Manifest:
             "build the artifact again or install the version that made it"
         )
     try:
-        return _parse(data)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        manifest = _parse(data)
+        problems = violations(manifest.model) or list(_violations(manifest))
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ArtifactError(f"{path}: malformed ({type(error).__name__}: {error}); build the artifact again") from None
+    raise_all(ArtifactError, f"{path}: contradicts itself; build the artifact again", problems)
+    return manifest
 
 
 def _parse(data: dict[str, Any]) -> Manifest:
@@ -131,6 +137,62 @@ def _parse(data: dict[str, Any]) -> Manifest:
     fields["weights"] = {name: weight(spec) for name, spec in data["weights"].items()}
     fields["files"] = {name: FileSpec(**spec) for name, spec in data["files"].items()}
     return Manifest(**fields)
+
+
+def _violations(manifest: Manifest) -> Iterator[str]:
+    """What no build writes. Compiled code checks no shapes, so everything it is called with is checked here."""
+    for name in ("target", "device", "arch", "dtype", "source"):
+        if not isinstance(value := getattr(manifest, name), str):
+            yield f"{name}: found {value!r}, expected a string"
+    if manifest.device not in DEVICES:
+        yield f"device: found {manifest.device!r}, expected {' or '.join(DEVICES)}"
+    sizes = {"max_batch": (manifest.max_batch,), "max_context": (manifest.max_context,)}
+    sizes["prefill_chunks"] = manifest.prefill_chunks
+    for name, values in sizes.items():
+        if not values or not all(type(value) is int and value > 0 for value in values):
+            yield f"{name}: found {values}, expected whole numbers above 0"
+            return
+    if not all(type(token) is int and 0 <= token < manifest.model.vocab_size for token in manifest.stop_tokens):
+        yield f"stop_tokens: found {manifest.stop_tokens}, expected token ids"
+    if not isinstance(manifest.versions.get("torch"), str):
+        yield "versions: torch is missing"
+    for name in manifest.files:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            yield f"files: {name!r} is outside of the artifact"
+    for name, weight in manifest.weights.items():
+        if weight.dtype not in DTYPES:
+            yield f"weight {name}: dtype {weight.dtype!r}, expected one of {', '.join(DTYPES)}"
+        if not weight.parts:
+            yield f"weight {name}: has no parts"
+        for part in weight.parts:
+            if part.file not in manifest.files:
+                yield f"weight {name}: {part.file!r} is not among the files"
+    yield from _program_violations(manifest)
+
+
+def _program_violations(manifest: Manifest) -> Iterator[str]:
+    batch, hidden = manifest.max_batch, manifest.model.hidden_size
+    expected = {"decode": {"tokens": (batch,), "positions": (batch,)}}
+    for chunk in manifest.prefill_chunks:
+        expected[f"prefill_{chunk}"] = {"tokens": (chunk,), "positions": (chunk,), "slot": (1,)}
+    for name in manifest.programs:
+        if name.startswith("unembed_"):
+            expected[name] = {"hidden": (int(name.removeprefix("unembed_")), hidden)}
+    if manifest.programs.keys() != expected.keys() or "unembed_1" not in expected:
+        yield f"programs: found {', '.join(manifest.programs)}, expected {', '.join(expected)} and unembed_1"
+        return
+    shape = CacheShape(batch, manifest.max_context, max(manifest.prefill_chunks))
+    layers = range(manifest.model.num_hidden_layers)
+    caches = {f"{half}_cache.{layer}": shape.tensor(manifest.model, layer) for layer in layers for half in "kv"}
+    for name, data in expected.items():
+        wanted = data if name.startswith("unembed_") else data | caches
+        found = {item.name: item.shape for item in manifest.programs[name].inputs if item.role != "weight"}
+        if found != wanted:
+            wrong = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+            yield f"program {name}: inputs {', '.join(wrong)} are not of this model's and artifact's sizes"
+        for item in manifest.programs[name].inputs:
+            if item.role not in ("data", "cache", "weight") or item.dtype not in DTYPES:
+                yield f"program {name}: input {item.name} has role {item.role!r} and dtype {item.dtype!r}"
 
 
 def describe_file(path: Path) -> FileSpec:

@@ -11,6 +11,7 @@ way, so that `verify` shows what compiling changed and not what quantizing did.
 from __future__ import annotations
 
 import gc
+import importlib.util
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,22 +45,27 @@ class Oracle(ABC):
 def open_oracle(name: str, folder: Path, dtype: torch.dtype, device: torch.device) -> Oracle:
     """The oracle called `name` for the checkpoint at `folder`."""
     checkpoint = open_checkpoint(folder)
+    check_oracle(name)
     if name == "transformers":
         return Transformers(checkpoint, dtype, device)
-    if name == "reference":
-        return Reference(checkpoint, dtype, device)
-    raise UsageError(f"--oracle {name}: expected transformers or reference")
+    return Reference(checkpoint, dtype, device)
+
+
+def check_oracle(name: str) -> None:
+    """Raise UsageError where there is no such oracle, or it is not installed."""
+    if name not in ("transformers", "reference"):
+        raise UsageError(f"--oracle {name}: expected transformers or reference")
+    if name == "transformers" and importlib.util.find_spec("transformers") is None:
+        raise UsageError(
+            "--oracle transformers: transformers is not installed; "
+            "run: pip install 'gptoss-export[verify]', or use --oracle reference"
+        )
 
 
 class Transformers(Oracle):
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
-        try:
-            import transformers
-        except ImportError:
-            raise UsageError(
-                "--oracle transformers: transformers is not installed; "
-                "run: pip install 'gptoss-export[verify]', or use --oracle reference"
-            ) from None
+        import transformers
+
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         self.model = _from_layout(checkpoint, dtype, device).eval()
@@ -69,8 +75,7 @@ class Transformers(Oracle):
             layer.mlp.router.register_forward_hook(self._record)
 
     def _record(self, module: torch.nn.Module, inputs: tuple, outputs: tuple) -> None:
-        values = outputs[0].float().topk(min(self.choices + 1, outputs[0].size(-1)), dim=-1).values
-        margin = (values[:, self.choices - 1] - values[:, -1]).cpu()
+        margin = _margin(outputs[0], self.choices)
         self.margin = torch.minimum(self.margin, margin) if len(self.margin) else margin
 
     @torch.inference_mode()
@@ -152,8 +157,7 @@ class Reference(Oracle):
 
     def _record(self, module: torch.nn.Module, inputs: tuple, outputs: tuple) -> None:
         logits = torch.nn.functional.linear(inputs[0], module.weight.float(), module.bias.float())
-        values = logits.topk(min(module.choices + 1, logits.size(-1)), dim=-1).values
-        self._margins.append((values[:, module.choices - 1] - values[:, -1]).cpu())
+        self._margins.append(_margin(logits, module.choices))
 
     @torch.inference_mode()
     def logits(self, tokens: list[int], rows: list[int]) -> torch.Tensor:
@@ -180,6 +184,14 @@ class Reference(Oracle):
 
     def router_margin(self) -> torch.Tensor:
         return self.margin
+
+
+def _margin(logits: torch.Tensor, choices: int) -> torch.Tensor:
+    """By how much the last chosen of [n, E] router logits beats the first one not chosen: [n] on the CPU."""
+    if logits.size(-1) == choices:
+        return torch.full((logits.size(0),), torch.inf)
+    values = logits.float().topk(choices + 1, dim=-1).values
+    return (values[:, choices - 1] - values[:, choices]).cpu()
 
 
 def release() -> None:

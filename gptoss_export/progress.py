@@ -17,6 +17,10 @@ class Steps:
         self.seconds: dict[str, float] = {}
         self._listener = listener
 
+    def at(self, name: str) -> None:
+        """Say how far the step is; not timed."""
+        self._listener(name, None)
+
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         self._listener(name, None)

@@ -10,8 +10,8 @@ export TORCHINDUCTOR_CACHE_DIR=$folder/inductor
 
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
 $cli make-checkpoint "$checkpoint" --preset "$preset" ${layers:+--layers "$layers"} --device cuda
-$cli build "$checkpoint" -o "$artifact" --target aoti --device cuda --max-context 8704 --prefill-chunk 512
+$cli build "$checkpoint" -o "$artifact" --target aoti --device cuda --max-context 8192 --prefill-chunk 512
 du -sh --apparent-size "$artifact"
-$cli run "$artifact" --tokens 1,2,3,4 --max-new-tokens 16 --stop-token 0 --json
+$cli run "$artifact" --tokens 1,2,3,4 --max-new-tokens 16 --no-stop --json
 $cli bench "$artifact" --context 1024,8192
 $cli verify "$artifact" --checkpoint "$checkpoint"

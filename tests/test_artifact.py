@@ -32,6 +32,10 @@ def edit(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def edit_model(folder, **changes):
+    edit(folder, model=json.loads((folder / "manifest.json").read_text())["model"] | changes)
+
+
 def test_manifest_round_trip(artifact, tmp_path):
     manifest = load_manifest(artifact)
     save_manifest(manifest, tmp_path)
@@ -66,7 +70,23 @@ def test_weights_are_linked_and_code_holds_none(artifact, checkpoints):
         (lambda f: edit(f, arch="sm_90"), "artifact is for sm_90, this machine is"),
         (lambda f: edit(f, device="cuda", arch="sm_90"), "CUDA GPU"),
         (lambda f: edit(f, versions={"torch": "2.4.0"}), "built with 2.4.0, found"),
+        (lambda f: edit(f, versions={}), "torch is missing"),
         (lambda f: edit(f, weights={}), "is not in the manifest"),
+        (lambda f: edit(f, files={}), "is not among the files"),
+        (lambda f: edit(f, files={"../secret": {"bytes": 1, "sha256": ""}}), "outside of the artifact"),
+        (lambda f: edit(f, device="tpu"), "device: found 'tpu'"),
+        (lambda f: edit(f, arch=None), "arch: found None"),
+        (lambda f: edit(f, target=[]), "target: found"),
+        (lambda f: edit(f, stop_tokens=["a"]), "stop_tokens"),
+        (lambda f: edit(f, max_batch=-1), "max_batch"),
+        (lambda f: edit(f, max_batch=99), "program decode: inputs .*tokens"),
+        (lambda f: edit(f, max_batch="3"), "max_batch"),
+        (lambda f: edit(f, max_context=10**9), "k_cache.1.* not of this model"),
+        (lambda f: edit(f, prefill_chunks=[]), "prefill_chunks"),
+        (lambda f: edit(f, prefill_chunks=[7]), "programs: found"),
+        (lambda f: edit_model(f, layer_types=["full_attention"] * 4), "k_cache.0"),
+        (lambda f: edit_model(f, vocab_size="512"), "vocab_size"),
+        (lambda f: edit_model(f, num_hidden_layers=2), "layer_types"),
         (lambda f: (f / "programs.pt2").unlink(), "programs.pt2: missing"),
         (lambda f: (f / "programs.pt2").write_bytes(b"short"), "programs.pt2: 5 bytes, expected"),
     ],

@@ -56,6 +56,8 @@ def test_inspect_targets_bench(cli, artifact, tmp_path):
     page = tmp_path / "page.html"
     code, out, _ = cli("inspect", artifact, "--html", page)
     assert code == 0 and "prefill_64" in out and "prefill_64" in page.read_text()
+    code, out, _ = cli("inspect", artifact, "--html", page, "--json")
+    assert code == 0 and json.loads(out)["target"] == "aoti"
     code, out, _ = cli("targets", "--json")
     assert code == 0 and {row["device"]: row["ready"] for row in json.loads(out)["targets"]}["cpu"]
     code, out, _ = cli("bench", artifact, "--batch", "1,3", "--context", "40", "--json")
@@ -74,7 +76,9 @@ def test_inspect_targets_bench(cli, artifact, tmp_path):
         (["run", "{artifact}", "--tokens", ""], "holds no tokens"),
         (["run", "{artifact}", "--tokens", "600"], "token 600"),
         (["run", "{artifact}", "--tokens", "1", "--temperature", "-1"], "temperature"),
-        (["run", "{artifact}", "--tokens", "1", "--save-logits", "{missing}/x"], "its folder does not exist"),
+        (["run", "{artifact}", "--tokens", "1", "--save-logits", "{missing}/x"], "in a folder that exists"),
+        (["inspect", "{artifact}", "--html", "{missing}/x.html"], "in a folder that exists"),
+        (["make-checkpoint", "/proc/made", "--preset", "tiny"], "/proc"),
         (["run", "{artifact}", "--tokens-file", "{missing}"], "--tokens-file"),
         (["build", "{missing}", "-o", "{missing}"], "not a folder"),
         (["build", "{checkpoint}", "-o", "{artifact}"], "exists already"),

@@ -38,6 +38,11 @@ def test_newer_spelling_of_rope():
     assert parse_config(raw | {"rope_parameters": rope}, "config.json") == PRESETS["20b"]
 
 
+def test_a_model_without_sliding_layers_needs_no_window():
+    raw = hugging_face_config(PRESETS["tiny"]) | {"layer_types": ["full_attention"] * 4, "sliding_window": None}
+    assert parse_config(raw, "config.json").window(0) == 0
+
+
 def test_all_problems_are_named_at_once():
     raw = hugging_face_config(PRESETS["20b"])
     del raw["hidden_size"]
@@ -61,6 +66,11 @@ def test_all_problems_are_named_at_once():
         ({"sliding_window": 0}, "above 0"),
         ({"layer_types": 3}, "list of strings"),
         ({"eos_token_id": "x"}, "eos_token_id"),
+        ({"eos_token_id": True}, "eos_token_id"),
+        ({"eos_token_id": 10**9}, "eos_token_id"),
+        ({"hidden_size": 10**400}, "hidden_size"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type: found 'linear'"),
+        ({"rope_scaling": hugging_face_config(PRESETS["20b"])["rope_scaling"] | {"beta_slow": 0}}, "rope.beta_slow"),
         ({"rope_scaling": None}, "rope_parameters: missing"),
         ({"hidden_size": float("nan")}, "finite"),
     ],

@@ -1,13 +1,17 @@
 """`verify`: passes on what is right, in all layouts and dtypes, and fails on what is not."""
 
+import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from conftest import SEED, compile_artifact
-from gptoss_export.checkpoint.random import PRESETS, layout_for, write_random
+from gptoss_export.checkpoint.random import PRESETS, layout_for, with_layers, write_random
 from gptoss_export.errors import UsageError
+from gptoss_export.manifest import describe_file, load_manifest, save_manifest
 from gptoss_export.parity import verify
 
 SMALL = {"max_batch": 2, "max_context": 256, "prefill_chunks": (64,)}
@@ -33,7 +37,7 @@ def test_bfloat16_errs_no_more_than_transformers_does(checkpoints, tmp_path):
     artifact = compile_artifact(checkpoints["hf"], tmp_path / "artifact", dtype="bfloat16", **SMALL)
     report = verify(artifact, checkpoints["hf"], "transformers", None)
     assert report.passed, report.rows
-    assert all(row.oracle_error is not None for row in report.rows)
+    assert all(row.oracle is not None and row.error.rms < row.oracle.rms for row in report.rows)
 
 
 def test_reference_oracle_agrees(artifact, checkpoints):
@@ -47,6 +51,25 @@ def test_another_checkpoint_fails(artifact, checkpoints, tmp_path, cli):
     assert not verify(artifact, other, "transformers", [40]).passed
     code, out, _ = cli("verify", artifact, "--checkpoint", other, "--lengths", "40", "--json")
     assert code == 1 and json.loads(out)["passed"] is False
+
+
+def test_a_broken_artifact_fails_in_json_too(artifact, checkpoints, tmp_path, cli):
+    """Weights that are not numbers: every error is NaN, which passes nothing and is null in JSON."""
+    folder = shutil.copytree(artifact, tmp_path / "broken")
+    manifest = load_manifest(folder)
+    part = manifest.weights["model.norm.weight"].parts[0]
+    (folder / part.file).unlink()
+    save_file({part.tensor: torch.full((96,), float("nan"))}, folder / part.file)
+    files = manifest.files | {part.file: describe_file(folder / part.file)}
+    save_manifest(dataclasses.replace(manifest, files=files), folder)
+    code, out, _ = cli("verify", folder, "--checkpoint", checkpoints["hf"], "--lengths", "5", "--json")
+    assert code == 1 and json.loads(out)["rows"][0]["error"]["max"] is None
+
+
+def test_a_checkpoint_of_another_shape(artifact, tmp_path):
+    write_random(tmp_path / "other", with_layers(PRESETS["tiny"], 2), layout_for("hf", "mxfp4"), 0, torch.device("cpu"))
+    with pytest.raises(UsageError, match="num_hidden_layers: the checkpoint has 2, the artifact 4"):
+        verify(artifact, tmp_path / "other", "transformers", None)
 
 
 def test_lengths_that_do_not_fit(artifact, checkpoints):

@@ -157,6 +157,34 @@ def test_stream_is_generate(runner, sequence):
     assert streamed == list(zip(whole.tokens, whole.logprobs, strict=True))
 
 
+def test_a_stream_that_another_call_overtook_is_refused(runner, sequence):
+    stream = runner.stream(sequence[:10], 20, stop_tokens=())
+    next(stream)
+    runner.prefill(sequence[:3], slot=1)
+    with pytest.raises(RunError, match="another call used this runner"):
+        next(stream)
+    blocks = runner.prefill_logits(sequence[:200], slot=2)
+    next(blocks)
+    runner.reset(2)
+    with pytest.raises(RunError, match="another call used this runner"):
+        next(blocks)
+
+
+def test_a_refused_score_leaves_the_slot(runner, sequence):
+    runner.prefill(sequence[:7])
+    with pytest.raises(RunError):
+        runner.score([1] * 5000)
+    assert runner.length() == 7
+
+
+def test_truncate_to_nothing_forgets_what_was_overwritten(runner, sequence):
+    runner.prefill(sequence[:250])
+    runner.truncate(0)
+    runner.prefill(sequence[:90])
+    runner.truncate(80)
+    assert runner.length() == 80
+
+
 def test_stop_tokens_default_to_the_checkpoints(runner, sequence):
     assert runner.manifest.stop_tokens == (511,)
     free = runner.generate(sequence[:10], 100, stop_tokens=()).tokens
@@ -167,15 +195,18 @@ def test_stop_tokens_default_to_the_checkpoints(runner, sequence):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda r: r.generate([]), "prompt of 0 tokens"),
-        (lambda r: r.generate([1] * 4401), "prompt of 4401 tokens"),
+        (lambda r: r.generate([]), "no tokens"),
+        (lambda r: r.generate([1] * 4401), "4401 more exceed the context of 4400"),
+        (lambda r: r.generate([1.5]), "expected whole numbers"),
         (lambda r: r.generate([1, 512]), "token 512: expected ids of 0 to 511"),
         (lambda r: r.generate([-1]), "token -1"),
         (lambda r: r.generate([1], 0), "max_new_tokens"),
         (lambda r: r.generate([1], sampling=Sampling(temperature=-1)), "temperature"),
         (lambda r: r.generate_batch([[1]] * 4), "4 prompts"),
         (lambda r: r.generate_batch([[1]] * 2, sampling=[Sampling()]), "1 options for 2 prompts"),
-        (lambda r: r.stream([1] * 5000), "prompt of 5000 tokens"),
+        (lambda r: r.stream([1] * 5000), "5000 more exceed"),
+        (lambda r: r.prefill_logits([1] * 5000), "5000 more exceed"),
+        (lambda r: r.score([1] * 5000), "5000 more exceed"),
         (lambda r: r.prefill([]), "no tokens"),
         (lambda r: r.prefill([1], slot=3), "slot 3"),
         (lambda r: r.prefill([1] * 4401), "exceed the context of 4400"),

@@ -162,7 +162,7 @@ class _Draw:
         return 3.0 if "router" in parameter else 1.0
 
     def _stream(self, parameter: str) -> torch.Generator:
-        return torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + _stable_hash(parameter))
+        return torch.Generator(self.device).manual_seed((self.seed * 1_000_003 + _stable_hash(parameter)) % 2**63)
 
 
 def _stable_hash(name: str) -> int:
@@ -177,7 +177,7 @@ def hugging_face_config(config: ModelConfig) -> dict[str, Any]:
     kept = (
         "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
         "head_dim", "vocab_size", "num_local_experts", "num_experts_per_tok", "sliding_window",
-        "max_position_embeddings", "rms_norm_eps", "swiglu_limit",
+        "max_position_embeddings", "rms_norm_eps", "swiglu_alpha", "swiglu_limit",
     )  # fmt: skip
     return {
         "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "attention_bias": True,
@@ -190,6 +190,7 @@ def hugging_face_config(config: ModelConfig) -> dict[str, Any]:
             "rope_type": "yarn", "factor": rope.factor, "beta_fast": rope.beta_fast,
             "beta_slow": rope.beta_slow, "truncate": rope.truncate,
             "original_max_position_embeddings": rope.original_max_position_embeddings,
+            **({} if rope.attention_factor is None else {"attention_factor": rope.attention_factor}),
         },
     }  # fmt: skip
 

@@ -19,15 +19,19 @@ from .output import json_option, print_json, progress, reports_errors, size
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Default: float32 on cpu, bfloat16 on cuda.")
 @click.option("--max-batch", type=int, default=1, show_default=True, help="Sequences at a time.")
 @click.option("--max-context", type=int, default=4096, show_default=True, help="Tokens a sequence can hold.")
-@click.option("--prefill-chunk", "prefill_chunks", type=int, multiple=True, default=(128,), show_default=True,
-              help="Tokens a prefill call takes; several make several programs.")  # fmt: skip
+@click.option("--prefill-chunk", "prefill_chunks", type=int, multiple=True,
+              help="Tokens a prefill call takes; repeat it for several programs.  [default: 128, at most the context]")  # fmt: skip
+@click.option("--stop-token", "stop_tokens", type=int, multiple=True, help="In place of the checkpoint's own.")
 @json_option
 @reports_errors
-def command(checkpoint, output, target, device, arch, dtype, max_batch, max_context, prefill_chunks, as_json) -> None:
+def command(
+    checkpoint, output, target, device, arch, dtype, max_batch, max_context, prefill_chunks, stop_tokens, as_json
+) -> None:  # fmt: skip
     """Compile CHECKPOINT into an artifact that `gptoss-export run` and `Runner.load` run."""
     from ..build import BuildOptions, build
 
-    options = BuildOptions(target, device, dtype, arch, max_batch, max_context, prefill_chunks)
+    chunks = prefill_chunks or (max(1, min(128, max_context)),)
+    options = BuildOptions(target, device, dtype, arch, max_batch, max_context, chunks, stop_tokens or None)
     start = time.perf_counter()
     with progress() as steps:
         manifest = build(checkpoint, output, options, steps)
@@ -48,7 +52,7 @@ def command(checkpoint, output, target, device, arch, dtype, max_batch, max_cont
 
 
 def _peak_memory() -> int:
-    """Bytes of anonymous memory plus mapped files that this process held at most."""
+    """Bytes that this process or one of its compilers held at most, mapped files included."""
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * 1024

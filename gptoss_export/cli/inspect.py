@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .output import artifact_argument, json_option, print_json, print_table, reports_errors, size
+from .output import artifact_argument, check_parent, json_option, print_json, print_table, reports_errors, size
 
 
 @click.command("inspect")
@@ -18,12 +18,13 @@ def command(artifact: Path, html, as_json) -> None:
     """Tell what is in ARTIFACT, from its manifest; opens no compiled code and no weights."""
     from ..manifest import check_files, load_manifest
 
+    check_parent("--html", html)
     manifest = load_manifest(artifact)
     check_files(manifest, artifact, hashes=False)
     if as_json:
         print_json(manifest.to_json())
     if html is not None or not as_json:
-        print_table(*_tables(manifest), html=html)
+        print_table(*_tables(manifest), html=html, quiet=as_json)
 
 
 def _tables(manifest):

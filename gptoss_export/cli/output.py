@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
+import math
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 BAD_USE = 2
 CHECK_FAILED = 1
+BUG = 70  # not 1, which says that a check failed
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 hashes_option = click.option(
@@ -41,12 +45,18 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             command(*args, **kwargs)
-        except GptOssExportError as error:
+        except (GptOssExportError, OSError) as error:  # a disk that is full, a file that cannot be read
             click.echo(f"error: {error}", err=True)
             sys.exit(BAD_USE)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             sys.exit(128 + signal.SIGINT)
+        except Exception as error:
+            if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported for this
+                click.echo(f"error: {error}", err=True)
+                sys.exit(BAD_USE)
+            traceback.print_exc()
+            sys.exit(BUG)
 
     return wrapped
 
@@ -85,14 +95,32 @@ def progress() -> Iterator[Steps]:
 
 
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, allow_nan=False, default=str))
+    """One object on one line; numbers that JSON does not have become null."""
+    click.echo(json.dumps(_finite(value), allow_nan=False))
 
 
-def print_table(*tables: Table, html: Path | None = None) -> None:
-    """Print to stdout; and write the same as a page to `html`."""
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_parent(option: str, path: Path | None) -> None:
+    """Raise UsageError where a file that an option names cannot be made."""
+    from ..errors import UsageError
+
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise UsageError(f"{option} {path}: expected a file in a folder that exists")
+
+
+def print_table(*tables: Table, html: Path | None = None, quiet: bool = False) -> None:
+    """Print to stdout unless `quiet`; and write the same as a page to `html`."""
     from rich.console import Console
 
-    console = Console(record=html is not None, width=None if sys.stdout.isatty() else 140)
+    file = io.StringIO() if quiet else None
+    console = Console(record=html is not None, file=file, width=None if sys.stdout.isatty() else 150)
     for table in tables:
         console.print(table)
     if html is not None:

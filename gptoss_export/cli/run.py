@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .output import Integers, artifact_argument, hashes_option, json_option, print_json, reports_errors
+from .output import Integers, artifact_argument, check_parent, hashes_option, json_option, print_json, reports_errors
 
 
 @click.command("run")
@@ -21,13 +21,14 @@ from .output import Integers, artifact_argument, hashes_option, json_option, pri
 @click.option("--top-p", type=float, default=1.0, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--stop-token", "stop_tokens", type=int, multiple=True, help="In place of the checkpoint's own.")
+@click.option("--no-stop", is_flag=True, help="Go on past stop tokens.")
 @click.option("--logprobs", is_flag=True, help="Also print each token's log probability.")
 @click.option("--save-logits", type=click.Path(path_type=Path), help="Write float32 logits [N, V] as safetensors.")
 @hashes_option
 @json_option
 @reports_errors
 def command(
-    artifact, prompt, tokens, tokens_file, max_new_tokens, temperature, top_k, top_p, seed, stop_tokens,
+    artifact, prompt, tokens, tokens_file, max_new_tokens, temperature, top_k, top_p, seed, stop_tokens, no_stop,
     logprobs, save_logits, verify_hashes, as_json,
 ) -> None:  # fmt: skip
     """Continue a prompt with ARTIFACT."""
@@ -41,17 +42,16 @@ def command(
         raise UsageError(f"one of --prompt, --tokens and --tokens-file is needed; found {' and '.join(given) or 'none'}")
     sampling = Sampling(temperature, top_k, top_p, seed)
     sampling.check()
-    if save_logits is not None and not save_logits.absolute().parent.is_dir():
-        raise UsageError(f"--save-logits {save_logits}: its folder does not exist")
+    check_parent("--save-logits", save_logits)
     if tokens_file is not None:
         tokens = _read_tokens(tokens_file)
-    tokenizer = _tokenizer(artifact, required=prompt is not None)
+    runner = Runner.load(artifact, verify_hashes)
+    tokenizer = _tokenizer(runner, required=prompt is not None)
     if prompt is not None:
         tokens = tokenizer.encode(prompt).ids
     if not tokens:
         raise UsageError(f"{given[0]}: holds no tokens, expected one or more")
-    runner = Runner.load(artifact, verify_hashes)
-    stops = stop_tokens or None
+    stops = () if no_stop else stop_tokens or None
     if as_json or save_logits or tokenizer is None or logprobs:
         result = runner.generate(tokens, max_new_tokens, sampling, stops, keep_logits=save_logits is not None)
         if save_logits is not None:
@@ -97,12 +97,12 @@ def _read_tokens(path: Path) -> list[int]:
         raise UsageError(f"--tokens-file {path}: cannot be read as token ids ({error})") from None
 
 
-def _tokenizer(artifact: Path, required: bool):
+def _tokenizer(runner, required: bool):
     """The artifact's tokenizer, None where it has none and none is required."""
     from ..errors import UsageError
 
-    path = artifact / "tokenizer.json"
-    if not path.is_file():
+    path = runner.folder / "tokenizer.json"
+    if path.name not in runner.manifest.files:
         if required:
             raise UsageError(f"--prompt: {path} not found; give token ids with --tokens")
         return None

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from .output import (
-    CHECK_FAILED, Integers, artifact_argument, hashes_option, json_option, print_json, print_table, progress,
+    CHECK_FAILED, Integers, artifact_argument, check_parent, hashes_option, json_option, print_json, print_table, progress,
     reports_errors,
 )  # fmt: skip
 
@@ -26,12 +26,13 @@ def command(artifact, checkpoint, oracle, lengths, html, verify_hashes, as_json)
     """Compare ARTIFACT's logits with an oracle's on the same checkpoint; exit code 1 where they differ."""
     from ..parity import verify
 
+    check_parent("--html", html)
     with progress() as steps:
         report = verify(artifact, checkpoint, oracle, lengths, verify_hashes, steps)
     if as_json:
         print_json(report.to_json())
     if html is not None or not as_json:
-        print_table(_table(report), html=html)
+        print_table(_table(report), html=html, quiet=as_json)
     if not report.passed:
         sys.exit(CHECK_FAILED)
 
@@ -41,15 +42,19 @@ def _table(report):
 
     table = Table(
         title=f"{report.artifact} ({report.dtype}) against {report.oracle} in float32",
-        caption=f"bar: {report.bound}. {report.near_ties} of {report.tokens} tokens have a near tie in a router.",
-    )
-    for heading in ("tokens", "rows", "max", "rms", "oracle's own max", "rms", "top-1", "KL", ""):
+        caption="Near ties: rows where a router's choice is within rounding; max is judged on the rows without. "
+                f"{report.near_ties} of {report.tokens} tokens of the sequence have one.",
+    )  # fmt: skip
+    headings = ("tokens", "rows", "max", "rms", "near ties", "max without", "rms", "oracle's max", "rms",
+                "bar max", "rms", "top-1", "KL", "")  # fmt: skip
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "tokens" else "right")
     for row in report.rows:
-        own = row.oracle_error
+        errors = (row.oracle, row.bound)
         table.add_row(
-            row.label, str(row.rows), f"{row.error.max:.2e}", f"{row.error.rms:.2e}",
-            f"{own.max:.2e}" if own else "-", f"{own.rms:.2e}" if own else "-",
+            row.label, str(row.rows), f"{row.error.max:.1e}", f"{row.error.rms:.1e}", str(row.near_ties),
+            f"{row.clear.max:.1e}", f"{row.clear.rms:.1e}",
+            *(text for item in errors for text in ((f"{item.max:.1e}", f"{item.rms:.1e}") if item else ("-", "-"))),
             f"{row.top1:.1%}", f"{row.kl:.1e}", "pass" if row.passed else "[bold red]FAIL[/]",
         )  # fmt: skip
     return table

@@ -52,19 +52,19 @@ def stream(
     keep_logits: bool,
 ) -> Iterator[Token]:
     """Tokens as they are chosen, the sequences of a step in order of their prompts."""
-    runner.reset()
-    runner.set_sampling(sampling)
+    claim = runner._begin(sampling)
     sampled = any(options.temperature > 0 for options in sampling)
     for slot, prompt in enumerate(prompts):
-        runner.start(slot, prompt)
+        runner._start(slot, prompt)
     active = dict.fromkeys(range(len(prompts)), max_new_tokens)
-    runner.choose(list(active), sampled)
+    runner._choose(list(active), sampled)
     while active:
-        tokens, logprobs = runner.chosen()
-        logits = runner.logits.cpu() if keep_logits else None
+        tokens, logprobs = runner._chosen()
+        logits = runner._logits.cpu() if keep_logits else None
         ended = []
         for slot in active:
             yield Token(slot, tokens[slot], logprobs[slot], logits[slot].clone() if keep_logits else None)
+            runner._check_claim(claim)
             active[slot] -= 1
             full = runner.length(slot) >= runner.manifest.max_context
             if tokens[slot] in stop_tokens or active[slot] == 0 or full:
@@ -72,13 +72,12 @@ def stream(
         for slot in ended:
             del active[slot]
         if active:
-            runner.advance(list(active), sampled)
+            runner._next(list(active), sampled)
 
 
 def collect(
-    runner: Runner, prompts: Sequence[Sequence[int]], tokens: Iterator[Token], stop_tokens: frozenset[int],
-    max_new_tokens: int,
-) -> list[Generation]:  # fmt: skip
+    prompts: Sequence[Sequence[int]], tokens: Iterator[Token], stop_tokens: frozenset[int], max_new_tokens: int
+) -> list[Generation]:
     """Run a stream to its end, one Generation a prompt."""
     generations = [Generation(list(prompt)) for prompt in prompts]
     start = time.perf_counter()

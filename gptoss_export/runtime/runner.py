@@ -5,10 +5,14 @@
 
 A runner holds `max_batch` slots, each with the KV cache of one sequence. `prefill` and `decode` work on
 them directly, with tokens that the caller chooses; `generate` and `stream` drive them with sampled ones.
+
+A call that changes slots ends what an unfinished `stream` or `prefill_logits` was doing: going on with one
+raises RunError.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -46,7 +50,9 @@ class Runner:
                 raise ArtifactError(f"{folder}: built for target {manifest.target!r}, known are {', '.join(TARGETS)}")
             raise_all(ArtifactError, f"{folder}: cannot run on this machine", target.problems(manifest, folder))
             check_files(manifest, folder, verify_hashes)
-        device = torch.device(manifest.device, 0) if manifest.device == "cuda" else torch.device("cpu")
+        device = torch.device(manifest.device)
+        if device.type == "cuda":
+            device = torch.device("cuda", torch.cuda.current_device())
         with steps.step("load weights"):
             weights = load_weights(manifest, folder, device)
         with steps.step("load programs"):
@@ -69,6 +75,7 @@ class Runner:
         self._programs = programs
         self._buffers = self._bind(weights)
         self._slots = [Slot() for _ in range(manifest.max_batch)]
+        self._claims = 0
         self._options = SamplingBuffers(manifest.max_batch, device)
         decode = self._buffers["decode"]
         self._tokens, self._positions = decode[0], decode[1]
@@ -82,6 +89,7 @@ class Runner:
         with torch.inference_mode():
             if device.type == "cuda":
                 self._step.capture(sampled=False)
+                self._step.capture(sampled=True)
 
     def _cache_rows(self, layer: int) -> int:
         inputs = self.manifest.programs["decode"].inputs
@@ -122,6 +130,7 @@ class Runner:
 
     def reset(self, slot: int | None = None) -> None:
         """Forget the sequence of a slot, or of all."""
+        self._claim()
         for index in range(len(self._slots)) if slot is None else (slot,):
             self._slot(index)
             self._slots[index] = Slot()
@@ -133,21 +142,24 @@ class Runner:
         reaches back at most one prefill chunk once the ring of window + chunk positions is full.
         """
         check_truncate(self._slot(slot), length, self.manifest.model.sliding_window, self._ring)
+        self._claim()
         self._slots[slot].length = length
+        if length == 0:
+            self._slots[slot] = Slot()
 
     @torch.inference_mode()
     def prefill(self, tokens: Sequence[int], slot: int = 0) -> torch.Tensor:
         """Append tokens to a slot's sequence; returns the logits [V] float32 after the last of them."""
-        for hidden in self._hidden(tokens, slot):
-            last = hidden
-        return self._unembed(last[-1:])[0]
+        ids = self._prompt(tokens, slot)
+        self._claim()
+        return self._prefill(ids, slot)
 
-    @torch.inference_mode()
     def prefill_logits(self, tokens: Sequence[int], slot: int = 0) -> Iterator[torch.Tensor]:
-        """As `prefill`, but yields the logits after every token, in blocks [n, V] float32."""
-        for hidden in self._hidden(tokens, slot):
-            for rows in hidden.split(self._score_rows):
-                yield self._unembed(rows)
+        """As `prefill`, but yields the logits after every token, in blocks [n, V] float32.
+
+        A block is overwritten when the next one is made.
+        """
+        return self._logits_of(self._prompt(tokens, slot), slot, self._claim())
 
     @torch.inference_mode()
     def score(self, tokens: Sequence[int], slot: int = 0) -> torch.Tensor:
@@ -157,10 +169,11 @@ class Runner:
         """
         if len(tokens) < 2:
             raise RunError(f"score: found {len(tokens)} tokens, expected 2 or more")
+        ids = self._prompt(tokens, slot, fresh=True)
         self.reset(slot)
-        following = torch.tensor([*tokens[1:], 0], device=self.device)
+        following = torch.tensor([*ids[1:], 0], device=self.device)
         scores, row = [], 0
-        for logits in self.prefill_logits(tokens, slot):
+        for logits in self.prefill_logits(ids, slot):
             scores.append(logprob(logits, following[row : row + logits.size(0)]))
             row += logits.size(0)
         return torch.cat(scores)[:-1].cpu()
@@ -175,10 +188,11 @@ class Runner:
             raise RunError(f"decode: found {len(tokens)} tokens, expected one (or None) for each of "
                            f"{self.manifest.max_batch} slots")  # fmt: skip
         active = [slot for slot, token in enumerate(tokens) if token is not None]
-        self._check_tokens([token for token in tokens if token is not None])
+        ids = dict(zip(active, self._ids([tokens[slot] for slot in active]), strict=True))
         for slot in active:
             self._check_room(slot, 1)
-        self._tokens.copy_(torch.tensor([token or 0 for token in tokens]))
+        self._claim()
+        self._tokens.copy_(torch.tensor([ids.get(slot, 0) for slot in range(len(tokens))]))
         self._advance(active, sampled=False)
         return self._step.logits.clone()
 
@@ -206,7 +220,7 @@ class Runner:
         """Continue prompts of any lengths together, each until its own end. Takes over all slots."""
         stops = self._stops(stop_tokens)
         tokens = self._stream(prompts, max_new_tokens, sampling, stops, keep_logits)
-        return generating.collect(self, prompts, tokens, stops, max_new_tokens)
+        return generating.collect(prompts, tokens, stops, max_new_tokens)
 
     def stream(
         self,
@@ -228,27 +242,28 @@ class Runner:
             raise RunError(f"sampling: {len(options)} options for {len(prompts)} prompts, expected one each")
         for option in options:
             option.check()
-        for prompt in prompts:
-            self._check_tokens(prompt)
-            if not 1 <= len(prompt) <= self.manifest.max_context:
-                raise RunError(
-                    f"a prompt of {len(prompt)} tokens: this artifact takes 1 to {self.manifest.max_context} "
-                    "(--max-context of its build)"
-                )
-        return generating.stream(self, prompts, max_new_tokens, options, stops, keep_logits)
+        ids = [self._prompt(prompt, slot, fresh=True) for slot, prompt in enumerate(prompts)]
+        return generating.stream(self, ids, max_new_tokens, options, stops, keep_logits)
 
-    # What `generating.stream` drives
+    # What `generating.stream` drives, in this order; not for other callers
 
-    def set_sampling(self, options: Sequence[Sampling]) -> None:
+    def _begin(self, options: Sequence[Sampling]) -> int:
+        """Empty all slots for a stream; the number tells later whether it still owns them."""
+        self.reset()
         self._options.set(options)
+        return self._claims
+
+    def _check_claim(self, claim: int) -> None:
+        if claim != self._claims:
+            raise RunError("another call used this runner meanwhile; finish a stream before the next call")
 
     @torch.inference_mode()
-    def start(self, slot: int, prompt: Sequence[int]) -> None:
+    def _start(self, slot: int, prompt: Sequence[int]) -> None:
         """Prefill a prompt and keep the logits that its first token is chosen from."""
-        self._logits[slot].copy_(self.prefill(prompt, slot))
+        self._logits[slot].copy_(self._prefill(prompt, slot))
 
     @torch.inference_mode()
-    def choose(self, slots: Sequence[int], sampled: bool) -> None:
+    def _choose(self, slots: Sequence[int], sampled: bool) -> None:
         """Choose the first token of each slot from the logits that `start` kept."""
         self._place(slots)
         self._positions.sub_((self._positions >= 0).long())  # of the token before, as in a step
@@ -257,35 +272,49 @@ class Runner:
         self._logprobs.copy_(logprob(self._logits, tokens))
 
     @torch.inference_mode()
-    def advance(self, slots: Sequence[int], sampled: bool) -> None:
+    def _next(self, slots: Sequence[int], sampled: bool) -> None:
         """Decode the chosen tokens of `slots` and choose the next ones."""
         self._advance(slots, sampled)
         self._logits, self._logprobs = self._step.logits, self._step.logprobs
 
-    def chosen(self) -> tuple[list[int], list[float]]:
+    def _chosen(self) -> tuple[list[int], list[float]]:
         """The tokens chosen last and their log probabilities, by slot; waits for the device."""
         return self._tokens.tolist(), self._logprobs.tolist()
 
-    @property
-    def logits(self) -> torch.Tensor:
-        """[B, V] float32: what the tokens chosen last were chosen from."""
-        return self._logits
-
     # Programs
+
+    def _claim(self) -> int:
+        self._claims += 1
+        return self._claims
 
     def _slot(self, slot: int) -> Slot:
         if not 0 <= slot < len(self._slots):
             raise RunError(f"slot {slot}: expected 0 to {len(self._slots) - 1} (--max-batch of the build)")
         return self._slots[slot]
 
-    def _check_tokens(self, tokens: Sequence[int]) -> None:
+    def _ids(self, tokens: Sequence[int]) -> list[int]:
+        """Token ids as plain integers. Raises RunError where one is none of the vocabulary's."""
         size = self.manifest.model.vocab_size
-        wrong = [token for token in tokens if not 0 <= token < size]
+        try:
+            ids = [operator.index(token) for token in tokens]
+        except TypeError as error:
+            raise RunError(f"tokens: expected whole numbers ({error})") from None
+        wrong = [token for token in ids if not 0 <= token < size]
         if wrong:
             raise RunError(f"token {wrong[0]}: expected ids of 0 to {size - 1}, the model's vocabulary")
+        return ids
 
-    def _check_room(self, slot: int, count: int) -> None:
-        length = self._slot(slot).length
+    def _prompt(self, tokens: Sequence[int], slot: int, fresh: bool = False) -> list[int]:
+        """Token ids that fit behind a slot's sequence, or (`fresh`) in place of it."""
+        ids = self._ids(tokens)
+        if not ids:
+            raise RunError("no tokens, expected one or more")
+        self._check_room(slot, len(ids), fresh)
+        return ids
+
+    def _check_room(self, slot: int, count: int, fresh: bool = False) -> None:
+        held = self._slot(slot).length
+        length = 0 if fresh else held
         if length + count > self.manifest.max_context:
             raise RunError(
                 f"slot {slot}: {length} tokens and {count} more exceed the context of "
@@ -305,12 +334,21 @@ class Runner:
         for slot in slots:
             self._slots[slot].extend(1)
 
+    def _prefill(self, ids: Sequence[int], slot: int) -> torch.Tensor:
+        for hidden in self._hidden(ids, slot):
+            last = hidden
+        return self._unembed(last[-1:])[0]
+
+    @torch.inference_mode()
+    def _logits_of(self, ids: Sequence[int], slot: int, claim: int) -> Iterator[torch.Tensor]:
+        self._check_claim(claim)
+        for hidden in self._hidden(ids, slot):
+            for rows in hidden.split(self._score_rows):
+                yield self._unembed(rows)
+                self._check_claim(claim)
+
     def _hidden(self, tokens: Sequence[int], slot: int) -> Iterator[torch.Tensor]:
         """Prefill in chunks: the hidden states [n, H] float32 of each chunk's tokens."""
-        if not tokens:
-            raise RunError("prefill: no tokens, expected one or more")
-        self._check_tokens(tokens)
-        self._check_room(slot, len(tokens))
         done = 0
         while done < len(tokens):
             chunk = self._chunk(len(tokens) - done)

@@ -25,7 +25,7 @@ class Sampling:
 
     temperature  0 takes the most likely token; above, logits are divided by it
     top_k        only the k most likely tokens, 0: all
-    top_p        only the smallest set of most likely tokens whose probability reaches p
+    top_p        only the smallest set of most likely tokens whose probability, of all tokens, reaches p
     seed         any integer; the same seed draws the same tokens
     """
 
@@ -83,7 +83,9 @@ def sample(logits: torch.Tensor, positions: torch.Tensor, options: SamplingBuffe
     probability = ordered.softmax(dim=-1)
     before = probability.cumsum(dim=-1) - probability
     limit = torch.where(options.top_k > 0, options.top_k, logits.size(-1))
-    kept = (rank == 0) | ((rank < limit) & (before < options.top_p))
+    # Sums of 200,000 small numbers reach 1 early: with top_p 1 nothing is dropped by them.
+    likely = (before < options.top_p) | (options.top_p >= 1)
+    kept = (rank == 0) | ((rank < limit) & likely)
     noise = torch.where(random, gumbel(options.seed, positions[:, None], ids), 0.0)
     best = torch.where(kept, ordered + noise, float("-inf")).argmax(dim=-1, keepdim=True)
     return ids.gather(-1, best).squeeze(-1)

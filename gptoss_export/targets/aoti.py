@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 PACKAGE = "programs.pt2"
 
-# Versions whose packages were seen to run under each other's runtime.
+# Packages of 2.11 and 2.13 were seen to run under each other's runtime; 2.12 lies between them.
 _TORCH_VERSIONS = ("2.11", "2.12", "2.13")
 
 # CPU code uses what the building machine has; a machine runs code of its own level and those before it.
@@ -92,11 +92,11 @@ class Aoti(Target):
         return [Path(PACKAGE)]
 
     def problems(self, manifest: Manifest, folder: Path) -> list[str]:
-        found = []
+        found = [] if PACKAGE in manifest.files else [f"files: {PACKAGE} is missing from the manifest"]
         built_with, here = manifest.versions["torch"], torch.__version__
         if not (_supported(built_with) and _supported(here)) and _minor(built_with) != _minor(here):
             found.append(
-                f"torch: artifact built with {built_with}, found {here}; packages were seen to run across "
+                f"torch: artifact built with {built_with}, found {here}; packages run across "
                 f"{', '.join(_TORCH_VERSIONS)} only: install torch {_minor(built_with)} or build again"
             )
         if manifest.device == "cuda" and not torch.cuda.is_available():

@@ -54,15 +54,16 @@ class Tiles(NamedTuple):
     stages: int
 
 
-def choose_tiles(rows: int, dtype: torch.dtype) -> Tiles:
-    """Tiles for `rows` = L * group rows a KV head."""
+def choose_tiles(rows: int, dim: int, dtype: torch.dtype) -> Tiles:
+    """Tiles for `rows` = L * group rows a KV head, heads padded to `dim`."""
     if dtype == torch.float32:  # no tensor cores: products run on FMA units, out of registers
         return Tiles(rows=16, keys=32, warps=4, stages=2)
     if rows <= 16:
-        return Tiles(rows=16, keys=64, warps=4, stages=4)
-    if rows <= 64:
-        return Tiles(rows=64, keys=64, warps=4, stages=3)
-    return Tiles(rows=128, keys=64, warps=4, stages=3)
+        return Tiles(rows=16, keys=64, warps=4, stages=4 if dim <= 128 else 2)
+    stages = 3 if dim <= 128 else 2  # shared memory holds a tile of keys and values a stage
+    if rows <= 64 or dim > 128:
+        return Tiles(rows=64, keys=64, warps=4, stages=stages)
+    return Tiles(rows=128, keys=64, warps=4, stages=stages)
 
 
 def choose_splits(programs: int, visible: int, keys: int) -> int:
@@ -209,12 +210,12 @@ def sink_attention(
     sequences, length, query_heads, head_dim = query.shape
     kv_heads, rows = k_cache.size(1), k_cache.size(2) - 1
     group = query_heads // kv_heads
-    tiles = choose_tiles(length * group, query.dtype)
+    dim = max(16, triton.next_power_of_2(head_dim))
+    tiles = choose_tiles(length * group, dim, query.dtype)
     grid = triton.cdiv(length * group, tiles.rows), sequences * kv_heads
     queries = min(length, triton.cdiv(tiles.rows, group))  # of one tile
     visible = min(rows, window + queries - 1) if window else rows
     splits = choose_splits(grid[0] * grid[1], visible, tiles.keys)
-    dim = max(16, triton.next_power_of_2(head_dim))
 
     out = query.new_empty(query.shape)
     parts = (sequences, length, query_heads, splits) if splits > 1 else (1,)  # not read or written
