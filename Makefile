@@ -22,8 +22,8 @@ test: $(INSTALLED)
 # torch first: the other packages then take the build that is there.
 $(INSTALLED): pyproject.toml
 	@command -v g++ >/dev/null || { echo "g++ not found; run: apt-get install g++" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python 3.11 or newer with venv is needed; run: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+		{ echo "Python 3.11 or 3.12 with venv is needed (apt-get install python3-venv); name it: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
