@@ -121,15 +121,17 @@ def test_weights_that_contradict_the_manifest(copy):
     assert "ghost missing" in str(caught.value)
 
 
-def test_an_older_cpu_is_refused():
-    manifest = dataclasses.make_dataclass("M", ["device", "arch", "versions"])
-    target, torch_version = TARGETS["aoti"], {"torch": torch.__version__}
-    here = target.arch("cpu")
-    machine = here.partition("-")[0]
-    assert target.problems(manifest("cpu", f"{machine}-DEFAULT", torch_version), None) == []
-    assert target.problems(manifest("cpu", "other-AVX2", torch_version), None)
-    if not here.endswith("AVX512"):
-        assert target.problems(manifest("cpu", f"{machine}-AVX512", torch_version), None)
+def test_an_older_cpu_is_refused(artifact):
+    manifest, target = load_manifest(artifact), TARGETS["aoti"]
+    machine = target.arch("cpu").partition("-")[0]
+
+    def problems(arch):
+        return target.problems(dataclasses.replace(manifest, arch=arch), artifact)
+
+    assert problems(f"{machine}-DEFAULT") == []
+    assert problems("other-AVX2") != []
+    if not target.arch("cpu").endswith("AVX512"):
+        assert problems(f"{machine}-AVX512") != []
 
 
 BLOCKED = """
