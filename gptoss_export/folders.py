@@ -32,14 +32,18 @@ def replace_folder(folder: Path, error: type[GptOssExportError]) -> Iterator[Pat
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=parent))
     try:
         yield partial
-        partial.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        _open_up(partial)
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def _open_up(folder: Path) -> None:
+    """mkdtemp and safetensors make things private; give them the permissions that any new file gets."""
+    umask = os.umask(0)
+    os.umask(umask)
+    folder.chmod(0o777 & ~umask)
+    for path in folder.rglob("*"):
+        if path.is_file() and path.stat().st_nlink == 1:  # not a file that is linked from elsewhere
+            path.chmod(0o666 & ~umask)

@@ -1,6 +1,7 @@
 """The three layouts hold the same model, transformers reads the same weights, and every tensor is accounted for."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -108,6 +109,9 @@ def test_write_random(tmp_path):
     for folder, seed in zip(folders, (1, 1, 2), strict=True):
         write_random(folder, config, layout_for("hf", "mxfp4"), seed, torch.device("cpu"))
     assert open_checkpoint(folders[0]).config.layer_types == (*PRESETS["tiny"].layer_types[:2], "sliding_attention")
+    umask = os.umask(0)
+    os.umask(umask)
+    assert all(path.stat().st_mode & 0o777 == 0o666 & ~umask for path in folders[0].iterdir())
     first, same, other = (open_checkpoint(folder).parameter("lm_head.weight") for folder in folders)
     assert torch.equal(first, same) and not torch.equal(first, other)
     with pytest.raises(UsageError, match="exists already"):
