@@ -59,7 +59,7 @@ def choose_tiles(rows: int, dim: int, dtype: torch.dtype) -> Tiles:
     if dtype == torch.float32:  # no tensor cores: products run on FMA units, out of registers
         return Tiles(rows=16, keys=32, warps=4, stages=2)
     if rows <= 16:
-        return Tiles(rows=16, keys=64, warps=4, stages=4 if dim <= 128 else 2)
+        return Tiles(rows=16, keys=128 if dim <= 64 else 64, warps=4, stages=3 if dim <= 128 else 2)
     stages = 3 if dim <= 128 else 2  # shared memory holds a tile of keys and values a stage
     if rows <= 64 or dim > 128:
         return Tiles(rows=64, keys=64, warps=4, stages=stages)
@@ -95,12 +95,11 @@ def _scan(
                 seen = seen & (at[None, :] > q_at[:, None] - WINDOW)
             score = tl.where(seen, score, float("-inf"))
         top = tl.maximum(peak, tl.max(score, 1))
-        # Rounded before they are summed: what the dot multiplies then adds up to what it is divided by.
-        weight = tl.exp2(score - top[:, None]).to(q.dtype)
+        weight = tl.exp2(score - top[:, None])
         shrink = tl.exp2(peak - top)
         v = tl.load(values + cells, mask=there, other=0.0).to(q.dtype)
-        acc = tl.dot(weight, v, acc * shrink[:, None], input_precision=PRECISION)
-        total = total * shrink + tl.sum(weight.to(tl.float32), 1)
+        acc = tl.dot(weight.to(q.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+        total = total * shrink + tl.sum(weight, 1)
         peak = top
     return peak, total, acc
 

@@ -159,7 +159,7 @@ def few(
     pairs = tokens * choices
     act = x.new_empty((pairs, inter), dtype=torch.float32)
     out = x.new_empty((tokens, choices, hidden), dtype=torch.float32)
-    tile = {"ROWS": 4, "GROUPS": 32, "num_warps": 1}  # 32 threads, each a group of four rows
+    tile = {"ROWS": 2, "GROUPS": 16, "num_warps": 1}  # 32 threads, each a group of one row
     wrap_triton(_gate_up_few)[(triton.cdiv(2 * inter, tile["ROWS"]), pairs)](
         planes(x.float(), 8), expert_indices, gate_up_blocks, gate_up_scales, gate_up_bias, act,
         CHOICES=choices, HIDDEN=hidden, INTER=inter, ALPHA=alpha, LIMIT=limit, **tile,
@@ -189,7 +189,7 @@ def choose_tiles(pairs: int, experts: int, dtype: torch.dtype) -> Tiles:
     if dtype == torch.float32:  # no tensor cores: products run on FMA units, out of registers
         return Tiles(slots=16, rows=32, length=64, warps=4, stages=2)
     slots = min(128, max(16, triton.next_power_of_2(triton.cdiv(pairs, experts))))
-    return Tiles(slots, rows=128, length=128, warps=4 if slots <= 32 else 8, stages=3)
+    return Tiles(slots, rows=128, length=64, warps=4 if slots <= 64 else 8, stages=4)
 
 
 def group_pairs(indices: torch.Tensor, experts: int, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
