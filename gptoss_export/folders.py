@@ -12,6 +12,9 @@ from pathlib import Path
 from .errors import GptOssExportError
 
 
+PARTIAL = ".partial"
+
+
 def check_new_folder(folder: Path, error: type[GptOssExportError]) -> None:
     """Raise `error` where `folder` cannot be made: it exists, or its parent is no folder."""
     if folder.exists():
@@ -24,12 +27,12 @@ def check_new_folder(folder: Path, error: type[GptOssExportError]) -> None:
 def replace_folder(folder: Path, error: type[GptOssExportError]) -> Iterator[Path]:
     """Yield a temporary sibling of `folder` to write into; it is renamed at the end, removed on failure.
 
-    The sibling's name starts with a dot and ends in .partial. Writers put last what makes the folder valid, so
-    that what a killed process leaves behind is not taken for a whole one; it can be removed.
+    The sibling's name starts with a dot and ends in `PARTIAL`, which nothing loads from: what a killed process
+    leaves behind is never taken for a whole folder, and can be removed.
     """
     check_new_folder(folder, error)
     parent = folder.absolute().parent
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=parent))
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=PARTIAL, dir=parent))
     try:
         yield partial
         _open_up(partial)

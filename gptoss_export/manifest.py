@@ -17,6 +17,7 @@ from typing import Any
 
 from .config import ModelConfig, violations
 from .errors import ArtifactError, raise_all
+from .folders import PARTIAL
 from .kv_cache import CacheShape
 
 DTYPES = ("float32", "bfloat16", "uint8", "int64")
@@ -95,6 +96,8 @@ def save_manifest(manifest: Manifest, folder: Path) -> None:
 def load_manifest(folder: Path) -> Manifest:
     """Read `folder`/manifest.json. Raises ArtifactError where it is missing, broken or of another schema."""
     path = folder / NAME
+    if folder.resolve().name.endswith(PARTIAL):
+        raise ArtifactError(f"{folder}: left behind by a build that was killed; remove it and build again")
     if not folder.is_dir():
         raise ArtifactError(f"{folder}: not a folder; expected an artifact made by `gptoss-export build`")
     try:

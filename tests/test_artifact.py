@@ -209,6 +209,13 @@ def test_a_killed_build_leaves_nothing_that_loads(checkpoints, tmp_path, stop):
             Runner.load(left)
 
 
+def test_a_build_killed_before_the_rename_does_not_load(artifact, tmp_path):
+    """All is written, the manifest too, and only the rename is missing."""
+    folder = shutil.copytree(artifact, tmp_path / ".out-abc.partial")
+    with pytest.raises(ArtifactError, match="left behind by a build that was killed"):
+        Runner.load(folder)
+
+
 def test_plain_experts_are_quantized(checkpoints, tmp_path, monkeypatch, loaded):
     """The weights of a bf16 checkpoint, written anew, are those of the packed one."""
     from gptoss_export.runtime.weights import load_weights
