@@ -140,6 +140,22 @@ class _Keys:
         return _Keys({}, f"{names[0]}.", [])
 
 
+def _common(keys: _Keys) -> dict[str, Any]:
+    """What both spellings call the same."""
+    return dict(
+        hidden_size=keys.number("hidden_size", int),
+        intermediate_size=keys.number("intermediate_size", int),
+        num_attention_heads=keys.number("num_attention_heads", int),
+        num_key_value_heads=keys.number("num_key_value_heads", int),
+        head_dim=keys.number("head_dim", int),
+        vocab_size=keys.number("vocab_size", int),
+        rms_norm_eps=keys.number("rms_norm_eps", float, 1e-5),
+        swiglu_alpha=keys.number("swiglu_alpha", float, 1.702),
+        swiglu_limit=keys.number("swiglu_limit", float, 7.0),
+        eos_token_ids=_token_ids(keys),
+    )
+
+
 def _hugging_face(keys: _Keys) -> ModelConfig:
     for key, expected in (
         ("model_type", "gpt_oss"), ("hidden_act", "silu"), ("attention_bias", True),
@@ -163,18 +179,13 @@ def _hugging_face(keys: _Keys) -> ModelConfig:
         attention_factor = rope.number("attention_factor", float)
     layer_types = keys.raw.get("layer_types")
     if layer_types is None:
-        layer_types = _alternating(layers)
+        layer_types = alternating(layers)
     if not isinstance(layer_types, list) or not all(isinstance(kind, str) for kind in layer_types):
         keys.problems.append(f"layer_types: found {layer_types!r}, expected a list of strings")
         layer_types = []
     return ModelConfig(
-        hidden_size=keys.number("hidden_size", int),
-        intermediate_size=keys.number("intermediate_size", int),
+        **_common(keys),
         num_hidden_layers=layers,
-        num_attention_heads=keys.number("num_attention_heads", int),
-        num_key_value_heads=keys.number("num_key_value_heads", int),
-        head_dim=keys.number("head_dim", int),
-        vocab_size=keys.number("vocab_size", int),
         num_local_experts=keys.number(
             "num_local_experts" if "num_local_experts" in keys.raw else "num_experts", int
         ),
@@ -184,9 +195,6 @@ def _hugging_face(keys: _Keys) -> ModelConfig:
         sliding_window=keys.number("sliding_window", int, None if SLIDING in layer_types else 0),
         layer_types=tuple(layer_types),
         max_position_embeddings=keys.number("max_position_embeddings", int),
-        rms_norm_eps=keys.number("rms_norm_eps", float, 1e-5),
-        swiglu_alpha=keys.number("swiglu_alpha", float, 1.702),
-        swiglu_limit=keys.number("swiglu_limit", float, 7.0),
         rope=Yarn(
             theta=theta.number("rope_theta", float),
             factor=rope.number("factor", float),
@@ -196,7 +204,6 @@ def _hugging_face(keys: _Keys) -> ModelConfig:
             truncate=truncate,
             attention_factor=attention_factor,
         ),
-        eos_token_ids=_token_ids(keys),
     )
 
 
@@ -205,21 +212,13 @@ def _original(keys: _Keys) -> ModelConfig:
     context = keys.number("initial_context_length", int)
     factor = keys.number("rope_scaling_factor", float)
     return ModelConfig(
-        hidden_size=keys.number("hidden_size", int),
-        intermediate_size=keys.number("intermediate_size", int),
+        **_common(keys),
         num_hidden_layers=layers,
-        num_attention_heads=keys.number("num_attention_heads", int),
-        num_key_value_heads=keys.number("num_key_value_heads", int),
-        head_dim=keys.number("head_dim", int),
-        vocab_size=keys.number("vocab_size", int),
         num_local_experts=keys.number("num_experts", int),
         num_experts_per_tok=keys.number("experts_per_token", int),
         sliding_window=keys.number("sliding_window", int),
-        layer_types=tuple(_alternating(layers)),
+        layer_types=tuple(alternating(layers)),
         max_position_embeddings=int(context * factor),
-        rms_norm_eps=keys.number("rms_norm_eps", float, 1e-5),
-        swiglu_alpha=keys.number("swiglu_alpha", float, 1.702),
-        swiglu_limit=keys.number("swiglu_limit", float, 7.0),
         rope=Yarn(
             theta=keys.number("rope_theta", float),
             factor=factor,
@@ -227,11 +226,11 @@ def _original(keys: _Keys) -> ModelConfig:
             beta_fast=keys.number("rope_ntk_beta", float, 32.0),
             beta_slow=keys.number("rope_ntk_alpha", float, 1.0),
         ),
-        eos_token_ids=_token_ids(keys),
     )
 
 
-def _alternating(layers: int) -> list[str]:
+def alternating(layers: int) -> list[str]:
+    """The order of gpt-oss: a sliding layer first, then every other one."""
     return [SLIDING if layer % 2 == 0 else FULL for layer in range(layers)]
 
 

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from .. import mxfp4
-from ..config import FULL, SLIDING, ModelConfig, Yarn
+from ..config import FULL, SLIDING, ModelConfig, Yarn, alternating
 from ..errors import UsageError
 from ..folders import replace_folder
 from .layouts import LAYOUTS, PACKED, Layout, Recipe
@@ -51,8 +51,7 @@ PRESETS: dict[str, ModelConfig] = {
 
 def with_layers(config: ModelConfig, layers: int) -> ModelConfig:
     """The same shape with another number of layers, alternating as gpt-oss does."""
-    kinds = tuple(SLIDING if layer % 2 == 0 else FULL for layer in range(layers))
-    return dataclasses.replace(config, num_hidden_layers=layers, layer_types=kinds)
+    return dataclasses.replace(config, num_hidden_layers=layers, layer_types=tuple(alternating(layers)))
 
 
 def layout_for(layout: str, experts: str) -> Layout:

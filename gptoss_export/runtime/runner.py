@@ -155,10 +155,7 @@ class Runner:
         return self._prefill(ids, slot)
 
     def prefill_logits(self, tokens: Sequence[int], slot: int = 0) -> Iterator[torch.Tensor]:
-        """As `prefill`, but yields the logits after every token, in blocks [n, V] float32.
-
-        A block is overwritten when the next one is made.
-        """
+        """As `prefill`, but yields the logits after every token, in blocks [n, V] float32."""
         return self._logits_of(self._prompt(tokens, slot), slot, self._claim())
 
     @torch.inference_mode()
