@@ -22,7 +22,7 @@ from . import __version__
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import ModelConfig
 from .errors import BuildError, UsageError, raise_all
-from .export import Program, Shapes, build_model, trace
+from .export import Input, Program, Shapes, build_model, trace
 from .folders import check_new_folder, replace_folder
 from .lower import lower
 from .manifest import (
@@ -159,15 +159,14 @@ def _lowered(
     for name, trace_now in trace(config, shapes, dtype, torch.device(device)).items():
         with steps.step(f"export {name}"):
             program = lower(trace_now(), implementations)
-        specs[name] = ProgramSpec(
-            tuple(_spec(*vars(item).values()) for item in program.inputs), _spec(*vars(program.output).values())
-        )
+        inputs, outputs = (tuple(map(_spec, items)) for items in (program.inputs, program.outputs))
+        specs[name] = ProgramSpec(inputs, outputs)
         with steps.step(f"compile {name}"):
             yield program
 
 
-def _spec(name: str, role: str, shape: tuple[int, ...], dtype: torch.dtype) -> TensorSpec:
-    return TensorSpec(name, role, shape, _name(dtype))
+def _spec(item: Input) -> TensorSpec:
+    return TensorSpec(item.name, item.role, item.shape, _name(item.dtype))
 
 
 def _name(dtype: torch.dtype) -> str:

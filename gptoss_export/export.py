@@ -1,8 +1,9 @@
 """torch.export: the three programs of an artifact, with static shapes, from one model.
 
-  decode          one token for each of B sequences       tokens [B], positions [B]          -> logits [B, V]
-  prefill_<C>     up to C tokens of one sequence          tokens [C], positions [C], slot [1] -> hidden [C, H]
-  unembed_<R>     logits of R hidden states               hidden [R, H]                       -> logits [R, V]
+  decode          one token for each of B sequences   tokens [B], positions [B], slots [B]  -> as unembed_<B>
+  prefill_<C>     up to C tokens of one sequence      tokens [C], positions [C], slots [1]  -> hidden [C, H]
+  unembed_<R>     logits of R hidden states           hidden [R, H]
+                                              -> logits [R, V], top [R], top_logprob [R], log_total [R]
 
 A prefill chunk needs no logits but its last, and scoring a text needs them all: that is why the
 unembedding is a program of its own. Caches and weights are inputs too, in that order after the others, so
@@ -52,12 +53,12 @@ class Input:
 
 @dataclass(frozen=True)
 class Program:
-    """A traced program: its graph, its inputs in the order of the call, its one output."""
+    """A traced program: its graph, its inputs in the order of the call, its outputs."""
 
     name: str
     exported: ExportedProgram
     inputs: tuple[Input, ...]
-    output: Input
+    outputs: tuple[Input, ...]
 
 
 def build_model(config: ModelConfig, dtype: torch.dtype) -> GptOss:
@@ -73,9 +74,9 @@ def trace(
     model = build_model(config, dtype)
     batch, context = shapes.max_batch, config.hidden_size
     data = {
-        "decode": {"tokens": _ids(batch), "positions": _ids(batch)},
+        "decode": {"tokens": _ids(batch), "positions": _ids(batch), "slots": _ids(batch)},
         **{
-            f"prefill_{chunk}": {"tokens": _ids(chunk), "positions": _ids(chunk), "slot": _ids(1)}
+            f"prefill_{chunk}": {"tokens": _ids(chunk), "positions": _ids(chunk), "slots": _ids(1)}
             for chunk in shapes.prefill_chunks
         },
         **{f"unembed_{rows}": {"hidden": ((rows, context), torch.float32)} for rows in (1, SCORE_ROWS)},
@@ -92,8 +93,7 @@ class _Decode(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens, positions, caches):
-        slots = torch.arange(tokens.size(0), device=tokens.device)
+    def forward(self, tokens, positions, slots, caches):
         hidden = self.model.backbone(tokens[:, None], positions[:, None], slots, caches)
         return self.model.unembed(hidden)
 
@@ -103,8 +103,8 @@ class _Prefill(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens, positions, slot, caches):
-        return self.model.backbone(tokens[None], positions[None], slot, caches)
+    def forward(self, tokens, positions, slots, caches):
+        return self.model.backbone(tokens[None], positions[None], slots, caches)
 
 
 class _Unembed(torch.nn.Module):
@@ -130,6 +130,8 @@ class _Stateless(torch.nn.Module):
 
 
 _KINDS: dict[str, type[torch.nn.Module]] = {"decode": _Decode, "prefill": _Prefill, "unembed": _Unembed}
+_CHOICE = ("logits", "top", "top_logprob", "log_total")
+_OUTPUTS = {"decode": _CHOICE, "prefill": ("hidden",), "unembed": _CHOICE}
 
 
 def _tracer(name, model, config, shapes, dtype, device, data) -> Callable[[], Program]:
@@ -150,9 +152,12 @@ def _tracer(name, model, config, shapes, dtype, device, data) -> Callable[[], Pr
         arguments = _structured(inputs, fakes)
         exported = torch.export.export(_Stateless(_KINDS[kind](model)), arguments, strict=False)
         meta = exported.graph_signature.user_outputs
-        value = next(n for n in exported.graph.nodes if n.name == meta[-1]).meta["val"]
-        output = Input("hidden" if kind == "prefill" else "logits", "data", tuple(value.shape), value.dtype)
-        return Program(name, exported, tuple(inputs), output)
+        values = {node.name: node.meta.get("val") for node in exported.graph.nodes}
+        outputs = tuple(
+            Input(label, "data", tuple(values[node].shape), values[node].dtype)
+            for label, node in zip(_OUTPUTS[kind], meta, strict=True)
+        )
+        return Program(name, exported, tuple(inputs), outputs)
 
     return trace_now
 

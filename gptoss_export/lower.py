@@ -1,8 +1,9 @@
 """Swaps each gptoss:: node of a program for what a target accepts, or refuses.
 
-One mechanism for all targets: `ExportedProgram.run_decompositions({op: implementation})`. The
-implementation is the op's reference (then plain aten is left) or a kernel from the plugin package (then a
-`gptoss_triton::` node is left, which AOTInductor compiles to an embedded cubin).
+One mechanism for all targets: the program is traced again with each op computed by its implementation,
+which is the op's reference (then plain aten and smaller ops are left) or a kernel from the plugin package
+(then a `gptoss_triton::` node is left, which AOTInductor compiles to an embedded cubin). Decomposition
+tables would do for functions, but not for an op that writes a cache in place: export wraps its node.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
+from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 
 from .errors import LoweringError, raise_all
 from .export import Program
@@ -19,7 +22,7 @@ from .ops import OPS
 
 KERNELS = "gptoss_export.kernels"  # entry point group; the name of an entry is the name of its op
 
-Implementations = Mapping[str, Callable[..., torch.Tensor]]
+Implementations = Mapping[str, Callable[..., Any]]
 
 
 def references() -> Implementations:
@@ -39,9 +42,15 @@ def kernels() -> Implementations:
 
 
 def lower(program: Program, implementations: Implementations) -> Program:
-    """The program with every gptoss:: op replaced; raises LoweringError naming ops that are left."""
+    """The program with every gptoss:: op replaced; raises LoweringError naming ops that are left.
+
+    An implementation may bring in ops of its own (a sublayer's reference calls the attention): they are
+    replaced in the next round.
+    """
     table = {OPS[name].overload: implementation for name, implementation in implementations.items()}
-    exported = program.exported.run_decompositions(table)
+    exported = program.exported
+    while any(node.target in table for node in exported.graph.nodes):
+        exported = torch.export.export(_Replacing(exported, table), exported.example_inputs[0], strict=False)
     left = sorted(
         {
             f"{node.target} ({node.name})"
@@ -51,3 +60,23 @@ def lower(program: Program, implementations: Implementations) -> Program:
     )
     raise_all(LoweringError, f"program {program.name}: ops that nothing implements for this target", left)
     return dataclasses.replace(program, exported=exported)
+
+
+class _Replacing(torch.nn.Module):
+    """Runs a program's graph with some of its ops computed by something else."""
+
+    def __init__(self, exported: ExportedProgram, table: Mapping[Any, Callable[..., Any]]) -> None:
+        super().__init__()
+        self._interpreter = [_Interpreter(exported.module(check_guards=False), table)]  # no submodule: it has no state
+
+    def forward(self, *arguments):
+        return self._interpreter[0].run(*arguments)
+
+
+class _Interpreter(torch.fx.Interpreter):
+    def __init__(self, module: torch.fx.GraphModule, table: Mapping[Any, Callable[..., Any]]) -> None:
+        super().__init__(module)
+        self._table = table
+
+    def call_function(self, target, args, kwargs):
+        return super().call_function(self._table.get(target, target), args, kwargs)

@@ -22,7 +22,7 @@ from .kv_cache import CacheShape
 
 DTYPES = ("float32", "bfloat16", "uint8", "int64")
 DEVICES = ("cpu", "cuda")
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NAME = "manifest.json"
 
 
@@ -38,10 +38,10 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ProgramSpec:
-    """The call of a program: inputs in order, contiguous; one output."""
+    """The call of a program: inputs and outputs in order, contiguous."""
 
     inputs: tuple[TensorSpec, ...]
-    output: TensorSpec
+    outputs: tuple[TensorSpec, ...]
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _parse(data: dict[str, Any]) -> Manifest:
     fields["prefill_chunks"] = tuple(data["prefill_chunks"])
     fields["stop_tokens"] = tuple(data["stop_tokens"])
     fields["programs"] = {
-        name: ProgramSpec(tuple(map(tensor, spec["inputs"])), tensor(spec["output"]))
+        name: ProgramSpec(tuple(map(tensor, spec["inputs"])), tuple(map(tensor, spec["outputs"])))
         for name, spec in data["programs"].items()
     }
     fields["weights"] = {name: weight(spec) for name, spec in data["weights"].items()}
@@ -175,9 +175,9 @@ def _violations(manifest: Manifest) -> Iterator[str]:
 
 def _program_violations(manifest: Manifest) -> Iterator[str]:
     batch, hidden = manifest.max_batch, manifest.model.hidden_size
-    expected = {"decode": {"tokens": (batch,), "positions": (batch,)}}
+    expected = {"decode": {"tokens": (batch,), "positions": (batch,), "slots": (batch,)}}
     for chunk in manifest.prefill_chunks:
-        expected[f"prefill_{chunk}"] = {"tokens": (chunk,), "positions": (chunk,), "slot": (1,)}
+        expected[f"prefill_{chunk}"] = {"tokens": (chunk,), "positions": (chunk,), "slots": (1,)}
     for name in manifest.programs:
         if name.startswith("unembed_"):
             expected[name] = {"hidden": (int(name.removeprefix("unembed_")), hidden)}

@@ -4,8 +4,9 @@ It is built on the meta device and never holds weights: `export` traces it with 
 as inputs. Parameter names are Hugging Face's, except that q, k and v are one matrix (`qkv_proj`) and the
 RoPE frequencies are a parameter, because a program's constants have to come from somewhere.
 
-Numerics: matrix products in the dtype of the weights; the residual stream, RMSNorm, RoPE, the router and
-all softmaxes in float32. The router decides in float32, and of equal logits the lower expert index wins.
+A layer is two ops, one a sublayer; the modules hold their weights under the names of the checkpoint. What
+the ops compute is in their files: matrix products in the dtype of the weights; the residual stream,
+RMSNorm, RoPE, the router and all softmaxes in float32.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ import math
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from . import kv_cache, ops  # noqa: F401  (ops registers torch.ops.gptoss)
+from . import ops  # noqa: F401  (registers torch.ops.gptoss)
 from .config import MXFP4_GROUP, ModelConfig, Yarn
 
 Caches = list[tuple[torch.Tensor, torch.Tensor]]
@@ -45,19 +45,16 @@ def yarn_inv_freq(yarn: Yarn, head_dim: int) -> torch.Tensor:
 
 
 class RMSNorm(nn.Module):
-    """float32 [T, H] to float32 [T, H]; the caller rounds."""
+    """Holds the weight of a norm; the op that begins with the norm applies it."""
 
     def __init__(self, size: int, eps: float, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size, dtype=dtype))
         self.eps = eps
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps) * self.weight.float()
-
 
 class RotaryEmbedding(nn.Module):
-    """positions [T] to cos and sin [T, 1, head_dim / 2], float32, multiplied by YaRN's concentration."""
+    """positions [T] to cos and sin [T, head_dim / 2], float32, multiplied by YaRN's concentration."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -65,56 +62,36 @@ class RotaryEmbedding(nn.Module):
         self.concentration = config.rope.concentration
 
     def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        angle = positions.float()[:, None, None] * self.inv_freq
-        return angle.cos() * self.concentration, angle.sin() * self.concentration
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate the two halves of [T, heads, head_dim] against each other, in float32; dtype of x."""
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+        return torch.ops.gptoss.rotary(positions, self.inv_freq, self.concentration)
 
 
 class Attention(nn.Module):
+    """The weights of gptoss::attention_sublayer, but for its norm."""
+
     def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.head_dim, self.window = config.head_dim, config.window(layer)
-        width = (self.heads + 2 * self.kv_heads) * self.head_dim
+        heads, head_dim = config.num_attention_heads, config.head_dim
+        self.window, self.scale = config.window(layer), head_dim**-0.5
+        width = (heads + 2 * config.num_key_value_heads) * head_dim
         self.qkv_proj = nn.Linear(config.hidden_size, width, dtype=dtype)
-        self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, dtype=dtype)
-        self.sinks = nn.Parameter(torch.empty(self.heads, dtype=dtype))
+        self.o_proj = nn.Linear(heads * head_dim, config.hidden_size, dtype=dtype)
+        self.sinks = nn.Parameter(torch.empty(heads, dtype=dtype))
 
-    def forward(self, x, rope, slots, positions, k_cache, v_cache) -> torch.Tensor:
-        """x [T, H]; positions [N, L] with N L = T; caches are written in place."""
-        qkv = self.qkv_proj(x).view(-1, self.heads + 2 * self.kv_heads, self.head_dim)
-        query, key, value = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-        cos, sin = rope
-        slot_of, position_of = slots[:, None].expand_as(positions).flatten(), positions.flatten()
-        kv_cache.write(k_cache, slot_of, position_of, rotate(key, cos, sin))
-        kv_cache.write(v_cache, slot_of, position_of, value)
-        out = torch.ops.gptoss.sink_attention(
-            rotate(query, cos, sin).view(*positions.shape, self.heads, self.head_dim),
-            k_cache, v_cache, self.sinks, slots, positions, self.window, self.head_dim**-0.5,
+    def forward(self, x, norm: RMSNorm, rope, slots, positions, k_cache, v_cache) -> torch.Tensor:
+        """x [T, H] float32; positions [N, L] with N L = T; caches are written in place."""
+        return torch.ops.gptoss.attention_sublayer(
+            x, norm.weight, self.qkv_proj.weight, self.qkv_proj.bias, self.o_proj.weight, self.o_proj.bias,
+            self.sinks, k_cache, v_cache, *rope, slots, positions, self.window, self.scale, norm.eps,
         )  # fmt: skip
-        return self.o_proj(out.view(x.size(0), -1))
 
 
 class Router(nn.Module):
-    """Top-k experts of each token, softmax over the chosen logits only."""
+    """The weights of the router."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.num_local_experts, config.hidden_size, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(config.num_local_experts, dtype=dtype))
-        self.choices = config.num_experts_per_tok
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x [T, H] float32 to weights [T, K] float32 and expert indices [T, K] int64."""
-        logits = F.linear(x, self.weight.float(), self.bias.float())
-        # A stable sort settles ties the same way on every device; topk leaves them open.
-        values, indices = torch.sort(logits, dim=-1, descending=True, stable=True)
-        return values[:, : self.choices].softmax(dim=-1), indices[:, : self.choices]
 
 
 class Experts(nn.Module):
@@ -127,15 +104,6 @@ class Experts(nn.Module):
         self.gate_up_proj_bias = nn.Parameter(torch.empty(experts, 2 * inter, dtype=dtype))
         self.down_proj_blocks, self.down_proj_scales = _packed(experts, hidden, inter)
         self.down_proj_bias = nn.Parameter(torch.empty(experts, hidden, dtype=dtype))
-        self.alpha, self.limit = config.swiglu_alpha, config.swiglu_limit
-
-    def forward(self, x, routing_weights, expert_indices) -> torch.Tensor:
-        return torch.ops.gptoss.mxfp4_experts(
-            x, routing_weights, expert_indices,
-            self.gate_up_proj_blocks, self.gate_up_proj_scales, self.gate_up_proj_bias,
-            self.down_proj_blocks, self.down_proj_scales, self.down_proj_bias,
-            self.alpha, self.limit,
-        )  # fmt: skip
 
 
 def _packed(experts: int, rows: int, columns: int) -> tuple[nn.Parameter, nn.Parameter]:
@@ -147,16 +115,23 @@ def _packed(experts: int, rows: int, columns: int) -> tuple[nn.Parameter, nn.Par
 
 
 class Mlp(nn.Module):
+    """The weights of gptoss::experts_sublayer, but for its norm."""
+
     def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
         super().__init__()
         self.router = Router(config, dtype)
         self.experts = Experts(config, dtype)
-        self.dtype = dtype
+        self.choices, self.alpha, self.limit = config.num_experts_per_tok, config.swiglu_alpha, config.swiglu_limit
 
-    def forward(self, x: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
-        """x [T, H] float32, active [T] bool: padding and idle rows are routed to no expert."""
-        weights, indices = self.router(x)
-        return self.experts(x.to(self.dtype), weights, torch.where(active[:, None], indices, -1))
+    def forward(self, x: torch.Tensor, norm: RMSNorm, positions: torch.Tensor) -> torch.Tensor:
+        """x [T, H] float32, positions [T]."""
+        experts = self.experts
+        return torch.ops.gptoss.experts_sublayer(
+            x, norm.weight, self.router.weight, self.router.bias,
+            experts.gate_up_proj_blocks, experts.gate_up_proj_scales, experts.gate_up_proj_bias,
+            experts.down_proj_blocks, experts.down_proj_scales, experts.down_proj_bias,
+            positions, self.choices, self.alpha, self.limit, norm.eps,
+        )  # fmt: skip
 
 
 class Layer(nn.Module):
@@ -166,12 +141,10 @@ class Layer(nn.Module):
         self.self_attn = Attention(config, layer, dtype)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         self.mlp = Mlp(config, dtype)
-        self.dtype = dtype
 
     def forward(self, x, rope, slots, positions, k_cache, v_cache) -> torch.Tensor:
-        normed = self.input_layernorm(x).to(self.dtype)
-        x = x + self.self_attn(normed, rope, slots, positions, k_cache, v_cache)
-        return x + self.mlp(self.post_attention_layernorm(x), positions.flatten() >= 0)
+        x = self.self_attn(x, self.input_layernorm, rope, slots, positions, k_cache, v_cache)
+        return self.mlp(x, self.post_attention_layernorm, positions.flatten())
 
 
 class Backbone(nn.Module):
@@ -192,7 +165,6 @@ class GptOss(nn.Module):
         super().__init__()
         self.model = Backbone(config, dtype)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
-        self.dtype = dtype
 
     def backbone(
         self, tokens: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, caches: Caches
@@ -207,6 +179,6 @@ class GptOss(nn.Module):
             x = layer(x, rope, slots, positions, k_cache, v_cache)
         return x
 
-    def unembed(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Residual stream [R, H] float32 to logits [R, V] float32."""
-        return self.lm_head(self.model.norm(hidden).to(self.dtype)).float()
+    def unembed(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Residual stream [R, H] float32 to the four results of gptoss::unembed."""
+        return torch.ops.gptoss.unembed(hidden, self.model.norm.weight, self.lm_head.weight, self.model.norm.eps)

@@ -24,6 +24,7 @@ from .errors import UsageError
 from .export import build_model
 from .kv_cache import CacheShape
 from .model import GptOss, yarn_inv_freq
+from .ops.norm import rms_norm
 
 if TYPE_CHECKING:
     from transformers import GptOssForCausalLM
@@ -153,10 +154,13 @@ class Reference(Oracle):
         self.margin = torch.empty(0)
         self._margins: list[torch.Tensor] = []
         for layer in self.model.model.layers:
-            layer.mlp.router.register_forward_hook(self._record)
+            layer.mlp.register_forward_hook(self._record)
 
-    def _record(self, module: torch.nn.Module, inputs: tuple, outputs: tuple) -> None:
-        logits = torch.nn.functional.linear(inputs[0], module.weight.float(), module.bias.float())
+    def _record(self, module: torch.nn.Module, inputs: tuple, outputs: torch.Tensor) -> None:
+        x, norm = inputs[:2]
+        router = module.router
+        normed = rms_norm(x, norm.weight, norm.eps)
+        logits = torch.nn.functional.linear(normed, router.weight.float(), router.bias.float())
         self._margins.append(_margin(logits, module.choices))
 
     @torch.inference_mode()
@@ -178,7 +182,7 @@ class Reference(Oracle):
             hidden = self.model.backbone(piece, positions, slots, caches)
             margins.append(torch.stack(self._margins).amin(dim=0))
             for row in (row for row in wanted if start <= row < start + piece.size(1)):
-                found[row] = self.model.unembed(hidden[row - start][None])[0].cpu()
+                found[row] = self.model.unembed(hidden[row - start][None])[0][0].cpu()
         self.margin = torch.cat(margins)
         return torch.stack([found[row] for row in rows])
 

@@ -21,7 +21,8 @@ import pytest
 import torch
 
 from gptoss_export.metric import TOLERANCES, Error, error
-from gptoss_export.ops import OPS
+from gptoss_export.lower import kernels
+from gptoss_export.ops import OPS, Op
 
 CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -117,45 +118,74 @@ def expert_cases(device, dtype) -> Iterator[Case]:
     yield "a scale that is NaN", tuple(args)
 
 
-MORE_CASES = {"sink_attention": attention_cases, "mxfp4_experts": expert_cases}
+def router_cases(device, dtype) -> Iterator[Case]:
+    """More experts than the router takes at a time, and a number of choices that is no power of two."""
+    for label, tokens, experts, choices in (("40 experts", 1, 40, 4), ("130 experts, 3 choices", 2, 130, 3)):
+        x, _, _, *weights, alpha, limit = expert_args(device, dtype, tokens, 64, 32, experts, choices)
+        random = torch.Generator(device).manual_seed(experts)
+        router = torch.randn(experts, 64, generator=random, device=device).to(dtype)
+        positions = torch.arange(tokens, device=device)
+        yield label, (
+            x.float(), torch.ones_like(x[0]), router, router[:, 0].contiguous(), *weights,
+            positions, choices, alpha, limit, 1e-5,
+        )  # fmt: skip
+
+
+MORE_CASES = {
+    "sink_attention": attention_cases, "mxfp4_experts": expert_cases, "experts_sublayer": router_cases,
+}  # fmt: skip
 
 
 def cases(name: str, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     yield from OPS[name].cases(device, dtype)
-    yield from MORE_CASES[name](device, dtype)
+    if name in MORE_CASES:
+        yield from MORE_CASES[name](device, dtype)
 
 
-def kernel(name: str) -> Callable[..., torch.Tensor]:
-    from gptoss_plugins.attention import sink_attention
-    from gptoss_plugins.experts import mxfp4_experts
-
-    return {"sink_attention": sink_attention, "mxfp4_experts": mxfp4_experts}[name]
+def kernel(name: str) -> Callable[..., Any]:
+    return kernels()[name]
 
 
 def distance(name: str, args: tuple[Any, ...]) -> Error:
-    """Kernel against the reference computed in float32 of the same inputs; NaN and zero rows in the same places.
+    """Kernel against the reference computed in float32 of the same inputs: the worst of all results, and of
+    the arguments that are written in place."""
+    op = OPS[name]
+    names = [argument.name for argument in op.overload._schema.arguments]
+    expected = results(op, names, op.reference, [_exact(name, a) for name, a in zip(names, args, strict=True)])
+    actual = results(op, names, kernel(name), [a.clone() if isinstance(a, torch.Tensor) else a for a in args])
+    found = [_distance(got, want) for got, want in zip(actual, expected, strict=True)]
+    return Error(*(max(pair, key=lambda e: (e != e, e)) for pair in zip(*map(dataclasses.astuple, found), strict=True)))
+
+
+def results(op: Op, names: list[str], function: Callable[..., Any], args: list[Any]) -> list[torch.Tensor]:
+    returned = function(*args)
+    written = [a[:, :, :-1] for name, a in zip(names, args, strict=True) if name in op.mutates]  # not the scratch row
+    return [*(returned if isinstance(returned, tuple) else (returned,)), *written]
+
+
+def _exact(name: str, argument: Any) -> Any:
+    """In float32. The reference multiplies what nobody may read by zero; it must not be NaN there."""
+    if not isinstance(argument, torch.Tensor) or not argument.is_floating_point():
+        return argument.clone() if isinstance(argument, torch.Tensor) else argument
+    return argument.float().nan_to_num() if name.endswith("_cache") else argument.float().clone()
+
+
+def _distance(actual: torch.Tensor, expected: torch.Tensor) -> Error:
+    """Of one result; NaN and zero rows must be in the same places, and indices the same.
 
     Padding, whose results are zero, must not lower the root mean square that errors are measured by.
     """
-    exact = [a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
-    expected = OPS[name].reference(*_without_scratch(name, exact))
-    actual = kernel(name)(*args)
     wrong = Error(float("nan"), float("nan"))
-    if actual.dtype != args[0].dtype or not torch.equal(actual.isnan(), expected.isnan()):
+    if not expected.is_floating_point():
+        return Error(0.0, 0.0) if torch.equal(actual, expected) else wrong
+    if not torch.equal(actual.isnan(), expected.isnan()):
         return wrong
-    active = (expected != 0).any(dim=-1)
+    active = (expected != 0).any(dim=-1) if expected.dim() > 1 else torch.ones_like(expected, dtype=torch.bool)
     if bool(actual[~active].any()):
         return wrong
     if not bool(active.any()):
         return Error(0.0, 0.0)
     return error(actual[active].nan_to_num(), expected[active].nan_to_num())
-
-
-def _without_scratch(name: str, args: list[Any]) -> list[Any]:
-    """The reference multiplies what nobody may read by zero; it must not be NaN there."""
-    if name == "sink_attention":
-        return [args[0], args[1].nan_to_num(), args[2].nan_to_num(), *args[3:]]
-    return args
 
 
 # ---- in the interpreter ---------------------------------------------------------------------------------

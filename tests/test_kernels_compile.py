@@ -1,12 +1,11 @@
 """Every Triton kernel compiles for the H200 at the sizes of gpt-oss-20b, on a machine with no GPU.
 
-The op is called on meta tensors with `wrap_triton` of its module replaced by a recorder, so what is
+The op is called on meta tensors with `wrap_triton` replaced by a recorder, so what is
 compiled is what the op launches: its arguments, constants, warps and stages, written down nowhere else.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import subprocess
@@ -18,11 +17,13 @@ from typing import Any
 import pytest
 import torch
 
+from gptoss_export.lower import kernels
+
 SHARED_MEMORY = 227 * 1024  # bytes a block may have on sm_90
 HIDDEN, INTER, EXPERTS, CHOICES = 2880, 2880, 32, 4
 KV_HEADS, GROUP, HEAD_DIM = 8, 8, 64
 POINTERS = {
-    torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.uint8: "*u8", torch.int32: "*i32",
+    torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.uint8: "*u8", torch.int32: "*i32",
     torch.int64: "*i64",
 }  # fmt: skip
 
@@ -52,19 +53,62 @@ def expert_args(tokens: int) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-# label: (module, op, arguments, kernels it launches)
-LAUNCHES: dict[str, tuple[str, str, Callable[[], tuple[Any, ...]], list[str]]] = {
-    "decode": ("attention", "sink_attention", lambda: attention_args(1, 1, 8192, 0), ["_attend", "_combine"]),
-    "decode, window": ("attention", "sink_attention", lambda: attention_args(1, 1, 640, 128), ["_attend"]),
-    "prefill": ("attention", "sink_attention", lambda: attention_args(1, 512, 8192, 0), ["_attend"]),
-    "prefill, window": ("attention", "sink_attention", lambda: attention_args(1, 512, 640, 128), ["_attend"]),
-    "one token": ("experts", "mxfp4_experts", lambda: expert_args(1), ["_gate_up_few", "_down_few"]),
-    "batch of 64": ("experts", "mxfp4_experts", lambda: expert_args(64), ["_gate_up_many", "_down_many"]),
-    "chunk": ("experts", "mxfp4_experts", lambda: expert_args(512), ["_gate_up_many", "_down_many"]),
-}
+def attention_sublayer_args(tokens: int, rows: int, window: int) -> tuple[Any, ...]:
+    attention = attention_args(1, tokens, rows, window)
+    x = torch.empty(tokens, HIDDEN, dtype=torch.float32, device="meta")
+    width = (GROUP + 2) * KV_HEADS * HEAD_DIM
+
+    def weight(*shape: int) -> torch.Tensor:
+        return x.new_empty(shape, dtype=torch.bfloat16)
+
+    angles = x.new_empty(tokens, HEAD_DIM // 2)
+    return (
+        x, weight(HIDDEN), weight(width, HIDDEN), weight(width),
+        weight(HIDDEN, KV_HEADS * GROUP * HEAD_DIM), weight(HIDDEN), attention[3], *attention[1:3],
+        angles, angles, *attention[4:], 1e-5,
+    )  # fmt: skip
 
 
-def record(module: Any, op: str, args: tuple[Any, ...]) -> list[tuple[Any, dict[str, Any]]]:
+def experts_sublayer_args(tokens: int, experts: int = EXPERTS) -> tuple[Any, ...]:
+    x, _, _, *weights, alpha, limit = expert_args(tokens)
+    positions = x.new_empty(tokens, dtype=torch.int64)
+    router = x.new_empty(experts, HIDDEN), x.new_empty(experts)
+    return x.float(), x.new_empty(HIDDEN), *router, *weights, positions, CHOICES, alpha, limit, 1e-5
+
+
+def unembed_args(rows: int) -> tuple[Any, ...]:
+    x = torch.empty(rows, HIDDEN, dtype=torch.float32, device="meta")
+    return x, x.new_empty(HIDDEN, dtype=torch.bfloat16), x.new_empty(201088, HIDDEN, dtype=torch.bfloat16), 1e-5
+
+
+FEW = ["_gate_up_pdl", "_down_pdl"]
+MANY = ["_gate_up_many", "_down_many"]
+
+# label: (op, arguments, kernels it launches)
+LAUNCHES: dict[str, tuple[str, Callable[[], tuple[Any, ...]], list[str]]] = {
+    "decode": ("sink_attention", lambda: attention_args(1, 1, 8192, 0), ["_attend_pdl", "_combine_pdl"]),
+    "decode, window": ("sink_attention", lambda: attention_args(1, 1, 640, 128), ["_attend_pdl"]),
+    "prefill": ("sink_attention", lambda: attention_args(1, 512, 8192, 0), ["_attend_pdl"]),
+    "prefill, window": ("sink_attention", lambda: attention_args(1, 512, 640, 128), ["_attend_pdl"]),
+    "experts, one token": ("mxfp4_experts", lambda: expert_args(1), ["_arrange", *FEW]),
+    "experts, batch of 64": ("mxfp4_experts", lambda: expert_args(64), MANY),
+    "experts, chunk": ("mxfp4_experts", lambda: expert_args(512), MANY),
+    "attention half, one token": (
+        "attention_sublayer", lambda: attention_sublayer_args(1, 8192, 0),
+        ["_qkv_pdl", "_attend_pdl", "_combine_pdl", "_project_pdl"],
+    ),
+    "attention half, chunk": ("attention_sublayer", lambda: attention_sublayer_args(512, 640, 128), ["_attend_pdl"]),
+    "experts half, one token": ("experts_sublayer", lambda: experts_sublayer_args(1), ["_router_pdl", *FEW]),
+    "experts half, 8 tokens": ("experts_sublayer", lambda: experts_sublayer_args(8), ["_router_pdl", *FEW]),
+    "experts half, 128 experts": (
+        "experts_sublayer", lambda: experts_sublayer_args(1, 128), ["_router_pdl", *FEW],
+    ),
+    "unembedding, one row": ("unembed", lambda: unembed_args(1), ["_logits_pdl", "_choose_pdl"]),
+    "unembedding, 64 rows": ("unembed", lambda: unembed_args(64), []),
+}  # fmt: skip
+
+
+def record(op: str, args: tuple[Any, ...]) -> list[tuple[Any, dict[str, Any]]]:
     """What the op launches on `args`: kernels with their arguments by name."""
     launches = []
 
@@ -79,9 +123,12 @@ def record(module: Any, op: str, args: tuple[Any, ...]) -> list[tuple[Any, dict[
 
         return Grid()
 
+    implementation = kernels()[op]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "wrap_triton", recorder)
-        getattr(module, op)(*args)
+        for name, module in list(sys.modules.items()):
+            if name.startswith("gptoss_plugins.") and hasattr(module, "wrap_triton"):
+                patch.setattr(module, "wrap_triton", recorder)
+        implementation(*args)
     return launches
 
 
@@ -122,17 +169,37 @@ def resources(compiled: Any, folder: Path) -> dict[str, int]:
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
 @pytest.mark.parametrize("label", LAUNCHES)
 def test_compiles_for_h200(label, tmp_path):
-    name, op, args, kernels = LAUNCHES[label]
-    module = importlib.import_module(f"gptoss_plugins.{name}")
-    launches = record(module, op, args())
-    assert [kernel.fn.__name__ for kernel, _ in launches] == kernels
+    op, args, expected = LAUNCHES[label]
+    launches = record(op, args())
+    assert [kernel.fn.__name__ for kernel, _ in launches] == expected
     for kernel, arguments in launches:
         compiled = compile_for_h200(kernel, arguments)
         used = resources(compiled, tmp_path)
-        print(f"{label:18s} {kernel.fn.__name__:14s} shared {compiled.metadata.shared:6d} {used}")
+        name = kernel.fn.__name__
+        print(f"{label:26s} {name:14s} shared {compiled.metadata.shared:6d} {used}")
         assert compiled.asm["cubin"]
         assert compiled.metadata.shared <= SHARED_MEMORY
         assert used["spilled"] == 0
+        assert ("griddepcontrol.wait" in compiled.asm["ptx"]) == name.endswith("_pdl")
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("attention half, one token", "_qkv_pdl"), ("attention half, one token", "_project_pdl"),
+        ("experts half, one token", "_router_pdl"), ("experts half, one token", "_down_pdl"),
+        ("unembedding, one row", "_logits_pdl"),
+    ],
+)  # fmt: skip
+def test_weights_are_asked_for_before_the_wait(label, name):
+    """16 bytes a thread and load, all of them before the kernel waits for the one before it."""
+    op, args, _ = LAUNCHES[label]
+    kernel, arguments = next(launch for launch in record(op, args()) if launch[0].fn.__name__ == name)
+    before, after = compile_for_h200(kernel, arguments).asm["ptx"].split("griddepcontrol.wait")
+    wide = re.compile(r"ld\.global\.cg\.v4\.b32")
+    assert wide.search(before)
+    assert not wide.search(after)
 
 
 if __name__ == "__main__":  # the table of resources, for whoever changes a kernel

@@ -45,13 +45,14 @@ def _tables(manifest):
     }.items():  # fmt: skip
         about.add_row(key, value)
     programs = Table(title="programs")
-    for heading in ("name", "inputs", "caches", "weights", "output"):
+    for heading in ("name", "inputs", "caches", "weights", "outputs"):
         programs.add_column(heading)
     for name, spec in manifest.programs.items():
         roles = [item.role for item in spec.inputs]
         data = [f"{item.name} {item.dtype} {list(item.shape)}" for item in spec.inputs if item.role == "data"]
-        output = f"{spec.output.name} {spec.output.dtype} {list(spec.output.shape)}"
-        programs.add_row(name, ", ".join(data), str(roles.count("cache")), str(roles.count("weight")), output)
+        outputs = [f"{item.name} {item.dtype} {list(item.shape)}" for item in spec.outputs]
+        caches, weights = str(roles.count("cache")), str(roles.count("weight"))
+        programs.add_row(name, ", ".join(data), caches, weights, ", ".join(outputs))
     files = Table(title="files")
     for heading in ("name", "size", "sha256"):
         files.add_column(heading)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from . import attention, experts
+from . import attention, attention_sublayer, experts, experts_sublayer, rotary, unembed
 from .op import Op
 
-OPS: dict[str, Op] = {op.name: op for op in (attention.OP.define(), experts.OP.define())}
+OPS: dict[str, Op] = {
+    op.name: op.define()
+    for op in (attention.OP, experts.OP, rotary.OP, attention_sublayer.OP, experts_sublayer.OP, unembed.OP)
+}
 
 __all__ = ["OPS", "Op"]

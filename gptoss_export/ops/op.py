@@ -14,19 +14,22 @@ class Op:
     """One `gptoss::` op.
 
     name       the op is `gptoss::<name>`, a kernel for it is found by this name
-    reference  pure PyTorch, traceable, contiguous result; what the op means, and the CPU implementation
+    reference  pure PyTorch, traceable, contiguous result; what the op means, and the CPU implementation. That of
+               a larger op may call a smaller one
     fake       shape and dtype of the result, for tracing
     cases      argument tuples that cover what implementations get wrong; (device, dtype) -> labelled cases
+    mutates    names of the arguments that are written in place
     """
 
     name: str
-    reference: Callable[..., torch.Tensor]
-    fake: Callable[..., torch.Tensor]
+    reference: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
+    fake: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
     cases: Callable[[torch.device, torch.dtype], Iterator[tuple[str, tuple[Any, ...]]]]
+    mutates: tuple[str, ...] = ()
 
     def define(self) -> Op:
         """Register the op with PyTorch's dispatcher; returns itself."""
-        torch.library.custom_op(f"gptoss::{self.name}", self.reference, mutates_args=())
+        torch.library.custom_op(f"gptoss::{self.name}", self.reference, mutates_args=self.mutates)
         torch.library.register_fake(f"gptoss::{self.name}", self.fake)
         return self
 

@@ -59,19 +59,27 @@ def stream(
     active = dict.fromkeys(range(len(prompts)), max_new_tokens)
     runner._choose(list(active), sampled)
     while active:
-        tokens, logprobs = runner._chosen()
-        logits = runner._logits.cpu() if keep_logits else None
-        ended = []
-        for slot in active:
-            yield Token(slot, tokens[slot], logprobs[slot], logits[slot].clone() if keep_logits else None)
-            runner._check_claim(claim)
-            active[slot] -= 1
-            full = runner.length(slot) >= runner.manifest.max_context
-            if tokens[slot] in stop_tokens or active[slot] == 0 or full:
-                ended.append(slot)
-        for slot in ended:
-            del active[slot]
-        if active:
+        reading = runner._reading(keep_logits)
+        # Those that go on whatever they drew, unless it ends their text: on a GPU their next step starts now,
+        # so that it does not wait for the host to have read this one.
+        going = [slot for slot in active if active[slot] > 1 and runner.length(slot) < runner.manifest.max_context]
+        early = going if runner.device.type == "cuda" else []
+        if early:
+            runner._next(early, sampled)
+        tokens, logprobs, logits = reading.wait()
+        ended = {slot for slot in going if tokens[slot] in stop_tokens}
+        if early:
+            runner._take_back(ended)
+        try:
+            for slot in active:
+                yield Token(slot, tokens[slot], logprobs[slot], logits[slot].clone() if keep_logits else None)
+                runner._check_claim(claim)
+        except GeneratorExit:  # the caller wants no more
+            if runner._claims == claim:
+                runner._take_back(set(early) - ended)
+            raise
+        active = {slot: active[slot] - 1 for slot in going if slot not in ended}
+        if active and not early:
             runner._next(list(active), sampled)
 
 

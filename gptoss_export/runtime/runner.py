@@ -13,7 +13,7 @@ raises RunError.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,9 +26,9 @@ from ..progress import Steps
 from ..targets import TARGETS, Callables
 from . import generate as generating
 from .generate import Generation, Token
-from .sampler import Sampling, SamplingBuffers, greedy, logprob, sample
+from .sampler import Sampling, SamplingBuffers, Scores, choose, logprob
 from .slots import Slot, check_truncate
-from .step import DecodeStep
+from .step import DecodeStep, Reading
 from .weights import load_weights
 
 
@@ -78,18 +78,25 @@ class Runner:
         self._claims = 0
         self._options = SamplingBuffers(manifest.max_batch, device)
         decode = self._buffers["decode"]
-        self._tokens, self._positions = decode[0], decode[1]
+        self._tokens, self._positions, slots = decode[:3]
         self._positions.fill_(-1)
-        self._step = DecodeStep(partial(programs["decode"], decode), self._tokens, self._positions, self._options)
-        # The logits that the next choice of each slot is made from.
-        self._logits = torch.zeros(manifest.programs["decode"].output.shape, device=device)
+        slots.copy_(torch.arange(manifest.max_batch))
+        self._moving = torch.zeros_like(self._positions)
+        self._step = DecodeStep(
+            partial(programs["decode"], decode), self._tokens, self._positions, self._moving, self._options
+        )
+        # What the next choice of each slot is made from, and what the last one was worth.
+        self._scores = self._prompt_scores = Scores(
+            *(torch.zeros(item.shape, dtype=getattr(torch, item.dtype), device=device)
+              for item in manifest.programs["decode"].outputs)
+        )  # fmt: skip
         self._logprobs = torch.zeros(manifest.max_batch, device=device)
+        self._placed: dict[int, int] = {}
         sliding = [i for i, kind in enumerate(manifest.model.layer_types) if kind == SLIDING]
         self._ring = self._cache_rows(sliding[0]) if sliding else 0
         with torch.inference_mode():
             if device.type == "cuda":
-                self._step.capture(sampled=False)
-                self._step.capture(sampled=True)
+                self._step.capture()
 
     def _cache_rows(self, layer: int) -> int:
         inputs = self.manifest.programs["decode"].inputs
@@ -152,11 +159,12 @@ class Runner:
         """Append tokens to a slot's sequence; returns the logits [V] float32 after the last of them."""
         ids = self._prompt(tokens, slot)
         self._claim()
-        return self._prefill(ids, slot)
+        return self._prefill(ids, slot).logits[0]
 
     def prefill_logits(self, tokens: Sequence[int], slot: int = 0) -> Iterator[torch.Tensor]:
         """As `prefill`, but yields the logits after every token, in blocks [n, V] float32."""
-        return self._logits_of(self._prompt(tokens, slot), slot, self._claim())
+        blocks = self._scores_of(self._prompt(tokens, slot), slot, self._claim())
+        return (scores.logits for scores in blocks)
 
     @torch.inference_mode()
     def score(self, tokens: Sequence[int], slot: int = 0) -> torch.Tensor:
@@ -170,9 +178,9 @@ class Runner:
         self.reset(slot)
         following = torch.tensor([*ids[1:], 0], device=self.device)
         scores, row = [], 0
-        for logits in self.prefill_logits(ids, slot):
-            scores.append(logprob(logits, following[row : row + logits.size(0)]))
-            row += logits.size(0)
+        for rows in self._scores_of(ids, slot, self._claim()):
+            scores.append(logprob(rows, following[row : row + rows.top.size(0)]))
+            row += rows.top.size(0)
         return torch.cat(scores)[:-1].cpu()
 
     @torch.inference_mode()
@@ -191,7 +199,7 @@ class Runner:
         self._claim()
         self._tokens.copy_(torch.tensor([ids.get(slot, 0) for slot in range(len(tokens))]))
         self._advance(active, sampled=False)
-        return self._step.logits.clone()
+        return self._step.scores.logits.clone()
 
     # Generation
 
@@ -257,26 +265,33 @@ class Runner:
     @torch.inference_mode()
     def _start(self, slot: int, prompt: Sequence[int]) -> None:
         """Prefill a prompt and keep the logits that its first token is chosen from."""
-        self._logits[slot].copy_(self._prefill(prompt, slot))
+        for kept, row in zip(self._prompt_scores, self._prefill(prompt, slot), strict=True):
+            kept[slot].copy_(row[0])
+        self._scores = self._prompt_scores
 
     @torch.inference_mode()
     def _choose(self, slots: Sequence[int], sampled: bool) -> None:
         """Choose the first token of each slot from the logits that `start` kept."""
         self._place(slots)
         self._positions.sub_((self._positions >= 0).long())  # of the token before, as in a step
-        tokens = sample(self._logits, self._positions, self._options) if sampled else greedy(self._logits)
+        tokens, self._logprobs = choose(self._scores, self._positions, self._options, sampled)
         self._tokens.copy_(tokens)
-        self._logprobs.copy_(logprob(self._logits, tokens))
+        self._placed = {}
 
     @torch.inference_mode()
     def _next(self, slots: Sequence[int], sampled: bool) -> None:
         """Decode the chosen tokens of `slots` and choose the next ones."""
         self._advance(slots, sampled)
-        self._logits, self._logprobs = self._step.logits, self._step.logprobs
+        self._scores, self._logprobs = self._step.scores, self._step.logprobs
 
-    def _chosen(self) -> tuple[list[int], list[float]]:
-        """The tokens chosen last and their log probabilities, by slot; waits for the device."""
-        return self._tokens.tolist(), self._logprobs.tolist()
+    def _reading(self, keep_logits: bool) -> Reading:
+        """The tokens chosen last and their log probabilities, by slot, and what they were chosen from."""
+        return Reading(self._tokens, self._logprobs, self._scores.logits if keep_logits else None)
+
+    def _take_back(self, slots: Iterable[int]) -> None:
+        """Forget the last token of slots: a step that was started before it was known to be one too many."""
+        for slot in slots:
+            self._slots[slot].length -= 1
 
     # Programs
 
@@ -320,10 +335,12 @@ class Runner:
 
     def _place(self, slots: Sequence[int]) -> None:
         """Positions of the next token of `slots`; all others are idle."""
-        positions = [-1] * len(self._slots)
-        for slot in slots:
-            positions[slot] = self._slots[slot].length
-        self._positions.copy_(torch.tensor(positions))
+        placed = {slot: self._slots[slot].length for slot in slots}
+        if placed != self._placed:
+            positions = torch.tensor([placed.get(slot, -1) for slot in range(len(self._slots))])
+            self._positions.copy_(positions)
+            self._moving.copy_(positions >= 0)
+        self._placed = {slot: length + 1 for slot, length in placed.items()}  # the step moves on by itself
 
     def _advance(self, slots: Sequence[int], sampled: bool) -> None:
         self._place(slots)
@@ -331,13 +348,13 @@ class Runner:
         for slot in slots:
             self._slots[slot].extend(1)
 
-    def _prefill(self, ids: Sequence[int], slot: int) -> torch.Tensor:
+    def _prefill(self, ids: Sequence[int], slot: int) -> Scores:
         for hidden in self._hidden(ids, slot):
             last = hidden
-        return self._unembed(last[-1:])[0]
+        return self._unembed(last[-1:])
 
     @torch.inference_mode()
-    def _logits_of(self, ids: Sequence[int], slot: int, claim: int) -> Iterator[torch.Tensor]:
+    def _scores_of(self, ids: Sequence[int], slot: int, claim: int) -> Iterator[Scores]:
         self._check_claim(claim)
         for hidden in self._hidden(ids, slot):
             for rows in hidden.split(self._score_rows):
@@ -356,7 +373,7 @@ class Runner:
             ids.copy_(torch.tensor([*piece, *([0] * padding)]))
             positions.copy_(torch.tensor([*range(start, start + len(piece)), *([-1] * padding)]))
             place.fill_(slot)
-            hidden = self._programs[name](self._buffers[name])
+            (hidden,) = self._programs[name](self._buffers[name])
             self._slots[slot].extend(len(piece))
             yield hidden[: len(piece)]
             done += len(piece)
@@ -370,9 +387,9 @@ class Runner:
     def _score_rows(self) -> int:
         return max(spec.inputs[0].shape[0] for name, spec in self.manifest.programs.items() if name.startswith("unembed_"))
 
-    def _unembed(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits of up to `_score_rows` hidden states."""
+    def _unembed(self, hidden: torch.Tensor) -> Scores:
+        """Scores of up to `_score_rows` hidden states."""
         count = hidden.size(0)
         name = "unembed_1" if count == 1 else f"unembed_{self._score_rows}"
         self._buffers[name][0][:count].copy_(hidden)
-        return self._programs[name](self._buffers[name])[:count]
+        return Scores(*(output[:count] for output in self._programs[name](self._buffers[name])))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -66,9 +67,27 @@ class SamplingBuffers:
         self.seed[:count, 0] = torch.tensor([o.seed for o in options])
 
 
-def greedy(logits: torch.Tensor) -> torch.Tensor:
-    """Most likely token of each row: logits [B, V] float32 to [B] int64."""
-    return logits.argmax(dim=-1)
+class Scores(NamedTuple):
+    """What a program says of the token after each row: logits [B, V] float32, the most likely token [B] int64 and
+    its log probability [B] float32, and log sum exp of the logits [B] float32."""
+
+    logits: torch.Tensor
+    top: torch.Tensor
+    top_logprob: torch.Tensor
+    log_total: torch.Tensor
+
+
+def choose(
+    scores: Scores, positions: torch.Tensor, options: SamplingBuffers, sampled: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token a row, and its log probability at temperature 1: [B] int64, [B] float32.
+
+    `sampled` False: every row takes the most likely token, and the logits are not read again.
+    """
+    if not sampled:
+        return scores.top, scores.top_logprob
+    tokens = sample(scores.logits, positions, options)
+    return tokens, logprob(scores, tokens)
 
 
 def sample(logits: torch.Tensor, positions: torch.Tensor, options: SamplingBuffers) -> torch.Tensor:
@@ -107,7 +126,6 @@ def _shift(bits: torch.Tensor, by: int) -> torch.Tensor:
     return (bits >> by) & ((1 << (64 - by)) - 1)
 
 
-def logprob(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Natural log of the probability, at temperature 1, of tokens [B] under logits [B, V]; [B] float32."""
-    chosen = logits.gather(-1, tokens[:, None]).squeeze(-1)
-    return chosen - logits.logsumexp(dim=-1)
+def logprob(scores: Scores, tokens: torch.Tensor) -> torch.Tensor:
+    """Natural log of the probability, at temperature 1, of tokens [B]; [B] float32."""
+    return scores.logits.gather(-1, tokens[:, None]).squeeze(-1) - scores.log_total

@@ -1,65 +1,106 @@
 """The decode step: one program call, the choice of the next token and the advance to it, on the device.
 
 On CUDA the step is captured once into a CUDA graph, so that it costs the host one launch. Tokens and
-positions live in buffers that the step itself rewrites: its own choice is the next step's input.
+positions live in buffers that the step itself rewrites: its own choice is the next step's input, and the
+host may read it while the next step runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from .sampler import SamplingBuffers, greedy, logprob, sample
+from .dependent_launch import launch_early
+from .sampler import SamplingBuffers, Scores, choose
+
+
+@dataclass(frozen=True)
+class _Captured:
+    graph: torch.cuda.CUDAGraph
+    scores: Scores
+    logprobs: torch.Tensor
 
 
 class DecodeStep:
-    """tokens, positions [B] int64 in and out (position -1: idle); after `run`, logits [B, V] and logprobs [B]."""
+    """tokens, positions [B] int64 in and out (position -1: idle), advance [B] int64 by how much a step moves each
+    position (1, or 0 where idle); after `run`, scores and logprobs [B]."""
 
     def __init__(
         self,
-        decode: Callable[[], torch.Tensor],
+        decode: Callable[[], Sequence[torch.Tensor]],
         tokens: torch.Tensor,
         positions: torch.Tensor,
+        advance: torch.Tensor,
         options: SamplingBuffers,
     ) -> None:
-        self.tokens, self.positions = tokens, positions
+        self.tokens, self.positions, self.advance = tokens, positions, advance
         self._decode, self._options = decode, options
-        self._captured: dict[bool, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
-        self.logits: torch.Tensor | None = None
+        self._captured: dict[bool, _Captured] = {}
+        self.scores: Scores | None = None
         self.logprobs: torch.Tensor | None = None
 
     def run(self, sampled: bool) -> None:
         """Advance every active sequence by one token; `sampled` False: all of them take the most likely."""
         if self.tokens.device.type != "cuda":
-            self.logits, self.logprobs = self._advance(sampled)
+            self.scores, self.logprobs = self._advance(sampled)
             return
         if sampled not in self._captured:
-            self.capture(sampled)
-        graph, self.logits, self.logprobs = self._captured[sampled]
-        graph.replay()
+            self._captured[sampled] = self._capture(sampled)
+        captured = self._captured[sampled]
+        self.scores, self.logprobs = captured.scores, captured.logprobs
+        captured.graph.replay()
 
-    def capture(self, sampled: bool) -> None:
-        """Record the step. It runs a few times on idle sequences, which leaves the caches untouched."""
-        saved = self.tokens.clone(), self.positions.clone()
+    def capture(self) -> None:
+        """Record the greedy step now; a sampled one is recorded when it is first asked for."""
+        self._captured[False] = self._capture(sampled=False)
+
+    def _capture(self, sampled: bool) -> _Captured:
+        """Record the step. It runs on idle sequences before, which leaves the caches untouched."""
+        buffers = self.tokens, self.positions, self.advance
+        saved = [buffer.clone() for buffer in buffers]
         self.positions.fill_(-1)
+        self.advance.zero_()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(2):
-                self._advance(sampled)
+            self._advance(sampled)
         torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
         with torch.cuda.graph(graph):
             results = self._advance(sampled)
-        self._captured[sampled] = (graph, *results)
-        self.tokens.copy_(saved[0])
-        self.positions.copy_(saved[1])
+        launch_early(graph.raw_cuda_graph())
+        graph.instantiate()
+        for buffer, before in zip(buffers, saved, strict=True):
+            buffer.copy_(before)
+        return _Captured(graph, *results)
 
-    def _advance(self, sampled: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = self._decode()
-        chosen = sample(logits, self.positions, self._options) if sampled else greedy(logits)
-        logprobs = logprob(logits, chosen)
-        self.tokens.copy_(chosen)
-        self.positions.add_((self.positions >= 0).long())
-        return logits, logprobs
+    def _advance(self, sampled: bool) -> tuple[Scores, torch.Tensor]:
+        scores = Scores(*self._decode())
+        tokens, logprobs = choose(scores, self.positions, self._options, sampled)
+        self.tokens.copy_(tokens)
+        self.positions.add_(self.advance)
+        return scores, logprobs
+
+
+class Reading:
+    """Tokens and log probabilities of a step on their way to the host, so that the next can be launched."""
+
+    def __init__(self, tokens: torch.Tensor, logprobs: torch.Tensor, logits: torch.Tensor | None) -> None:
+        self._event = torch.cuda.Event() if tokens.device.type == "cuda" else None
+        self._results = [_to_host(tensor) for tensor in (tokens, logprobs)]
+        self._logits = None if logits is None else logits.clone()
+        if self._event is not None:
+            self._event.record()
+
+    def wait(self) -> tuple[list[int], list[float], torch.Tensor | None]:
+        if self._event is not None:
+            self._event.synchronize()
+        tokens, logprobs = (result.tolist() for result in self._results)
+        return tokens, logprobs, None if self._logits is None else self._logits.cpu()
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")
+    return pinned.copy_(tensor, non_blocking=True)

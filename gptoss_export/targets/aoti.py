@@ -137,8 +137,8 @@ def _check_linked(files: Sequence[Any]) -> None:
             )
 
 
-def _run(loader: Any, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    return loader.run(list(inputs))[0]
+def _run(loader: Any, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return loader.run(list(inputs))
 
 
 def _minor(version: str) -> str:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:  # the runtime loads artifacts without the exporter
     from ..export import Program
     from ..lower import Implementations
 
-# A loaded program: inputs in the manifest's order, one output.
-Callables = dict[str, Callable[[Sequence[torch.Tensor]], torch.Tensor]]
+# A loaded program: inputs and outputs in the manifest's order.
+Callables = dict[str, Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]]
 
 
 @dataclass(frozen=True)

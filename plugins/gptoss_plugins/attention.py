@@ -20,7 +20,7 @@ program sees whole run without masks.
 
 SPLITS is static: it is chosen from the shapes so that about PROGRAMS programs run, and so that no share
 of a full cache is below two tiles. With one share the sink joins the sum at the end of the same kernel.
-With more, each writes (peak, total, unnormalised sum) to float32 scratch, and `_combine` adds them up with
+With more, each writes (peak, total, unnormalised sum) to float32 scratch, and `_combine_pdl` adds them up with
 the sink, once (FlashDecoding).
 
 Numbers that keep NaN away: a masked score is -inf, but a peak starts at the finite -1e30, so the
@@ -39,6 +39,8 @@ import torch
 import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
+
+from .dependent_launch import early, let_next_start, wait_for_previous
 
 PROGRAMS = 128  # about one an SM
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -59,7 +61,7 @@ def choose_tiles(rows: int, dim: int, dtype: torch.dtype) -> Tiles:
     if dtype == torch.float32:  # no tensor cores: products run on FMA units, out of registers
         return Tiles(rows=16, keys=32, warps=4, stages=2)
     if rows <= 16:
-        return Tiles(rows=16, keys=128 if dim <= 64 else 64, warps=4, stages=3 if dim <= 128 else 2)
+        return Tiles(rows=16, keys=128, warps=8, stages=1) if dim <= 64 else Tiles(16, 64, 4, 3 if dim <= 128 else 2)
     stages = 3 if dim <= 128 else 2  # shared memory holds a tile of keys and values a stage
     if rows <= 64 or dim > 128:
         return Tiles(rows=64, keys=64, warps=4, stages=stages)
@@ -105,13 +107,24 @@ def _scan(
 
 
 @triton.jit
-def _attend(
+def _attend_pdl(
     query, k_cache, v_cache, sinks, slots, positions, out, part_sum, part_peak, part_total,
     LENGTH: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
     ROWS: tl.constexpr, WINDOW: tl.constexpr, SCALE: tl.constexpr, SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr, PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """One share of the keys for one tile of rows; see the top of the file."""
+    zero = let_next_start(EARLY) + wait_for_previous(EARLY)
+    query += zero
+    k_cache += zero
+    v_cache += zero
+    positions += zero
+    slots += zero
+    out += zero
+    part_sum += zero
+    part_peak += zero
+    part_total += zero
     sequence = tl.program_id(1) // KV_HEADS
     kv_head = tl.program_id(1) % KV_HEADS
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -172,12 +185,17 @@ def _attend(
 
 
 @triton.jit
-def _combine(
+def _combine_pdl(
     part_sum, part_peak, part_total, sinks, out,
     QUERY_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr,
-    DIM: tl.constexpr, SHARES: tl.constexpr,
+    DIM: tl.constexpr, SHARES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Adds the shares of one query head of one query, and its sink."""
+    zero = let_next_start(EARLY) + wait_for_previous(EARLY)
+    part_sum += zero
+    part_peak += zero
+    part_total += zero
+    out += zero
     line = tl.program_id(0).to(tl.int64)
     share = tl.arange(0, SHARES)
     d = tl.arange(0, DIM)
@@ -221,20 +239,20 @@ def sink_attention(
     part_peak = query.new_empty(parts, dtype=torch.float32)
     part_total = query.new_empty(parts, dtype=torch.float32)
     part_sum = query.new_empty((*parts, head_dim), dtype=torch.float32)
-    wrap_triton(_attend)[(*grid, splits)](
+    wrap_triton(_attend_pdl)[(*grid, splits)](
         query.contiguous(), k_cache, v_cache, sinks, slots, positions.contiguous(),
         out, part_sum, part_peak, part_total,
         LENGTH=length, KV_HEADS=kv_heads, GROUP=group, HEAD_DIM=head_dim,
         ROWS=rows, WINDOW=window, SCALE=scale, SPLITS=splits,
         BLOCK_M=tiles.rows, BLOCK_N=tiles.keys, DIM=dim,
-        PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
+        PRECISION="ieee" if query.dtype == torch.float32 else "tf32", EARLY=early(),
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     if splits > 1:
-        wrap_triton(_combine)[(sequences * length * query_heads,)](
+        wrap_triton(_combine_pdl)[(sequences * length * query_heads,)](
             part_sum, part_peak, part_total, sinks, out,
             QUERY_HEADS=query_heads, HEAD_DIM=head_dim, SPLITS=splits,
-            DIM=dim, SHARES=triton.next_power_of_2(splits),
+            DIM=dim, SHARES=triton.next_power_of_2(splits), EARLY=early(),
             num_warps=1,
         )  # fmt: skip
     return out

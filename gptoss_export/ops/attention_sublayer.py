@@ -1,0 +1,139 @@
+"""gptoss::attention_sublayer: the first half of a decoder layer, from residual stream to residual stream.
+
+    qkv     = norm(x) @ qkv_weight.T + qkv_bias              rows: query heads, key heads, value heads
+    q, k    = rotated by RoPE at their positions; k and v are written to the cache
+    returns   x + attention(q, cache) @ o_weight.T + o_bias  attention is gptoss::sink_attention
+
+It is one op because at batch 1 nothing of it but its 53 MB of weights takes time, if each piece need not
+be a kernel of its own: norm, bias, rotation and cache write belong to the first product, the residual to
+the second. A target that has no kernel for it takes the reference, which leaves gptoss::sink_attention.
+
+Shapes (T = N L tokens, Hq query heads, Hkv key and value heads of size D)
+  x            [T, H] float32
+  norm_weight  [H]
+  qkv_weight   [(Hq + 2 Hkv) D, H],   qkv_bias [(Hq + 2 Hkv) D]
+  o_weight     [H, Hq D],             o_bias [H]
+  sinks        [Hq]
+  k_cache      [S, Hkv, R + 1, D]     written in place; rows as gptoss::sink_attention has them
+  v_cache      [S, Hkv, R + 1, D]     written in place
+  cos, sin     [T, D / 2] float32     of the angles, times YaRN's concentration
+  slots        [N] int64
+  positions    [N, L] int64           -1: padding, whose keys go to the scratch row
+  window       int, 0: see everything;   scale, eps   float
+  returns      [T, H] float32
+
+Products are in the dtype of the weights with float32 sums; norm, RoPE and softmax in float32. An
+implementation may keep more digits than the reference, which rounds between the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from .. import kv_cache
+from .norm import rms_norm
+from .op import Op
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate the two halves of [T, heads, D] against each other by [T, D / 2], in float32; dtype of x."""
+    first, second = x.float().chunk(2, dim=-1)
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def compose(
+    attend: Callable[..., torch.Tensor],
+    x, norm_weight, qkv_weight, qkv_bias, o_weight, o_bias, sinks, k_cache, v_cache, cos, sin, slots, positions,
+    window, scale, eps,
+) -> torch.Tensor:  # fmt: skip
+    """The op's meaning in plain PyTorch, over an implementation of gptoss::sink_attention."""
+    heads, kv_heads, head_dim = sinks.size(0), k_cache.size(1), k_cache.size(3)
+    qkv = F.linear(rms_norm(x, norm_weight, eps).to(qkv_weight.dtype), qkv_weight, qkv_bias)
+    qkv = qkv.view(-1, heads + 2 * kv_heads, head_dim)
+    query, key, value = qkv.split([heads, kv_heads, kv_heads], dim=1)
+    slot_of, position_of = slots[:, None].expand_as(positions).flatten(), positions.flatten()
+    kv_cache.write(k_cache, slot_of, position_of, rotate(key, cos, sin))
+    kv_cache.write(v_cache, slot_of, position_of, value)
+    query = rotate(query, cos, sin).view(*positions.shape, heads, head_dim)
+    out = attend(query, k_cache, v_cache, sinks, slots, positions, window, scale)
+    return x + F.linear(out.view(x.size(0), -1), o_weight, o_bias)
+
+
+def reference(
+    x: torch.Tensor,
+    norm_weight: torch.Tensor,
+    qkv_weight: torch.Tensor,
+    qkv_bias: torch.Tensor,
+    o_weight: torch.Tensor,
+    o_bias: torch.Tensor,
+    sinks: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    window: int,
+    scale: float,
+    eps: float,
+) -> torch.Tensor:
+    return compose(
+        torch.ops.gptoss.sink_attention,
+        x, norm_weight, qkv_weight, qkv_bias, o_weight, o_bias, sinks, k_cache, v_cache, cos, sin, slots,
+        positions, window, scale, eps,
+    )  # fmt: skip
+
+
+def fake(x, *_: Any) -> torch.Tensor:
+    return x.new_empty(x.shape)
+
+
+def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Decode and chunk, full and sliding, the ring wrapped and not, idle rows, heads off the tiles."""
+    shapes = {
+        # label: (slots in cache, hidden, kv heads, group, head_dim, rows, window, first positions, L)
+        "one token, the first": (1, 64, 2, 2, 32, 64, 0, [0], 1),
+        "one token": (2, 96, 1, 8, 64, 300, 0, [290], 1),
+        "one token, window, ring wrapped": (1, 160, 2, 2, 32, 24, 16, [200], 1),
+        "one token, idle": (1, 64, 1, 2, 16, 24, 16, [-1], 1),
+        "batch, ragged, one idle": (4, 64, 2, 4, 16, 200, 0, [199, 0, -1, 128], 1),
+        "largest batch of the fused kernels": (8, 64, 1, 2, 32, 40, 16, [5, 17, 39, 60, -1, 0, 1, 99], 1),
+        "head_dim 80": (1, 96, 2, 3, 80, 100, 0, [77], 1),
+        "chunk, padded": (2, 96, 2, 2, 32, 128, 0, [64], 40),
+        "short chunk": (2, 64, 2, 2, 32, 48, 16, [30], 7),
+    }
+    for label, (slots, hidden, kv_heads, group, dim, rows, window, starts, length) in shapes.items():
+        random = torch.Generator().manual_seed(len(label))
+
+        def draw(*shape: int, dtype: torch.dtype = dtype, scale: float = 1.0) -> torch.Tensor:
+            return (scale * torch.randn(shape, generator=random)).to(device, dtype)  # noqa: B023
+
+        first = torch.tensor(starts)[:, None]
+        positions = torch.where(first >= 0, first + torch.arange(length), -1)
+        if length > 7:
+            positions[:, -5:] = -1
+        heads, tokens = kv_heads * group, positions.numel()
+        width = (heads + 2 * kv_heads) * dim
+        angle = draw(tokens, dim // 2, dtype=torch.float32)
+        yield label, (
+            draw(tokens, hidden, dtype=torch.float32),
+            1 + draw(hidden, scale=0.1),
+            draw(width, hidden, scale=hidden**-0.5), draw(width),
+            draw(hidden, heads * dim, scale=(heads * dim) ** -0.5), draw(hidden),
+            2 * draw(heads),
+            draw(slots, kv_heads, rows + 1, dim), draw(slots, kv_heads, rows + 1, dim),
+            1.2 * angle.cos(), 1.2 * angle.sin(),
+            torch.randperm(slots, generator=random)[: len(starts)].to(device),
+            positions.to(device),
+            window, dim**-0.5, 1e-5,
+        )  # fmt: skip
+
+
+OP = Op(
+    name="attention_sublayer", reference=reference, fake=fake, cases=cases, mutates=("k_cache", "v_cache")
+)

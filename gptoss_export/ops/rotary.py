@@ -1,0 +1,47 @@
+"""gptoss::rotary: cosine and sine of the angles that RoPE turns each position's heads by.
+
+    angle    = position * inv_freq          YaRN's frequencies, model.yarn_inv_freq
+    returns    cos(angle) * concentration, sin(angle) * concentration
+
+It is an op so that a step computes them once: a compiler that fuses pointwise work into its users computes
+them again for every layer.
+
+Shapes
+  positions      [T] int64       -1: padding, whose values mean nothing
+  inv_freq       [D / 2] float32, radians a position
+  concentration  float
+  returns        cos, sin [T, D / 2] float32
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from .op import Op
+
+
+def reference(
+    positions: torch.Tensor, inv_freq: torch.Tensor, concentration: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    angle = positions.float()[:, None] * inv_freq
+    return angle.cos() * concentration, angle.sin() * concentration
+
+
+def fake(positions, inv_freq, concentration) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = positions.size(0), inv_freq.size(0)
+    return inv_freq.new_empty(shape), inv_freq.new_empty(shape)
+
+
+def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Far positions, and a number of frequencies that is no power of two."""
+    far = torch.tensor([0, 1, 127, 4096, 131071], device=device)
+    for half in 32, 40:
+        inv_freq = 150000.0 ** -(torch.arange(half, device=device) / half)
+        yield f"{half} frequencies", (far, inv_freq, 1.3)
+    yield "one position", (far[-1:], inv_freq, 1.0)
+
+
+OP = Op(name="rotary", reference=reference, fake=fake, cases=cases)

@@ -1,0 +1,149 @@
+"""gptoss_triton::attention_sublayer: `gptoss::attention_sublayer` for NVIDIA GPUs.
+
+The contract is gptoss_export/ops/attention_sublayer.py's. A chunk is PyTorch around the attention kernel:
+its products are cuBLAS's. Up to FEW_TOKENS tokens are three or four kernels, in which everything that is
+not a weight is done by the product that it belongs to:
+
+    _qkv_pdl       norm, product, bias, RoPE, cache write. A program has PAIRS pairs of rows of one head, d
+                   and d + D / 2, which RoPE turns against each other.
+    _attend_pdl, _combine_pdl                        gptoss_plugins/attention.py
+    _project_pdl   product, bias, residual
+
+Limits: as gptoss_plugins/attention.py has them; head_dim is even.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch.library import triton_op, wrap_triton
+
+from gptoss_export.ops.attention_sublayer import compose
+
+from .attention import sink_attention
+from .dependent_launch import early, let_next_start, wait_for_previous
+from .rows import Tiles, dot_rows, dot_rows_of_norm, few, load_rows
+
+QKV = Tiles(rows=4, length=1024, warps=4)
+PROJECT = Tiles(rows=4, length=512, warps=2)
+
+
+@triton.jit
+def _qkv_pdl(
+    x, norm_weight, weight, bias, cos, sin, slots, positions, query, k_cache, v_cache,
+    TOKENS: tl.constexpr, LENGTH: tl.constexpr, HIDDEN: tl.constexpr,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, EPS: tl.constexpr,
+    PAIRS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """PAIRS pairs of rows of one head, for every token; LENGTH tokens a sequence."""
+    program = tl.program_id(0) + let_next_start(EARLY)
+    HALF: tl.constexpr = HEAD_DIM // 2
+    parts: tl.constexpr = HALF // PAIRS
+    head = program // parts
+    first = program % parts * PAIRS
+    r = tl.arange(0, 2 * PAIRS)
+    row = head * HEAD_DIM + r // PAIRS * HALF + first + r % PAIRS
+    pieces = load_rows(weight, row, HIDDEN, BLOCK)
+    added = tl.load(bias + row).to(tl.float32)
+    zero = wait_for_previous(EARLY)
+    x += zero
+    cos += zero
+    sin += zero
+    slots += zero
+    positions += zero
+    d = first + tl.arange(0, PAIRS)
+    for token in range(TOKENS):
+        y = dot_rows_of_norm(pieces, x + token * HIDDEN, norm_weight, HIDDEN, BLOCK, EPS) + added
+        low, high = tl.split(tl.trans(y.reshape(2, PAIRS)))
+        position = tl.load(positions + token)
+        slot = tl.load(slots + token // LENGTH).to(tl.int64)
+        cache_row = tl.where(position >= 0, position % ROWS, ROWS)
+        if head < HEADS + KV_HEADS:
+            c = tl.load(cos + token * HALF + d)
+            s = tl.load(sin + token * HALF + d)
+            turned = low * c - high * s
+            high = high * c + low * s
+            low = turned
+        if head < HEADS:
+            out = query + (token * HEADS + head) * HEAD_DIM
+            tl.store(out + d, low.to(query.dtype.element_ty))
+            tl.store(out + HALF + d, high.to(query.dtype.element_ty))
+        elif head < HEADS + KV_HEADS:
+            out = k_cache + ((slot * KV_HEADS + head - HEADS) * (ROWS + 1) + cache_row) * HEAD_DIM
+            tl.store(out + d, low.to(k_cache.dtype.element_ty))
+            tl.store(out + HALF + d, high.to(k_cache.dtype.element_ty))
+        else:
+            out = v_cache + ((slot * KV_HEADS + head - HEADS - KV_HEADS) * (ROWS + 1) + cache_row) * HEAD_DIM
+            tl.store(out + d, low.to(v_cache.dtype.element_ty))
+            tl.store(out + HALF + d, high.to(v_cache.dtype.element_ty))
+
+
+@triton.jit
+def _project_pdl(
+    x, weight, bias, residual, out,
+    TOKENS: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    """out [T, HIDDEN] float32 = residual + x [T, WIDTH] times the rows + bias; R rows, for every token."""
+    row = (tl.program_id(0) + let_next_start(EARLY)) * R + tl.arange(0, R)
+    inside = row < HIDDEN
+    safe = tl.minimum(row, HIDDEN - 1)
+    pieces = load_rows(weight, safe, WIDTH, BLOCK)
+    added = tl.load(bias + safe).to(tl.float32)
+    zero = wait_for_previous(EARLY)
+    x += zero
+    residual += zero
+    for token in range(TOKENS):
+        before = tl.load(residual + token * HIDDEN + safe)
+        y = dot_rows(pieces, x + token * WIDTH, WIDTH, BLOCK)
+        tl.store(out + token * HIDDEN + row, before + y + added, mask=inside)
+
+
+@triton_op("gptoss_triton::attention_sublayer", mutates_args={"k_cache", "v_cache"})
+def attention_sublayer(
+    x: torch.Tensor,
+    norm_weight: torch.Tensor,
+    qkv_weight: torch.Tensor,
+    qkv_bias: torch.Tensor,
+    o_weight: torch.Tensor,
+    o_bias: torch.Tensor,
+    sinks: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    window: int,
+    scale: float,
+    eps: float,
+) -> torch.Tensor:
+    """`gptoss::attention_sublayer`, same arguments, same result."""
+    tokens, hidden = x.shape
+    if not few(tokens):
+        return compose(
+            sink_attention, x, norm_weight, qkv_weight, qkv_bias, o_weight, o_bias, sinks, k_cache, v_cache,
+            cos, sin, slots, positions, window, scale, eps,
+        )  # fmt: skip
+    heads, kv_heads, head_dim = sinks.size(0), k_cache.size(1), k_cache.size(3)
+    half = head_dim // 2
+    tiles = QKV.fit(hidden)
+    pairs = next(count for count in (tiles.rows // 2, 2, 1) if half % count == 0)
+    query = x.new_empty((*positions.shape, heads, head_dim), dtype=qkv_weight.dtype)
+    wrap_triton(_qkv_pdl)[((heads + 2 * kv_heads) * half // pairs,)](
+        x.contiguous(), norm_weight, qkv_weight, qkv_bias, cos.contiguous(), sin.contiguous(), slots,
+        positions.contiguous(), query, k_cache, v_cache,
+        TOKENS=tokens, LENGTH=positions.size(1), HIDDEN=hidden,
+        HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, ROWS=k_cache.size(2) - 1, EPS=eps,
+        PAIRS=pairs, BLOCK=tiles.length, EARLY=early(), num_warps=tiles.warps,
+    )  # fmt: skip
+    attended = sink_attention(query, k_cache, v_cache, sinks, slots, positions, window, scale)
+    width = heads * head_dim
+    tiles = PROJECT.fit(width)
+    out = torch.empty_like(x)
+    wrap_triton(_project_pdl)[(triton.cdiv(hidden, tiles.rows),)](
+        attended, o_weight, o_bias, x.contiguous(), out,
+        TOKENS=tokens, WIDTH=width, HIDDEN=hidden, R=tiles.rows, BLOCK=tiles.length, EARLY=early(), num_warps=tiles.warps,
+    )  # fmt: skip
+    return out
