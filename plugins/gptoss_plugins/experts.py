@@ -32,7 +32,7 @@ def mxfp4_experts(
     weights = (gate_up_blocks, gate_up_scales, gate_up_bias, down_blocks, down_scales, down_bias)
     routing = routing_weights.contiguous(), expert_indices.contiguous()
     if expert_indices.numel() <= FEW_PAIRS:
-        out = few(*arrange(x), *routing, *weights, None, alpha, limit)
+        out = few(*arrange(x), *routing, *weights, None, expert_indices.size(1), alpha, limit)
     else:
         out = many(x, *routing, *weights, alpha, limit)
     return out.to(x.dtype)

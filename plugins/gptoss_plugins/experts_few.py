@@ -44,7 +44,7 @@ from .mxfp4 import scale_of, swiglu
 FEW_PAIRS = 32  # 8 tokens of 4 choices: beyond, tokens share experts and tensor cores pay
 LANES = tl.constexpr(32)  # groups of a row at a time, one a thread
 UNIT = tl.constexpr(16384.0)  # 2^14, by which unpacked weights are too small
-GATE_UP_ROWS, GATE_UP_TILES, DOWN_ROWS = 4, 3, 2
+GATE_UP_ROWS, GATE_UP_TILES, DOWN_ROWS = 4, 3, 4
 
 
 def exact(dtype: torch.dtype) -> bool:
@@ -203,29 +203,70 @@ def _arrange(x, arranged, undo, HIDDEN: tl.constexpr, BLOCK: tl.constexpr, EXACT
 
 
 @triton.jit
+def _routing(
+    weights, indices, token, EXPERTS: tl.constexpr, CHOICES: tl.constexpr, COUNT: tl.constexpr, SLOTS: tl.constexpr
+):
+    """Experts and weights of a token's choices, [SLOTS] each; -1 where there is none.
+
+    With EXPERTS 0 they are given. Otherwise `weights` are the router's logits [T, EXPERTS] and `indices` are
+    the tokens' positions [T]: every program chooses for itself, which takes it less time than it would take
+    to wait for one that does. COUNT and SLOTS are EXPERTS and CHOICES rounded up to powers of two."""
+    slot = tl.arange(0, SLOTS)
+    if EXPERTS == 0:
+        there = slot < CHOICES
+        chosen = tl.load(indices + token * CHOICES + slot, mask=there, other=-1).to(tl.int32)
+        share = tl.load(weights + token * CHOICES + slot, mask=there, other=0.0)
+    else:
+        expert = tl.arange(0, COUNT)
+        left = tl.load(weights + token * EXPERTS + expert, mask=expert < EXPERTS, other=float("-inf"))
+        position = tl.load(indices + token)
+        chosen = tl.zeros([SLOTS], tl.int32)
+        share = tl.zeros([SLOTS], tl.float32)
+        largest = tl.max(left, 0)
+        for choice in tl.static_range(CHOICES):
+            best, at = tl.max(left, 0, return_indices=True)  # of equal ones the first
+            chosen = tl.where(slot == choice, at, chosen)
+            share = tl.where(slot == choice, tl.exp(best - largest), share)
+            left = tl.where(expert == at, float("-inf"), left)
+        chosen = tl.where(position >= 0, chosen, -1)
+        share = share / tl.sum(share, 0)
+    return chosen, share
+
+
+@triton.jit
+def _pick(values, choice, SLOTS: tl.constexpr):
+    """One of [SLOTS] values as a scalar."""
+    return tl.sum(tl.where(tl.arange(0, SLOTS) == choice, values, 0), 0)
+
+
+@triton.jit
 def _gate_up_pdl(
-    arranged, undo, expert_indices, blocks, scales, bias, act,
+    arranged, undo, routing_weights, expert_indices, blocks, scales, bias, act,
+    EXPERTS: tl.constexpr, COUNT: tl.constexpr, SLOTS: tl.constexpr,
     CHOICES: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr,
     ALPHA: tl.constexpr, LIMIT: tl.constexpr, ACT_POWER: tl.constexpr,
     R: tl.constexpr, TILES: tl.constexpr, EXACT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """act of one pair, times ACT_POWER, in the order of the kernels: TILES times R of its 2 I rows."""
     zero = wait_then_let_next_start(EARLY)
+    routing_weights += zero
     expert_indices += zero
     arranged += zero
     undo += zero
     act += zero
     pair = tl.program_id(1)
-    expert = tl.load(expert_indices + pair).to(tl.int64)
+    token = pair // CHOICES
+    chosen, _ = _routing(routing_weights, expert_indices, token, EXPERTS, CHOICES, COUNT, SLOTS)
+    expert = _pick(chosen, pair % CHOICES, SLOTS).to(tl.int64)
     if expert < 0:
         return
-    factor = tl.load(undo + pair // CHOICES)
+    factor = tl.load(undo + token)
     for tile in range(TILES):
         at = tl.program_id(0) * TILES + tile
         line = expert * (2 * INTER) + tl.minimum(at * R + tl.arange(0, R), 2 * INTER - 1)
         packed, factors = _load_groups(blocks, scales, line, True, HIDDEN)
         added = tl.load(bias + line).to(tl.float32)
-        dots = _dot_groups(packed, factors, arranged + pair // CHOICES * HIDDEN, True, HIDDEN, EXACT)
+        dots = _dot_groups(packed, factors, arranged + token * HIDDEN, True, HIDDEN, EXACT)
         hidden = tl.sum(dots, 1) * factor + added
         result = swiglu(hidden.reshape(R // 2, 2), ALPHA, LIMIT) * ACT_POWER
         i = at * (R // 2) + tl.arange(0, R // 2)
@@ -236,6 +277,7 @@ def _gate_up_pdl(
 @triton.jit
 def _down_pdl(
     act, routing_weights, expert_indices, blocks, scales, bias, residual, out,
+    EXPERTS: tl.constexpr, COUNT: tl.constexpr, SLOTS: tl.constexpr,
     CHOICES: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr, ACT_POWER: tl.constexpr,
     R: tl.constexpr, EXACT: tl.constexpr, RESIDUAL: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -246,14 +288,15 @@ def _down_pdl(
     packed = ()
     factors = ()
     total = tl.zeros([R], tl.float32)
+    chosen, share = _routing(routing_weights, expert_indices, token, EXPERTS, CHOICES, COUNT, SLOTS)
     for j in tl.static_range(CHOICES):
-        expert = tl.load(expert_indices + token * CHOICES + j).to(tl.int64)
+        expert = _pick(chosen, j, SLOTS).to(tl.int64)
         line = tl.maximum(expert, 0) * HIDDEN + safe
         words, bytes_ = _load_groups(blocks, scales, line, expert >= 0, INTER)
         packed = packed + (words,)
         factors = factors + (bytes_,)
-        weight = tl.load(routing_weights + token * CHOICES + j)
-        total += tl.where(expert >= 0, weight * tl.load(bias + line).to(tl.float32), 0.0)
+        added = tl.load(bias + line).to(tl.float32)
+        total += tl.where(expert >= 0, _pick(share, j, SLOTS) * added, 0.0)
     if RESIDUAL:
         total += tl.load(residual + token * HIDDEN + safe)
     zero = wait_then_let_next_start(EARLY)
@@ -261,10 +304,9 @@ def _down_pdl(
     out += zero
     acc = tl.zeros([R, LANES], tl.float32)
     for j in tl.static_range(CHOICES):
-        pair = token * CHOICES + j
-        there = tl.load(expert_indices + pair) >= 0
-        dots = _dot_groups(packed[j], factors[j], act + pair * INTER, there, INTER, EXACT)
-        acc += tl.where(there, dots * tl.load(routing_weights + pair), 0.0)
+        there = _pick(chosen, j, SLOTS) >= 0
+        dots = _dot_groups(packed[j], factors[j], act + (token * CHOICES + j) * INTER, there, INTER, EXACT)
+        acc += tl.where(there, dots * _pick(share, j, SLOTS), 0.0)
     total += tl.sum(acc, 1) * (UNIT / ACT_POWER)
     tl.store(out + token * HIDDEN + row, total, mask=row < HIDDEN)
 
@@ -288,24 +330,31 @@ def empty_arranged(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, t
 
 def few(
     arranged, undo, routing_weights, expert_indices, gate_up_blocks, gate_up_scales, gate_up_bias,
-    down_blocks, down_scales, down_bias, residual, alpha, limit,
+    down_blocks, down_scales, down_bias, residual, choices, alpha, limit, experts=0,
 ) -> torch.Tensor:  # fmt: skip
-    """[T, H] float32: the routed experts' sum, on top of `residual` [T, H] float32 or None."""
-    (tokens, hidden), choices = arranged.shape, expert_indices.size(1)
+    """[T, H] float32: the routed experts' sum, on top of `residual` [T, H] float32 or None.
+
+    The routing is given as weights and indices [T, K]; or, with the number of `experts`, as the router's
+    logits [T, E] float32 and the tokens' positions [T]."""
+    tokens, hidden = arranged.shape
     inter = down_blocks.size(2) * 32
-    form = {"EXACT": arranged.dtype == torch.float32, "EARLY": early(), "num_warps": 1}
+    form = {
+        "EXPERTS": experts, "COUNT": triton.next_power_of_2(max(experts, 1)),
+        "CHOICES": choices, "SLOTS": triton.next_power_of_2(choices),
+        "EXACT": arranged.dtype == torch.float32, "EARLY": early(),
+    }  # fmt: skip
     power = 1.0 if form["EXACT"] else 2.0 ** math.floor(math.log2(65504 / ((limit + 1) * limit)))
     act = arranged.new_empty((tokens * choices, inter))
     wrap_triton(_gate_up_pdl)[(triton.cdiv(2 * inter, GATE_UP_ROWS * GATE_UP_TILES), tokens * choices)](
-        arranged, undo, expert_indices, gate_up_blocks, gate_up_scales, gate_up_bias, act,
-        CHOICES=choices, HIDDEN=hidden, INTER=inter, ALPHA=alpha, LIMIT=limit, ACT_POWER=power,
-        R=GATE_UP_ROWS, TILES=GATE_UP_TILES, **form,
+        arranged, undo, routing_weights, expert_indices, gate_up_blocks, gate_up_scales, gate_up_bias, act,
+        HIDDEN=hidden, INTER=inter, ALPHA=alpha, LIMIT=limit, ACT_POWER=power,
+        R=GATE_UP_ROWS, TILES=GATE_UP_TILES, num_warps=1, **form,
     )  # fmt: skip
     out = undo.new_empty((tokens, hidden))
     wrap_triton(_down_pdl)[(triton.cdiv(hidden, DOWN_ROWS), tokens)](
         act, routing_weights, expert_indices, down_blocks, down_scales, down_bias,
         out if residual is None else residual, out,
-        CHOICES=choices, HIDDEN=hidden, INTER=inter, ACT_POWER=power,
-        R=DOWN_ROWS, RESIDUAL=residual is not None, **form,
+        HIDDEN=hidden, INTER=inter, ACT_POWER=power,
+        R=DOWN_ROWS, RESIDUAL=residual is not None, num_warps=2, **form,
     )  # fmt: skip
     return out
