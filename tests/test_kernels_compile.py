@@ -95,7 +95,7 @@ LAUNCHES: dict[str, tuple[str, Callable[[], tuple[Any, ...]], list[str]]] = {
     "experts, chunk": ("mxfp4_experts", lambda: expert_args(512), MANY),
     "attention half, one token": (
         "attention_sublayer", lambda: attention_sublayer_args(1, 8192, 0),
-        ["_qkv_pdl", "_attend_pdl", "_combine_pdl", "_project_pdl"],
+        ["_qkv_pdl", "_attend_next_pdl", "_combine_pdl", "_project_pdl"],
     ),
     "attention half, chunk": ("attention_sublayer", lambda: attention_sublayer_args(512, 640, 128), ["_attend_pdl"]),
     "experts half, one token": ("experts_sublayer", lambda: experts_sublayer_args(1), ["_router_pdl", *FEW]),

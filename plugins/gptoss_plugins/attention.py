@@ -56,12 +56,15 @@ class Tiles(NamedTuple):
     stages: int
 
 
-def choose_tiles(rows: int, dim: int, dtype: torch.dtype) -> Tiles:
-    """Tiles for `rows` = L * group rows a KV head, heads padded to `dim`."""
+def choose_tiles(rows: int, dim: int, dtype: torch.dtype, visible: int) -> Tiles:
+    """Tiles for `rows` = L * group rows a KV head, heads padded to `dim`, at most `visible` keys to see."""
     if dtype == torch.float32:  # no tensor cores: products run on FMA units, out of registers
         return Tiles(rows=16, keys=32, warps=4, stages=2)
     if rows <= 16:
-        return Tiles(rows=16, keys=128, warps=8, stages=1) if dim <= 64 else Tiles(16, 64, 4, 3 if dim <= 128 else 2)
+        if dim > 64:
+            return Tiles(rows=16, keys=64, warps=4, stages=3 if dim <= 128 else 2)
+        # With few tiles a program, many warps that load one; with many, loads ahead of their use.
+        return Tiles(rows=16, keys=128, **({"warps": 8, "stages": 1} if visible <= 16384 else {"warps": 4, "stages": 3}))
     stages = 3 if dim <= 128 else 2  # shared memory holds a tile of keys and values a stage
     if rows <= 64 or dim > 128:
         return Tiles(rows=64, keys=64, warps=4, stages=stages)
@@ -185,6 +188,69 @@ def _attend_pdl(
 
 
 @triton.jit
+def _attend_next_pdl(
+    query, k_cache, v_cache, sinks, slots, positions, out, part_sum, part_peak, part_total,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
+    ROWS: tl.constexpr, WINDOW: tl.constexpr, SCALE: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DIM: tl.constexpr, PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    """One share of the keys for the next token of one sequence, launched behind the kernel that makes its query,
+    key and value: all older keys are there, and the first tile of them is read before the wait."""
+    sequence = (tl.program_id(0) + let_next_start(EARLY)) // KV_HEADS
+    kv_head = tl.program_id(0) % KV_HEADS
+    position = tl.load(positions + sequence).to(tl.int32)
+    slot = tl.load(slots + sequence).to(tl.int64)
+    first = 0
+    if WINDOW:
+        first = tl.maximum(position - WINDOW + 1, 0)
+    share = tl.cdiv(tl.cdiv(position + 1 - first, SPLITS), BLOCK_N) * BLOCK_N
+    begin = first + tl.program_id(1) * share
+    end = tl.minimum(begin + share, position + 1)
+    base = (slot * KV_HEADS + kv_head) * (ROWS + 1) * HEAD_DIM
+    d = tl.arange(0, DIM)[None, :]
+    at = (begin + tl.arange(0, BLOCK_N))[:, None]
+    cells = base + (at % ROWS) * HEAD_DIM + d
+    older = (at < end) & (at < position) & (d < HEAD_DIM)
+    k_older = tl.load(k_cache + cells, mask=older, other=0.0)
+    v_older = tl.load(v_cache + cells, mask=older, other=0.0)
+
+    zero = wait_for_previous(EARLY)
+    newest = (at < end) & (at == position) & (d < HEAD_DIM)
+    k = tl.where(newest, tl.load(k_cache + zero + cells, mask=newest, other=0.0), k_older)
+    v = tl.where(newest, tl.load(v_cache + zero + cells, mask=newest, other=0.0), v_older)
+    row = tl.arange(0, BLOCK_M)
+    inside = row < GROUP
+    line = sequence * (KV_HEADS * GROUP) + kv_head * GROUP + row  # of query and out, seen as [N Hq, D]
+    writable = inside[:, None] & (d < HEAD_DIM)
+    q = tl.load(query + zero + line[:, None] * HEAD_DIM + d, mask=writable, other=0.0)
+
+    score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (SCALE * LOG2E)
+    score = tl.where(tl.trans(at) < end, score, float("-inf"))
+    peak = tl.maximum(tl.max(score, 1), NOTHING)
+    weight = tl.exp2(score - peak[:, None])
+    total = tl.sum(weight, 1)
+    acc = tl.dot(weight.to(q.dtype), v, input_precision=PRECISION)
+    q_at = tl.full([BLOCK_M], 0, tl.int32) + position
+    peak, total, acc = _scan(
+        q, q_at, peak, total, acc, k_cache + zero + base, v_cache + zero + base, begin + BLOCK_N, end,
+        WINDOW, ROWS, HEAD_DIM, SCALE, BLOCK_N, DIM, PRECISION, True,
+    )  # fmt: skip
+    if SPLITS == 1:
+        sink = tl.load(sinks + kv_head * GROUP + row, mask=inside, other=0.0).to(tl.float32) * LOG2E
+        top = tl.maximum(peak, sink)
+        shrink = tl.exp2(peak - top)
+        result = acc * (shrink / (total * shrink + tl.exp2(sink - top)))[:, None]
+        result = tl.where(position >= 0, result, 0.0)
+        tl.store(out + zero + line[:, None] * HEAD_DIM + d, result.to(out.dtype.element_ty), mask=writable)
+    else:
+        part = line * SPLITS + tl.program_id(1) + zero
+        tl.store(part_sum + part[:, None] * HEAD_DIM + d, acc, mask=writable)
+        tl.store(part_peak + part, peak, mask=inside)
+        tl.store(part_total + part, total, mask=inside)
+
+
+@triton.jit
 def _combine_pdl(
     part_sum, part_peak, part_total, sinks, out,
     QUERY_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr,
@@ -224,11 +290,19 @@ def sink_attention(
     scale: float,
 ) -> torch.Tensor:
     """`gptoss::sink_attention`, same arguments, same result."""
+    return attend(query, k_cache, v_cache, sinks, slots, positions, window, scale, behind_its_key=False)
+
+
+def attend(
+    query, k_cache, v_cache, sinks, slots, positions, window, scale, behind_its_key
+) -> torch.Tensor:  # fmt: skip
+    """`behind_its_key`: the kernel launched before this one wrote the queries and the newest keys and values and
+    nothing else of what is read here, and lets this one start only after its own wait."""
     sequences, length, query_heads, head_dim = query.shape
     kv_heads, rows = k_cache.size(1), k_cache.size(2) - 1
     group = query_heads // kv_heads
     dim = max(16, triton.next_power_of_2(head_dim))
-    tiles = choose_tiles(length * group, dim, query.dtype)
+    tiles = choose_tiles(length * group, dim, query.dtype, window or rows)
     grid = triton.cdiv(length * group, tiles.rows), sequences * kv_heads
     queries = min(length, triton.cdiv(tiles.rows, group))  # of one tile
     visible = min(rows, window + queries - 1) if window else rows
@@ -239,15 +313,20 @@ def sink_attention(
     part_peak = query.new_empty(parts, dtype=torch.float32)
     part_total = query.new_empty(parts, dtype=torch.float32)
     part_sum = query.new_empty((*parts, head_dim), dtype=torch.float32)
-    wrap_triton(_attend_pdl)[(*grid, splits)](
+    shape = {
+        "KV_HEADS": kv_heads, "GROUP": group, "HEAD_DIM": head_dim, "ROWS": rows, "WINDOW": window,
+        "SCALE": scale, "SPLITS": splits, "BLOCK_M": tiles.rows, "BLOCK_N": tiles.keys, "DIM": dim,
+        "PRECISION": "ieee" if query.dtype == torch.float32 else "tf32", "EARLY": early(),
+        "num_warps": tiles.warps, "num_stages": tiles.stages,
+    }  # fmt: skip
+    tensors = (
         query.contiguous(), k_cache, v_cache, sinks, slots, positions.contiguous(),
         out, part_sum, part_peak, part_total,
-        LENGTH=length, KV_HEADS=kv_heads, GROUP=group, HEAD_DIM=head_dim,
-        ROWS=rows, WINDOW=window, SCALE=scale, SPLITS=splits,
-        BLOCK_M=tiles.rows, BLOCK_N=tiles.keys, DIM=dim,
-        PRECISION="ieee" if query.dtype == torch.float32 else "tf32", EARLY=early(),
-        num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
+    if behind_its_key and length == 1 and grid[0] == 1:
+        wrap_triton(_attend_next_pdl)[(grid[1], splits)](*tensors, **shape)
+    else:
+        wrap_triton(_attend_pdl)[(*grid, splits)](*tensors, LENGTH=length, **shape)
     if splits > 1:
         wrap_triton(_combine_pdl)[(sequences * length * query_heads,)](
             part_sum, part_peak, part_total, sinks, out,

@@ -21,12 +21,12 @@ from torch.library import triton_op, wrap_triton
 
 from gptoss_export.ops.attention_sublayer import compose
 
-from .attention import sink_attention
-from .dependent_launch import early, let_next_start, wait_for_previous
+from .attention import attend, sink_attention
+from .dependent_launch import early, let_next_start, wait_for_previous, wait_then_let_next_start
 from .rows import Tiles, dot_rows, dot_rows_of_norm, few, load_rows
 
 QKV = Tiles(rows=4, length=1024, warps=4)
-PROJECT = Tiles(rows=4, length=512, warps=2)
+PROJECT = Tiles(rows=2, length=256, warps=1)
 
 
 @triton.jit
@@ -37,16 +37,15 @@ def _qkv_pdl(
     PAIRS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """PAIRS pairs of rows of one head, for every token; LENGTH tokens a sequence."""
-    program = tl.program_id(0) + let_next_start(EARLY)
     HALF: tl.constexpr = HEAD_DIM // 2
     parts: tl.constexpr = HALF // PAIRS
-    head = program // parts
-    first = program % parts * PAIRS
+    head = tl.program_id(0) // parts
+    first = tl.program_id(0) % parts * PAIRS
     r = tl.arange(0, 2 * PAIRS)
     row = head * HEAD_DIM + r // PAIRS * HALF + first + r % PAIRS
     pieces = load_rows(weight, row, HIDDEN, BLOCK)
     added = tl.load(bias + row).to(tl.float32)
-    zero = wait_for_previous(EARLY)
+    zero = wait_then_let_next_start(EARLY)
     x += zero
     cos += zero
     sin += zero
@@ -138,7 +137,9 @@ def attention_sublayer(
         HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, ROWS=k_cache.size(2) - 1, EPS=eps,
         PAIRS=pairs, BLOCK=tiles.length, EARLY=early(), num_warps=tiles.warps,
     )  # fmt: skip
-    attended = sink_attention(query, k_cache, v_cache, sinks, slots, positions, window, scale)
+    attended = attend(
+        query, k_cache, v_cache, sinks, slots, positions, window, scale, behind_its_key=True
+    )  # fmt: skip
     width = heads * head_dim
     tiles = PROJECT.fit(width)
     out = torch.empty_like(x)

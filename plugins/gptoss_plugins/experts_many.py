@@ -71,10 +71,52 @@ def _unpack(nibbles, scale, dtype: tl.constexpr):
 
 
 @triton.jit
+def _unpack_pairs(packed, scale):
+    """Bytes of two E2M1 codes and their scales in bfloat16 to two bfloat16: the low codes and the high ones.
+
+    Four bytes at a time, two weights an instruction. A code becomes bfloat16 * 2^-126 by shifting."""
+    return tl.inline_asm_elementwise(
+        """
+        {
+        .reg .b32 a, b, m, s, big;
+        mov.b32 big, 0x7E807E80;
+        prmt.b32 a, $4, 0, 0x4140;
+        prmt.b32 b, $4, 0, 0x4342;
+        shl.b32 m, a, 6;
+        and.b32 m, m, 0x01C001C0;
+        shl.b32 s, a, 12;
+        lop3.b32 m, s, 0x80008000, m, 0xEA;
+        mul.rn.bf16x2 m, m, big;
+        mul.rn.bf16x2 $0, m, $5;
+        shl.b32 m, b, 6;
+        and.b32 m, m, 0x01C001C0;
+        shl.b32 s, b, 12;
+        lop3.b32 m, s, 0x80008000, m, 0xEA;
+        mul.rn.bf16x2 m, m, big;
+        mul.rn.bf16x2 $1, m, $6;
+        shl.b32 m, a, 2;
+        and.b32 m, m, 0x01C001C0;
+        shl.b32 s, a, 8;
+        lop3.b32 m, s, 0x80008000, m, 0xEA;
+        mul.rn.bf16x2 m, m, big;
+        mul.rn.bf16x2 $2, m, $5;
+        shl.b32 m, b, 2;
+        and.b32 m, m, 0x01C001C0;
+        shl.b32 s, b, 8;
+        lop3.b32 m, s, 0x80008000, m, 0xEA;
+        mul.rn.bf16x2 m, m, big;
+        mul.rn.bf16x2 $3, m, $6;
+        }
+        """,
+        "=&r,=&r,=&r,=&r,r,r,r", [packed, scale], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4,
+    )  # fmt: skip
+
+
+@triton.jit
 def _block_product(
     x, line, there, blocks, scales, row, last_row,
     LENGTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, PAIRED: tl.constexpr,
 ):  # fmt: skip
     """[BLOCK_M, BLOCK_N] float32: lines of x [..., 2 planes, LENGTH / 2] times rows of an MXFP4 matrix."""
     dtype: tl.constexpr = x.dtype.element_ty
@@ -86,7 +128,7 @@ def _block_product(
         inside = byte < LENGTH // 2
         packed = tl.load(
             blocks + row[:, None] * (LENGTH // 2) + byte[None, :], mask=inside[None, :], other=0
-        ).to(tl.int32)
+        )
         scale = tl.load(
             scales + row[:, None] * (LENGTH // 32) + group[None, :],
             mask=(group < LENGTH // 32)[None, :], other=0,
@@ -97,8 +139,13 @@ def _block_product(
         mask = there[:, None] & inside[None, :]
         even = tl.load(x + cells, mask=mask, other=0.0)
         odd = tl.load(x + cells + LENGTH // 2, mask=mask, other=0.0)
-        acc = tl.dot(even, tl.trans(_unpack(packed, scale, dtype)), acc, input_precision=PRECISION)
-        acc = tl.dot(odd, tl.trans(_unpack(packed >> 4, scale, dtype)), acc, input_precision=PRECISION)
+        if PAIRED:
+            low, high = _unpack_pairs(packed, scale.to(tl.bfloat16))
+        else:
+            low = _unpack(packed.to(tl.int32), scale, dtype)
+            high = _unpack(packed.to(tl.int32) >> 4, scale, dtype)
+        acc = tl.dot(even, tl.trans(low), acc, input_precision=PRECISION)
+        acc = tl.dot(odd, tl.trans(high), acc, input_precision=PRECISION)
     return acc
 
 
@@ -107,7 +154,7 @@ def _gate_up_many(
     x, expert_of_block, pair_of_slot, blocks, scales, bias, act,
     CHOICES: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr,
     ALPHA: tl.constexpr, LIMIT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, PAIRED: tl.constexpr,
 ):  # fmt: skip
     """act [slots, 2 planes, I / 2] of one block."""
     expert = tl.load(expert_of_block + tl.program_id(1)).to(tl.int64)
@@ -119,7 +166,7 @@ def _gate_up_many(
     hidden = _block_product(
         x, tl.maximum(pair, 0) // CHOICES, pair >= 0,
         blocks + expert * (INTER * HIDDEN), scales + expert * (2 * INTER * HIDDEN // 32),
-        row, 2 * INTER, HIDDEN, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
+        row, 2 * INTER, HIDDEN, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, PAIRED,
     )  # fmt: skip
     bias_row = tl.load(bias + expert * (2 * INTER) + row, mask=row < 2 * INTER, other=0.0).to(tl.float32)
     hidden += bias_row[None, :]
@@ -133,7 +180,7 @@ def _gate_up_many(
 def _down_many(
     act, routing_weights, expert_of_block, pair_of_slot, blocks, scales, bias, out,
     HIDDEN: tl.constexpr, INTER: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, PAIRED: tl.constexpr,
 ):  # fmt: skip
     """Results of the pairs of one block times their routing weights, in pair order [pairs, H] float32."""
     expert = tl.load(expert_of_block + tl.program_id(1)).to(tl.int64)
@@ -146,7 +193,7 @@ def _down_many(
     result = _block_product(
         act, slot, there,
         blocks + expert * (HIDDEN * INTER // 2), scales + expert * (HIDDEN * INTER // 32),
-        row, HIDDEN, INTER, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION,
+        row, HIDDEN, INTER, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, PAIRED,
     )  # fmt: skip
     result += tl.load(bias + expert * HIDDEN + row, mask=row < HIDDEN, other=0.0).to(tl.float32)[None, :]
     result *= tl.load(routing_weights + pair, mask=there, other=0.0)[:, None]
@@ -168,6 +215,7 @@ def many(
     tile = {
         "BLOCK_M": tiles.slots, "BLOCK_N": tiles.rows, "BLOCK_K": tiles.length,
         "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32",
+        "PAIRED": x.dtype == torch.bfloat16 and not triton.knobs.runtime.interpret,
         "num_warps": tiles.warps, "num_stages": tiles.stages,
     }  # fmt: skip
     wrap_triton(_gate_up_many)[(triton.cdiv(2 * inter, tiles.rows), expert_of_block.numel())](

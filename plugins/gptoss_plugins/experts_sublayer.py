@@ -25,7 +25,7 @@ from .experts import mxfp4_experts
 from .experts_few import FEW_PAIRS, UNIT, empty_arranged, exact, few, place_of, power_for
 from .rows import Tiles, dot_rows_of_norm, load_rows
 
-TILES = Tiles(rows=2, length=1024, warps=4)
+TILES = Tiles(rows=4, length=1024, warps=4)
 
 
 @triton.jit
