@@ -8,8 +8,10 @@ positions see.
 
 from __future__ import annotations
 
+import os
 import random
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from .progress import Steps
 from .runtime import Runner
 
 STEPS = 64  # decode steps timed, the last ones up to the context
+_IMPORTED = time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -42,18 +45,31 @@ class Measurement:
         return self.floor_s / self.decode_step_s
 
 
+@dataclass(frozen=True)
+class KernelTime:
+    """A kernel of the decode step: how often a step launches it, and the microseconds that they add to it.
+
+    Kernels overlap; each counts from the end of the one before to its own end, so that they sum to the step."""
+
+    name: str
+    launches: float
+    us: float
+
+
 @dataclass
 class BenchReport:
-    """What `bench` found. bandwidth in bytes a second; memory in bytes, on the GPU (0 on CPU)."""
+    """What `bench` found. bandwidth in bytes a second; memory in bytes, on the GPU (0 on CPU); startup_s the seconds
+    from the start of the process on, one step after the other."""
 
     artifact: str
     machine: str
     versions: dict[str, str]
-    load_s: dict[str, float]
+    startup_s: dict[str, float]
     bandwidth: float
     memory: int
     weights_and_cache: int
     measurements: list[Measurement] = field(default_factory=list)
+    kernels: list[KernelTime] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         rows = [asdict(row) | {"share_of_floor": row.share_of_floor} for row in self.measurements]
@@ -61,24 +77,38 @@ class BenchReport:
 
 
 def bench(
-    artifact: Path, batches: list[int], contexts: list[int], verify_hashes: bool = True, steps: Steps | None = None
+    artifact: Path,
+    batches: list[int],
+    contexts: list[int],
+    verify_hashes: bool = True,
+    profile: bool = False,
+    steps: Steps | None = None,
 ) -> BenchReport:
-    """Time every batch with every context that fits the artifact; UsageError where one does not."""
+    """Time every batch with every context that fits the artifact; UsageError where one does not.
+
+    `profile`: the kernels of a decode step too, at the first context.
+    """
     steps = steps or Steps()
+    startup = {"start Python, import torch": _seconds_of_process()}
     with steps.step("load the artifact"):
         runner = Runner.load(artifact, verify_hashes)
+    startup |= runner.load_seconds
     manifest, device = runner.manifest, runner.device
+    if profile and device.type != "cuda":
+        raise UsageError(f"--profile: {artifact} is for {device.type}; expected an artifact for CUDA")
     problems = [f"--batch {n}: expected 1 to {manifest.max_batch}" for n in batches if not 1 <= n <= manifest.max_batch]
     problems += [f"--context {n}: expected 2 to {manifest.max_context}"
                  for n in contexts if not 2 <= n <= manifest.max_context]  # fmt: skip
     raise_all(UsageError, f"{artifact}: too small for this benchmark", problems)
+    prompt = _prompt(manifest, contexts[0])
+    startup[f"first prompt, {len(prompt):,} tokens"] = _seconds(lambda: runner.generate(prompt, 1), device)
     with steps.step("measure the bandwidth"):
         bandwidth = read_bandwidth(device)
     report = BenchReport(
         artifact=str(artifact),
         machine=torch.cuda.get_device_name() if device.type == "cuda" else manifest.arch,
         versions=manifest.versions,
-        load_s=runner.load_seconds,
+        startup_s=startup,
         bandwidth=bandwidth,
         memory=0,
         weights_and_cache=_bytes(manifest, "weight") + _bytes(manifest, "cache"),
@@ -90,7 +120,36 @@ def bench(
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         report.memory = total - free
+    if profile:
+        with steps.step("profile a decode step"):
+            report.kernels = kernel_times(runner, contexts[0])
     return report
+
+
+def kernel_times(runner: Runner, context: int) -> list[KernelTime]:
+    """The kernels of a decode step at `context`, the longest first."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    batch = runner.manifest.max_batch
+    runner.reset()
+    runner.prefill(_prompt(runner.manifest, context - 10))
+    idle = [None] * (batch - 1)
+    runner.decode([0, *idle])
+    with record(activities=[ProfilerActivity.CUDA]) as recorded:
+        for _ in range(8):
+            runner.decode([0, *idle])
+        torch.cuda.synchronize(runner.device)
+    events = [event for event in recorded.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    events.sort(key=lambda event: event.time_range.end)
+    times, counts, previous = Counter(), Counter(), None
+    for event in events:
+        # Between two steps the host prepares the next one: that is no kernel's time.
+        begin = event.time_range.start if previous is None else max(previous, event.time_range.start - 5)
+        times[event.name] += event.time_range.end - begin
+        counts[event.name] += 1
+        previous = event.time_range.end
+    return [KernelTime(name, counts[name] / 8, us / 8) for name, us in times.most_common()]
 
 
 def read_bandwidth(device: torch.device) -> float:
@@ -129,12 +188,24 @@ def _bytes(manifest: Manifest, role: str) -> int:
     )
 
 
+def _prompt(manifest: Manifest, length: int, seed: int = 0) -> list[int]:
+    generator = random.Random(length + seed)
+    return [generator.randrange(manifest.model.vocab_size) for _ in range(length)]
+
+
+def _seconds_of_process() -> float:
+    """Seconds since this process was started, or since this module was imported where the system does not tell."""
+    try:
+        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+    except (OSError, AttributeError, ValueError):
+        return time.perf_counter() - _IMPORTED
+
+
 def _measure(runner: Runner, batch: int, context: int, bandwidth: float) -> Measurement:
-    generator = random.Random(context)
-    vocabulary = runner.manifest.model.vocab_size
-    prompts = [[generator.randrange(vocabulary) for _ in range(context)] for _ in range(batch)]
+    prompts = [_prompt(runner.manifest, context, seed) for seed in range(batch)]
     runner.reset()
-    runner.prefill(prompts[0])  # the first call of a program allocates
+    runner.prefill(prompts[0][: 2 * max(runner.manifest.prefill_chunks)])  # the first call of a program allocates
     runner.reset()
     prefill = _seconds(lambda: runner.prefill(prompts[0]), runner.device)
     start = time.perf_counter()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -204,25 +204,33 @@ def describe_file(path: Path) -> FileSpec:
         return FileSpec(path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
 
 
-def check_files(manifest: Manifest, folder: Path, hashes: bool) -> None:
-    """Raise ArtifactError naming every file that is missing, of another size or (if `hashes`) changed."""
-    raise_all(ArtifactError, f"{folder}: not the files that were built", _changed(manifest, folder, hashes))
+def weight_files(manifest: Manifest) -> list[str]:
+    """The files that hold weights, which are nearly all of an artifact's bytes."""
+    return sorted({part.file for weight in manifest.weights.values() for part in weight.parts})
 
 
-def _changed(manifest: Manifest, folder: Path, hashes: bool) -> Iterator[str]:
-    from concurrent.futures import ThreadPoolExecutor
-
-    whole = {}
+def check_files(manifest: Manifest, folder: Path) -> None:
+    """Raise ArtifactError naming every file that is missing or of another size."""
+    problems = []
     for name, spec in manifest.files.items():
         path = folder / name
         if not path.is_file():
-            yield f"{name}: missing"
+            problems.append(f"{name}: missing")
         elif (size := path.stat().st_size) != spec.bytes:
-            yield f"{name}: {size} bytes, expected {spec.bytes}"
-        else:
-            whole[name] = path
-    if hashes:
-        with ThreadPoolExecutor() as pool:
-            for name, found in zip(whole, pool.map(describe_file, whole.values()), strict=True):
-                if found.sha256 != manifest.files[name].sha256:
-                    yield f"{name}: sha256 {found.sha256[:12]}..., expected {manifest.files[name].sha256[:12]}..."
+            problems.append(f"{name}: {size} bytes, expected {spec.bytes}")
+    raise_all(ArtifactError, f"{folder}: not the files that were built", problems)
+
+
+def check_hashes(manifest: Manifest, folder: Path, names: Iterable[str]) -> None:
+    """Read files of the manifest and raise ArtifactError naming every one whose sha256 is another."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    names = list(names)
+    with ThreadPoolExecutor() as pool:
+        found = zip(names, pool.map(describe_file, [folder / name for name in names]), strict=True)
+        problems = [
+            f"{name}: sha256 {spec.sha256[:12]}..., expected {manifest.files[name].sha256[:12]}..."
+            for name, spec in found
+            if spec.sha256 != manifest.files[name].sha256
+        ]
+    raise_all(ArtifactError, f"{folder}: not the files that were built", problems)

@@ -20,7 +20,7 @@ def command(artifact: Path, html, as_json) -> None:
 
     check_parent("--html", html)
     manifest = load_manifest(artifact)
-    check_files(manifest, artifact, hashes=False)
+    check_files(manifest, artifact)
     if as_json:
         print_json(manifest.to_json())
     if html is not None or not as_json:

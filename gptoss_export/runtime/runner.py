@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import torch
 
 from ..config import SLIDING
 from ..errors import ArtifactError, RunError, raise_all
-from ..manifest import Manifest, check_files, load_manifest
+from ..manifest import Manifest, check_files, check_hashes, load_manifest, weight_files
 from ..progress import Steps
 from ..targets import TARGETS, Callables
 from . import generate as generating
@@ -49,12 +50,24 @@ class Runner:
             if target is None:
                 raise ArtifactError(f"{folder}: built for target {manifest.target!r}, known are {', '.join(TARGETS)}")
             raise_all(ArtifactError, f"{folder}: cannot run on this machine", target.problems(manifest, folder))
-            check_files(manifest, folder, verify_hashes)
+            check_files(manifest, folder)
         device = torch.device(manifest.device)
         if device.type == "cuda":
             device = torch.device("cuda", torch.cuda.current_device())
-        with steps.step("load weights"):
-            weights = load_weights(manifest, folder, device)
+        # Code is compared before it is loaded; the weights while they are copied, from the same pages.
+        large = weight_files(manifest)
+        with ThreadPoolExecutor(1) as background:
+            if verify_hashes:
+                with steps.step("hash the code"):
+                    check_hashes(manifest, folder, manifest.files.keys() - set(large))
+                hashing = background.submit(check_hashes, manifest, folder, large)
+            try:
+                with steps.step("load weights"):
+                    weights = load_weights(manifest, folder, device)
+            finally:  # of two errors, a changed file is the reason for the other
+                if verify_hashes:
+                    with steps.step("hash the weights, the rest of it"):
+                        hashing.result()
         with steps.step("load programs"):
             programs = target.load(manifest, folder, device)
         with steps.step("allocate and warm up"):

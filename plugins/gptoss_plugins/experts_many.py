@@ -4,7 +4,8 @@ A *pair* is one (token, choice): pair = token * K + choice. Pairs are sorted by 
 BLOCK_M slots that each belong to one expert (`group_pairs`, plain PyTorch on the device; the number of
 blocks is the static worst case, blocks not needed have expert -1 and return at once), and two grouped
 products run over the blocks. A byte holds two weights of neighbouring k, so the product is two dots: low
-nibbles with the even plane of x, high nibbles with the odd one; no register is interleaved. act is kept in
+nibbles with the even plane of x, high nibbles with the odd one; no register is interleaved. The weights are
+the left operand, which the tensor cores take from registers, where they were unpacked. act is kept in
 slot order, in the dtype of x and as two planes; the second kernel writes the pairs' rows back in pair order.
 
 Limits: in float16 the weights must fit float16, since they are rounded to the dtype of x (bfloat16 and
@@ -38,7 +39,7 @@ def choose_tiles(pairs: int, experts: int, dtype: torch.dtype) -> Tiles:
     if dtype == torch.float32:  # no tensor cores: products run on FMA units, out of registers
         return Tiles(slots=16, rows=32, length=64, warps=4, stages=2)
     slots = min(128, max(16, triton.next_power_of_2(triton.cdiv(pairs, experts))))
-    return Tiles(slots, rows=128, length=64, warps=4 if slots <= 64 else 8, stages=4)
+    return Tiles(slots, rows=128 if slots <= 64 else 64, length=64, warps=4, stages=3)
 
 
 def group_pairs(indices: torch.Tensor, experts: int, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,7 +122,7 @@ def _block_product(
     """[BLOCK_M, BLOCK_N] float32: lines of x [..., 2 planes, LENGTH / 2] times rows of an MXFP4 matrix."""
     dtype: tl.constexpr = x.dtype.element_ty
     row = tl.minimum(row, last_row - 1)  # rows past the end are computed and not stored
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for start in range(0, LENGTH // 2, BLOCK_K // 2):
         byte = start + tl.arange(0, BLOCK_K // 2)
         group = start // 16 + tl.arange(0, BLOCK_K // 32)
@@ -144,9 +145,9 @@ def _block_product(
         else:
             low = _unpack(packed.to(tl.int32), scale, dtype)
             high = _unpack(packed.to(tl.int32) >> 4, scale, dtype)
-        acc = tl.dot(even, tl.trans(low), acc, input_precision=PRECISION)
-        acc = tl.dot(odd, tl.trans(high), acc, input_precision=PRECISION)
-    return acc
+        acc = tl.dot(low, tl.trans(even), acc, input_precision=PRECISION)
+        acc = tl.dot(high, tl.trans(odd), acc, input_precision=PRECISION)
+    return tl.trans(acc)
 
 
 @triton.jit
