@@ -40,6 +40,7 @@ def test_batch_idle_and_sampling(cuda_artifact):
 import sys
 from gptoss_export.runtime import Runner, Sampling
 r = Runner.load(sys.argv[1])
+assert r._step._captured[False].early >= 5 * len(r.manifest.model.layer_types)
 prompts = [[1], list(range(200)), list(range(60, 100))]
 together = r.generate_batch(prompts, 40, stop_tokens=())
 for prompt, result in zip(prompts, together):

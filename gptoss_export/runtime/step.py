@@ -18,9 +18,12 @@ from .sampler import SamplingBuffers, Scores, choose
 
 @dataclass(frozen=True)
 class _Captured:
+    """A recorded step, its results, and how many of its kernels are launched early."""
+
     graph: torch.cuda.CUDAGraph
     scores: Scores
     logprobs: torch.Tensor
+    early: int
 
 
 class DecodeStep:
@@ -70,11 +73,11 @@ class DecodeStep:
         graph = torch.cuda.CUDAGraph(keep_graph=True)
         with torch.cuda.graph(graph):
             results = self._advance(sampled)
-        launch_early(graph.raw_cuda_graph())
+        early = launch_early(graph.raw_cuda_graph())
         graph.instantiate()
         for buffer, before in zip(buffers, saved, strict=True):
             buffer.copy_(before)
-        return _Captured(graph, *results)
+        return _Captured(graph, *results, early)
 
     def _advance(self, sampled: bool) -> tuple[Scores, torch.Tensor]:
         scores = Scores(*self._decode())
