@@ -83,15 +83,16 @@ def bench(
     verify_hashes: bool = True,
     profile: bool = False,
     steps: Steps | None = None,
+    own_process: bool = False,
 ) -> BenchReport:
     """Time every batch with every context that fits the artifact; UsageError where one does not.
 
-    `profile`: the kernels of a decode step too, at the first context.
+    `profile`: the kernels of a decode step too, at the first context. `own_process`: as of `Runner.load`.
     """
     steps = steps or Steps()
     startup = {"start Python, import torch": _seconds_of_process()}
     with steps.step("load the artifact"):
-        runner = Runner.load(artifact, verify_hashes)
+        runner = Runner.load(artifact, verify_hashes, own_process=own_process)
     startup |= runner.load_seconds
     manifest, device = runner.manifest, runner.device
     if profile and device.type != "cuda":

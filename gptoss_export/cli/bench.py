@@ -24,7 +24,7 @@ def command(artifact: Path, batches, contexts, profile, verify_hashes, as_json) 
     from ..bench import bench
 
     with progress() as steps:
-        report = bench(artifact, batches, contexts, verify_hashes, profile, steps)
+        report = bench(artifact, batches, contexts, verify_hashes, profile, steps, own_process=True)
     if as_json:
         print_json(report.to_json())
         return

@@ -45,7 +45,7 @@ def command(
     check_parent("--save-logits", save_logits)
     if tokens_file is not None:
         tokens = _read_tokens(tokens_file)
-    runner = Runner.load(artifact, verify_hashes)
+    runner = Runner.load(artifact, verify_hashes, own_process=True)
     tokenizer = _tokenizer(runner, required=prompt is not None)
     if prompt is not None:
         tokens = tokenizer.encode(prompt).ids

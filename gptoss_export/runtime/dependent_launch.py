@@ -6,8 +6,7 @@ launched while the earlier still runs, and has its weights in flight when the ot
 saves a microsecond or two a kernel, of some 170 in a decode step of a 20b.
 
 Compiled programs launch their kernels in the ordinary way, so the edges are changed in the graph, between
-capture and instantiation, through the CUDA driver (cuGraphRemoveDependencies, cuGraphAddDependencies), by
-ctypes: there is nothing to compile.
+capture and instantiation, through the CUDA driver (cuGraphRemoveDependencies, cuGraphAddDependencies).
 
 CUDA driver API, "Graph Management"; CUDA programming guide, "Programmatic Dependent Launch".
 """
@@ -15,6 +14,8 @@ CUDA driver API, "Graph Management"; CUDA programming guide, "Programmatic Depen
 from __future__ import annotations
 
 import ctypes
+
+from .driver import call
 
 SUFFIX = "_pdl"
 _KERNEL_NODE = 0  # CU_GRAPH_NODE_TYPE_KERNEL
@@ -42,12 +43,6 @@ def launch_early(graph: int) -> int:
     Only where a kernel follows one kernel and nothing else, which is what one captured stream gives.
     Raises RuntimeError where the driver refuses.
     """
-    driver = ctypes.CDLL("libcuda.so.1")
-
-    def call(function: str, *arguments: object) -> None:
-        if error := getattr(driver, function)(*arguments):
-            raise RuntimeError(f"CUDA driver: {function} failed with error {error}")
-
     def name_of(node: int) -> str | None:
         kind, parameters, name = ctypes.c_int(), _KernelParameters(), ctypes.c_char_p()
         call("cuGraphNodeGetType", ctypes.c_void_p(node), ctypes.byref(kind))

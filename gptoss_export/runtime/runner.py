@@ -26,6 +26,7 @@ from ..manifest import Manifest, check_files, check_hashes, load_manifest, weigh
 from ..progress import Steps
 from ..targets import TARGETS, Callables
 from . import generate as generating
+from .footprint import spare_process
 from .generate import Generation, Token
 from .sampler import Sampling, SamplingBuffers, Scores, choose, logprob
 from .slots import Slot, check_truncate
@@ -37,10 +38,13 @@ class Runner:
     """An artifact, loaded. Not thread-safe: one caller at a time."""
 
     @classmethod
-    def load(cls, path: str | Path, verify_hashes: bool = True, steps: Steps | None = None) -> Runner:
+    def load(
+        cls, path: str | Path, verify_hashes: bool = True, steps: Steps | None = None, own_process: bool = False
+    ) -> Runner:
         """Check the artifact at `path` against its manifest and this machine, and make it ready to run.
 
         verify_hashes False skips reading every file to compare its sha256; sizes are compared all the same.
+        own_process True saves GPU memory by settings of the whole process (footprint.py).
         Raises ArtifactError saying what does not fit.
         """
         folder, steps = Path(path), steps or Steps()
@@ -53,6 +57,8 @@ class Runner:
             check_files(manifest, folder)
         device = torch.device(manifest.device)
         if device.type == "cuda":
+            if own_process:
+                spare_process()
             device = torch.device("cuda", torch.cuda.current_device())
         # Code is compared before it is loaded; the weights while they are copied, from the same pages.
         large = weight_files(manifest)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from .dependent_launch import launch_early
+from .footprint import stream_for
 from .sampler import SamplingBuffers, Scores, choose
 
 
@@ -41,6 +42,7 @@ class DecodeStep:
         self.tokens, self.positions, self.advance = tokens, positions, advance
         self._decode, self._options = decode, options
         self._captured: dict[bool, _Captured] = {}
+        self._stream: torch.cuda.Stream | None = None
         self.scores: Scores | None = None
         self.logprobs: torch.Tensor | None = None
 
@@ -65,13 +67,11 @@ class DecodeStep:
         saved = [buffer.clone() for buffer in buffers]
         self.positions.fill_(-1)
         self.advance.zero_()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self._advance(sampled)
-        torch.cuda.current_stream().wait_stream(side)
+        self._advance(sampled)
+        if self._stream is None:
+            self._stream = stream_for(self)
         graph = torch.cuda.CUDAGraph(keep_graph=True)
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=self._stream):
             results = self._advance(sampled)
         early = launch_early(graph.raw_cuda_graph())
         graph.instantiate()

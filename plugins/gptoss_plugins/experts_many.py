@@ -3,10 +3,14 @@
 A *pair* is one (token, choice): pair = token * K + choice. Pairs are sorted by expert into blocks of
 BLOCK_M slots that each belong to one expert (`group_pairs`, plain PyTorch on the device; the number of
 blocks is the static worst case, blocks not needed have expert -1 and return at once), and two grouped
-products run over the blocks. A byte holds two weights of neighbouring k, so the product is two dots: low
-nibbles with the even plane of x, high nibbles with the odd one; no register is interleaved. The weights are
-the left operand, which the tensor cores take from registers, where they were unpacked. act is kept in
-slot order, in the dtype of x and as two planes; the second kernel writes the pairs' rows back in pair order.
+products run over the blocks. The weights are the left operand, which the tensor cores take from registers,
+where they were unpacked; a byte's two weights are neighbours there as in the matrix. Their scales are loaded
+one step ahead, since single bytes cannot go through the asynchronous copies that hide the other loads.
+
+The gate_up product takes the blocks of all experts for a few rows of the weights at a time, since it gathers
+x, which fits the L2 cache as a whole; the down product takes all rows for one block, whose act lies together.
+The down product is made for COLUMNS of its results at a time: what the pairs of a token contribute, in
+float32, would need a third of all memory of a chunk before it is summed.
 
 Limits: in float16 the weights must fit float16, since they are rounded to the dtype of x (bfloat16 and
 float32 hold them exactly, scales 1..253).
@@ -24,22 +28,35 @@ from torch.library import wrap_triton
 from .mxfp4 import scale_of, swiglu
 
 
+COLUMNS = 1536  # a multiple of every tile's rows
+
+
+class Product(NamedTuple):
+    """How one of the two grouped products is cut."""
+
+    rows: int  # BLOCK_N: rows of the weights
+    warps: int
+
+
 class Tiles(NamedTuple):
-    """How the grouped products are cut."""
+    """How both are cut."""
 
     slots: int  # BLOCK_M: pairs of one expert
-    rows: int  # BLOCK_N: rows of the weights
     length: int  # BLOCK_K: weights of a row at a time
-    warps: int
     stages: int
+    gate_up: Product
+    down: Product
 
 
 def choose_tiles(pairs: int, experts: int, dtype: torch.dtype) -> Tiles:
     """About one block an expert when pairs spread evenly."""
     if dtype == torch.float32:  # no tensor cores: products run on FMA units, out of registers
-        return Tiles(slots=16, rows=32, length=64, warps=4, stages=2)
-    slots = min(128, max(16, triton.next_power_of_2(triton.cdiv(pairs, experts))))
-    return Tiles(slots, rows=128 if slots <= 64 else 64, length=64, warps=4, stages=3)
+        return Tiles(slots=16, length=64, stages=2, gate_up=Product(32, 4), down=Product(32, 4))
+    slots = min(128, max(32, triton.next_power_of_2(triton.cdiv(pairs, experts))))
+    if slots < 128:
+        return Tiles(slots, length=64, stages=3, gate_up=Product(128, 4), down=Product(128, 4))
+    # gate_up gathers x, and by larger tiles it gathers less; down is faster in smaller ones.
+    return Tiles(slots, length=64, stages=3, gate_up=Product(128, 8), down=Product(64, 4))
 
 
 def group_pairs(indices: torch.Tensor, experts: int, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,91 +132,106 @@ def _unpack_pairs(packed, scale):
 
 @triton.jit
 def _block_product(
-    x, line, there, blocks, scales, row, last_row,
+    x, line, blocks, scales, row, rows,
     LENGTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr, PAIRED: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK_M, BLOCK_N] float32: lines of x [..., 2 planes, LENGTH / 2] times rows of an MXFP4 matrix."""
+    """[BLOCK_M, BLOCK_N] float32: lines of x [..., LENGTH] times rows of an MXFP4 matrix [rows, LENGTH]."""
     dtype: tl.constexpr = x.dtype.element_ty
-    row = tl.minimum(row, last_row - 1)  # rows past the end are computed and not stored
+    row = tl.minimum(row, rows - 1)[:, None]  # rows past the end are computed and not stored
+    k = tl.arange(0, BLOCK_K)
+    byte = tl.arange(0, BLOCK_K // 2)
+    group = tl.arange(0, BLOCK_K // 32)
+    x += line[:, None] * LENGTH + k[None, :]
+    blocks += row * (LENGTH // 2) + byte[None, :]
+    scales += row * (LENGTH // 32) + group[None, :]
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    for start in range(0, LENGTH // 2, BLOCK_K // 2):
-        byte = start + tl.arange(0, BLOCK_K // 2)
-        group = start // 16 + tl.arange(0, BLOCK_K // 32)
-        inside = byte < LENGTH // 2
-        packed = tl.load(
-            blocks + row[:, None] * (LENGTH // 2) + byte[None, :], mask=inside[None, :], other=0
-        )
-        scale = tl.load(
-            scales + row[:, None] * (LENGTH // 32) + group[None, :],
-            mask=(group < LENGTH // 32)[None, :], other=0,
-        )  # fmt: skip
-        scale = tl.broadcast_to(scale_of(scale)[:, :, None], [BLOCK_N, BLOCK_K // 32, 16])
-        scale = scale.reshape(BLOCK_N, BLOCK_K // 2)
-        cells = line[:, None] * LENGTH + byte[None, :]
-        mask = there[:, None] & inside[None, :]
-        even = tl.load(x + cells, mask=mask, other=0.0)
-        odd = tl.load(x + cells + LENGTH // 2, mask=mask, other=0.0)
+    next_scale = tl.load(scales, mask=(group < LENGTH // 32)[None, :], other=0)
+    for start in range(0, LENGTH, BLOCK_K):
+        scale = scale_of(next_scale).to(tl.bfloat16 if PAIRED else tl.float32)
+        ahead = start + BLOCK_K
+        next_scale = tl.load(scales + ahead // 32, mask=(ahead // 32 + group < LENGTH // 32)[None, :], other=0)
+        scale = tl.broadcast_to(scale[:, :, None], [BLOCK_N, BLOCK_K // 32, 16]).reshape(BLOCK_N, BLOCK_K // 2)
+        if LENGTH % BLOCK_K == 0:
+            packed = tl.load(blocks + start // 2)
+            values = tl.load(x + start)
+        else:
+            packed = tl.load(blocks + start // 2, mask=(start // 2 + byte < LENGTH // 2)[None, :], other=0)
+            values = tl.load(x + start, mask=(start + k < LENGTH)[None, :], other=0.0)
         if PAIRED:
-            low, high = _unpack_pairs(packed, scale.to(tl.bfloat16))
+            low, high = _unpack_pairs(packed, scale)
         else:
             low = _unpack(packed.to(tl.int32), scale, dtype)
             high = _unpack(packed.to(tl.int32) >> 4, scale, dtype)
-        acc = tl.dot(low, tl.trans(even), acc, input_precision=PRECISION)
-        acc = tl.dot(high, tl.trans(odd), acc, input_precision=PRECISION)
+        weights = tl.join(low, high).reshape(BLOCK_N, BLOCK_K)
+        acc = tl.dot(weights, tl.trans(values), acc, input_precision=PRECISION)
     return tl.trans(acc)
 
 
 @triton.jit
 def _gate_up_many(
     x, expert_of_block, pair_of_slot, blocks, scales, bias, act,
-    CHOICES: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr,
-    ALPHA: tl.constexpr, LIMIT: tl.constexpr,
+    CHOICES: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr, ALPHA: tl.constexpr, LIMIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, PAIRED: tl.constexpr,
 ):  # fmt: skip
-    """act [slots, 2 planes, I / 2] of one block."""
-    expert = tl.load(expert_of_block + tl.program_id(1)).to(tl.int64)
+    """act [slots, I] of one block."""
+    block, column = tl.program_id(0), tl.program_id(1)
+    expert = tl.load(expert_of_block + block).to(tl.int64)
     if expert < 0:
         return
-    slot = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    pair = tl.load(pair_of_slot + slot)
-    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    slot = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    token = tl.maximum(tl.load(pair_of_slot + slot), 0) // CHOICES  # slots of no pair take any
+    row = column * BLOCK_N + tl.arange(0, BLOCK_N)
     hidden = _block_product(
-        x, tl.maximum(pair, 0) // CHOICES, pair >= 0,
-        blocks + expert * (INTER * HIDDEN), scales + expert * (2 * INTER * HIDDEN // 32),
+        x, token, blocks + expert * (INTER * HIDDEN), scales + expert * (2 * INTER * HIDDEN // 32),
         row, 2 * INTER, HIDDEN, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, PAIRED,
     )  # fmt: skip
     bias_row = tl.load(bias + expert * (2 * INTER) + row, mask=row < 2 * INTER, other=0.0).to(tl.float32)
     hidden += bias_row[None, :]
     result = swiglu(hidden.reshape(BLOCK_M, BLOCK_N // 2, 2), ALPHA, LIMIT)
-    i = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
-    cells = slot.to(tl.int64)[:, None] * INTER + (i % 2 * (INTER // 2) + i // 2)[None, :]
+    i = column * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+    cells = slot.to(tl.int64)[:, None] * INTER + i[None, :]
     tl.store(act + cells, result.to(act.dtype.element_ty), mask=(i < INTER)[None, :])
 
 
 @triton.jit
 def _down_many(
     act, routing_weights, expert_of_block, pair_of_slot, blocks, scales, bias, out,
-    HIDDEN: tl.constexpr, INTER: tl.constexpr,
+    FIRST: tl.constexpr, COLUMNS: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, PAIRED: tl.constexpr,
 ):  # fmt: skip
-    """Results of the pairs of one block times their routing weights, in pair order [pairs, H] float32."""
+    """COLUMNS of the results of one block's pairs, from FIRST on, times their routing weights: [pairs, COLUMNS]."""
     expert = tl.load(expert_of_block + tl.program_id(1)).to(tl.int64)
     if expert < 0:
         return
     slot = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     pair = tl.load(pair_of_slot + slot)
-    there = pair >= 0
-    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row, there = FIRST + column, column < COLUMNS
     result = _block_product(
-        act, slot, there,
-        blocks + expert * (HIDDEN * INTER // 2), scales + expert * (HIDDEN * INTER // 32),
-        row, HIDDEN, INTER, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, PAIRED,
+        act, slot, blocks + expert * (HIDDEN * INTER // 2), scales + expert * (HIDDEN * INTER // 32),
+        row, FIRST + COLUMNS, INTER, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, PAIRED,
     )  # fmt: skip
-    result += tl.load(bias + expert * HIDDEN + row, mask=row < HIDDEN, other=0.0).to(tl.float32)[None, :]
-    result *= tl.load(routing_weights + pair, mask=there, other=0.0)[:, None]
-    cells = pair.to(tl.int64)[:, None] * HIDDEN + row[None, :]
-    tl.store(out + cells, result, mask=there[:, None] & (row < HIDDEN)[None, :])
+    result += tl.load(bias + expert * HIDDEN + row, mask=there, other=0.0).to(tl.float32)[None, :]
+    result *= tl.load(routing_weights + pair, mask=pair >= 0, other=0.0)[:, None]
+    cells = pair.to(tl.int64)[:, None] * COLUMNS + column[None, :]
+    tl.store(out + cells, result, mask=(pair >= 0)[:, None] & there[None, :])
+
+
+@triton.jit
+def _sum_choices(
+    out, expert_indices, sums,
+    FIRST: tl.constexpr, COLUMNS: tl.constexpr, CHOICES: tl.constexpr, HIDDEN: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """COLUMNS of a token's sum [T, H], from FIRST on. A kernel, lest the compiler keep all columns to sum them at once."""
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, WIDTH)
+    total = tl.zeros([WIDTH], tl.float32)
+    for choice in tl.static_range(CHOICES):
+        pair = token * CHOICES + choice
+        written = tl.load(expert_indices + pair) >= 0
+        total += tl.load(out + pair * COLUMNS + column, mask=(column < COLUMNS) & written, other=0.0)
+    tl.store(sums + token * HIDDEN + FIRST + column, total, mask=column < COLUMNS)
 
 
 def many(
@@ -211,20 +243,28 @@ def many(
     experts, inter = down_blocks.size(0), down_blocks.size(2) * 32
     tiles = choose_tiles(tokens * choices, experts, x.dtype)
     expert_of_block, pair_of_slot = group_pairs(expert_indices.flatten(), experts, tiles.slots)
-    act = x.new_empty((pair_of_slot.numel(), inter))
-    out = x.new_empty((tokens, choices, hidden), dtype=torch.float32)
     tile = {
-        "BLOCK_M": tiles.slots, "BLOCK_N": tiles.rows, "BLOCK_K": tiles.length,
+        "BLOCK_M": tiles.slots, "BLOCK_K": tiles.length, "num_stages": tiles.stages,
         "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32",
         "PAIRED": x.dtype == torch.bfloat16 and not triton.knobs.runtime.interpret,
-        "num_warps": tiles.warps, "num_stages": tiles.stages,
     }  # fmt: skip
-    wrap_triton(_gate_up_many)[(triton.cdiv(2 * inter, tiles.rows), expert_of_block.numel())](
-        x.unflatten(-1, (-1, 2)).mT.contiguous(), expert_of_block, pair_of_slot, gate_up_blocks, gate_up_scales, gate_up_bias, act,
-        CHOICES=choices, HIDDEN=hidden, INTER=inter, ALPHA=alpha, LIMIT=limit, **tile,
+    gate_up = {"BLOCK_N": tiles.gate_up.rows, "num_warps": tiles.gate_up.warps, **tile}
+    down = {"BLOCK_N": tiles.down.rows, "num_warps": tiles.down.warps, **tile}
+    act = x.new_empty((pair_of_slot.numel(), inter))
+    wrap_triton(_gate_up_many)[(expert_of_block.numel(), triton.cdiv(2 * inter, tiles.gate_up.rows))](
+        x, expert_of_block, pair_of_slot, gate_up_blocks, gate_up_scales, gate_up_bias, act,
+        CHOICES=choices, HIDDEN=hidden, INTER=inter, ALPHA=alpha, LIMIT=limit, **gate_up,
     )  # fmt: skip
-    wrap_triton(_down_many)[(triton.cdiv(hidden, tiles.rows), expert_of_block.numel())](
-        act, routing_weights, expert_of_block, pair_of_slot, down_blocks, down_scales, down_bias, out,
-        HIDDEN=hidden, INTER=inter, **tile,
-    )  # fmt: skip
-    return torch.where(expert_indices.unsqueeze(-1) >= 0, out, 0.0).sum(dim=1)  # nobody wrote the rows of -1
+    sums = x.new_empty((tokens, hidden), dtype=torch.float32)
+    for first in range(0, hidden, COLUMNS):
+        columns = min(COLUMNS, hidden - first)
+        out = x.new_empty((tokens, choices, columns), dtype=torch.float32)
+        wrap_triton(_down_many)[(triton.cdiv(columns, tiles.down.rows), expert_of_block.numel())](
+            act, routing_weights, expert_of_block, pair_of_slot, down_blocks, down_scales, down_bias, out,
+            FIRST=first, COLUMNS=columns, HIDDEN=hidden, INTER=inter, **down,
+        )  # fmt: skip
+        wrap_triton(_sum_choices)[(tokens,)](
+            out, expert_indices, sums,
+            FIRST=first, COLUMNS=columns, CHOICES=choices, HIDDEN=hidden, WIDTH=triton.next_power_of_2(columns),
+        )  # fmt: skip
+    return sums
