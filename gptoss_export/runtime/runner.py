@@ -369,8 +369,9 @@ class Runner:
 
     def _prefill(self, ids: Sequence[int], slot: int) -> Scores:
         for hidden in self._hidden(ids, slot):
-            last = hidden
-        return self._unembed(last[-1:])
+            last = hidden[-1:].clone()  # a view would keep the chunk beside the next one's intermediates
+            del hidden
+        return self._unembed(last)
 
     @torch.inference_mode()
     def _scores_of(self, ids: Sequence[int], slot: int, claim: int) -> Iterator[Scores]:
@@ -395,6 +396,7 @@ class Runner:
             (hidden,) = self._programs[name](self._buffers[name])
             self._slots[slot].extend(len(piece))
             yield hidden[: len(piece)]
+            del hidden
             done += len(piece)
 
     def _chunk(self, remaining: int) -> int:

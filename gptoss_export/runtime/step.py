@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from .dependent_launch import launch_early
-from .footprint import stream_for
+from .footprint import capture_stream
 from .sampler import SamplingBuffers, Scores, choose
 
 
@@ -42,7 +42,6 @@ class DecodeStep:
         self.tokens, self.positions, self.advance = tokens, positions, advance
         self._decode, self._options = decode, options
         self._captured: dict[bool, _Captured] = {}
-        self._stream: torch.cuda.Stream | None = None
         self.scores: Scores | None = None
         self.logprobs: torch.Tensor | None = None
 
@@ -68,10 +67,8 @@ class DecodeStep:
         self.positions.fill_(-1)
         self.advance.zero_()
         self._advance(sampled)
-        if self._stream is None:
-            self._stream = stream_for(self)
         graph = torch.cuda.CUDAGraph(keep_graph=True)
-        with torch.cuda.graph(graph, stream=self._stream):
+        with torch.cuda.graph(graph, stream=capture_stream(self.tokens.device)):
             results = self._advance(sampled)
         early = launch_early(graph.raw_cuda_graph())
         graph.instantiate()
