@@ -103,7 +103,16 @@ def bench(
     raise_all(UsageError, f"{artifact}: too small for this benchmark", problems)
     prompt = _prompt(manifest, contexts[0])
     startup[f"first prompt, {len(prompt):,} tokens"] = _seconds(lambda: runner.generate(prompt, 1), device)
-    with steps.step("measure the bandwidth"):
+    timings = {}
+    for context in contexts:
+        for batch in batches:
+            with steps.step(f"batch {batch}, context {context}"):
+                timings[batch, context] = _times(runner, batch, context)
+    memory = 0
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        memory = total - free
+    with steps.step("measure the bandwidth"):  # last, since it needs memory that is not the artifact's
         bandwidth = read_bandwidth(device)
     report = BenchReport(
         artifact=str(artifact),
@@ -111,16 +120,14 @@ def bench(
         versions=manifest.versions,
         startup_s=startup,
         bandwidth=bandwidth,
-        memory=0,
+        memory=memory,
         weights_and_cache=_bytes(manifest, "weight") + _bytes(manifest, "cache"),
     )
-    for context in contexts:
-        for batch in batches:
-            with steps.step(f"batch {batch}, context {context}"):
-                report.measurements.append(_measure(runner, batch, context, bandwidth))
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        report.memory = total - free
+    for (batch, context), (prefill, ttft, step) in timings.items():
+        floor = floor_bytes(manifest, batch, context) / bandwidth
+        report.measurements.append(
+            Measurement(batch, context, context / prefill, ttft, step, decode_tok_s=batch / step, floor_s=floor)
+        )
     if profile:
         with steps.step("profile a decode step"):
             report.kernels = kernel_times(runner, contexts[0])
@@ -160,7 +167,7 @@ def read_bandwidth(device: torch.device) -> float:
     bandwidth = size / min(_seconds(data.sum, device) for _ in range(6))
     del data
     if device.type == "cuda":
-        torch.cuda.empty_cache()  # or it would count as the artifact's memory
+        torch.cuda.empty_cache()
     return bandwidth
 
 
@@ -203,7 +210,8 @@ def _seconds_of_process() -> float:
         return time.perf_counter() - _IMPORTED
 
 
-def _measure(runner: Runner, batch: int, context: int, bandwidth: float) -> Measurement:
+def _times(runner: Runner, batch: int, context: int) -> tuple[float, float, float]:
+    """Seconds of prefill, to the first token, and of a decode step."""
     prompts = [_prompt(runner.manifest, context, seed) for seed in range(batch)]
     runner.reset()
     runner.prefill(prompts[0][: 2 * max(runner.manifest.prefill_chunks)])  # the first call of a program allocates
@@ -215,16 +223,7 @@ def _measure(runner: Runner, batch: int, context: int, bandwidth: float) -> Meas
     steps = min(STEPS, context - 1)
     shorter = [prompt[: context - steps] for prompt in prompts]
     results = runner.generate_batch(shorter, steps + 1, stop_tokens=())
-    step = 1 / results[0].decode_tok_s
-    return Measurement(
-        batch=batch,
-        context=context,
-        prefill_tok_s=context / prefill,
-        ttft_s=ttft,
-        decode_step_s=step,
-        decode_tok_s=batch / step,
-        floor_s=floor_bytes(runner.manifest, batch, context) / bandwidth,
-    )
+    return prefill, ttft, 1 / results[0].decode_tok_s
 
 
 def _seconds(work, device: torch.device) -> float:

@@ -5,7 +5,6 @@ Measured on an H200 (132 multiprocessors), MB:
     the context with CUDA's own stack of 1,024 bytes a thread    649     with none: 372
     cuBLAS with its own workspaces                               103     with 8 MB:  19
     the first stream that torch makes (it makes 32)               73     one alone:   2
-    what prefill leaves reserved for 228 of intermediates        341     in segments that grow: 280
 """
 
 from __future__ import annotations
@@ -26,11 +25,10 @@ def spare_process() -> None:
     """Choose settings of the whole process that need less memory; called before it uses CUDA.
 
     The stack limit is where threads begin: the driver raises it for a kernel that needs more, unless the
-    kernel calls itself. What the environment already sets for cuBLAS and torch's allocator stays.
+    kernel calls itself. What the environment already sets for cuBLAS stays.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:2")  # two of 4,096 KiB
     os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "4096")
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     torch.cuda.synchronize()  # makes the context
     call("cuCtxSetLimit", _STACK_SIZE, ctypes.c_size_t(0))
 

@@ -79,6 +79,7 @@ class Aoti(Target):
         options: dict[str, Any] = {"aot_inductor.package": True}
         if device == "cuda":
             options["aot_inductor.embed_kernel_binary"] = True
+            options["memory_planning"] = True  # intermediates in one allocation, whose parts are used again
         compiled: dict[str, Any] = {}
         for program in programs:
             arguments, _ = program.exported.example_inputs
