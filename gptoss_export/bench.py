@@ -23,6 +23,7 @@ from .manifest import Manifest
 from .progress import Steps
 from .runtime import Runner
 
+_PROFILED = 9  # steps, of which the first warms up
 STEPS = 64  # decode steps timed, the last ones up to the context
 _IMPORTED = time.perf_counter()
 
@@ -100,6 +101,10 @@ def bench(
     problems = [f"--batch {n}: expected 1 to {manifest.max_batch}" for n in batches if not 1 <= n <= manifest.max_batch]
     problems += [f"--context {n}: expected 2 to {manifest.max_context}"
                  for n in contexts if not 2 <= n <= manifest.max_context]  # fmt: skip
+    problems += [f"{option}: expected one or more numbers" for option, values in
+                 {"--batch": batches, "--context": contexts}.items() if not values]  # fmt: skip
+    if profile and contexts and contexts[0] <= _PROFILED:
+        problems.append(f"--context {contexts[0]}: expected more than {_PROFILED} with --profile, which runs as many steps")
     raise_all(UsageError, f"{artifact}: too small for this benchmark", problems)
     prompt = _prompt(manifest, contexts[0])
     startup[f"first prompt, {len(prompt):,} tokens"] = _seconds(lambda: runner.generate(prompt, 1), device)
@@ -135,34 +140,40 @@ def bench(
 
 
 def kernel_times(runner: Runner, context: int) -> list[KernelTime]:
-    """The kernels of a decode step at `context`, the longest first."""
+    """The kernels of a decode step of all slots at `context`, the longest first."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
-    batch = runner.manifest.max_batch
+    slots = list(range(runner.manifest.max_batch))
     runner.reset()
-    runner.prefill(_prompt(runner.manifest, context - 10))
-    idle = [None] * (batch - 1)
-    runner.decode([0, *idle])
-    with record(activities=[ProfilerActivity.CUDA]) as recorded:
-        for _ in range(8):
-            runner.decode([0, *idle])
-        torch.cuda.synchronize(runner.device)
+    for slot in slots:
+        runner.prefill(_prompt(runner.manifest, context - _PROFILED, slot), slot)
+    with torch.inference_mode():
+        runner._place(slots)
+        runner._step.run(sampled=False)
+        with record(activities=[ProfilerActivity.CUDA]) as recorded:
+            for _ in range(_PROFILED - 1):
+                runner._step.run(sampled=False)
+            torch.cuda.synchronize(runner.device)
+    runner.reset()
     events = [event for event in recorded.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     events.sort(key=lambda event: event.time_range.end)
-    times, counts, previous = Counter(), Counter(), None
-    for event in events:
-        # Between two steps the host prepares the next one: that is no kernel's time.
-        begin = event.time_range.start if previous is None else max(previous, event.time_range.start - 5)
-        times[event.name] += event.time_range.end - begin
+    steps = _PROFILED - 1
+    times, counts, previous = Counter(), Counter(), 0
+    for index, event in enumerate(events):
+        first = index % (len(events) // steps) == 0  # before it the host launched the step, which is no kernel's time
+        times[event.name] += event.time_range.end - (event.time_range.start if first else previous)
         counts[event.name] += 1
         previous = event.time_range.end
-    return [KernelTime(name, counts[name] / 8, us / 8) for name, us in times.most_common()]
+    return [KernelTime(name, counts[name] / steps, us / steps) for name, us in times.most_common()]
 
 
 def read_bandwidth(device: torch.device) -> float:
     """Bytes a second that a plain reduction reads from memory, the best of several passes."""
-    size = 4 << 30 if device.type == "cuda" else 1 << 28
+    size = 1 << 28
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        size = min(4 << 30, free // 2 & -4096)
     data = torch.ones(size // 4, dtype=torch.float32, device=device)
     bandwidth = size / min(_seconds(data.sum, device) for _ in range(6))
     del data

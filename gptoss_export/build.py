@@ -12,7 +12,6 @@ import platform
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -60,7 +59,7 @@ def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None
     Raises UsageError, CheckpointError or BuildError; then `output` does not exist.
     """
     steps = steps or Steps()
-    target, dtype = _check_options(options)
+    target, dtype, arch = _check_options(options)
     check_new_folder(output, UsageError)
     with steps.step("read the checkpoint"):
         checkpoint = open_checkpoint(source)
@@ -70,7 +69,7 @@ def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None
     with replace_folder(output, UsageError) as folder:
         specs: dict[str, ProgramSpec] = {}
         programs = _lowered(checkpoint.config, shapes, dtype, target, options.device, specs, steps)
-        compiled = target.compile(programs, options.device, folder)
+        compiled = target.compile(programs, options.device, arch, folder)
         if left := list(programs):
             raise BuildError(f"target {target.name} left programs out: {', '.join(p.name for p in left)}")
         with steps.step("write the weights"):
@@ -82,7 +81,7 @@ def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None
         manifest = Manifest(
             target=target.name,
             device=options.device,
-            arch=target.arch(options.device),
+            arch=arch,
             dtype=_name(dtype),
             model=checkpoint.config,
             max_batch=shapes.max_batch,
@@ -92,14 +91,14 @@ def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None
             programs=specs,
             weights=weights,
             files=files,
-            versions=_versions(),
+            versions=_versions() | target.versions(),
             source=f"{source.resolve().name} (layout {checkpoint.layout.name})",
         )
         save_manifest(manifest, folder)
     return manifest
 
 
-def _check_options(options: BuildOptions) -> tuple[Target, torch.dtype]:
+def _check_options(options: BuildOptions) -> tuple[Target, torch.dtype, str]:
     problems = []
     target = TARGETS.get(options.target)
     if target is None:
@@ -126,9 +125,10 @@ def _check_options(options: BuildOptions) -> tuple[Target, torch.dtype]:
     if not available.ready:
         raise BuildError(f"{target.name} for {options.device} cannot be built here: {available.detail}; "
                          f"{available.mend}")  # fmt: skip
-    if options.arch not in (None, here := target.arch(options.device)):
-        raise BuildError(f"--arch {options.arch}: {target.name} compiles for this machine only, which is {here}")
-    return target, getattr(torch, dtype)
+    archs = target.archs(options.device)
+    if options.arch not in (None, *archs):
+        raise BuildError(f"--arch {options.arch}: {target.name} compiles here for {', '.join(archs)}")
+    return target, getattr(torch, dtype), options.arch or archs[0]
 
 
 def _check_sizes(options: BuildOptions, stop_tokens: tuple[int, ...], config: ModelConfig) -> None:
@@ -156,7 +156,7 @@ def _lowered(
 ) -> Iterator[Program]:
     """Lowered programs, one at a time, so that one graph is in memory; fills `specs` on the way."""
     implementations = target.implementations(device)
-    for name, trace_now in trace(config, shapes, dtype, torch.device(device)).items():
+    for name, trace_now in trace(config, shapes, dtype, target.trace_device(device)).items():
         with steps.step(f"export {name}"):
             program = lower(trace_now(), implementations)
         inputs, outputs = (tuple(map(_spec, items)) for items in (program.inputs, program.outputs))
@@ -258,9 +258,4 @@ def _stop_tokens(source: Path, config: ModelConfig) -> tuple[int, ...]:
 
 
 def _versions() -> dict[str, str]:
-    found = {"gptoss_export": __version__, "python": platform.python_version(), "torch": torch.__version__}
-    try:
-        found["triton"] = version("triton")
-    except PackageNotFoundError:
-        pass
-    return found
+    return {"gptoss_export": __version__, "python": platform.python_version(), "torch": torch.__version__}

@@ -21,6 +21,7 @@ from .export import Program
 from .ops import OPS
 
 KERNELS = "gptoss_export.kernels"  # entry point group; the name of an entry is the name of its op
+PLUGINS = "gptoss_export.plugins"  # entry point group; its one entry `maker` makes plugins of kernel launches
 
 Implementations = Mapping[str, Callable[..., Any]]
 
@@ -39,6 +40,23 @@ def kernels() -> Implementations:
         return {name: offered[name].load() for name in OPS}
     except ImportError as error:
         raise LoweringError(f"kernels cannot be imported: {error}; run: pip install 'gptoss-export[cuda]'") from error
+
+
+def launches(*names: str) -> Implementations:
+    """Some ops as the kernel launches that they are made of, which stay in the graph one by one.
+
+    Raises LoweringError for ops without a kernel.
+    """
+    # A triton_op hides its launches from export; the function it was made of is its own fake implementation.
+    return {name: kernel._abstract_fn for name, kernel in kernels().items() if name in names}
+
+
+def plugin_maker() -> Callable[[str], Any]:
+    """What makes plugins of kernel launches, for an arch. Raises LoweringError where no package offers it."""
+    offered = [entry for entry in entry_points(group=PLUGINS) if entry.name == "maker"]
+    if not offered:
+        raise LoweringError(f"no entry point named maker in group {PLUGINS}; reinstall gptoss-export")
+    return offered[0].load()
 
 
 def lower(program: Program, implementations: Implementations) -> Program:

@@ -18,6 +18,7 @@ class Scripted:
         self.scripts, self.drawn = scripts, [0] * len(scripts)
         self.lengths = [0] * len(scripts)
         self.steps, self._claims = 0, 1
+        self._ahead = set()
 
     def _begin(self, sampling):
         return self._claims
@@ -49,6 +50,7 @@ class Scripted:
     def _take_back(self, slots):
         for slot in slots:
             self.lengths[slot] -= 1
+        self._ahead = self._ahead - set(slots)
 
     def length(self, slot=0):
         return self.lengths[slot]
@@ -99,3 +101,13 @@ def test_the_next_step_is_under_way_while_a_token_is_read():
     runner, tokens = run("cpu", [[*range(30)]], [[1]], 20)
     next(tokens)
     assert runner.steps == 0
+
+
+def test_what_ran_ahead_is_known_while_the_stream_is_open():
+    runner, tokens = run("cuda", [[*range(30)], [1, STOP, 2]], [[1], [1, 2]], 6)
+    next(tokens), next(tokens)
+    assert runner._ahead == {0, 1}
+    next(tokens)
+    assert next(tokens).id == STOP and runner._ahead == {0}
+    list(tokens)
+    assert runner._ahead == set()

@@ -4,6 +4,9 @@ On any machine in Triton's interpreter, float32 and float16 (its tl.dot on bfloa
 as they are, float32 and bfloat16, and at the sizes of gpt-oss-20b. The interpreter has to be switched on
 before Triton is first imported, and another test of this process may have imported it: so the cases run
 in subprocesses, which are this file run as a script, and every test reads its own line of the result.
+
+A kernel is held against its op's reference; the grouping of pairs by expert, which is a part of one,
+against the same in plain Python.
 """
 
 from __future__ import annotations
@@ -13,12 +16,16 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gptoss_export.metric import TOLERANCES, Error, error
 from gptoss_export.lower import kernels
@@ -160,6 +167,8 @@ def distance(name: str, args: tuple[Any, ...]) -> Error:
 def results(op: Op, names: list[str], function: Callable[..., Any], args: list[Any]) -> list[torch.Tensor]:
     returned = function(*args)
     written = [a[:, :, :-1] for name, a in zip(names, args, strict=True) if name in op.mutates]  # not the scratch row
+    if returned is None:  # an op that only writes
+        return written
     return [*(returned if isinstance(returned, tuple) else (returned,)), *written]
 
 
@@ -188,6 +197,70 @@ def _distance(actual: torch.Tensor, expected: torch.Tensor) -> Error:
     return error(actual[active].nan_to_num(), expected[active].nan_to_num())
 
 
+# ---- pairs grouped by expert ----------------------------------------------------------------------------
+
+# label: (the expert of each pair, experts, slots of a block)
+GROUPINGS: dict[str, tuple[list[int], int, int]] = {
+    "one pair": ([2], 4, 16),
+    "no pairs": ([], 3, 16),
+    "all pairs padding": ([-1] * 40, 5, 16),
+    "one expert has all pairs, in several tiles": ([6] * 2500, 7, 128),
+    "the last expert has all pairs, whole blocks": ([3] * 64, 4, 32),
+    "40 experts, some without pairs, some padding": ([i * i % 41 - 1 for i in range(1035)], 40, 32),
+    "a chunk of the 20b": ([i * i // 7 % 32 for i in range(4 * 512)], 32, 64),
+}
+
+
+def check_grouping(device: torch.device, chosen: list[int], experts: int, slots: int) -> None:
+    """Blocks of expert after expert, pairs ascending in them, -1 behind them and for blocks not needed."""
+    from gptoss_plugins.experts_many import group_pairs
+
+    indices = torch.tensor(chosen, dtype=torch.int64, device=device)
+    expert_of_block, pair_of_slot = group_pairs(indices, experts, slots)
+    assert expert_of_block.dtype == pair_of_slot.dtype == torch.int32
+    assert pair_of_slot.numel() == expert_of_block.numel() * slots
+    owners, pairs = [], []
+    for expert in range(experts):
+        mine = [pair for pair, owner in enumerate(chosen) if owner == expert]
+        blocks = -(-len(mine) // slots)
+        owners += [expert] * blocks
+        pairs += mine + [-1] * (blocks * slots - len(mine))
+    unused = expert_of_block.numel() - len(owners)
+    assert expert_of_block.tolist() == owners + [-1] * unused
+    assert pair_of_slot.tolist()[: len(pairs)] == pairs  # what the other slots hold is nobody's concern
+
+
+@st.composite
+def groupings(draw: st.DrawFn) -> tuple[list[int], int, int]:
+    experts = draw(st.integers(1, 40))
+    chosen = draw(st.lists(st.integers(-1, experts - 1), max_size=200))
+    return chosen * draw(st.sampled_from((1, 1, 13))), experts, draw(st.sampled_from((16, 32, 128)))
+
+
+@pytest.mark.parametrize("label", [*GROUPINGS, "drawn by hypothesis"])
+def test_interpreted_pairs_are_grouped(interpreted, label):
+    assert interpreted[f"group_pairs/{label}"] == "grouped"
+
+
+def _interpret_groupings() -> dict[str, str]:
+    """What went wrong with each, by 'group_pairs/label'."""
+
+    @given(groupings())
+    @settings(max_examples=60, deadline=None, derandomize=True, database=None)
+    def drawn(grouping) -> None:
+        check_grouping(CPU, *grouping)
+
+    checks = {label: partial(check_grouping, CPU, *grouping) for label, grouping in GROUPINGS.items()}
+    found = {}
+    for label, check in {**checks, "drawn by hypothesis": drawn}.items():
+        try:
+            check()
+            found[f"group_pairs/{label}"] = "grouped"
+        except AssertionError:
+            found[f"group_pairs/{label}"] = traceback.format_exc()
+    return found
+
+
 # ---- in the interpreter ---------------------------------------------------------------------------------
 
 
@@ -202,7 +275,7 @@ def _keys(dtypes: tuple[str, ...]) -> list[tuple[str, str, str]]:
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, Any]:
-    """Errors of all cases, by 'op/dtype/label'. One process a dtype: the interpreter is slow."""
+    """Errors of all cases, by 'op/dtype/label', and groupings. One process a dtype: the interpreter is slow."""
     runs = [
         subprocess.Popen(
             [sys.executable, __file__, dtype],
@@ -230,7 +303,7 @@ def test_interpreted_kernel_agrees(interpreted, name, dtype, label):
 
 def _interpret(dtype: str) -> None:
     torch.set_num_threads(1)  # two of these run at once
-    found = {}
+    found = _interpret_groupings() if dtype == INTERPRETED[0] else {}
     for name in OPS:
         for label, args in cases(name, CPU, DTYPES[dtype]):
             found[f"{name}/{dtype}/{label}"] = dataclasses.asdict(distance(name, args))
@@ -249,6 +322,13 @@ def test_kernel_agrees(name, dtype, label):
     args = dict(cases(name, torch.device("cuda"), DTYPES[dtype]))[label]
     found = distance(name, args)
     assert found.within(TOLERANCES[DTYPES[dtype]]), str(found)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("label", GROUPINGS)
+def test_pairs_are_grouped(label):
+    check_grouping(torch.device("cuda"), *GROUPINGS[label])
 
 
 @pytest.mark.gpu

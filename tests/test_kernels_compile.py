@@ -69,6 +69,12 @@ def attention_sublayer_args(tokens: int, rows: int, window: int) -> tuple[Any, .
     )  # fmt: skip
 
 
+def kv_write_args(tokens: int, rows: int) -> tuple[Any, ...]:
+    attention = attention_args(1, tokens, rows, 0)
+    key = torch.empty(tokens, KV_HEADS, HEAD_DIM, dtype=torch.bfloat16, device="meta")
+    return *attention[1:3], key, key, *attention[4:6]
+
+
 def experts_sublayer_args(tokens: int, experts: int = EXPERTS) -> tuple[Any, ...]:
     x, _, _, *weights, alpha, limit = expert_args(tokens)
     positions = x.new_empty(tokens, dtype=torch.int64)
@@ -82,7 +88,7 @@ def unembed_args(rows: int) -> tuple[Any, ...]:
 
 
 FEW = ["_gate_up_pdl", "_down_pdl"]
-MANY = ["_gate_up_many", "_down_many"]
+MANY = ["_count_pairs", "_place_pairs", "_gate_up_many", *2 * ["_down_many", "_sum_choices"]]
 
 # label: (op, arguments, kernels it launches)
 LAUNCHES: dict[str, tuple[str, Callable[[], tuple[Any, ...]], list[str]]] = {
@@ -93,6 +99,8 @@ LAUNCHES: dict[str, tuple[str, Callable[[], tuple[Any, ...]], list[str]]] = {
     "experts, one token": ("mxfp4_experts", lambda: expert_args(1), ["_arrange", *FEW]),
     "experts, batch of 64": ("mxfp4_experts", lambda: expert_args(64), MANY),
     "experts, chunk": ("mxfp4_experts", lambda: expert_args(512), MANY),
+    "cache write, one token": ("kv_write", lambda: kv_write_args(1, 8192), ["_write_kv"]),
+    "cache write, chunk": ("kv_write", lambda: kv_write_args(512, 640), ["_write_kv"]),
     "attention half, one token": (
         "attention_sublayer", lambda: attention_sublayer_args(1, 8192, 0),
         ["_qkv_pdl", "_attend_next_pdl", "_combine_pdl", "_project_pdl"],

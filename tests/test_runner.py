@@ -92,6 +92,24 @@ def test_idle_slots_keep_their_sequence(runner, sequence, expected):
     assert error(runner.prefill(sequence[102:140], 2), expected[139]).within(FLOAT32)
 
 
+def test_a_step_of_idle_slots_alone_changes_nothing(runner, sequence):
+    runner.generate(sequence[:19], 1, stop_tokens=())
+    untouched = runner.decode([7, None, None])[0].clone()
+    runner.generate(sequence[:19], 1, stop_tokens=())
+    runner.decode([None, None, None])
+    assert torch.equal(runner.decode([7, None, None])[0], untouched)
+
+
+def test_a_step_that_ran_ahead_is_taken_back(runner, sequence, expected):
+    """What a stream on a GPU leaves behind when the next call comes before its next token was taken."""
+    runner.prefill(sequence[:20])
+    runner._slots[0].extend(1)
+    runner._ahead = {0}
+    assert runner.length() == 20
+    assert error(runner.decode([sequence[20], None, None])[0], expected[20]).within(FLOAT32)
+    assert runner.length() == 21
+
+
 def test_generation_stops_at_the_context(runner):
     limit = runner.manifest.max_context
     result = runner.generate([1] * (limit - 3), 50, stop_tokens=())

@@ -33,7 +33,7 @@ def command(artifact: Path, batches, contexts, profile, verify_hashes, as_json) 
     click.echo(f"bandwidth: {report.bandwidth / 1e12:.2f} TB/s read; weights and cache {size(report.weights_and_cache)}")
     if report.memory:
         above = report.memory / report.weights_and_cache - 1
-        click.echo(f"GPU memory in use: {size(report.memory)}, {above:.1%} above weights and cache")
+        click.echo(f"GPU memory in use, by all processes: {size(report.memory)}, {above:.2%} above weights and cache")
 
 
 def _startup(report):

@@ -17,17 +17,21 @@ from .output import artifact_argument, check_parent, json_option, print_json, pr
 def command(artifact: Path, html, as_json) -> None:
     """Tell what is in ARTIFACT, from its manifest; opens no compiled code and no weights."""
     from ..manifest import check_files, load_manifest
+    from ..targets import TARGETS
 
     check_parent("--html", html)
     manifest = load_manifest(artifact)
     check_files(manifest, artifact)
+    target = TARGETS.get(manifest.target)
+    tables = target.tables(manifest, artifact) if target is not None else []
     if as_json:
-        print_json(manifest.to_json())
+        rows = {table.title: [dict(zip(table.headings, row, strict=True)) for row in table.rows] for table in tables}
+        print_json(manifest.to_json() | rows)
     if html is not None or not as_json:
-        print_table(*_tables(manifest), html=html, quiet=as_json)
+        print_table(*_tables(manifest, tables), html=html, quiet=as_json)
 
 
-def _tables(manifest):
+def _tables(manifest, more):
     from rich.table import Table
 
     model = manifest.model
@@ -58,4 +62,13 @@ def _tables(manifest):
         files.add_column(heading)
     for name, spec in manifest.files.items():
         files.add_row(name, size(spec.bytes), spec.sha256[:16])
-    return about, programs, files
+    return about, programs, *map(_rich, more), files
+
+
+def _rich(table):
+    from rich.table import Table
+
+    made = Table(*table.headings, title=table.title)
+    for row in table.rows:
+        made.add_row(*row)
+    return made

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from . import attention, attention_sublayer, experts, experts_sublayer, rotary, unembed
+from . import attention, attention_sublayer, experts, experts_sublayer, kv_write, rotary, unembed
 from .op import Op
 
 OPS: dict[str, Op] = {
     op.name: op.define()
-    for op in (attention.OP, experts.OP, rotary.OP, attention_sublayer.OP, experts_sublayer.OP, unembed.OP)
+    for op in (
+        attention.OP, experts.OP, rotary.OP, kv_write.OP, attention_sublayer.OP, experts_sublayer.OP, unembed.OP
+    )  # fmt: skip
 }
 
 __all__ = ["OPS", "Op"]

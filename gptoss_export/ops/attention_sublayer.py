@@ -6,7 +6,8 @@
 
 It is one op because at batch 1 nothing of it but its 53 MB of weights takes time, if each piece need not
 be a kernel of its own: norm, bias, rotation and cache write belong to the first product, the residual to
-the second. A target that has no kernel for it takes the reference, which leaves gptoss::sink_attention.
+the second. A target that has no kernel for it takes the reference, which leaves gptoss::sink_attention and
+gptoss::kv_write.
 
 Shapes (T = N L tokens, Hq query heads, Hkv key and value heads of size D)
   x            [T, H] float32
@@ -34,7 +35,6 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from .. import kv_cache
 from .norm import rms_norm
 from .op import Op
 
@@ -48,18 +48,17 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 def compose(
     attend: Callable[..., torch.Tensor],
+    write: Callable[..., None],
     x, norm_weight, qkv_weight, qkv_bias, o_weight, o_bias, sinks, k_cache, v_cache, cos, sin, slots, positions,
     window, scale, eps,
 ) -> torch.Tensor:  # fmt: skip
-    """The op's meaning in plain PyTorch, over an implementation of gptoss::sink_attention."""
+    """The op's meaning in plain PyTorch, over implementations of gptoss::sink_attention and gptoss::kv_write."""
     heads, kv_heads, head_dim = sinks.size(0), k_cache.size(1), k_cache.size(3)
     qkv = F.linear(rms_norm(x, norm_weight, eps).to(qkv_weight.dtype), qkv_weight, qkv_bias)
     qkv = qkv.view(-1, heads + 2 * kv_heads, head_dim)
     query, key, value = qkv.split([heads, kv_heads, kv_heads], dim=1)
-    slot_of, position_of = slots[:, None].expand_as(positions).flatten(), positions.flatten()
-    kv_cache.write(k_cache, slot_of, position_of, rotate(key, cos, sin))
-    kv_cache.write(v_cache, slot_of, position_of, value)
-    query = rotate(query, cos, sin).view(*positions.shape, heads, head_dim)
+    query, key = rotate(query, cos, sin).view(*positions.shape, heads, head_dim), rotate(key, cos, sin)
+    write(k_cache, v_cache, key, value, slots, positions)
     out = attend(query, k_cache, v_cache, sinks, slots, positions, window, scale)
     return x + F.linear(out.view(x.size(0), -1), o_weight, o_bias)
 
@@ -83,7 +82,7 @@ def reference(
     eps: float,
 ) -> torch.Tensor:
     return compose(
-        torch.ops.gptoss.sink_attention,
+        torch.ops.gptoss.sink_attention, torch.ops.gptoss.kv_write,
         x, norm_weight, qkv_weight, qkv_bias, o_weight, o_bias, sinks, k_cache, v_cache, cos, sin, slots,
         positions, window, scale, eps,
     )  # fmt: skip

@@ -18,12 +18,12 @@ class Op:
                a larger op may call a smaller one
     fake       shape and dtype of the result, for tracing
     cases      argument tuples that cover what implementations get wrong; (device, dtype) -> labelled cases
-    mutates    names of the arguments that are written in place
+    mutates    names of the arguments that are written in place; an op that only writes returns None
     """
 
     name: str
-    reference: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
-    fake: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
+    reference: Callable[..., torch.Tensor | tuple[torch.Tensor, ...] | None]
+    fake: Callable[..., torch.Tensor | tuple[torch.Tensor, ...] | None]
     cases: Callable[[torch.device, torch.dtype], Iterator[tuple[str, tuple[Any, ...]]]]
     mutates: tuple[str, ...] = ()
 

@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import ctypes
 
-from .driver import call
+import torch
+
+from .driver import call, version
 
 SUFFIX = "_pdl"
+_SINCE = 12030  # CUDA 12.3 brought edges of several kinds
 _KERNEL_NODE = 0  # CU_GRAPH_NODE_TYPE_KERNEL
 _PROGRAMMATIC_PORT, _PROGRAMMATIC_TYPE = 1, 1  # CU_GRAPH_KERNEL_NODE_PORT_, CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC
 
@@ -40,9 +43,13 @@ class _KernelParameters(ctypes.Structure):
 def launch_early(graph: int) -> int:
     """Make the edges into `_pdl` kernels of a cudaGraph_t programmatic; returns how many.
 
-    Only where a kernel follows one kernel and nothing else, which is what one captured stream gives.
-    Raises RuntimeError where the driver refuses.
+    Only where a kernel follows one kernel and nothing else, which is what one captured stream gives. None on
+    GPUs before sm_90, whose kernels do not wait, and with drivers that know no such edges.
+    Raises RunError where the driver refuses.
     """
+    if version() < _SINCE or torch.cuda.get_device_capability() < (9, 0):
+        return 0
+
     def name_of(node: int) -> str | None:
         kind, parameters, name = ctypes.c_int(), _KernelParameters(), ctypes.c_char_p()
         call("cuGraphNodeGetType", ctypes.c_void_p(node), ctypes.byref(kind))

@@ -66,6 +66,7 @@ def stream(
         early = going if runner.device.type == "cuda" else []
         if early:
             runner._next(early, sampled)
+            runner._ahead = set(early)  # until their tokens are taken; another call takes them back
         tokens, logprobs, logits = reading.wait()
         ended = {slot for slot in going if tokens[slot] in stop_tokens}
         if early:
@@ -76,8 +77,9 @@ def stream(
                 runner._check_claim(claim)
         except GeneratorExit:  # the caller wants no more
             if runner._claims == claim:
-                runner._take_back(set(early) - ended)
+                runner._take_back(runner._ahead)
             raise
+        runner._ahead = set()
         active = {slot: active[slot] - 1 for slot in going if slot not in ended}
         if active and not early:
             runner._next(list(active), sampled)

@@ -110,7 +110,8 @@ class Runner:
               for item in manifest.programs["decode"].outputs)
         )  # fmt: skip
         self._logprobs = torch.zeros(manifest.max_batch, device=device)
-        self._placed: dict[int, int] = {}
+        self._placed: dict[int, int] | None = None  # where the device has them; None: not known
+        self._ahead: set[int] = set()  # slots that a stream's next step has extended before its token was taken
         sliding = [i for i, kind in enumerate(manifest.model.layer_types) if kind == SLIDING]
         self._ring = self._cache_rows(sliding[0]) if sliding else 0
         with torch.inference_mode():
@@ -152,7 +153,7 @@ class Runner:
 
     def length(self, slot: int = 0) -> int:
         """Tokens whose keys and values are in the slot's cache."""
-        return self._slot(slot).length
+        return self._slot(slot).length - (slot in self._ahead)
 
     def reset(self, slot: int | None = None) -> None:
         """Forget the sequence of a slot, or of all."""
@@ -167,8 +168,9 @@ class Runner:
         Raises RunError where sliding layers have overwritten what the next token would have to see: a cut
         reaches back at most one prefill chunk once the ring of window + chunk positions is full.
         """
-        check_truncate(self._slot(slot), length, self.manifest.model.sliding_window, self._ring)
+        self._slot(slot)
         self._claim()
+        check_truncate(self._slots[slot], length, self.manifest.model.sliding_window, self._ring)
         self._slots[slot].length = length
         if length == 0:
             self._slots[slot] = Slot()
@@ -295,7 +297,7 @@ class Runner:
         self._positions.sub_((self._positions >= 0).long())  # of the token before, as in a step
         tokens, self._logprobs = choose(self._scores, self._positions, self._options, sampled)
         self._tokens.copy_(tokens)
-        self._placed = {}
+        self._placed = None
 
     @torch.inference_mode()
     def _next(self, slots: Sequence[int], sampled: bool) -> None:
@@ -311,11 +313,13 @@ class Runner:
         """Forget the last token of slots: a step that was started before it was known to be one too many."""
         for slot in slots:
             self._slots[slot].length -= 1
+        self._ahead = self._ahead - set(slots)
 
     # Programs
 
     def _claim(self) -> int:
         self._claims += 1
+        self._take_back(self._ahead)
         return self._claims
 
     def _slot(self, slot: int) -> Slot:
@@ -344,7 +348,7 @@ class Runner:
         return ids
 
     def _check_room(self, slot: int, count: int, fresh: bool = False) -> None:
-        held = self._slot(slot).length
+        held = self.length(slot)
         length = 0 if fresh else held
         if length + count > self.manifest.max_context:
             raise RunError(

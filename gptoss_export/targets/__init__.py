@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from .aoti import Aoti
-from .target import Availability, Callables, Target
+from .target import Availability, Callables, Table, Target
+from .tensorrt import TensorRT
 
-TARGETS: dict[str, Target] = {target.name: target for target in (Aoti(),)}
+TARGETS: dict[str, Target] = {target.name: target for target in (Aoti(), TensorRT())}
 
-__all__ = ["TARGETS", "Availability", "Callables", "Target"]
+__all__ = ["TARGETS", "Availability", "Callables", "Table", "Target"]

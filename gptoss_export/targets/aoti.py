@@ -19,6 +19,7 @@ import platform
 import shutil
 from collections.abc import Iterable, Sequence
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -54,25 +55,33 @@ class Aoti(Target):
         if shutil.which("g++") is None:
             return Availability(False, "g++ not found; AOTInductor compiles C++", "apt-get install g++")
         if device == "cpu":
-            return Availability(True, f"torch {torch.__version__}, {self.arch('cpu')}")
+            return Availability(True, f"torch {torch.__version__}, {self.archs('cpu')[0]}")
         if importlib.util.find_spec("triton") is None:
             return Availability(False, "triton not found", "pip install 'gptoss-export[cuda]'")
         if not torch.cuda.is_available():
             return Availability(False, "no CUDA GPU found by torch", "build on a machine with the GPU")
-        return Availability(True, f"torch {torch.__version__}, {torch.cuda.get_device_name()} ({self.arch('cuda')})")
+        return Availability(True, f"torch {torch.__version__}, {torch.cuda.get_device_name()} ({self.archs('cuda')[0]})")
 
-    def arch(self, device: str) -> str:
+    def archs(self, device: str) -> tuple[str, ...]:
         if device == "cpu":
-            return f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}"
+            return (f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}",)
+        if not torch.cuda.is_available():
+            return ()
         major, minor = torch.cuda.get_device_capability()
-        return f"sm_{major}{minor}"
+        return (f"sm_{major}{minor}",)
+
+    def versions(self) -> dict[str, str]:
+        try:
+            return {"triton": version("triton")}
+        except PackageNotFoundError:
+            return {}
 
     def implementations(self, device: str) -> Implementations:
         from ..lower import kernels, references
 
         return references() if device == "cpu" else kernels()
 
-    def compile(self, programs: Iterable[Program], device: str, folder: Path) -> list[Path]:
+    def compile(self, programs: Iterable[Program], device: str, arch: str, folder: Path) -> list[Path]:
         from torch._inductor import aot_compile
         from torch.export.pt2_archive._package import package_pt2
 
@@ -94,17 +103,17 @@ class Aoti(Target):
 
     def problems(self, manifest: Manifest, folder: Path) -> list[str]:
         found = [] if PACKAGE in manifest.files else [f"files: {PACKAGE} is missing from the manifest"]
-        built_with, here = manifest.versions["torch"], torch.__version__
-        if not (_supported(built_with) and _supported(here)) and _minor(built_with) != _minor(here):
+        built_with, torch_here = manifest.versions["torch"], torch.__version__
+        if not (_supported(built_with) and _supported(torch_here)) and _minor(built_with) != _minor(torch_here):
             found.append(
-                f"torch: artifact built with {built_with}, found {here}; packages run across "
+                f"torch: artifact built with {built_with}, found {torch_here}; packages run across "
                 f"{', '.join(_TORCH_VERSIONS)} only: install torch {_minor(built_with)} or build again"
             )
         if manifest.device == "cuda" and not torch.cuda.is_available():
             found.append(f"device: artifact is for a CUDA GPU ({manifest.arch}), torch finds none here")
-        elif not self._runs(manifest.arch, self.arch(manifest.device)):
+        elif not self._runs(manifest.arch, here := self.archs(manifest.device)[0]):
             found.append(
-                f"arch: artifact is for {manifest.arch}, this machine is {self.arch(manifest.device)}; "
+                f"arch: artifact is for {manifest.arch}, this machine is {here}; "
                 "build it for this machine"
             )
         return found

@@ -29,6 +29,15 @@ class Availability:
     mend: str = ""
 
 
+@dataclass(frozen=True)
+class Table:
+    """What a target tells of an artifact, for people."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
 class Target(ABC):
     """One way to compile the programs of an artifact and to run them."""
 
@@ -40,16 +49,24 @@ class Target(ABC):
         """Whether `build --device <device>` can work on this machine."""
 
     @abstractmethod
-    def arch(self, device: str) -> str:
-        """Name of the machine code that a build for `device` here makes, such as sm_90."""
+    def archs(self, device: str) -> tuple[str, ...]:
+        """Names of the machine codes that a build for `device` here can make, such as sm_90, this machine's first."""
+
+    @abstractmethod
+    def versions(self) -> dict[str, str]:
+        """Packages besides torch that a build here depends on, and their versions."""
+
+    def trace_device(self, device: str) -> torch.device:
+        """Where the fake tensors lie that programs for `device` are traced with."""
+        return torch.device(device)
 
     @abstractmethod
     def implementations(self, device: str) -> Implementations:
         """What stands for each op in a program for `device`."""
 
     @abstractmethod
-    def compile(self, programs: Iterable[Program], device: str, folder: Path) -> list[Path]:
-        """Compile lowered programs into `folder`; returns the files, relative to it."""
+    def compile(self, programs: Iterable[Program], device: str, arch: str, folder: Path) -> list[Path]:
+        """Compile lowered programs for one of `archs` into `folder`; returns the files, relative to it."""
 
     @abstractmethod
     def problems(self, manifest: Manifest, folder: Path) -> list[str]:
@@ -58,3 +75,7 @@ class Target(ABC):
     @abstractmethod
     def load(self, manifest: Manifest, folder: Path, device: torch.device) -> Callables:
         """The artifact's programs, ready to call. `problems` came back empty before."""
+
+    def tables(self, manifest: Manifest, folder: Path) -> list[Table]:
+        """What `inspect` tells beyond the manifest. Opens no compiled code."""
+        return []

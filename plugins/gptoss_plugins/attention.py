@@ -2,7 +2,7 @@
 
 The contract (shapes, rows of the cache, sinks, idle queries) is gptoss_export/ops/attention.py's.
 
-One kernel serves both. A program owns one KV head of one sequence, a tile of BLOCK_M *rows* and one of
+`_attend_pdl` serves both. A program owns one KV head of one sequence, a tile of BLOCK_M *rows* and one of
 SPLITS shares of the context. A row is a pair (query, query head of the group), flattened in that order:
 
     row = query * group + head,   0 <= row < L * group
@@ -22,6 +22,9 @@ SPLITS is static: it is chosen from the shapes so that about PROGRAMS programs r
 of a full cache is below two tiles. With one share the sink joins the sum at the end of the same kernel.
 With more, each writes (peak, total, unnormalised sum) to float32 scratch, and `_combine_pdl` adds them up with
 the sink, once (FlashDecoding).
+
+`_attend_next_pdl` is the same for one token a sequence behind the kernel that makes its query, as in the fused
+sublayer: it reads the first tile of older keys before that kernel has ended.
 
 Numbers that keep NaN away: a masked score is -inf, but a peak starts at the finite -1e30, so the
 difference of the two is -inf and never NaN; a row that saw nothing has total 0, sum 0, and its sink alone

@@ -1,12 +1,13 @@
 """gptoss_triton::attention_sublayer: `gptoss::attention_sublayer` for NVIDIA GPUs.
 
 The contract is gptoss_export/ops/attention_sublayer.py's. A chunk is PyTorch around the attention kernel:
-its products are cuBLAS's. Up to FEW_TOKENS tokens are three or four kernels, in which everything that is
-not a weight is done by the product that it belongs to:
+its products are cuBLAS's, its cache write is an index_put, since AOTInductor fuses those. Up to FEW_TOKENS
+tokens are three or four kernels, in which everything that is not a weight is done by the product that it
+belongs to:
 
     _qkv_pdl       norm, product, bias, RoPE, cache write. A program has PAIRS pairs of rows of one head, d
                    and d + D / 2, which RoPE turns against each other.
-    _attend_pdl, _combine_pdl                        gptoss_plugins/attention.py
+    _attend_next_pdl (or _attend_pdl), _combine_pdl  gptoss_plugins/attention.py
     _project_pdl   product, bias, residual
 
 Limits: as gptoss_plugins/attention.py has them; head_dim is even.
@@ -20,6 +21,7 @@ import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
 from gptoss_export.ops.attention_sublayer import compose
+from gptoss_export.ops.kv_write import reference as write
 
 from .attention import attend, sink_attention
 from .dependent_launch import early, let_next_start, wait_for_previous, wait_then_let_next_start
@@ -122,7 +124,7 @@ def attention_sublayer(
     tokens, hidden = x.shape
     if not few(tokens):
         return compose(
-            sink_attention, x, norm_weight, qkv_weight, qkv_bias, o_weight, o_bias, sinks, k_cache, v_cache,
+            sink_attention, write, x, norm_weight, qkv_weight, qkv_bias, o_weight, o_bias, sinks, k_cache, v_cache,
             cos, sin, slots, positions, window, scale, eps,
         )  # fmt: skip
     heads, kv_heads, head_dim = sinks.size(0), k_cache.size(1), k_cache.size(3)

@@ -225,6 +225,7 @@ def _routing(
         largest = tl.max(left, 0)
         for choice in tl.static_range(CHOICES):
             best, at = tl.max(left, 0, return_indices=True)  # of equal ones the first
+            at = tl.minimum(at, EXPERTS - 1)  # of NaN it may be anything
             chosen = tl.where(slot == choice, at, chosen)
             share = tl.where(slot == choice, tl.exp(best - largest), share)
             left = tl.where(expert == at, float("-inf"), left)

@@ -1,11 +1,15 @@
 """Experts for many pairs (a chunk): grouped matrix products on tensor cores.
 
 A *pair* is one (token, choice): pair = token * K + choice. Pairs are sorted by expert into blocks of
-BLOCK_M slots that each belong to one expert (`group_pairs`, plain PyTorch on the device; the number of
-blocks is the static worst case, blocks not needed have expert -1 and return at once), and two grouped
-products run over the blocks. The weights are the left operand, which the tensor cores take from registers,
-where they were unpacked; a byte's two weights are neighbours there as in the matrix. Their scales are loaded
-one step ahead, since single bytes cannot go through the asynchronous copies that hide the other loads.
+BLOCK_M slots that each belong to one expert (`group_pairs`; the number of blocks is the static worst case,
+blocks not needed have expert -1 and return at once), and two grouped products run over the blocks. The
+weights are the left operand, which the tensor cores take from registers, where they were unpacked; a byte's
+two weights are neighbours there as in the matrix. Their scales are loaded one step ahead, since single bytes
+cannot go through the asynchronous copies that hide the other loads.
+
+The grouping is two kernels in which each expert has a program that walks all pairs: `_count_pairs`, after
+which every expert knows where its blocks begin, and `_place_pairs`. Written in PyTorch it is seven small
+kernels when a compiler has fused it, and a target without Inductor would need all its operations.
 
 The gate_up product takes the blocks of all experts for a few rows of the weights at a time, since it gathers
 x, which fits the L2 cache as a whole; the down product takes all rows for one block, whose act lies together.
@@ -59,25 +63,68 @@ def choose_tiles(pairs: int, experts: int, dtype: torch.dtype) -> Tiles:
     return Tiles(slots, length=64, stages=3, gate_up=Product(128, 8), down=Product(64, 4))
 
 
+@triton.jit
+def _count_pairs(indices, counts, PAIRS: tl.constexpr, TILE: tl.constexpr):
+    """How many pairs one expert has."""
+    expert = tl.program_id(0)
+    found = tl.zeros([TILE], tl.int32)
+    for start in range(0, PAIRS, TILE):
+        pair = start + tl.arange(0, TILE)
+        found += (tl.load(indices + pair, mask=pair < PAIRS, other=-1) == expert).to(tl.int32)
+    tl.store(counts + expert, tl.sum(found, 0))
+
+
+@triton.jit
+def _place_pairs(
+    indices, counts, expert_of_block, pair_of_slot,
+    PAIRS: tl.constexpr, EXPERTS: tl.constexpr, BLOCKS: tl.constexpr, SLOTS: tl.constexpr,
+    COUNT: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """The blocks of one expert, which lie behind those of the experts before it; COUNT and WIDTH are EXPERTS and
+    SLOTS rounded up to powers of two."""
+    expert = tl.program_id(0)
+    other = tl.arange(0, COUNT)
+    needed = tl.cdiv(tl.load(counts + other, mask=other < EXPERTS, other=0), SLOTS)
+    first = tl.sum(tl.where(other < expert, needed, 0), 0)
+    count = tl.load(counts + expert)
+    end = first + tl.cdiv(count, SLOTS)
+
+    placed = first * SLOTS
+    for start in range(0, PAIRS, TILE):
+        pair = start + tl.arange(0, TILE)
+        mine = tl.load(indices + pair, mask=pair < PAIRS, other=-1) == expert
+        rank = tl.cumsum(mine.to(tl.int32), 0)  # from 1
+        tl.store(pair_of_slot + placed + rank - 1, pair, mask=mine)
+        placed += tl.sum(mine.to(tl.int32), 0)
+    spare = placed + tl.arange(0, WIDTH)
+    tl.store(pair_of_slot + spare, tl.full([WIDTH], -1, tl.int32), mask=spare < end * SLOTS)
+
+    upto = tl.where(expert == EXPERTS - 1, BLOCKS, end)  # the last expert marks the blocks that nobody needs
+    for start in range(first, upto, TILE):
+        block = start + tl.arange(0, TILE)
+        tl.store(expert_of_block + block, tl.where(block < end, expert, -1), mask=block < upto)
+
+
 def group_pairs(indices: torch.Tensor, experts: int, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Pairs sorted by expert: (expert of each block [blocks], pair of each slot [blocks * slots]), -1: none.
 
-    indices [pairs]. int32; no sort: a pair's place is its rank among the pairs of its expert, which is a
-    running count, after the blocks of the experts before.
+    indices [pairs] int64, -1: of no expert; results int32. Slots of a block that has no expert are not written.
+    No sort: a pair's place is its rank among the pairs of its expert, which is a running count, after the blocks
+    of the experts before. So the pairs of an expert are in ascending order, and equal inputs are grouped equally.
     """
     pairs = indices.numel()
     blocks = (pairs + min(experts, pairs) * (slots - 1)) // slots  # the most that rounding up can need
-    chosen = indices[:, None] == torch.arange(experts, device=indices.device)  # [pairs, experts]
-    counted = chosen.cumsum(0, dtype=torch.int32)
-    ends = ((counted[-1] + (slots - 1)) // slots).cumsum(0, dtype=torch.int32)  # in blocks
-    starts = torch.cat((ends.new_zeros(1), ends[:-1]))
-    place = torch.where(chosen, starts * slots + counted - 1, 0).sum(1)
-    place = torch.where(indices >= 0, place, blocks * slots)  # the pairs of no expert share a spare slot
-    spread = torch.full((blocks * slots + 1,), -1, dtype=torch.int32, device=indices.device)
-    spread = spread.scatter(0, place, torch.arange(pairs, dtype=torch.int32, device=indices.device))
-    block = torch.arange(blocks, device=indices.device)
-    expert = (ends <= block[:, None]).sum(1, dtype=torch.int32)
-    return torch.where(block < ends[-1], expert, -1), spread[:-1]
+    counts, expert_of_block, pair_of_slot = (
+        torch.empty(size, dtype=torch.int32, device=indices.device) for size in (experts, blocks, blocks * slots)
+    )
+    tile = min(1024, triton.next_power_of_2(max(pairs, 1)))
+    wrap_triton(_count_pairs)[(experts,)](indices, counts, PAIRS=pairs, TILE=tile, num_warps=4)
+    wrap_triton(_place_pairs)[(experts,)](
+        indices, counts, expert_of_block, pair_of_slot,
+        PAIRS=pairs, EXPERTS=experts, BLOCKS=blocks, SLOTS=slots,
+        COUNT=triton.next_power_of_2(experts), WIDTH=triton.next_power_of_2(slots), TILE=tile, num_warps=4,
+    )  # fmt: skip
+    return expert_of_block, pair_of_slot
 
 
 @triton.jit
@@ -92,38 +139,40 @@ def _unpack(nibbles, scale, dtype: tl.constexpr):
 def _unpack_pairs(packed, scale):
     """Bytes of two E2M1 codes and their scales in bfloat16 to two bfloat16: the low codes and the high ones.
 
-    Four bytes at a time, two weights an instruction. A code becomes bfloat16 * 2^-126 by shifting."""
+    Four bytes at a time, two weights an instruction. A code becomes bfloat16 * 2^-126 by shifting. Products are
+    fma with -0, which changes nothing: GPUs before sm_90 have no other for pairs."""
     return tl.inline_asm_elementwise(
         """
         {
-        .reg .b32 a, b, m, s, big;
+        .reg .b32 a, b, m, s, big, none;
         mov.b32 big, 0x7E807E80;
+        mov.b32 none, 0x80008000;
         prmt.b32 a, $4, 0, 0x4140;
         prmt.b32 b, $4, 0, 0x4342;
         shl.b32 m, a, 6;
         and.b32 m, m, 0x01C001C0;
         shl.b32 s, a, 12;
         lop3.b32 m, s, 0x80008000, m, 0xEA;
-        mul.rn.bf16x2 m, m, big;
-        mul.rn.bf16x2 $0, m, $5;
+        fma.rn.bf16x2 m, m, big, none;
+        fma.rn.bf16x2 $0, m, $5, none;
         shl.b32 m, b, 6;
         and.b32 m, m, 0x01C001C0;
         shl.b32 s, b, 12;
         lop3.b32 m, s, 0x80008000, m, 0xEA;
-        mul.rn.bf16x2 m, m, big;
-        mul.rn.bf16x2 $1, m, $6;
+        fma.rn.bf16x2 m, m, big, none;
+        fma.rn.bf16x2 $1, m, $6, none;
         shl.b32 m, a, 2;
         and.b32 m, m, 0x01C001C0;
         shl.b32 s, a, 8;
         lop3.b32 m, s, 0x80008000, m, 0xEA;
-        mul.rn.bf16x2 m, m, big;
-        mul.rn.bf16x2 $2, m, $5;
+        fma.rn.bf16x2 m, m, big, none;
+        fma.rn.bf16x2 $2, m, $5, none;
         shl.b32 m, b, 2;
         and.b32 m, m, 0x01C001C0;
         shl.b32 s, b, 8;
         lop3.b32 m, s, 0x80008000, m, 0xEA;
-        mul.rn.bf16x2 m, m, big;
-        mul.rn.bf16x2 $3, m, $6;
+        fma.rn.bf16x2 m, m, big, none;
+        fma.rn.bf16x2 $3, m, $6, none;
         }
         """,
         "=&r,=&r,=&r,=&r,r,r,r", [packed, scale], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4,
@@ -134,7 +183,7 @@ def _unpack_pairs(packed, scale):
 def _block_product(
     x, line, blocks, scales, row, rows,
     LENGTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr, PAIRED: tl.constexpr,
+    PRECISION: tl.constexpr, PAIRED: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """[BLOCK_M, BLOCK_N] float32: lines of x [..., LENGTH] times rows of an MXFP4 matrix [rows, LENGTH]."""
     dtype: tl.constexpr = x.dtype.element_ty
@@ -142,6 +191,8 @@ def _block_product(
     k = tl.arange(0, BLOCK_K)
     byte = tl.arange(0, BLOCK_K // 2)
     group = tl.arange(0, BLOCK_K // 32)
+    if WIDE:
+        line = line.to(tl.int64)
     x += line[:, None] * LENGTH + k[None, :]
     blocks += row * (LENGTH // 2) + byte[None, :]
     scales += row * (LENGTH // 32) + group[None, :]
@@ -173,6 +224,7 @@ def _gate_up_many(
     x, expert_of_block, pair_of_slot, blocks, scales, bias, act,
     CHOICES: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr, ALPHA: tl.constexpr, LIMIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, PAIRED: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """act [slots, I] of one block."""
     block, column = tl.program_id(0), tl.program_id(1)
@@ -184,7 +236,7 @@ def _gate_up_many(
     row = column * BLOCK_N + tl.arange(0, BLOCK_N)
     hidden = _block_product(
         x, token, blocks + expert * (INTER * HIDDEN), scales + expert * (2 * INTER * HIDDEN // 32),
-        row, 2 * INTER, HIDDEN, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, PAIRED,
+        row, 2 * INTER, HIDDEN, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, PAIRED, WIDE,
     )  # fmt: skip
     bias_row = tl.load(bias + expert * (2 * INTER) + row, mask=row < 2 * INTER, other=0.0).to(tl.float32)
     hidden += bias_row[None, :]
@@ -199,6 +251,7 @@ def _down_many(
     act, routing_weights, expert_of_block, pair_of_slot, blocks, scales, bias, out,
     FIRST: tl.constexpr, COLUMNS: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, PAIRED: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """COLUMNS of the results of one block's pairs, from FIRST on, times their routing weights: [pairs, COLUMNS]."""
     expert = tl.load(expert_of_block + tl.program_id(1)).to(tl.int64)
@@ -210,7 +263,7 @@ def _down_many(
     row, there = FIRST + column, column < COLUMNS
     result = _block_product(
         act, slot, blocks + expert * (HIDDEN * INTER // 2), scales + expert * (HIDDEN * INTER // 32),
-        row, FIRST + COLUMNS, INTER, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, PAIRED,
+        row, FIRST + COLUMNS, INTER, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, PAIRED, WIDE,
     )  # fmt: skip
     result += tl.load(bias + expert * HIDDEN + row, mask=there, other=0.0).to(tl.float32)[None, :]
     result *= tl.load(routing_weights + pair, mask=pair >= 0, other=0.0)[:, None]
@@ -247,6 +300,7 @@ def many(
         "BLOCK_M": tiles.slots, "BLOCK_K": tiles.length, "num_stages": tiles.stages,
         "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32",
         "PAIRED": x.dtype == torch.bfloat16 and not triton.knobs.runtime.interpret,
+        "WIDE": max(tokens * hidden, pair_of_slot.numel() * inter) >= 2**31,
     }  # fmt: skip
     gate_up = {"BLOCK_N": tiles.gate_up.rows, "num_warps": tiles.gate_up.warps, **tile}
     down = {"BLOCK_N": tiles.down.rows, "num_warps": tiles.down.warps, **tile}

@@ -41,7 +41,7 @@ def _logits_pdl(
         part = row * tl.num_programs(0) + program
         tl.store(part_peak + part, peak)
         tl.store(part_total + part, tl.sum(tl.exp(y - peak), 0))
-        tl.store(part_top + part, program * R + top)
+        tl.store(part_top + part, tl.minimum(program * R + top, VOCABULARY - 1))  # of NaN it may be anything
 
 
 @triton.jit
@@ -61,6 +61,7 @@ def _choose_pdl(
     peaks = tl.load(part_peak + base + part, mask=there, other=float("-inf"))
     totals = tl.load(part_total + base + part, mask=there, other=0.0)
     peak, best = tl.max(peaks, 0, return_indices=True)
+    best = tl.minimum(best, PARTS - 1)  # of NaN alone the index may be anything
     total = tl.sum(totals * tl.exp(peaks - peak), 0)
     tl.store(top + tl.program_id(0), tl.load(part_top + base + best).to(tl.int64))
     tl.store(top_logprob + tl.program_id(0), -tl.log(total))

@@ -1,0 +1,140 @@
+"""TensorRT: the aten parts of a program as engines, its kernels as plugins.
+
+The kernels of `plugins/` (attention with sinks, MXFP4 experts, cache writes) are launched; everything else is
+TensorRT's own layers, made from the traced graph by the table in converters.py. The graph is cut at each kernel
+into engine segments (cut.py), whose tensors are bound by address: weights are inputs, so that engines are small,
+decode and prefill share one copy, and layers of a kind share one engine.
+
+    engines/<key>.engine            a segment; layers of equal structure share it
+    plugins/<name>.ptx, .cubin      a kernel, without Triton's scratch parameters
+    schedule.json                   the steps of each program and what they are bound to
+
+Running needs TensorRT's Python runtime, cuda-bindings and torch (for memory): no Triton.
+
+Limits: an engine loads in the TensorRT version that built it, on the arch it was built for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from ...manifest import Manifest
+from ..target import Availability, Callables, Table, Target
+from .flavour import INSTALL, RTX, RTX_VERSIONS, Flavour, installed
+
+if TYPE_CHECKING:
+    from ...export import Program
+    from ...lower import Implementations
+
+_ELSEWHERE = ("sm_80", "sm_86", "sm_89", "sm_120")  # what TensorRT for RTX builds for without that GPU
+
+
+class TensorRT(Target):
+    name = "tensorrt"
+    dtypes: ClassVar[dict[str, tuple[str, ...]]] = {"cuda": ("bfloat16",)}
+
+    def available(self, device: str) -> Availability:
+        flavour = installed()
+        if flavour is None:
+            return Availability(False, "neither tensorrt nor tensorrt_rtx is installed", INSTALL[RTX])
+        if importlib.util.find_spec("triton") is None:
+            return Availability(False, f"{_spell(flavour)}; triton not found", "pip install 'gptoss-export[cuda]'")
+        if not self.archs(device):
+            return Availability(False, f"{_spell(flavour)} builds on a GPU only, and torch finds none", INSTALL[RTX])
+        place = "inside of engines" if flavour.has_plugins else "between engines"
+        return Availability(True, f"{_spell(flavour)}, kernels {place}; builds {', '.join(self.archs(device))}")
+
+    def archs(self, device: str) -> tuple[str, ...]:
+        flavour = installed()
+        elsewhere = _ELSEWHERE if flavour is not None and flavour.name == RTX else ()
+        here = _arch_here()
+        return elsewhere if here is None else (here, *(arch for arch in elsewhere if arch != here))
+
+    def versions(self) -> dict[str, str]:
+        flavour = installed()
+        return {flavour.name: flavour.version, "triton": version("triton")}
+
+    def trace_device(self, device: str) -> torch.device:
+        return torch.device("cpu")  # the graph names no device, and torch for CPU alone knows no other
+
+    def implementations(self, device: str) -> Implementations:
+        from ...lower import launches, references
+
+        return references() | launches("sink_attention", "mxfp4_experts", "kv_write")
+
+    def compile(self, programs: Iterable[Program], device: str, arch: str, folder: Path) -> list[Path]:
+        from .build import build_programs
+
+        return build_programs(programs, installed(), arch, arch == _arch_here(), folder)
+
+    def problems(self, manifest: Manifest, folder: Path) -> list[str]:
+        found = []
+        flavour = installed()
+        built_with = next((name for name in INSTALL if name in manifest.versions), None)
+        if built_with is None:
+            found.append("versions: the manifest names no TensorRT; build the artifact again")
+        elif flavour is None or (flavour.name, flavour.version) != (built_with, manifest.versions[built_with]):
+            version = manifest.versions[built_with]
+            found.append(
+                f"{built_with}: artifact built with {version}, found {_spell(flavour)}; engines load in the version that "
+                f"built them: {INSTALL[built_with]}, version {version}, or build again"
+            )
+        if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
+            found.append("cuda-bindings: not found, it launches the kernels; run: pip install cuda-bindings")
+        here = _arch_here()
+        if here is None:
+            found.append(f"device: artifact is for a CUDA GPU ({manifest.arch}), torch finds none here")
+        elif here != manifest.arch:
+            found.append(f"arch: artifact is for {manifest.arch}, this GPU is {here}; build with --arch {here}")
+        return found
+
+    def load(self, manifest: Manifest, folder: Path, device: torch.device) -> Callables:
+        from .run import load_programs
+
+        return load_programs(manifest, folder, device, installed())
+
+    def tables(self, manifest: Manifest, folder: Path) -> list[Table]:
+        from .schedule import EngineStep, load_schedule
+
+        schedule = load_schedule(folder)
+        used: dict[str, dict[str, int]] = {}
+        for name, program in schedule.programs.items():
+            for step in program.steps:
+                key = step.engine if isinstance(step, EngineStep) else step.plugin
+                used.setdefault(key, {}).setdefault(name, 0)
+                used[key][name] += 1
+
+        def uses(key: str) -> str:
+            return ", ".join(f"{name} x{count}" for name, count in used.get(key, {}).items())
+
+        segments = [(key, spelled, str(manifest.files[f"engines/{key}.engine"].bytes), uses(key))
+                    for key, spelled in schedule.engines.items()]  # fmt: skip
+        plugins = [
+            (name, " x ".join(map(str, spec.grid)), str(spec.threads), str(spec.shared), uses(name))
+            for name, spec in schedule.plugins.items()
+        ]
+        return [
+            Table("engine segments", ("engine", "of", "bytes", "used by"), segments),
+            Table("plugins", ("kernel", "grid", "threads", "shared bytes", "used by"), plugins),
+        ]
+
+
+def _arch_here() -> str | None:
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm_{major}{minor}"
+
+
+def _spell(flavour: Flavour | None) -> str:
+    if flavour is None:
+        return "no TensorRT"
+    seen = RTX_VERSIONS.get(".".join(flavour.version.split(".")[:3]), ()) if flavour.name == RTX else ()
+    return f"{flavour.name} {flavour.version}" + (f" (seen running on {', '.join(seen)})" if seen else "")
+

@@ -1,0 +1,127 @@
+"""Runs a schedule: engines by TensorRT's Python runtime, kernels by the CUDA driver, all on torch's current stream.
+
+A call enqueues every step and returns; captured in a CUDA graph, it is one launch. One execution context an
+engine serves all its steps: it is bound anew before each. Contexts share scratch memory, as do the arenas of
+all programs, since one stream runs them one after the other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...errors import ArtifactError
+from ...manifest import Manifest, TensorSpec
+from ..target import Callables
+from .flavour import Flavour
+from .schedule import ARENA, INPUT, EngineStep, PluginSpec, ProgramSchedule, Reference, load_schedule
+
+_MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_DEFAULT_SHARED = 48 << 10
+
+
+def load_programs(manifest: Manifest, folder: Path, device: torch.device, flavour: Flavour) -> Callables:
+    """The programs of an artifact, ready to call. Raises ArtifactError naming the file that cannot be loaded."""
+    schedule = load_schedule(folder)
+    torch.cuda.synchronize(device)  # makes the context that everything is loaded into
+    engines = _Engines(flavour, folder, list(schedule.engines), device)
+    kernels = {name: _Kernel(folder / "plugins" / f"{name}.cubin", spec) for name, spec in schedule.plugins.items()}
+    arena = torch.empty(max(program.arena for program in schedule.programs.values()), dtype=torch.uint8, device=device)
+    return {
+        name: partial(_run, program, manifest.programs[name].outputs, engines, kernels, arena)
+        for name, program in schedule.programs.items()
+    }
+
+
+class _Engines:
+    """Execution contexts by key."""
+
+    def __init__(self, flavour: Flavour, folder: Path, keys: Sequence[str], device: torch.device) -> None:
+        trt = flavour.module
+        runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        self._contexts: dict[str, Any] = {}
+        size = 0
+        for key in keys:
+            path = folder / "engines" / f"{key}.engine"
+            engine = runtime.deserialize_cuda_engine(path.read_bytes())
+            if engine is None:
+                raise ArtifactError(f"{path}: {flavour.name} {flavour.version} cannot load it; build the artifact again")
+            context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+            if context is None:
+                raise ArtifactError(f"{path}: {flavour.name} {flavour.version} cannot run it on {torch.cuda.get_device_name()}")
+            self._contexts[key] = context
+            size = max(size, engine.device_memory_size_v2)
+        self._scratch = torch.empty(max(size, 1), dtype=torch.uint8, device=device)
+        for context in self._contexts.values():
+            context.set_device_memory(self._scratch.data_ptr(), size)
+
+    def run(self, step: EngineStep, inputs: Sequence[int], outputs: Sequence[int], stream: int) -> None:
+        context = self._contexts[step.engine]
+        for index, address in enumerate(inputs):
+            context.set_tensor_address(f"in{index}", address)
+        for index, address in enumerate(outputs):
+            context.set_tensor_address(f"out{index}", address)
+        if not context.execute_async_v3(stream):
+            raise RuntimeError(f"TensorRT could not enqueue engine {step.engine}")
+
+
+class _Kernel:
+    """A plugin's kernel, loaded."""
+
+    def __init__(self, path: Path, spec: PluginSpec) -> None:
+        from cuda.bindings import driver
+
+        self._driver, self._spec = driver, spec
+        try:
+            self._module = self._call("cuModuleLoadData", path.read_bytes())
+            self._function = self._call("cuModuleGetFunction", self._module, spec.function.encode())
+            if spec.shared > _DEFAULT_SHARED:
+                attribute = driver.CUfunction_attribute(_MAX_DYNAMIC_SHARED)
+                self._call("cuFuncSetAttribute", self._function, attribute, spec.shared)
+        except RuntimeError as error:
+            raise ArtifactError(f"{path}: cannot be loaded ({error})") from None
+
+    def _call(self, function: str, *arguments: Any) -> Any:
+        error, *results = getattr(self._driver, function)(*arguments)
+        if error != self._driver.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(f"{function}: {error.name}")
+        return results[0] if results else None
+
+    def launch(self, arguments: Sequence[int], stream: int) -> None:
+        values = (ctypes.c_void_p * len(arguments))(*arguments)
+        size = ctypes.sizeof(ctypes.c_void_p)
+        pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(values) + size * i for i in range(len(arguments))))
+        spec = self._spec
+        self._call(
+            "cuLaunchKernel", self._function, *spec.grid, spec.threads, 1, 1, spec.shared, stream,
+            ctypes.addressof(pointers), 0,
+        )  # fmt: skip
+
+
+def _run(
+    program: ProgramSchedule,
+    results: Sequence[TensorSpec],
+    engines: _Engines,
+    kernels: dict[str, _Kernel],
+    arena: torch.Tensor,
+    inputs: Sequence[torch.Tensor],
+) -> list[torch.Tensor]:
+    outputs = [torch.empty(item.shape, dtype=getattr(torch, item.dtype), device=arena.device) for item in results]
+    stream, base = torch.cuda.current_stream(arena.device).cuda_stream, arena.data_ptr()
+
+    def address(reference: Reference) -> int:
+        if reference.place == ARENA:
+            return base + reference.value
+        return (inputs if reference.place == INPUT else outputs)[reference.value].data_ptr()
+
+    for step in program.steps:
+        if isinstance(step, EngineStep):
+            engines.run(step, list(map(address, step.inputs)), list(map(address, step.outputs)), stream)
+        else:
+            kernels[step.plugin].launch(list(map(address, step.arguments)), stream)
+    return outputs
