@@ -21,7 +21,7 @@ from .export import Program
 from .ops import OPS
 
 KERNELS = "gptoss_export.kernels"  # entry point group; the name of an entry is the name of its op
-PLUGINS = "gptoss_export.plugins"  # entry point group; its one entry `maker` makes plugins of kernel launches
+PLUGINS = "gptoss_export.plugins"  # entry point group; `maker` makes plugins of launches, `add` puts one in a network
 
 Implementations = Mapping[str, Callable[..., Any]]
 
@@ -51,12 +51,15 @@ def launches(*names: str) -> Implementations:
     return {name: kernel._abstract_fn for name, kernel in kernels().items() if name in names}
 
 
-def plugin_maker() -> Callable[[str], Any]:
-    """What makes plugins of kernel launches, for an arch. Raises LoweringError where no package offers it."""
-    offered = [entry for entry in entry_points(group=PLUGINS) if entry.name == "maker"]
-    if not offered:
-        raise LoweringError(f"no entry point named maker in group {PLUGINS}; reinstall gptoss-export")
-    return offered[0].load()
+def plugin_parts() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What makes plugins of kernel launches for an arch, and what adds one to a TensorRT network.
+
+    Raises LoweringError where no package offers them.
+    """
+    offered = {entry.name: entry for entry in entry_points(group=PLUGINS)}
+    missing = [f"{name}: no entry point of that name in group {PLUGINS}" for name in ("maker", "add") if name not in offered]
+    raise_all(LoweringError, "no plugins can be made; reinstall gptoss-export", missing)
+    return offered["maker"].load(), offered["add"].load()
 
 
 def lower(program: Program, implementations: Implementations) -> Program:

@@ -25,7 +25,7 @@ from gptoss_export.build import BuildOptions, build
 from gptoss_export.checkpoint.random import PRESETS
 from gptoss_export.errors import ArtifactError, BuildError, LoweringError
 from gptoss_export.export import Shapes, trace
-from gptoss_export.lower import lower, plugin_maker
+from gptoss_export.lower import lower, plugin_parts
 from gptoss_export.manifest import load_manifest
 from gptoss_export.metric import TOLERANCES, error
 from gptoss_export.targets import TARGETS
@@ -305,7 +305,7 @@ def _segment_of(function, arguments):
 @pytest.mark.parametrize("target", CONVERSIONS, ids=str)
 def test_converter(target):
     """Builds for a GPU, with the shapes and dtypes of torch, which the build compares at every node."""
-    from gptoss_export.targets.tensorrt.engine import build_engine, missing_converters
+    from gptoss_export.targets.tensorrt.engine import build_segment, missing_converters
     from gptoss_export.targets.tensorrt.flavour import installed
 
     function, arguments = CONVERSIONS[target]
@@ -313,7 +313,7 @@ def test_converter(target):
     assert not missing_converters(segment)
     if target not in {node.target for node in segment.nodes}:
         pytest.skip("torch traces another op for it")
-    assert len(build_engine(segment, installed(), ARCH, on_this_gpu=False)) > 1000
+    assert len(build_segment(segment, installed(), ARCH, on_this_gpu=False)) > 1000
 
 
 def test_every_converter_is_tested():
@@ -329,36 +329,50 @@ def test_an_op_without_converter_is_named():
 
 
 def test_what_a_converter_cannot_is_named():
-    from gptoss_export.targets.tensorrt.engine import build_engine
+    from gptoss_export.targets.tensorrt.engine import build_segment
     from gptoss_export.targets.tensorrt.flavour import installed
 
     segment = _segment_of(lambda x: aten.sort.stable(x, stable=True, dim=-1, descending=False), (_f(3, 8),))
     with pytest.raises(BuildError, match=r"sort.*only rows, descending"):
-        build_engine(segment, installed(), ARCH, on_this_gpu=False)
+        build_segment(segment, installed(), ARCH, on_this_gpu=False)
 
 
 # ---- plugins -----------------------------------------------------------------------------------------------
 
 
+def plugins_of_the_model(arch: str):
+    """Of every launch of decode and prefill."""
+    from gptoss_export.targets.tensorrt.cut import Launch, cut
+    from gptoss_export.targets.tensorrt.plan import program_inputs
+
+    maker = plugin_parts()[0](arch)
+    for _, program in lowered():
+        held = set(program_inputs(program.exported))
+        for step in cut(program.exported, program.name):
+            if isinstance(step, Launch):
+                values = {name: node.meta["val"] for name, node in step.tensors.items()}
+                names = {name for name, node in step.tensors.items() if node in held}
+                plugin = maker.make(step.kernel, {**step.arguments, **values}, step.grid, names)
+                held |= {step.tensors[name] for name in plugin.outputs}
+                yield plugin
+            else:
+                held |= set(step.outputs)
+
+
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90", "sm_120"])
 def test_plugins_of_the_model(arch):
-    """Every launch of decode and prefill compiles, and says truly what it takes and writes."""
-    from gptoss_export.targets.tensorrt.cut import Launch, cut
-
-    maker = plugin_maker()(arch)
+    """They compile, and say truly what they take and write."""
     written: dict[str, set[str]] = {}
-    for _, program in lowered():
-        for step in cut(program.exported, program.name):
-            if not isinstance(step, Launch):
-                continue
-            arguments = {key: value.meta["val"] if key in step.tensors else value for key, value in step.arguments.items()}
-            plugin = maker.make(step.kernel, arguments, step.grid)
-            (entry,) = re.findall(r"\.visible \.entry \w+\((.*?)\)", plugin.ptx, re.S)
-            assert entry.count(".param") == len(plugin.arguments) == len(step.tensors)
-            assert f".target {arch}" in plugin.ptx and plugin.cubin.startswith(b"\x7fELF")
-            assert ("griddepcontrol" in plugin.ptx) == (arch in ("sm_90", "sm_120") and plugin.function.endswith("_pdl"))
-            name = plugin.function
-            written.setdefault(name, set()).update(a for a, w in zip(plugin.arguments, plugin.written, strict=True) if w)
+    in_place = set()
+    for plugin in plugins_of_the_model(arch):
+        (entry,) = re.findall(r"\.visible \.entry \w+\((.*?)\)", plugin.ptx, re.S)
+        assert entry.count(".param") == len(plugin.inputs) + len(plugin.outputs)
+        assert set(plugin.tensors) == {*plugin.inputs, *plugin.outputs}
+        assert f".target {arch}" in plugin.ptx and plugin.cubin.startswith(b"\x7fELF")
+        assert ("griddepcontrol" in plugin.ptx) == (arch in ("sm_90", "sm_120") and plugin.function.endswith("_pdl"))
+        written.setdefault(plugin.function, set()).update(plugin.outputs)
+        in_place |= {*plugin.inputs} & {*plugin.outputs}
+    assert in_place == {"k_cache", "v_cache"}
     assert written == {
         "_write_kv": {"k_cache", "v_cache"},
         "_attend_pdl": {"out", "part_sum", "part_peak", "part_total"},
@@ -372,6 +386,35 @@ def test_plugins_of_the_model(arch):
         "_down_many": {"out"},
         "_sum_choices": {"sums"},
     }
+
+
+def test_a_whole_program_as_one_network():
+    """What the full TensorRT is given, but for its plugins, for which constants of their results' shapes stand here."""
+    from gptoss_export.targets.tensorrt.converters import Layers
+    from gptoss_export.targets.tensorrt.cut import Launch, cut
+    from gptoss_export.targets.tensorrt.engine import build_whole
+    from gptoss_export.targets.tensorrt.flavour import installed
+    from gptoss_export.targets.tensorrt.plan import program_inputs, results
+
+    flavour = installed()
+    _, program = next(iter(lowered()))
+    steps = cut(program.exported, program.name)
+    launches = [step for step in steps if isinstance(step, Launch)]
+    made = dict(zip((step.name for step in launches), plugins_of_the_model(ARCH), strict=False))
+    kept, order = [], []
+
+    def add_plugin(trt, network, plugin, inputs):
+        assert [tuple(tensor.shape) for tensor in inputs] == [plugin.tensors[name][1] for name in plugin.inputs]
+        layers = Layers(trt, network)
+        kept.append(layers)
+        order.append(plugin.function)
+        return [layers.zeros(torch.int8 if dtype == torch.uint8 else dtype, shape)
+                for dtype, shape in (plugin.tensors[name] for name in plugin.outputs)]  # fmt: skip
+
+    inputs, outputs = program_inputs(program.exported), results(program.exported)
+    engine, used = build_whole(inputs, outputs, steps, made, add_plugin, flavour, ARCH, False)
+    assert len(engine) > 1000 and set(used) == set(inputs)
+    assert order == [made[step.name].function for step in launches]
 
 
 # ---- the artifact ------------------------------------------------------------------------------------------
@@ -451,9 +494,9 @@ def test_a_kernel_that_cannot_be_a_plugin():
     import triton
     from gptoss_plugins import kv_write
 
-    maker = plugin_maker()(ARCH)
+    maker = plugin_parts()[0](ARCH)
     with pytest.raises((ValueError, LoweringError, KeyError, triton.CompilationError)):
-        maker.make(kv_write._write_kv, {}, (1,))
+        maker.make(kv_write._write_kv, {}, (1,), set())
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
 """A kernel as TensorRT sees it: a plugin, made from one launch of a Triton kernel.
 
     launch   kernel, arguments by name (tensors and constants), grid       found in a traced program
-    plugin   PTX and cubin, grid, threads, shared memory, tensor arguments in order
+    plugin   inputs and outputs in order, grid, threads, shared memory, PTX, cubin
 
 One object serves both ways to place a plugin: between engines its cubin is launched by the runner, inside an
 engine its PTX becomes a quick-deployable plugin (gptoss_plugins/tensorrt_plugin.py). Shapes of a program are
 static, so the grid is three numbers and everything but tensors is a constant of the code: two launches with
-the same constants and dtypes are one plugin.
+the same constants, dtypes and shapes are one plugin.
 
-Triton appends two pointers (scratch memory for the kernel and for its profiler) to the parameters of every
-kernel, which TensorRT would not pass. Here they are removed from the PTX, after a look that nothing reads
-them, and the cubin is assembled from that very PTX.
+TensorRT calls a kernel with its inputs, then its outputs. What a kernel writes is an output; where that memory
+holds something before (a cache, a tensor that several launches fill), it is an input too, and the output is its
+alias. So the parameters of Triton's PTX are put into that order, with one that nobody reads for each alias. The
+two pointers that Triton appends (scratch memory for the kernel and for its profiler) are removed, after a look
+that nothing reads them. The cubin is assembled from that very PTX, so that both ways pass the same arguments.
 
 Limits: kernels without scratch memory, without TMA descriptors, one CTA a cluster. Tensors are aligned to 16
 bytes. Compiling needs no GPU.
@@ -22,7 +24,7 @@ import hashlib
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,15 +47,21 @@ _SCRATCH = 2  # pointers that Triton appends
 class Plugin:
     """One kernel with its constants, for one arch."""
 
-    name: str  # the kernel's, and a digest of constants, dtypes and grid
+    name: str  # the kernel's, and a digest of constants, dtypes, shapes and grid
     function: str  # the entry in the code
-    arguments: tuple[str, ...]  # names of the tensors, in the order of the parameters
-    written: tuple[bool, ...]  # which of them the kernel writes
+    inputs: tuple[str, ...]  # names of the tensors that it is given; some it may leave alone
+    outputs: tuple[str, ...]  # of those that it writes; an alias where the name is an input's too
+    tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
     grid: tuple[int, int, int]
     threads: int
     shared: int  # bytes
     ptx: str
     cubin: bytes
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """In the order of the parameters."""
+        return self.inputs + self.outputs
 
 
 class PluginMaker:
@@ -64,9 +72,15 @@ class PluginMaker:
         self._made: dict[str, Plugin] = {}
 
     def make(
-        self, kernel: Any, arguments: Mapping[str, torch.Tensor | int | float | str | bool], grid: Sequence[int]
+        self,
+        kernel: Any,
+        arguments: Mapping[str, torch.Tensor | int | float | str | bool],
+        grid: Sequence[int],
+        held: Collection[str],
     ) -> Plugin:
-        """The plugin of a launch. Tensors give their dtype only; fakes will do.
+        """The plugin of a launch. Tensors give their dtype and shape only; fakes will do.
+
+        held: names of the tensors whose memory was written before the launch.
 
         kernel: a JITFunction, or the Autotuner of one configuration that tracing makes of a launch with num_warps.
         Raises ValueError where the kernel is outside of the limits above.
@@ -77,22 +91,26 @@ class PluginMaker:
             options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
             arguments = {**arguments, **config.kwargs}
             kernel = kernel.fn
-        tensors = {name: arguments[name].dtype for name in kernel.arg_names if isinstance(arguments[name], torch.Tensor)}
+        tensors = {
+            name: (arguments[name].dtype, tuple(arguments[name].shape))
+            for name in kernel.arg_names
+            if isinstance(arguments[name], torch.Tensor)
+        }
         constants = {name: arguments[name] for name in kernel.arg_names if name not in tensors}
         if "EARLY" in constants:  # what tracing cannot know: for which GPU (dependent_launch.py)
             constants["EARLY"] = self._capability >= 90
         grid = (*grid, 1, 1)[:3]
-        signature = repr((kernel.cache_key, sorted(constants.items()), list(tensors.values()), grid, self._arch, options))
+        signature = repr((kernel.cache_key, sorted(constants.items()), tensors, grid, sorted(held), self._arch, options))
         name = f"{kernel.__name__.strip('_')}-{hashlib.sha256(signature.encode()).hexdigest()[:8]}"
         if name not in self._made:
-            self._made[name] = self._compile(name, kernel, tensors, constants, grid, options)
+            self._made[name] = self._compile(name, kernel, tensors, constants, grid, held, options)
         return self._made[name]
 
-    def _compile(self, name, kernel, tensors, constants, grid, options) -> Plugin:
+    def _compile(self, name, kernel, tensors, constants, grid, held, options) -> Plugin:
         place = {argument: index for index, argument in enumerate(kernel.arg_names)}
         source = ASTSource(
             kernel,
-            signature={argument: f"*{_TYPES[tensors[argument]]}" if argument in tensors else "constexpr" for argument in place},
+            signature={argument: f"*{_TYPES[tensors[argument][0]]}" if argument in tensors else "constexpr" for argument in place},
             constexprs=constants,
             attrs={(place[argument],): [["tt.divisibility", 16]] for argument in tensors},
         )
@@ -100,13 +118,16 @@ class PluginMaker:
         metadata = compiled.metadata
         if metadata.global_scratch_size or metadata.profile_scratch_size or metadata.num_ctas != 1 or metadata.tensordesc_meta:
             raise ValueError(f"{kernel.__name__}: uses scratch memory, clusters or descriptors, which a plugin cannot have")
-        ptx = _without_scratch(compiled.asm["ptx"], metadata.name, len(tensors))
         stored = _stored(compiled.asm["ttir"])
+        inputs = tuple(argument for argument in tensors if argument in held or argument not in stored)
+        outputs = tuple(argument for argument in tensors if argument in stored)
+        ptx = _with_parameters(compiled.asm["ptx"], metadata.name, list(tensors), inputs, outputs)
         return Plugin(
             name=name,
             function=metadata.name,
-            arguments=tuple(tensors),
-            written=tuple(argument in stored for argument in tensors),
+            inputs=inputs,
+            outputs=outputs,
+            tensors=tensors,
             grid=grid,
             threads=32 * metadata.num_warps,
             shared=metadata.shared,
@@ -115,20 +136,24 @@ class PluginMaker:
         )
 
 
-def _without_scratch(ptx: str, function: str, tensors: int) -> str:
-    """PTX whose entry takes its tensors alone."""
+def _with_parameters(
+    ptx: str, function: str, tensors: Sequence[str], inputs: Sequence[str], outputs: Sequence[str]
+) -> str:
+    """PTX whose entry takes its inputs, then its outputs, and no scratch memory."""
     head = re.search(rf"\.visible \.entry {re.escape(function)}\((.*?)\)", ptx, re.S)
     parameters = [line.strip().rstrip(",") for line in head[1].strip().splitlines()]
-    if len(parameters) != tensors + _SCRATCH:
-        raise ValueError(f"{function}: PTX has {len(parameters)} parameters, expected {tensors} and {_SCRATCH} for scratch")
-    kept, dropped = parameters[:tensors], parameters[tensors:]
+    if len(parameters) != len(tensors) + _SCRATCH:
+        raise ValueError(f"{function}: PTX has {len(parameters)} parameters, expected {len(tensors)} and {_SCRATCH} for scratch")
     body = ptx[head.end() :]
-    for parameter in dropped:
+    for parameter in parameters[len(tensors) :]:
         name = parameter.split()[-1]
         if re.search(rf"\b{re.escape(name)}\b", body):
             raise ValueError(f"{function}: reads its scratch pointer {name}, which a plugin cannot have")
-    listed = ",\n".join(f"\t{parameter}" for parameter in kept)
-    return f"{ptx[: head.start()]}.visible .entry {function}(\n{listed}\n){body}"
+    of = dict(zip(tensors, parameters, strict=False))
+    listed = [of[name] for name in inputs]
+    listed += [f".param .u64 {function}_alias_{name}" if name in inputs else of[name] for name in outputs]
+    joined = ",\n".join(f"\t{parameter}" for parameter in listed)
+    return f"{ptx[: head.start()]}.visible .entry {function}(\n{joined}\n){body}"
 
 
 def _stored(ttir: str) -> set[str]:

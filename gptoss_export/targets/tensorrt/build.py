@@ -1,18 +1,27 @@
-"""Lowered programs to engines, plugins and the schedule, in an artifact's folder."""
+"""Lowered programs to engines, plugins and the schedule, in an artifact's folder.
+
+With TensorRT for RTX a program is a list of engine segments and kernels; with the full TensorRT, whose engines can
+hold plugins, it is one engine.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ...errors import LoweringError, raise_all
 from ...export import Program
-from ...lower import plugin_maker
+from ...lower import plugin_parts
 from .cut import Launch, Segment, cut
-from .engine import build_engine, missing_converters
+from .engine import build_segment, build_whole, missing_converters
 from .flavour import Flavour
-from .plan import bound, plan
-from .schedule import NAME, EngineStep, KernelStep, PluginSpec, ProgramSchedule, Schedule, save_schedule
+from .plan import bound, plan, program_inputs, results
+from .schedule import (
+    INPUT, NAME, OUTPUT, EngineStep, KernelStep, PluginSpec, ProgramSchedule, Reference, Schedule, save_schedule,
+)  # fmt: skip
+
+Steps = Sequence[Segment | Launch]
 
 
 def build_programs(
@@ -22,46 +31,88 @@ def build_programs(
 
     Raises LoweringError naming every node that has no converter, BuildError where TensorRT refuses.
     """
-    maker = plugin_maker()(arch)
-    for name in "engines", "plugins":
-        (folder / name).mkdir()
-    engines: dict[str, str] = {}
-    plugins: dict[str, PluginSpec] = {}
-    schedules: dict[str, ProgramSchedule] = {}
+    maker, add_plugin = plugin_parts()
+    made = _Made(flavour, arch, on_this_gpu, folder, maker(arch), add_plugin)
     for program in programs:
         steps = cut(program.exported, program.name)
         missing = [text for step in steps if isinstance(step, Segment) for text in missing_converters(step)]
         raise_all(LoweringError, f"program {program.name}: ops that TensorRT has no converter for", missing)
+        made.add(program, steps)
+    save_schedule(Schedule(made.engines, made.plugins, made.schedules), folder)
+    files = [Path(NAME), *(Path("engines", f"{key}.engine") for key in made.engines)]
+    return files + [Path("plugins", name + kind) for name in made.plugins for kind in (".ptx", ".cubin")]
+
+
+class _Made:
+    """What a build has made so far; engines and plugins that several programs or layers use are made once."""
+
+    def __init__(self, flavour: Flavour, arch: str, on_this_gpu: bool, folder: Path, maker: Any, add_plugin: Any) -> None:
+        self._flavour, self._arch, self._on_this_gpu = flavour, arch, on_this_gpu
+        self._folder, self._maker, self._add_plugin = folder, maker, add_plugin
+        self.engines: dict[str, str] = {}
+        self.plugins: dict[str, PluginSpec] = {}
+        self.schedules: dict[str, ProgramSchedule] = {}
+        for name in "engines", "plugins":
+            (folder / name).mkdir()
+
+    def add(self, program: Program, steps: Steps) -> None:
+        plugins = self._plugins_of(program, steps)
+        if self._flavour.has_plugins:
+            self.schedules[program.name] = self._whole(program, steps, plugins)
+            return
         places, arena = plan(program.exported, steps)
         scheduled: list[EngineStep | KernelStep] = []
         for step in steps:
-            references = tuple(places[node] for node in bound(step))
-            if isinstance(step, Segment):
-                if step.key not in engines:
-                    engine = build_engine(step, flavour, arch, on_this_gpu)
-                    (folder / "engines" / f"{step.key}.engine").write_bytes(engine)
-                    engines[step.key] = f"{program.name}: {step.nodes[0].name} to {step.nodes[-1].name}, {len(step.nodes)} nodes"
-                count = len(step.inputs)
-                scheduled.append(EngineStep(step.key, references[:count], references[count:]))
-            else:
-                scheduled.append(_kernel_step(step, references, maker, plugins, folder))
-        schedules[program.name] = ProgramSchedule(arena, tuple(scheduled))
-    save_schedule(Schedule(engines, plugins, schedules), folder)
-    files = [Path(NAME), *(Path("engines", f"{key}.engine") for key in engines)]
-    return files + [Path("plugins", name + kind) for name in plugins for kind in (".ptx", ".cubin")]
+            if isinstance(step, Launch):
+                references = tuple(places[step.tensors[name]] for name in plugins[step.name].arguments)
+                scheduled.append(KernelStep(plugins[step.name].name, references))
+                continue
+            if step.key not in self.engines:
+                engine = build_segment(step, self._flavour, self._arch, self._on_this_gpu)
+                first, last = step.nodes[0].name, step.nodes[-1].name
+                self._write_engine(step.key, engine, f"{program.name}: {first} to {last}, {len(step.nodes)} nodes")
+            references, count = tuple(places[node] for node in bound(step)), len(step.inputs)
+            scheduled.append(EngineStep(step.key, references[:count], references[count:]))
+        self.schedules[program.name] = ProgramSchedule(arena, tuple(scheduled))
 
-
-def _kernel_step(launch: Launch, references, maker, plugins, folder) -> KernelStep:
-    arguments = {name: value.meta["val"] if name in launch.tensors else value for name, value in launch.arguments.items()}
-    try:
-        plugin = maker.make(launch.kernel, arguments, launch.grid)
-    except ValueError as error:
-        raise LoweringError(f"{launch.name}: cannot be a plugin: {error}") from error
-    if plugin.name not in plugins:
-        (folder / "plugins" / f"{plugin.name}.ptx").write_text(plugin.ptx)
-        (folder / "plugins" / f"{plugin.name}.cubin").write_bytes(plugin.cubin)
-        plugins[plugin.name] = PluginSpec(
-            plugin.function, plugin.arguments, plugin.written, plugin.grid, plugin.threads, plugin.shared
+    def _whole(self, program: Program, steps: Steps, plugins: dict[str, Any]) -> ProgramSchedule:
+        inputs, outputs = program_inputs(program.exported), results(program.exported)
+        engine, used = build_whole(
+            inputs, outputs, steps, plugins, self._add_plugin, self._flavour, self._arch, self._on_this_gpu
         )
-    by_name = dict(zip(launch.tensors, references, strict=True))
-    return KernelStep(plugin.name, tuple(by_name[name] for name in plugin.arguments))
+        self._write_engine(program.name, engine, f"{program.name}, {len(steps)} parts")
+        references = tuple(Reference(INPUT, inputs.index(node)) for node in used)
+        step = EngineStep(program.name, references, tuple(Reference(OUTPUT, i) for i in range(len(outputs))))
+        return ProgramSchedule(0, (step,))
+
+    def _write_engine(self, key: str, engine: bytes, told: str) -> None:
+        (self._folder / "engines" / f"{key}.engine").write_bytes(engine)
+        self.engines[key] = told
+
+    def _plugins_of(self, program: Program, steps: Steps) -> dict[str, Any]:
+        """The plugin of every launch, by its name. Memory that an earlier step wrote holds something when a launch comes."""
+        held = set(program_inputs(program.exported))
+        found = {}
+        for step in steps:
+            if isinstance(step, Launch):
+                values = {name: node.meta["val"] for name, node in step.tensors.items()}
+                names = {name for name, node in step.tensors.items() if node in held}
+                try:
+                    plugin = self._maker.make(step.kernel, {**step.arguments, **values}, step.grid, names)
+                except ValueError as error:
+                    raise LoweringError(f"program {program.name}, {step.name}: no plugin: {error}") from error
+                self._write_plugin(plugin)
+                found[step.name] = plugin
+                held |= {step.tensors[name] for name in plugin.outputs}
+            else:
+                held |= set(step.outputs)
+        return found
+
+    def _write_plugin(self, plugin: Any) -> None:
+        if plugin.name in self.plugins:
+            return
+        (self._folder / "plugins" / f"{plugin.name}.ptx").write_text(plugin.ptx)
+        (self._folder / "plugins" / f"{plugin.name}.cubin").write_bytes(plugin.cubin)
+        self.plugins[plugin.name] = PluginSpec(
+            plugin.function, plugin.inputs, plugin.outputs, plugin.grid, plugin.threads, plugin.shared
+        )

@@ -30,7 +30,7 @@ class Layers:
         types = self.trt.DataType
         return {
             torch.float32: types.FLOAT, torch.bfloat16: types.BF16, torch.float16: types.HALF,
-            torch.int64: types.INT64, torch.int32: types.INT32, torch.bool: types.BOOL,
+            torch.int64: types.INT64, torch.int32: types.INT32, torch.int8: types.INT8, torch.bool: types.BOOL,
         }[dtype]  # fmt: skip
 
     def cast(self, tensor: Any, dtype: torch.dtype) -> Any:
@@ -48,6 +48,9 @@ class Layers:
         kind = {types.INT64: np.int64, types.INT32: np.int32, types.BOOL: np.bool_}.get(like.dtype, np.float32)
         scalar = self.constant(np.full((1,) * len(like.shape), value, kind))
         return scalar if scalar.dtype == like.dtype else self.network.add_cast(scalar, like.dtype).get_output(0)
+
+    def zeros(self, dtype: torch.dtype, shape: Sequence[int]) -> Any:
+        return self.cast(self.constant(np.zeros(shape, np.float32)), dtype)
 
     def reshape(self, tensor: Any, shape: Sequence[int]) -> Any:
         layer = self.network.add_shuffle(tensor)

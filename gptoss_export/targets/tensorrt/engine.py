@@ -1,8 +1,9 @@
-"""Builds a segment into an engine. Inputs are called in0, in1, ..., outputs out0, out1, ...: one engine serves all
-segments of equal key, whose tensors it is bound to by address."""
+"""Builds engines. Inputs are called in0, in1, ..., outputs out0, out1, ...: one engine serves all segments of equal
+key, whose tensors it is bound to by address."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.fx import Node
 
 from ...errors import BuildError
 from .converters import CONVERTERS, Layers
-from .cut import Segment
+from .cut import Launch, Segment, owner
 from .flavour import Flavour
 
 
@@ -19,39 +20,105 @@ def missing_converters(segment: Segment) -> list[str]:
     return [f"{node.name}: {node.target}" for node in segment.nodes if node.target not in CONVERTERS]
 
 
-def build_engine(segment: Segment, flavour: Flavour, arch: str, on_this_gpu: bool) -> bytes:
+def build_segment(segment: Segment, flavour: Flavour, arch: str, on_this_gpu: bool) -> bytes:
     """The engine of a segment for `arch`; the segment has converters for all its nodes.
 
     Raises BuildError naming the node whose layers TensorRT refuses or gives another shape than torch, or what
     TensorRT said where it cannot build the whole.
     """
-    trt = flavour.module
-    log = _Log(trt)
-    builder = trt.Builder(log.logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    layers = Layers(trt, network)
-    known: dict[Node, Any] = {}
-    for index, node in enumerate(segment.inputs):
-        value = node.meta["val"]
-        known[node] = network.add_input(f"in{index}", layers.dtype(value.dtype), tuple(value.shape))
-    for node in segment.nodes:
-        known[node] = _convert(layers, node, known, log)
-    for index, node in enumerate(segment.outputs):
-        # An input that is an output too, or one tensor as two outputs, needs a layer of its own.
-        tensor = network.add_identity(known[node]).get_output(0)
-        tensor.name = f"out{index}"
-        network.mark_output(tensor)
-    config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # float32 is float32
-    if hasattr(config, "set_compute_capability"):
-        capabilities = trt.ComputeCapability
-        name = "CURRENT" if on_this_gpu else arch.replace("sm_", "SM")
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(capabilities, name), 0)
-    engine = builder.build_serialized_network(network, config)
-    if engine is None:
-        raise BuildError(f"TensorRT cannot build segment {segment.key} for {arch}: {log.text()}")
-    return bytes(engine)
+    network = _Network(flavour, f"segment {segment.key}")
+    network.take(segment.inputs)
+    network.convert(segment.nodes)
+    return network.build(segment.outputs, arch, on_this_gpu)
+
+
+def build_whole(
+    inputs: Sequence[Node], outputs: Sequence[Node], steps: Sequence[Segment | Launch], plugins: Mapping[str, Any],
+    add_plugin: Callable[..., list[Any]], flavour: Flavour, arch: str, on_this_gpu: bool,
+) -> tuple[bytes, list[Node]]:  # fmt: skip
+    """One engine of a program, its kernels inside; and which of the program's inputs it takes, in order.
+
+    A launch that writes what was there before gives back an alias, which is what later nodes read: so their
+    order is the program's. Needs a TensorRT that has plugins. Raises BuildError as `build_segment`.
+    """
+    used = {node for step in steps for node in (step.tensors.values() if isinstance(step, Launch) else step.inputs)}
+    network = _Network(flavour, "the program")
+    taken = [node for node in inputs if node in used]
+    network.take(taken)
+    for step in steps:
+        if isinstance(step, Segment):
+            network.convert(step.nodes)
+        else:
+            network.launch(step, plugins[step.name], add_plugin)
+    network.convert(_views(outputs))
+    return network.build(outputs, arch, on_this_gpu), taken
+
+
+def _views(outputs: Iterable[Node]) -> list[Node]:
+    """The reshapes between results and what owns their memory, in order."""
+    chains = []
+    for node in outputs:
+        chain = []
+        while node is not owner(node):
+            chain.append(node)
+            node = node.args[0]
+        chains += reversed(chain)
+    return chains
+
+
+class _Network:
+    """A network while it is made: the tensors of the nodes so far."""
+
+    def __init__(self, flavour: Flavour, told: str) -> None:
+        trt = self._trt = flavour.module
+        self._told, self._log = told, _Log(trt)
+        self._builder = trt.Builder(self._log.logger)
+        self._network = self._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        self._layers = Layers(trt, self._network)
+        self._known: dict[Node, Any] = {}
+        self._aliases = False
+
+    def take(self, inputs: Sequence[Node]) -> None:
+        for index, node in enumerate(inputs):
+            value = node.meta["val"]
+            dtype = torch.int8 if value.dtype == torch.uint8 else value.dtype  # UINT8 is for casts only
+            self._known[node] = self._network.add_input(f"in{index}", self._layers.dtype(dtype), tuple(value.shape))
+
+    def convert(self, nodes: Iterable[Node]) -> None:
+        for node in nodes:
+            if node not in self._known:
+                self._known[node] = _convert(self._layers, node, self._known, self._log)
+
+    def launch(self, launch: Launch, plugin: Any, add_plugin: Callable[..., list[Any]]) -> None:
+        given = [self._known.get(launch.tensors[name]) for name in plugin.inputs]
+        # What holds nothing yet and is not written is not read either, but a parameter all the same.
+        given = [
+            self._layers.zeros(*plugin.tensors[name]) if tensor is None else tensor
+            for name, tensor in zip(plugin.inputs, given, strict=True)
+        ]
+        for name, tensor in zip(plugin.outputs, add_plugin(self._trt, self._network, plugin, given), strict=True):
+            self._known[launch.tensors[name]] = tensor
+            self._aliases |= name in plugin.inputs
+
+    def build(self, outputs: Sequence[Node], arch: str, on_this_gpu: bool) -> bytes:
+        trt = self._trt
+        for index, node in enumerate(outputs):
+            # An input that is an output too, or one tensor as two outputs, needs a layer of its own.
+            tensor = self._network.add_identity(self._known[node]).get_output(0)
+            tensor.name = f"out{index}"
+            self._network.mark_output(tensor)
+        config = self._builder.create_builder_config()
+        config.clear_flag(trt.BuilderFlag.TF32)  # float32 is float32
+        if self._aliases:
+            config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
+        if hasattr(config, "set_compute_capability"):  # TensorRT for RTX builds for other GPUs too
+            config.num_compute_capabilities = 1
+            name = "CURRENT" if on_this_gpu else arch.replace("sm_", "SM")
+            config.set_compute_capability(getattr(trt.ComputeCapability, name), 0)
+        engine = self._builder.build_serialized_network(self._network, config)
+        if engine is None:
+            raise BuildError(f"TensorRT cannot build {self._told} for {arch}: {self._log.text()}")
+        return bytes(engine)
 
 
 def _convert(layers: Layers, node: Node, known: dict[Node, Any], log: _Log) -> Any:

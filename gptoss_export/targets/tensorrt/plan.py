@@ -19,11 +19,8 @@ _ALIGNMENT = 256  # bytes; kernels are compiled for pointers aligned to 16
 
 def plan(exported: ExportedProgram, steps: Sequence[Segment | Launch]) -> tuple[dict[Node, Reference], int]:
     """A reference for every tensor that a step is bound to, and the bytes of the arena."""
-    nodes = list(exported.graph.nodes)
-    places = {node: Reference(INPUT, index) for index, node in enumerate(n for n in nodes if n.op == "placeholder")}
-    (output,) = (node for node in nodes if node.op == "output")
-    for index, node in enumerate(output.args[0]):
-        places[owner(node)] = Reference(OUTPUT, index)
+    places = {node: Reference(INPUT, index) for index, node in enumerate(program_inputs(exported))}
+    places |= {owner(node): Reference(OUTPUT, index) for index, node in enumerate(results(exported))}
     lives: dict[Node, tuple[int, int]] = {}
     for index, step in enumerate(steps):
         for node in bound(step):
@@ -40,6 +37,15 @@ def plan(exported: ExportedProgram, steps: Sequence[Segment | Launch]) -> tuple[
         taken.append((offset, offset + size, first, last))
         places[node] = Reference(ARENA, offset)
     return places, max((end for _, end, _, _ in taken), default=0)
+
+
+def program_inputs(exported: ExportedProgram) -> list[Node]:
+    return [node for node in exported.graph.nodes if node.op == "placeholder"]
+
+
+def results(exported: ExportedProgram) -> list[Node]:
+    (output,) = (node for node in exported.graph.nodes if node.op == "output")
+    return list(output.args[0])
 
 
 def bound(step: Segment | Launch) -> tuple[Node, ...]:

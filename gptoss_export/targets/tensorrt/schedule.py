@@ -38,7 +38,7 @@ class EngineStep:
 
 @dataclass(frozen=True)
 class KernelStep:
-    """Launches a plugin's kernel; the arguments are all pointers, in the order of its parameters."""
+    """Launches a plugin's kernel; the arguments are all pointers: its inputs, then its outputs."""
 
     plugin: str
     arguments: tuple[Reference, ...]
@@ -49,8 +49,8 @@ class PluginSpec:
     """plugins/<name>.cubin, and the PTX that it was assembled from beside it."""
 
     function: str
-    arguments: tuple[str, ...]
-    written: tuple[bool, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
     grid: tuple[int, int, int]
     threads: int
     shared: int
@@ -92,7 +92,7 @@ def load_schedule(folder: Path) -> Schedule:
 
 
 def _plugin(spec: dict) -> PluginSpec:
-    tuples = {name: tuple(spec[name]) for name in ("arguments", "written", "grid")}
+    tuples = {name: tuple(spec[name]) for name in ("inputs", "outputs", "grid")}
     return PluginSpec(**spec | tuples)
 
 
@@ -117,7 +117,8 @@ def _check(schedule: Schedule) -> None:
                     raise ValueError(f"program {name}: unknown engine {step.engine!r}")
                 references = (*step.inputs, *step.outputs)
             else:
-                if len(schedule.plugins[step.plugin].arguments) != len(step.arguments):
+                spec = schedule.plugins[step.plugin]
+                if len(spec.inputs + spec.outputs) != len(step.arguments):
                     raise ValueError(f"program {name}: {step.plugin} takes other arguments")
                 references = step.arguments
             for reference in references:
