@@ -37,10 +37,12 @@ SHAPES = Shapes(max_batch=2, max_context=600, prefill_chunks=(16,))  # long enou
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
 
 
-def lowered(dtype: torch.dtype = torch.bfloat16):
+def lowered(dtype: torch.dtype = torch.bfloat16, layers: int = PRESETS["tiny"].num_hidden_layers):
     """The tiny model's programs as the target lowers them, each with the program as traced."""
     implementations = TARGETS["tensorrt"].implementations("cuda")
-    for trace_now in trace(PRESETS["tiny"], SHAPES, dtype, CPU).values():
+    kinds = PRESETS["tiny"].layer_types[:layers]
+    model = dataclasses.replace(PRESETS["tiny"], num_hidden_layers=layers, layer_types=kinds)
+    for trace_now in trace(model, SHAPES, dtype, CPU).values():
         program = trace_now()
         yield program, lower(program, implementations)
 
@@ -160,7 +162,7 @@ def _calls() -> list[tuple[str, dict[str, torch.Tensor]]]:
 
 
 def test_schedule_is_the_program(tmp_path):
-    programs = {program.name: (program, after) for program, after in lowered(torch.float32)}
+    programs = {program.name: (program, after) for program, after in lowered(torch.float32, layers=2)}  # one of each kind
     shared = {spec.name: _fill(spec) for program, _ in programs.values() for spec in program.inputs if spec.role != "data"}
     expected = []
     initial = {name: value.clone() for name, value in shared.items()}
@@ -488,6 +490,21 @@ def test_a_broken_schedule_is_refused(engines, tmp_path):
     (tmp_path / "schedule.json").write_text("{}")
     with pytest.raises(ArtifactError, match="malformed"):
         load_schedule(tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA GPU here")
+def test_on_a_gpu(checkpoints, cli, tmp_path):
+    """Built for the GPU at hand: as transformers has it, and running where Triton cannot be imported."""
+    from test_artifact import BLOCKED
+
+    code, _, err = cli("build", checkpoints["hf"], "-o", tmp_path / "a", "--target", "tensorrt", "--device", "cuda",
+                       "--max-batch", 3, "--max-context", 4400, "--prefill-chunk", 16, "--prefill-chunk", 64)  # fmt: skip
+    assert code == 0, err
+    code, out, err = cli("verify", tmp_path / "a", "--checkpoint", checkpoints["hf"], "--json")
+    assert code == 0, out + err
+    done = subprocess.run([sys.executable, "-c", BLOCKED, tmp_path / "a"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_kernel_that_cannot_be_a_plugin():

@@ -26,7 +26,7 @@ import torch
 
 from ...manifest import Manifest
 from ..target import Availability, Callables, Table, Target
-from .flavour import INSTALL, RTX, RTX_VERSIONS, Flavour, installed
+from .flavour import FULL, INSTALL, RTX, RTX_VERSIONS, Flavour, installed
 
 if TYPE_CHECKING:
     from ...export import Program
@@ -47,8 +47,11 @@ class TensorRT(Target):
             return Availability(False, f"{_spell(flavour)}; triton not found", "pip install 'gptoss-export[cuda]'")
         if not self.archs(device):
             return Availability(False, f"{_spell(flavour)} builds on a GPU only, and torch finds none", INSTALL[RTX])
-        place = "inside of engines" if flavour.has_plugins else "between engines"
-        return Availability(True, f"{_spell(flavour)}, kernels {place}; builds {', '.join(self.archs(device))}")
+        builds = f"builds {', '.join(self.archs(device))}"
+        if flavour.has_plugins:
+            return Availability(True, f"{_spell(flavour)}, kernels inside of engines (never yet executed); {builds}")
+        other = f"for kernels inside of engines: {INSTALL[FULL]}"
+        return Availability(True, f"{_spell(flavour)}, kernels between engines; {builds}", other)
 
     def archs(self, device: str) -> tuple[str, ...]:
         flavour = installed()

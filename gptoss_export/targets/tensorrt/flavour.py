@@ -13,7 +13,7 @@ from types import ModuleType
 FULL, RTX = "tensorrt", "tensorrt_rtx"
 INSTALL = {FULL: "pip install tensorrt-cu13", RTX: "pip install 'gptoss-export[tensorrt]'"}
 
-# Seen building and running engines, on these GPUs. NVIDIA lists no Hopper for TensorRT for RTX.
+# Versions that ran engines on these GPUs, in trials. NVIDIA lists no Hopper for TensorRT for RTX, and 1.7 refuses it.
 RTX_VERSIONS = {"1.6.1": ("sm_90",)}
 
 
