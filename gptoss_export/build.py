@@ -125,10 +125,12 @@ def _check_options(options: BuildOptions) -> tuple[Target, torch.dtype, str]:
     if not available.ready:
         raise BuildError(f"{target.name} for {options.device} cannot be built here: {available.detail}; "
                          f"{available.mend}")  # fmt: skip
-    archs = target.archs(options.device)
-    if options.arch not in (None, *archs):
-        raise BuildError(f"--arch {options.arch}: {target.name} compiles here for {', '.join(archs)}")
-    return target, getattr(torch, dtype), options.arch or archs[0]
+    archs, arch = target.archs(options.device), options.arch or target.here(options.device)
+    if arch is None:
+        raise UsageError(f"--arch: this machine has no {options.device} device to build for; choose one of {', '.join(archs)}")
+    if arch not in archs:
+        raise BuildError(f"--arch {arch}: {target.name} compiles here for {', '.join(archs)}")
+    return target, getattr(torch, dtype), arch
 
 
 def _check_sizes(options: BuildOptions, stop_tokens: tuple[int, ...], config: ModelConfig) -> None:

@@ -123,14 +123,14 @@ def test_weights_that_contradict_the_manifest(copy):
 
 def test_an_older_cpu_is_refused(artifact):
     manifest, target = load_manifest(artifact), TARGETS["aoti"]
-    machine = target.archs("cpu")[0].partition("-")[0]
+    machine = target.here("cpu").partition("-")[0]
 
     def problems(arch):
         return target.problems(dataclasses.replace(manifest, arch=arch), artifact)
 
     assert problems(f"{machine}-DEFAULT") == []
     assert problems("other-AVX2") != []
-    if not target.archs("cpu")[0].endswith("AVX512"):
+    if not target.here("cpu").endswith("AVX512"):
         assert problems(f"{machine}-AVX512") != []
 
 

@@ -476,6 +476,8 @@ def test_no_gpu(engines, cli, checkpoints, tmp_path):
     assert code == 2 and "artifact is for a CUDA GPU (sm_89), torch finds none here" in err
     code, _, err = cli("build", checkpoints["hf"], "-o", tmp_path / "a", "--target", "tensorrt", "--device", "cuda", "--arch", "sm_90")
     assert code == 2 and "--arch sm_90: tensorrt compiles here for sm_80, sm_86, sm_89, sm_120" in err
+    code, _, err = cli("build", checkpoints["hf"], "-o", tmp_path / "a", "--target", "tensorrt", "--device", "cuda")
+    assert code == 2 and "--arch: this machine has no cuda device to build for; choose one of sm_80" in err
     assert not (tmp_path / "a").exists()
 
 

@@ -27,7 +27,7 @@ import torch
 
 from ..errors import ArtifactError, BuildError
 from ..manifest import Manifest
-from .target import Availability, Callables, Target
+from .target import Availability, Callables, Target, gpu_arch
 
 if TYPE_CHECKING:
     from ..export import Program
@@ -55,20 +55,21 @@ class Aoti(Target):
         if shutil.which("g++") is None:
             return Availability(False, "g++ not found; AOTInductor compiles C++", "apt-get install g++")
         if device == "cpu":
-            return Availability(True, f"torch {torch.__version__}, {self.archs('cpu')[0]}")
+            return Availability(True, f"torch {torch.__version__}, {self.here('cpu')}")
         if importlib.util.find_spec("triton") is None:
             return Availability(False, "triton not found", "pip install 'gptoss-export[cuda]'")
         if not torch.cuda.is_available():
             return Availability(False, "no CUDA GPU found by torch", "build on a machine with the GPU")
-        return Availability(True, f"torch {torch.__version__}, {torch.cuda.get_device_name()} ({self.archs('cuda')[0]})")
+        return Availability(True, f"torch {torch.__version__}, {torch.cuda.get_device_name()} ({self.here('cuda')})")
+
+    def here(self, device: str) -> str | None:
+        if device == "cpu":
+            return f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}"
+        return gpu_arch()
 
     def archs(self, device: str) -> tuple[str, ...]:
-        if device == "cpu":
-            return (f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}",)
-        if not torch.cuda.is_available():
-            return ()
-        major, minor = torch.cuda.get_device_capability()
-        return (f"sm_{major}{minor}",)
+        here = self.here(device)
+        return () if here is None else (here,)
 
     def versions(self) -> dict[str, str]:
         try:
@@ -111,7 +112,7 @@ class Aoti(Target):
             )
         if manifest.device == "cuda" and not torch.cuda.is_available():
             found.append(f"device: artifact is for a CUDA GPU ({manifest.arch}), torch finds none here")
-        elif not self._runs(manifest.arch, here := self.archs(manifest.device)[0]):
+        elif not self._runs(manifest.arch, here := self.here(manifest.device)):
             found.append(
                 f"arch: artifact is for {manifest.arch}, this machine is {here}; "
                 "build it for this machine"

@@ -49,8 +49,12 @@ class Target(ABC):
         """Whether `build --device <device>` can work on this machine."""
 
     @abstractmethod
+    def here(self, device: str) -> str | None:
+        """Name of this machine's code for `device`, such as sm_90; None where it has no such device."""
+
+    @abstractmethod
     def archs(self, device: str) -> tuple[str, ...]:
-        """Names of the machine codes that a build for `device` here can make, such as sm_90, this machine's first."""
+        """Names of the machine codes that a build for `device` here can make."""
 
     @abstractmethod
     def versions(self) -> dict[str, str]:
@@ -79,3 +83,11 @@ class Target(ABC):
     def tables(self, manifest: Manifest, folder: Path) -> list[Table]:
         """What `inspect` tells beyond the manifest. Opens no compiled code."""
         return []
+
+
+def gpu_arch() -> str | None:
+    """sm_<number> of torch's current GPU."""
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm_{major}{minor}"

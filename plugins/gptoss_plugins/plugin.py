@@ -140,7 +140,7 @@ def _with_parameters(
     ptx: str, function: str, tensors: Sequence[str], inputs: Sequence[str], outputs: Sequence[str]
 ) -> str:
     """PTX whose entry takes its inputs, then its outputs, and no scratch memory."""
-    head = re.search(rf"\.visible \.entry {re.escape(function)}\((.*?)\)", ptx, re.S)
+    head = re.search(rf"\.visible \.entry {re.escape(function)}\((.*?)\)", ptx, re.DOTALL)
     parameters = [line.strip().rstrip(",") for line in head[1].strip().splitlines()]
     if len(parameters) != len(tensors) + _SCRATCH:
         raise ValueError(f"{function}: PTX has {len(parameters)} parameters, expected {len(tensors)} and {_SCRATCH} for scratch")
@@ -176,7 +176,7 @@ def _stored(ttir: str) -> set[str]:
 
 def _assemble(ptx: str, capability: int) -> bytes:
     """PTX to a cubin, by the assembler that comes with Triton."""
-    target = re.search(r"^\.target (\w+)", ptx, re.M)[1]
+    target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)[1]
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(ptx)

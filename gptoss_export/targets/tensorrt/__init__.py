@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from ...manifest import Manifest
-from ..target import Availability, Callables, Table, Target
+from ..target import Availability, Callables, Table, Target, gpu_arch
 from .flavour import FULL, INSTALL, RTX, RTX_VERSIONS, Flavour, installed
 
 if TYPE_CHECKING:
@@ -53,10 +53,12 @@ class TensorRT(Target):
         other = f"for kernels inside of engines: {INSTALL[FULL]}"
         return Availability(True, f"{_spell(flavour)}, kernels between engines; {builds}", other)
 
+    def here(self, device: str) -> str | None:
+        return gpu_arch()
+
     def archs(self, device: str) -> tuple[str, ...]:
-        flavour = installed()
+        flavour, here = installed(), self.here(device)
         elsewhere = _ELSEWHERE if flavour is not None and flavour.name == RTX else ()
-        here = _arch_here()
         return elsewhere if here is None else (here, *(arch for arch in elsewhere if arch != here))
 
     def versions(self) -> dict[str, str]:
@@ -74,7 +76,7 @@ class TensorRT(Target):
     def compile(self, programs: Iterable[Program], device: str, arch: str, folder: Path) -> list[Path]:
         from .build import build_programs
 
-        return build_programs(programs, installed(), arch, arch == _arch_here(), folder)
+        return build_programs(programs, installed(), arch, arch == self.here(device), folder)
 
     def problems(self, manifest: Manifest, folder: Path) -> list[str]:
         found = []
@@ -83,14 +85,14 @@ class TensorRT(Target):
         if built_with is None:
             found.append("versions: the manifest names no TensorRT; build the artifact again")
         elif flavour is None or (flavour.name, flavour.version) != (built_with, manifest.versions[built_with]):
-            version = manifest.versions[built_with]
+            wanted = manifest.versions[built_with]
             found.append(
-                f"{built_with}: artifact built with {version}, found {_spell(flavour)}; engines load in the version that "
-                f"built them: {INSTALL[built_with]}, version {version}, or build again"
+                f"{built_with}: artifact built with {wanted}, found {_spell(flavour)}; engines load in the version that "
+                f"built them: {INSTALL[built_with]}, version {wanted}, or build again"
             )
-        if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
+        if built_with == RTX and not _found("cuda.bindings"):
             found.append("cuda-bindings: not found, it launches the kernels; run: pip install cuda-bindings")
-        here = _arch_here()
+        here = self.here(manifest.device)
         if here is None:
             found.append(f"device: artifact is for a CUDA GPU ({manifest.arch}), torch finds none here")
         elif here != manifest.arch:
@@ -128,11 +130,11 @@ class TensorRT(Target):
         ]
 
 
-def _arch_here() -> str | None:
-    if not torch.cuda.is_available():
-        return None
-    major, minor = torch.cuda.get_device_capability()
-    return f"sm_{major}{minor}"
+def _found(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # its package is not there either
+        return False
 
 
 def _spell(flavour: Flavour | None) -> str:

@@ -18,7 +18,16 @@ from .engine import build_segment, build_whole, missing_converters
 from .flavour import Flavour
 from .plan import bound, plan, program_inputs, results
 from .schedule import (
-    INPUT, NAME, OUTPUT, EngineStep, KernelStep, PluginSpec, ProgramSchedule, Reference, Schedule, save_schedule,
+    INPUT,
+    NAME,
+    OUTPUT,
+    EngineStep,
+    KernelStep,
+    PluginSpec,
+    ProgramSchedule,
+    Reference,
+    Schedule,
+    save_schedule,
 )  # fmt: skip
 
 Steps = Sequence[Segment | Launch]

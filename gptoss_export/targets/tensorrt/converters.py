@@ -42,7 +42,7 @@ class Layers:
         self._kept.append(values)
         return self.network.add_constant(values.shape, self.trt.Weights(values)).get_output(0)
 
-    def full(self, value: float | int | bool, like: Any) -> Any:
+    def full(self, value: float | bool, like: Any) -> Any:
         """A number as a tensor of the dtype and rank of another."""
         types = self.trt.DataType
         kind = {types.INT64: np.int64, types.INT32: np.int32, types.BOOL: np.bool_}.get(like.dtype, np.float32)

@@ -19,7 +19,16 @@ from ...errors import ArtifactError
 from ...manifest import Manifest, TensorSpec
 from ..target import Callables
 from .flavour import Flavour
-from .schedule import ARENA, INPUT, EngineStep, PluginSpec, ProgramSchedule, Reference, load_schedule
+from .schedule import (
+    ARENA,
+    INPUT,
+    EngineStep,
+    KernelStep,
+    PluginSpec,
+    ProgramSchedule,
+    Reference,
+    load_schedule,
+)
 
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _DEFAULT_SHARED = 48 << 10
@@ -30,7 +39,9 @@ def load_programs(manifest: Manifest, folder: Path, device: torch.device, flavou
     schedule = load_schedule(folder)
     torch.cuda.synchronize(device)  # makes the context that everything is loaded into
     engines = _Engines(flavour, folder, list(schedule.engines), device)
-    kernels = {name: _Kernel(folder / "plugins" / f"{name}.cubin", spec) for name, spec in schedule.plugins.items()}
+    steps = [step for program in schedule.programs.values() for step in program.steps]
+    launched = {step.plugin for step in steps if isinstance(step, KernelStep)}  # others are inside of engines
+    kernels = {name: _Kernel(folder / "plugins" / f"{name}.cubin", schedule.plugins[name]) for name in launched}
     arena = torch.empty(max(program.arena for program in schedule.programs.values()), dtype=torch.uint8, device=device)
     return {
         name: partial(_run, program, manifest.programs[name].outputs, engines, kernels, arena)
@@ -43,17 +54,19 @@ class _Engines:
 
     def __init__(self, flavour: Flavour, folder: Path, keys: Sequence[str], device: torch.device) -> None:
         trt = flavour.module
-        runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        self._engines: list[Any] = []  # contexts need theirs
         self._contexts: dict[str, Any] = {}
         size = 0
         for key in keys:
             path = folder / "engines" / f"{key}.engine"
-            engine = runtime.deserialize_cuda_engine(path.read_bytes())
+            engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
             if engine is None:
                 raise ArtifactError(f"{path}: {flavour.name} {flavour.version} cannot load it; build the artifact again")
             context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
             if context is None:
                 raise ArtifactError(f"{path}: {flavour.name} {flavour.version} cannot run it on {torch.cuda.get_device_name()}")
+            self._engines.append(engine)
             self._contexts[key] = context
             size = max(size, engine.device_memory_size_v2)
         self._scratch = torch.empty(max(size, 1), dtype=torch.uint8, device=device)
