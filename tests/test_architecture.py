@@ -11,7 +11,7 @@ PACKAGE = ROOT / "gptoss_export"
 # Lower layers know nothing of higher ones. A module belongs to the longest name that it starts with.
 LAYERS = [
     ["errors", "progress", "metric"],
-    ["config", "folders"],
+    ["config", "folders", "driver"],
     ["mxfp4", "kv_cache"],
     ["ops"],
     ["checkpoint", "manifest", "model"],

@@ -17,7 +17,7 @@ import ctypes
 
 import torch
 
-from .driver import call, version
+from ..driver import call, version
 
 SUFFIX = "_pdl"
 _SINCE = 12030  # CUDA 12.3 brought edges of several kinds

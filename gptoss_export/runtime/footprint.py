@@ -4,21 +4,19 @@ Measured on an H200 (132 multiprocessors), MB:
 
     the context with CUDA's own stack of 1,024 bytes a thread    649     with none: 372
     cuBLAS with its own workspaces                               103     with 8 MB:  19
-    the first stream that torch makes (it makes 32)               73     one alone:   2
+    the first stream that torch makes (it makes 32)               73     one alone:   2  (driver.py)
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-from functools import cache
 
 import torch
 
-from .driver import call
+from ..driver import call
 
 _STACK_SIZE = 0  # CU_LIMIT_STACK_SIZE
-_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 
 
 def spare_process() -> None:
@@ -31,13 +29,3 @@ def spare_process() -> None:
     os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "4096")
     torch.cuda.synchronize()  # makes the context
     call("cuCtxSetLimit", _STACK_SIZE, ctypes.c_size_t(0))
-
-
-@cache
-def capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """The process's one stream for recording graphs. It is never destroyed: memory of graphs is bound to it."""
-    handle = ctypes.c_void_p()
-    with torch.cuda.device(device):
-        torch.cuda.synchronize()
-        call("cuStreamCreate", ctypes.byref(handle), _NON_BLOCKING)
-        return torch.cuda.ExternalStream(handle.value)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..driver import own_stream
 from .dependent_launch import launch_early
-from .footprint import capture_stream
 from .sampler import SamplingBuffers, Scores, choose
 
 
@@ -68,7 +68,7 @@ class DecodeStep:
         self.advance.zero_()
         self._advance(sampled)
         graph = torch.cuda.CUDAGraph(keep_graph=True)
-        with torch.cuda.graph(graph, stream=capture_stream(self.tokens.device)):
+        with torch.cuda.graph(graph, stream=own_stream(self.tokens.device)):
             results = self._advance(sampled)
         early = launch_early(graph.raw_cuda_graph())
         graph.instantiate()

@@ -1,6 +1,7 @@
-"""Runs a schedule: engines by TensorRT's Python runtime, kernels by the CUDA driver, all on torch's current stream.
+"""Runs a schedule: engines by TensorRT's Python runtime, kernels by the CUDA driver, all on one stream.
 
-A call enqueues every step and returns; captured in a CUDA graph, it is one launch. One execution context an
+A call enqueues every step and returns; captured in a CUDA graph, it is one launch. The stream is torch's current
+one, unless that is the default stream, on which TensorRT would wait for the device at every engine. One execution context an
 engine serves all its steps: it is bound anew before each. Contexts share scratch memory, as do the arenas of
 all programs, since one stream runs them one after the other.
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ...driver import own_stream
 from ...errors import ArtifactError
 from ...manifest import Manifest, TensorSpec
 from ..target import Callables
@@ -125,7 +127,10 @@ def _run(
     inputs: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
     outputs = [torch.empty(item.shape, dtype=getattr(torch, item.dtype), device=arena.device) for item in results]
-    stream, base = torch.cuda.current_stream(arena.device).cuda_stream, arena.data_ptr()
+    current = torch.cuda.current_stream(arena.device)
+    stream = own_stream(arena.device) if current == torch.cuda.default_stream(arena.device) else current
+    stream.wait_stream(current)
+    base = arena.data_ptr()
 
     def address(reference: Reference) -> int:
         if reference.place == ARENA:
@@ -134,7 +139,8 @@ def _run(
 
     for step in program.steps:
         if isinstance(step, EngineStep):
-            engines.run(step, list(map(address, step.inputs)), list(map(address, step.outputs)), stream)
+            engines.run(step, list(map(address, step.inputs)), list(map(address, step.outputs)), stream.cuda_stream)
         else:
-            kernels[step.plugin].launch(list(map(address, step.arguments)), stream)
+            kernels[step.plugin].launch(list(map(address, step.arguments)), stream.cuda_stream)
+    current.wait_stream(stream)
     return outputs
