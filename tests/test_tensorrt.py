@@ -91,6 +91,19 @@ def test_what_is_alive_together_lies_apart():
                 assert one is other or apart or not together, (one, other)
 
 
+def test_results_that_share_memory_are_refused():
+    from gptoss_export.targets.tensorrt.cut import cut
+    from gptoss_export.targets.tensorrt.plan import plan
+
+    for function, message in (
+        (lambda x: (x + 1, x), "result 1 .* shares memory with Reference.*input"),
+        (lambda x: ((y := x + 1), y.view(-1)), "result 1 .* shares memory with Reference.*output"),
+    ):
+        exported = torch.export.export(_Calls(function), (_f(2, 3),), strict=False)
+        with pytest.raises(LoweringError, match=message):
+            plan(exported, cut(exported, "test"))
+
+
 # ---- a schedule, emulated ----------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from ...errors import LoweringError
 from .cut import Launch, Segment, owner
 from .schedule import ARENA, INPUT, OUTPUT, Reference
 
@@ -18,9 +19,15 @@ _ALIGNMENT = 256  # bytes; kernels are compiled for pointers aligned to 16
 
 
 def plan(exported: ExportedProgram, steps: Sequence[Segment | Launch]) -> tuple[dict[Node, Reference], int]:
-    """A reference for every tensor that a step is bound to, and the bytes of the arena."""
+    """A reference for every tensor that a step is bound to, and the bytes of the arena.
+
+    Raises LoweringError where a result is no memory of its own.
+    """
     places = {node: Reference(INPUT, index) for index, node in enumerate(program_inputs(exported))}
-    places |= {owner(node): Reference(OUTPUT, index) for index, node in enumerate(results(exported))}
+    for index, node in enumerate(results(exported)):
+        if owner(node) in places:
+            raise LoweringError(f"result {index} ({node.name}) shares memory with {places[owner(node)]}")
+        places[owner(node)] = Reference(OUTPUT, index)
     lives: dict[Node, tuple[int, int]] = {}
     for index, step in enumerate(steps):
         for node in bound(step):
