@@ -141,5 +141,5 @@ def _spell(flavour: Flavour | None) -> str:
     if flavour is None:
         return "no TensorRT"
     seen = RTX_VERSIONS.get(".".join(flavour.version.split(".")[:3]), ()) if flavour.name == RTX else ()
-    return f"{flavour.name} {flavour.version}" + (f" (seen running on {', '.join(seen)})" if seen else "")
+    return f"{flavour.name} {flavour.version}" + (f" (its engines ran on {', '.join(seen)} in trials)" if seen else "")
 
