@@ -522,13 +522,20 @@ def test_on_a_gpu(checkpoints, cli, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_kernel_that_cannot_be_a_plugin():
-    import triton
-    from gptoss_plugins import kv_write
+@pytest.mark.parametrize(
+    ("parameters", "body", "message"),
+    [
+        (["f_param_0", "f_param_1", "f_param_2"], "ld.param.b64 %rd1, [f_param_2];", "reads its scratch pointer f_param_2"),
+        (["f_param_0", "f_param_1"], "ret;", "PTX has 2 parameters, expected 1 and 2 for scratch"),
+    ],
+)
+def test_a_kernel_that_cannot_be_a_plugin(parameters, body, message):
+    from gptoss_plugins.plugin import _with_parameters
 
-    maker = plugin_parts()[0](ARCH)
-    with pytest.raises((ValueError, LoweringError, KeyError, triton.CompilationError)):
-        maker.make(kv_write._write_kv, {}, (1,), set())
+    listed = ",\n".join(f"\t.param .u64 .ptr .global .align 1 {name}" for name in parameters)
+    ptx = f".visible .entry f(\n{listed}\n)\n{{\n{body}\n}}\n"
+    with pytest.raises(ValueError, match=message):
+        _with_parameters(ptx, "f", ["x"], ["x"], [])
 
 
 if __name__ == "__main__":

@@ -57,17 +57,22 @@ class Layers:
         layer.reshape_dims = tuple(shape)
         return layer.get_output(0)
 
+    def of_rank(self, tensor: Any, rank: int) -> Any:
+        """With dimensions of 1 in front."""
+        missing = rank - len(tensor.shape)
+        return self.reshape(tensor, (1,) * missing + tuple(tensor.shape)) if missing else tensor
+
+    def of_one_rank(self, *tensors: Any) -> list[Any]:
+        rank = max(len(tensor.shape) for tensor in tensors)
+        return [self.of_rank(tensor, rank) for tensor in tensors]
+
     def elementwise(self, operation: str, a: Any, b: Any) -> Any:
         """Of two tensors, or a tensor and a number, with torch's broadcasting."""
         if not hasattr(b, "dtype"):
             b = self.full(b, a)
         if not hasattr(a, "dtype"):
             a = self.full(a, b)
-        rank = max(len(a.shape), len(b.shape))
-        a, b = (
-            tensor if len(tensor.shape) == rank else self.reshape(tensor, (1,) * (rank - len(tensor.shape)) + tuple(tensor.shape))
-            for tensor in (a, b)
-        )
+        a, b = self.of_one_rank(a, b)
         return self.network.add_elementwise(a, b, getattr(self.trt.ElementWiseOperation, operation)).get_output(0)
 
     def unary(self, operation: str, tensor: Any) -> Any:
@@ -83,12 +88,7 @@ class Layers:
             yes = self.full(yes, no)
         if not hasattr(no, "dtype"):
             no = self.full(no, yes)
-        rank = max(len(tensor.shape) for tensor in (condition, yes, no))
-        condition, yes, no = (
-            self.reshape(tensor, (1,) * (rank - len(tensor.shape)) + tuple(tensor.shape)) if len(tensor.shape) < rank else tensor
-            for tensor in (condition, yes, no)
-        )
-        return self.network.add_select(condition, yes, no).get_output(0)
+        return self.network.add_select(*self.of_one_rank(condition, yes, no)).get_output(0)
 
     def slice(self, tensor: Any, dim: int, start: int, length: int) -> Any:
         starts, shape = [0] * len(tensor.shape), list(tensor.shape)
@@ -136,7 +136,7 @@ def _same(layers: Layers, value: torch.Tensor, x: Any, *_: Any, **__: Any) -> An
 
 def _expand(layers: Layers, value: torch.Tensor, x: Any, *_: Any, **__: Any) -> Any:
     rank = len(value.shape)
-    x = layers.reshape(x, (1,) * (rank - len(x.shape)) + tuple(x.shape))
+    x = layers.of_rank(x, rank)
     strides = [0 if size == 1 else 1 for size in x.shape]
     return layers.network.add_slice(x, [0] * rank, tuple(value.shape), strides).get_output(0)
 
