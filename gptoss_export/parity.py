@@ -8,6 +8,9 @@ runs prompts of unequal lengths in one batch.
 
 The longest prompt is compared at positions all over it, the others at their last few.
 
+Another artifact of the same checkpoint can be run beside, on the same tokens: it is judged as well, and what the
+two differ by may be what both together may err by.
+
 float32 artifacts are held to TOLERANCES. For bfloat16 the bar is the oracle's own: its error in bfloat16
 against itself in float32, times 1.25.
 
@@ -30,6 +33,7 @@ import torch
 from .checkpoint import open_checkpoint
 from .config import ModelConfig
 from .errors import UsageError, raise_all
+from .manifest import Manifest, load_manifest
 from .metric import TOLERANCES, Error, error
 from .oracles import check_oracle, open_oracle, release
 from .progress import Steps
@@ -56,8 +60,22 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Another artifact on the same tokens: `judged` as of Row, `difference` from the first artifact likewise, and how
+    often the two agree on the most likely token."""
+
+    judged: Error
+    difference: Error
+    top1: float
+
+    def within(self, bound: Error) -> bool:
+        return self.judged.within(bound) and self.difference.within(bound.times(2))
+
+
+@dataclass(frozen=True)
 class Row:
-    """The comparison of one case: `error` over all its rows, `clear` over those without a near tie in a router.
+    """The comparison of one case: `error` over all its rows, `clear` over those without a near tie in a router;
+    `judged` is what `bound` is for.
 
     `oracle` is the oracle's error over all rows in the artifact's dtype, None for float32.
     """
@@ -69,13 +87,14 @@ class Row:
     clear: Error
     oracle: Error | None
     bound: Error
-    judged_rms: float
+    judged: Error
     top1: float
     kl: float
+    beside: Beside | None
 
     @property
     def passed(self) -> bool:
-        return Error(self.clear.max, self.judged_rms).within(self.bound)
+        return self.judged.within(self.bound) and (self.beside is None or self.beside.within(self.bound))
 
 
 @dataclass
@@ -87,6 +106,7 @@ class Report:
     dtype: str
     near_ties: int
     tokens: int
+    beside: str | None
     rows: list[Row] = field(default_factory=list)
 
     @property
@@ -99,15 +119,14 @@ class Report:
         }
 
 
-def default_lengths(runner: Runner) -> list[int]:
-    """Lengths around every border that this artifact has, as far as its context reaches."""
-    manifest = runner.manifest
+def default_lengths(manifest: Manifest, limit: int) -> list[int]:
+    """Lengths around every border that this artifact has, up to `limit`."""
     window, chunk = manifest.model.sliding_window, max(manifest.prefill_chunks)
     ring = window + chunk
     yarn = manifest.model.rope.original_max_position_embeddings
     borders = (window, chunk, ring, 2 * ring, yarn)
     lengths = {1, *(border + step for border in borders for step in (-1, 0, 1))}
-    return sorted(n for n in lengths if 1 <= n <= manifest.max_context - DECODED)
+    return sorted(n for n in lengths if 1 <= n <= limit)
 
 
 def verify(
@@ -117,26 +136,44 @@ def verify(
     lengths: list[int] | None,
     verify_hashes: bool = True,
     steps: Steps | None = None,
+    beside: Path | None = None,
 ) -> Report:
-    """Compare the artifact with the oracle; the report says whether every case passed."""
+    """Compare the artifact with the oracle; the report says whether every case passed.
+
+    `beside`: another artifact of the checkpoint, compared with both. The lengths and the batch are those that
+    both artifacts can run.
+    """
     steps = steps or Steps()
     check_oracle(oracle)
     config = open_checkpoint(checkpoint).config
-    with steps.step("load the artifact"):
-        runner = Runner.load(artifact, verify_hashes)
-    manifest, device = runner.manifest, runner.device
-    _check_config(config, manifest.model)
-    lengths = _check_lengths(lengths or default_lengths(runner) or [1], runner)
-    cases = [Case(str(n), (n,)) for n in lengths] + _batch_case(runner, lengths)
+    manifests = [load_manifest(folder) for folder in (artifact, beside) if folder is not None]
+    manifest = manifests[0]
+    for found in manifests:
+        _check_config(config, found)
+    if len({(found.dtype, found.device) for found in manifests}) > 1:
+        raise UsageError(f"--beside: {beside} is {manifests[1].dtype} for {manifests[1].device}, "
+                         f"expected {manifest.dtype} for {manifest.device} as {artifact} is")  # fmt: skip
+    limit = min(found.max_context for found in manifests) - DECODED
+    lengths = _check_lengths(lengths or default_lengths(manifest, limit) or [1], limit)
+    cases = [Case(str(n), (n,)) for n in lengths] + _batch_case(min(found.max_batch for found in manifests), lengths)
     generator = random.Random(0)
     total = max(case.longest for case in cases) + DECODED
     tokens = [generator.randrange(manifest.model.vocab_size) for _ in range(total)]
     longest = max(cases[: len(lengths)], key=lambda case: case.longest)
     spread = _spread(longest.longest, manifest.model.vocab_size)
-    with steps.step("run the artifact"):
-        compared = {case: _run(runner, case, tokens, spread if case == longest else None) for case in cases}
-    del runner
-    release()
+
+    def run_artifact(folder: Path) -> tuple[dict[Case, tuple[list[int], torch.Tensor]], torch.device]:
+        with steps.step(f"load {folder}"):
+            runner = Runner.load(folder, verify_hashes)
+        with steps.step(f"run {folder}"):
+            found = {case: _run(runner, case, tokens, spread if case == longest else None) for case in cases}
+        device = runner.device
+        del runner
+        release()
+        return found, device
+
+    compared, device = run_artifact(artifact)
+    others = None if beside is None else run_artifact(beside)[0]
     wanted = sorted({row for rows, _ in compared.values() for row in rows})
 
     def run_oracle(dtype: torch.dtype) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
@@ -151,11 +188,15 @@ def verify(
     expected, margin = run_oracle(torch.float32)
     dtype = getattr(torch, manifest.dtype)
     rounded = None if dtype == torch.float32 else run_oracle(dtype)[0]
-    report = Report(str(artifact), oracle, manifest.dtype, int((margin < NEAR_TIE[dtype]).sum()), total)
+    report = Report(str(artifact), oracle, manifest.dtype, int((margin < NEAR_TIE[dtype]).sum()), total,
+                    None if beside is None else str(beside))  # fmt: skip
     with steps.step("compare"):
         clear = (margin >= NEAR_TIE[dtype]).tolist()
         bar = _Bar(TOLERANCES[dtype], expected, rounded, clear, compared[longest][0])
-        report.rows += [_compare(case, rows, logits, bar) for case, (rows, logits) in compared.items()]
+        report.rows += [
+            _compare(case, rows, logits, bar, None if others is None else others[case][1])
+            for case, (rows, logits) in compared.items()
+        ]
     return report
 
 
@@ -203,29 +244,28 @@ def _spread(length: int, vocabulary: int) -> set[int]:
     return {index * length // count for index in range(count)} | set(range(max(0, length - KEPT), length))
 
 
-def _check_config(checkpoint: ModelConfig, artifact: ModelConfig) -> None:
+def _check_config(checkpoint: ModelConfig, manifest: Manifest) -> None:
     problems = [
         f"{field.name}: the checkpoint has {there!r}, the artifact {here!r}"
-        for field in fields(artifact)
-        if (there := getattr(checkpoint, field.name)) != (here := getattr(artifact, field.name))
+        for field in fields(manifest.model)
+        if (there := getattr(checkpoint, field.name)) != (here := getattr(manifest.model, field.name))
         and field.name != "eos_token_ids"
     ]
     raise_all(UsageError, "--checkpoint is another model than the artifact was built from", problems)
 
 
-def _check_lengths(lengths: list[int], runner: Runner) -> list[int]:
-    limit = runner.manifest.max_context - DECODED
+def _check_lengths(lengths: list[int], limit: int) -> list[int]:
     raise_all(
         UsageError,
-        f"--lengths that this artifact cannot run (context {runner.manifest.max_context}, {DECODED} tokens are decoded)",
+        f"--lengths that the artifact cannot run (context {limit + DECODED}, {DECODED} tokens are decoded)",
         [f"{n}: expected 1 to {limit}" for n in lengths if not 1 <= n <= limit],
     )
     return sorted(set(lengths))
 
 
-def _batch_case(runner: Runner, lengths: list[int]) -> list[Case]:
+def _batch_case(slots: int, lengths: list[int]) -> list[Case]:
     """Unequal prompts in all slots (eight at most), the longest first; nothing where there is one slot."""
-    slots = min(runner.manifest.max_batch, 8)
+    slots = min(slots, 8)
     if slots == 1:
         return []
     spread = sorted({*lengths, *(max(1, lengths[-1] * part // slots) for part in range(1, slots))})
@@ -257,17 +297,26 @@ def _run(
     return rows, torch.cat(found)
 
 
-def _compare(case: Case, rows: list[int], logits: torch.Tensor, bar: _Bar) -> Row:
+def _compare(case: Case, rows: list[int], logits: torch.Tensor, bar: _Bar, other: torch.Tensor | None) -> Row:
     want = _stack(bar.expected, rows)
     log_p, log_q = want.log_softmax(-1), logits.log_softmax(-1)
     kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
-    top1 = (want.argmax(-1) == logits.argmax(-1)).float().mean().item()
     wanted = set(bar.clear_rows(rows))
     chosen = [index for index, row in enumerate(rows) if row in wanted]
-    whole, clear = error(logits, want), error(logits[chosen], want[chosen])
     many = len(rows) == bar.many
+
+    def errors(actual: torch.Tensor, expected: torch.Tensor) -> tuple[Error, Error, Error]:
+        """Over all rows, over those without a near tie, and what is judged of the two."""
+        whole, clear = error(actual, expected), error(actual[chosen], expected[chosen])
+        return whole, clear, Error(clear.max, whole.rms if many else clear.rms)
+
+    def top1(actual: torch.Tensor, expected: torch.Tensor) -> float:
+        return (expected.argmax(-1) == actual.argmax(-1)).float().mean().item()
+
+    whole, clear, judged = errors(logits, want)
+    beside = other if other is None else Beside(errors(other, want)[2], errors(logits, other)[2], top1(logits, other))
     return Row(
         label=case.label, rows=len(rows), near_ties=sum(not bar.clear[row] for row in rows),
         error=whole, clear=clear, oracle=bar.oracle_error(rows), bound=bar.whole if many else bar.piece,
-        judged_rms=whole.rms if many else clear.rms, top1=top1, kl=kl,
+        judged=judged, top1=top1(logits, want), kl=kl, beside=beside,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from conftest import SEED, compile_artifact
 from gptoss_export.checkpoint.random import PRESETS, layout_for, with_layers, write_random
 from gptoss_export.errors import UsageError
-from gptoss_export.manifest import describe_file, load_manifest, save_manifest
+from gptoss_export.manifest import Part, describe_file, load_manifest, save_manifest
 from gptoss_export.parity import verify
 
 SMALL = {"max_batch": 2, "max_context": 256, "prefill_chunks": (64,)}
@@ -45,6 +45,32 @@ def test_reference_oracle_agrees(artifact, checkpoints):
     assert report.passed and [row.label for row in report.rows][:3] == ["1", "33", "130"]
 
 
+def _with_final_norm(artifact, folder, value):
+    """A copy of the artifact whose final norm has this weight everywhere."""
+    shutil.copytree(artifact, folder)
+    manifest = load_manifest(folder)
+    norm = manifest.weights["model.norm.weight"]
+    save_file({"norm": torch.full(norm.shape, value)}, folder / "norm.safetensors")
+    weights = manifest.weights | {"model.norm.weight": dataclasses.replace(norm, parts=(Part("norm.safetensors", "norm"),))}
+    files = manifest.files | {"norm.safetensors": describe_file(folder / "norm.safetensors")}
+    save_manifest(dataclasses.replace(manifest, weights=weights, files=files), folder)
+    return folder
+
+
+def test_beside_another_artifact(artifact, checkpoints, tmp_path, cli):
+    """Both are judged, at lengths that both can run, and held against each other."""
+    other = compile_artifact(checkpoints["hf"], tmp_path / "other", **SMALL)
+    report = verify(artifact, checkpoints["hf"], "transformers", None, beside=other)
+    assert report.passed and max(int(row.label) for row in report.rows if row.label.isdigit()) <= 248
+    assert all(row.beside.judged.max < 1e-4 and row.beside.difference.max < 2e-4 for row in report.rows)
+    wrong = _with_final_norm(other, tmp_path / "wrong", 2.0)
+    report = verify(artifact, checkpoints["hf"], "transformers", [40], beside=wrong)
+    assert not report.passed and all(row.judged.within(row.bound) for row in report.rows)
+    rounded = compile_artifact(checkpoints["hf"], tmp_path / "rounded", dtype="bfloat16", **SMALL)
+    code, _, err = cli("verify", artifact, "--checkpoint", checkpoints["hf"], "--beside", rounded)
+    assert code == 2 and "is bfloat16 for cpu, expected float32 for cpu" in err
+
+
 def test_another_checkpoint_fails(artifact, checkpoints, tmp_path, cli):
     other = tmp_path / "other"
     write_random(other, PRESETS["tiny"], layout_for("hf", "mxfp4"), SEED + 1, torch.device("cpu"))
@@ -55,13 +81,7 @@ def test_another_checkpoint_fails(artifact, checkpoints, tmp_path, cli):
 
 def test_a_broken_artifact_fails_in_json_too(artifact, checkpoints, tmp_path, cli):
     """Weights that are not numbers: every error is NaN, which passes nothing and is null in JSON."""
-    folder = shutil.copytree(artifact, tmp_path / "broken")
-    manifest = load_manifest(folder)
-    part = manifest.weights["model.norm.weight"].parts[0]
-    (folder / part.file).unlink()
-    save_file({part.tensor: torch.full((96,), float("nan"))}, folder / part.file)
-    files = manifest.files | {part.file: describe_file(folder / part.file)}
-    save_manifest(dataclasses.replace(manifest, files=files), folder)
+    folder = _with_final_norm(artifact, tmp_path / "broken", float("nan"))
     code, out, _ = cli("verify", folder, "--checkpoint", checkpoints["hf"], "--lengths", "5", "--json")
     assert code == 1 and json.loads(out)["rows"][0]["error"]["max"] is None
 

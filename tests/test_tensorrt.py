@@ -27,7 +27,7 @@ from gptoss_export.errors import ArtifactError, BuildError, LoweringError
 from gptoss_export.export import Shapes, trace
 from gptoss_export.lower import lower, plugin_parts
 from gptoss_export.manifest import load_manifest
-from gptoss_export.metric import TOLERANCES, error
+from gptoss_export.metric import TOLERANCES, Error, error
 from gptoss_export.targets import TARGETS
 
 CPU = torch.device("cpu")
@@ -260,44 +260,46 @@ def _i(*shape: int) -> torch.Tensor:
 
 
 aten = torch.ops.aten
-CONVERSIONS = {
-    aten.add.Tensor: (lambda x, y: aten.add.Tensor(x, y), (_f(2, 3), _f(3, dtype=BF16))),
-    aten.sub.Tensor: (lambda x: aten.sub.Tensor(x, 2.5), (_f(2, 3),)),
-    aten.mul.Tensor: (lambda x, y: aten.mul.Tensor(x, y), (_f(4, 1, 3), _f(2, 1))),
-    aten.ge.Scalar: (lambda x: aten.ge.Scalar(x, 0), (_i(5),)),
-    aten.cos.default: (lambda x: aten.cos(x), (_f(2, 3),)),
-    aten.sin.default: (lambda x: aten.sin(x), (_f(2, 3),)),
-    aten.square.default: (lambda x: aten.square(x), (_f(2, 3),)),
-    aten.rsqrt.default: (lambda x: aten.rsqrt(x), (_f(2, 3),)),
-    aten.mean.dim: (lambda x: aten.mean.dim(x, [-1], True), (_f(2, 3),)),
-    aten.linear.default: (lambda x, w, b: aten.linear(x, w, b), (_f(2, 8, dtype=BF16), _f(3, 8, dtype=BF16), _f(3, dtype=BF16))),
-    aten.embedding.default: (lambda w, i: aten.embedding(w, i), (_f(9, 4, dtype=BF16), _i(3))),
-    aten.to.dtype: (lambda x: aten.to.dtype(x, BF16), (_f(2, 3),)),
-    aten.view.default: (lambda x: aten.view(x, [-1, 2]) + 1, (_f(2, 3),)),
-    aten._unsafe_view.default: (lambda x: aten._unsafe_view(x, [3, 2]) + 1, (_f(2, 3),)),
-    aten.reshape.default: (lambda x: aten.reshape(x, [6]) + 1, (_f(2, 3),)),
-    aten.flatten.using_ints: (lambda x: aten.flatten(x) + 1, (_f(2, 3),)),
-    aten.unsqueeze.default: (lambda x: aten.unsqueeze(x, 1) + 1, (_f(2, 3),)),
-    aten.squeeze.dim: (lambda x: aten.squeeze.dim(x, -1) + 1, (_f(2, 1),)),
-    aten.alias.default: (lambda x: aten.alias(x) + 1, (_f(2, 1),)),
-    aten.detach.default: (lambda x: aten.detach(x) + 1, (_f(2, 1),)),
-    aten.clone.default: (lambda x: aten.clone(x) + 1, (_f(2, 1),)),
-    aten.contiguous.default: (lambda x: aten.contiguous(x[:, 1:]) + 1, (_f(2, 4),)),
-    aten.expand.default: (lambda x: aten.expand(x, [4, 3]) + 1, (_f(1, 3),)),
-    aten.expand_as.default: (lambda x, y: aten.expand_as(x, y) + y, (_f(2, 1), _f(2, 3))),
-    aten.chunk.default: (lambda x: aten.chunk(x, 2, -1)[1] + 1, (_f(2, 6),)),
-    aten.split_with_sizes.default: (lambda x: aten.split_with_sizes(x, [1, 3, 2], 1)[1] + 1, (_f(2, 6),)),
-    aten.cat.default: (lambda x, y: aten.cat([x, y], -1), (_f(2, 3), _f(2, 1))),
-    aten.slice.Tensor: (lambda x: aten.slice.Tensor(x, 1, 1, 9223372036854775807) + 1, (_f(2, 6),)),
-    aten.where.ScalarOther: (lambda x, i: aten.where.ScalarOther(i >= 0, x, -1), (_i(2, 3), _i(2, 1))),
-    aten.where.self: (lambda x, y, i: aten.where.self(i >= 0, x, y), (_f(2, 3), _f(3), _i(2, 1))),
-    aten.remainder.Scalar: (lambda x: aten.remainder.Scalar(x, 7), (_i(5),)),
-    aten.softmax.int: (lambda x: aten.softmax.int(x, -1), (_f(2, 5),)),
-    aten.sort.stable: (lambda x: aten.sort.stable(x, stable=True, dim=-1, descending=True), (_f(3, 8),)),
-    aten.argmax.default: (lambda x: aten.argmax(x, -1), (_f(3, 8),)),
-    aten.logsumexp.default: (lambda x: aten.logsumexp(x, [-1]), (_f(3, 8),)),
-    aten.gather.default: (lambda x, i: aten.gather(x, -1, i), (_f(3, 8), _i(3, 1))),
-}
+CONVERSIONS = [
+    (aten.add.Tensor, lambda x, y: aten.add.Tensor(x, y), (_f(2, 3), _f(3, dtype=BF16))),
+    (aten.sub.Tensor, lambda x: aten.sub.Tensor(x, 2.5), (_f(2, 3),)),
+    (aten.mul.Tensor, lambda x, y: aten.mul.Tensor(x, y), (_f(4, 1, 3), _f(2, 1))),
+    (aten.ge.Scalar, lambda x: aten.ge.Scalar(x, 1), (_i(5),)),
+    (aten.cos.default, lambda x: aten.cos(x), (_f(2, 3),)),
+    (aten.sin.default, lambda x: aten.sin(x), (_f(2, 3),)),
+    (aten.square.default, lambda x: aten.square(x), (_f(2, 3),)),
+    (aten.rsqrt.default, lambda x: aten.rsqrt(x), (_f(2, 3),)),
+    (aten.mean.dim, lambda x: aten.mean.dim(x, [-1], True), (_f(2, 3),)),
+    (aten.linear.default, lambda x, w, b: aten.linear(x, w, b), (_f(2, 8, dtype=BF16), _f(3, 8, dtype=BF16), _f(3, dtype=BF16))),
+    (aten.linear.default, lambda x, w, b: aten.linear(x, w, b), (_f(1, 8, dtype=BF16), _f(3, 8, dtype=BF16), _f(3, dtype=BF16))),
+    (aten.linear.default, lambda x, w: aten.linear(x, w), (_f(1, 8), _f(3, 8))),
+    (aten.embedding.default, lambda w, i: aten.embedding(w, i), (_f(9, 4, dtype=BF16), _i(3))),
+    (aten.to.dtype, lambda x: aten.to.dtype(x, BF16), (_f(2, 3),)),
+    (aten.view.default, lambda x: aten.view(x, [-1, 2]) + 1, (_f(2, 3),)),
+    (aten._unsafe_view.default, lambda x: aten._unsafe_view(x, [3, 2]) + 1, (_f(2, 3),)),
+    (aten.reshape.default, lambda x: aten.reshape(x, [6]) + 1, (_f(2, 3),)),
+    (aten.flatten.using_ints, lambda x: aten.flatten(x) + 1, (_f(2, 3),)),
+    (aten.unsqueeze.default, lambda x: aten.unsqueeze(x, 1) + 1, (_f(2, 3),)),
+    (aten.squeeze.dim, lambda x: aten.squeeze.dim(x, -1) + 1, (_f(2, 1),)),
+    (aten.alias.default, lambda x: aten.alias(x) + 1, (_f(2, 1),)),
+    (aten.detach.default, lambda x: aten.detach(x) + 1, (_f(2, 1),)),
+    (aten.clone.default, lambda x: aten.clone(x) + 1, (_f(2, 1),)),
+    (aten.contiguous.default, lambda x: aten.contiguous(x[:, 1:]) + 1, (_f(2, 4),)),
+    (aten.expand.default, lambda x: aten.expand(x, [4, 3]) + 1, (_f(1, 3),)),
+    (aten.expand_as.default, lambda x, y: aten.expand_as(x, y) + y, (_f(2, 1), _f(2, 3))),
+    (aten.chunk.default, lambda x: aten.chunk(x, 2, -1)[1] + 1, (_f(2, 6),)),
+    (aten.split_with_sizes.default, lambda x: aten.split_with_sizes(x, [1, 3, 2], 1)[1] + 1, (_f(2, 6),)),
+    (aten.cat.default, lambda x, y: aten.cat([x, y], -1), (_f(2, 3), _f(2, 1))),
+    (aten.slice.Tensor, lambda x: aten.slice.Tensor(x, 1, 1, 9223372036854775807) + 1, (_f(2, 6),)),
+    (aten.where.ScalarOther, lambda x, i: aten.where.ScalarOther(i >= 1, x, -1), (_i(2, 3), _i(2, 1))),
+    (aten.where.self, lambda x, y, i: aten.where.self(i >= 1, x, y), (_f(2, 3), _f(3), _i(2, 1))),
+    (aten.remainder.Scalar, lambda x: aten.remainder.Scalar(x, 7), (_i(5),)),
+    (aten.softmax.int, lambda x: aten.softmax.int(x, -1), (_f(2, 5),)),
+    (aten.sort.stable, lambda x: aten.sort.stable(x, stable=True, dim=-1, descending=True), (_f(3, 8),)),
+    (aten.argmax.default, lambda x: aten.argmax(x, -1), (_f(3, 8),)),
+    (aten.logsumexp.default, lambda x: aten.logsumexp(x, [-1]), (_f(3, 8),)),
+    (aten.gather.default, lambda x, i: aten.gather(x, -1, i), (_f(3, 8), _i(3, 1))),
+]
 
 
 class _Calls(nn.Module):
@@ -317,24 +319,65 @@ def _segment_of(function, arguments):
     return segment
 
 
-@pytest.mark.parametrize("target", CONVERSIONS, ids=str)
-def test_converter(target):
-    """Builds for a GPU, with the shapes and dtypes of torch, which the build compares at every node."""
+def _built(target, function, arguments, on_this_gpu):
     from gptoss_export.targets.tensorrt.engine import build_segment, missing_converters
     from gptoss_export.targets.tensorrt.flavour import installed
 
-    function, arguments = CONVERSIONS[target]
     segment = _segment_of(function, arguments)
     assert not missing_converters(segment)
     if target not in {node.target for node in segment.nodes}:
         pytest.skip("torch traces another op for it")
-    assert len(build_segment(segment, installed(), ARCH, on_this_gpu=False)) > 1000
+    return segment, build_segment(segment, installed(), ARCH, on_this_gpu)
+
+
+def _name(value):
+    return str(value) if isinstance(value, torch._ops.OpOverload) else None
+
+
+@pytest.mark.parametrize(("target", "function", "arguments"), CONVERSIONS, ids=_name)
+def test_converter(target, function, arguments):
+    """Builds for a GPU, with the shapes and dtypes of torch, which the build compares at every node."""
+    assert len(_built(target, function, arguments, on_this_gpu=False)[1]) > 1000
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA GPU here")
+@pytest.mark.parametrize(("target", "function", "arguments"), CONVERSIONS, ids=_name)
+def test_converter_on_a_gpu(target, function, arguments, tmp_path):
+    """Computes what torch computes; few different values, so that sort and argmax meet equals."""
+    from gptoss_export.targets.tensorrt.contexts import Contexts
+    from gptoss_export.targets.tensorrt.flavour import installed
+
+    segment, engine = _built(target, function, arguments, on_this_gpu=True)
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines" / "one.engine").write_bytes(engine)
+    device, generator = torch.device("cuda"), torch.Generator().manual_seed(0)
+    given = [
+        (torch.randint(1, 5, item.shape, generator=generator) / 2).to(item.dtype) if item.is_floating_point()
+        else torch.randint(0, 3, item.shape, generator=generator) for item in arguments
+    ]  # fmt: skip
+    wanted = function(*given)
+    wanted = list(wanted) if isinstance(wanted, tuple | list) else [wanted]
+    contexts = Contexts(installed(), tmp_path, ["one"], device)  # holds the memory that its contexts work in
+    context = contexts["one"]
+    inputs = [given[int(node.name.removeprefix("arguments_"))].to(device) for node in segment.inputs]
+    outputs = [torch.empty_like(item, device=device) for item in wanted]
+    for kind, tensors in ("in", inputs), ("out", outputs):
+        for index, tensor in enumerate(tensors):
+            context.set_tensor_address(f"{kind}{index}", tensor.data_ptr())
+    torch.cuda.synchronize()
+    assert context.execute_async_v3(torch.cuda.Stream().cuda_stream)
+    torch.cuda.synchronize()
+    for found, want in zip(outputs, wanted, strict=True):
+        assert found.dtype == want.dtype
+        found_error = error(found.cpu().double(), want.double())
+        assert found_error.within(TOLERANCES.get(want.dtype, Error(0.0, 0.0))), found_error
 
 
 def test_every_converter_is_tested():
     from gptoss_export.targets.tensorrt.converters import CONVERTERS
 
-    assert CONVERTERS.keys() - {operator.getitem} == CONVERSIONS.keys()
+    assert CONVERTERS.keys() - {operator.getitem} == {target for target, _, _ in CONVERSIONS}
 
 
 def test_an_op_without_converter_is_named():

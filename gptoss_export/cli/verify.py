@@ -18,17 +18,18 @@ from .output import (
 @click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="What ARTIFACT was built from.")
 @click.option("--oracle", type=click.Choice(["transformers", "reference"]), default="transformers", show_default=True)
 @click.option("--lengths", type=Integers(), help="Prompt lengths; default: around every border of the artifact.")
+@click.option("--beside", type=click.Path(path_type=Path), help="Another artifact of the checkpoint to run on the same tokens.")
 @click.option("--html", type=click.Path(path_type=Path), help="Also write the table as a page.")
 @hashes_option
 @json_option
 @reports_errors
-def command(artifact, checkpoint, oracle, lengths, html, verify_hashes, as_json) -> None:
+def command(artifact, checkpoint, oracle, lengths, beside, html, verify_hashes, as_json) -> None:
     """Compare ARTIFACT's logits with an oracle's on the same checkpoint; exit code 1 where they differ."""
     from ..parity import verify
 
     check_parent("--html", html)
     with progress() as steps:
-        report = verify(artifact, checkpoint, oracle, lengths, verify_hashes, steps)
+        report = verify(artifact, checkpoint, oracle, lengths, verify_hashes, steps, beside)
     if as_json:
         print_json(report.to_json())
     if html is not None or not as_json:
@@ -41,20 +42,26 @@ def _table(report):
     from rich.table import Table
 
     table = Table(
-        title=f"{report.artifact} ({report.dtype}) against {report.oracle} in float32",
+        title=f"{report.artifact} ({report.dtype}) against {report.oracle} in float32"
+              + (f", beside {report.beside}" if report.beside else ""),
         caption="Near ties: rows where a router's choice is within rounding; max is judged on the rows without. "
                 f"{report.near_ties} of {report.tokens} tokens of the sequence have one.",
     )  # fmt: skip
+    beside = ("beside max", "rms", "difference max", "rms", "agree") if report.beside else ()
     headings = ("tokens", "rows", "max", "rms", "near ties", "max without", "rms", "oracle's max", "rms",
-                "bar max", "rms", "top-1", "KL", "")  # fmt: skip
+                "bar max", "rms", "top-1", "KL", *beside, "")  # fmt: skip
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "tokens" else "right")
     for row in report.rows:
         errors = (row.oracle, row.bound)
+        other = row.beside and (row.beside.judged, row.beside.difference)
         table.add_row(
             row.label, str(row.rows), f"{row.error.max:.1e}", f"{row.error.rms:.1e}", str(row.near_ties),
             f"{row.clear.max:.1e}", f"{row.clear.rms:.1e}",
             *(text for item in errors for text in ((f"{item.max:.1e}", f"{item.rms:.1e}") if item else ("-", "-"))),
-            f"{row.top1:.1%}", f"{row.kl:.1e}", "pass" if row.passed else "[bold red]FAIL[/]",
+            f"{row.top1:.1%}", f"{row.kl:.1e}",
+            *(() if other is None else (f"{value:.1e}" for item in other for value in (item.max, item.rms))),
+            *(() if other is None else (f"{row.beside.top1:.1%}",)),
+            "pass" if row.passed else "[bold red]FAIL[/]",
         )  # fmt: skip
     return table

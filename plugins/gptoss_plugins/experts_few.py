@@ -38,7 +38,7 @@ import triton
 import triton.language as tl
 from torch.library import wrap_triton
 
-from .dependent_launch import early, wait_for_previous, wait_then_let_next_start
+from .dependent_launch import early, wait_then_let_next_start
 from .mxfp4 import scale_of, swiglu
 
 FEW_PAIRS = 32  # 8 tokens of 4 choices: beyond, tokens share experts and tensor cores pay

@@ -124,7 +124,12 @@ class TensorRT(Target):
             (name, " x ".join(map(str, spec.grid)), str(spec.threads), str(spec.shared), uses(name))
             for name, spec in schedule.plugins.items()
         ]
+        programs = []
+        for name, program in schedule.programs.items():
+            engines = sum(isinstance(step, EngineStep) for step in program.steps)
+            programs.append((name, str(engines), str(len(program.steps) - engines), str(program.arena)))
         return [
+            Table("programs", ("program", "engines run", "kernels launched", "scratch bytes"), programs),
             Table("engine segments", ("engine", "of", "bytes", "used by"), segments),
             Table("plugins", ("kernel", "grid", "threads", "shared bytes", "used by"), plugins),
         ]

@@ -10,9 +10,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...errors import LoweringError, raise_all
 from ...export import Program
 from ...lower import plugin_parts
+from .contexts import CACHE, Contexts
 from .cut import Launch, Segment, cut
 from .engine import build_segment, build_whole, missing_converters
 from .flavour import Flavour
@@ -48,7 +51,7 @@ def build_programs(
         raise_all(LoweringError, f"program {program.name}: ops that TensorRT has no converter for", missing)
         made.add(program, steps)
     save_schedule(Schedule(made.engines, made.plugins, made.schedules), folder)
-    files = [Path(NAME), *(Path("engines", f"{key}.engine") for key in made.engines)]
+    files = [Path(NAME), *(Path("engines", f"{key}.engine") for key in made.engines), *made.cache()]
     return files + [Path("plugins", name + kind) for name in made.plugins for kind in (".ptx", ".cubin")]
 
 
@@ -97,6 +100,14 @@ class _Made:
     def _write_engine(self, key: str, engine: bytes, told: str) -> None:
         (self._folder / "engines" / f"{key}.engine").write_bytes(engine)
         self.engines[key] = told
+
+    def cache(self) -> list[Path]:
+        """The file of what loading would compile, where it can be compiled here."""
+        if not (self._on_this_gpu and self._flavour.compiles_at_load):
+            return []
+        cache = Contexts(self._flavour, self._folder, self.engines, torch.device("cuda")).cache()
+        (self._folder / CACHE).write_bytes(cache)
+        return [Path(CACHE)]
 
     def _plugins_of(self, program: Program, steps: Steps) -> dict[str, Any]:
         """The plugin of every launch, by its name. Memory that an earlier step wrote holds something when a launch comes."""

@@ -30,6 +30,11 @@ class Flavour:
         """Whether a kernel can be inside of an engine."""
         return self.name == FULL
 
+    @property
+    def compiles_at_load(self) -> bool:
+        """Whether an engine is finished on the machine that runs it, and has a cache for that."""
+        return self.name == RTX
+
 
 @cache
 def installed() -> Flavour | None:

@@ -2,14 +2,14 @@
 
 A call enqueues every step and returns; captured in a CUDA graph, it is one launch. The stream is torch's current
 one, unless that is the default stream, on which TensorRT would wait for the device at every engine. One execution context an
-engine serves all its steps: it is bound anew before each. Contexts share scratch memory, as do the arenas of
-all programs, since one stream runs them one after the other.
+engine serves all its steps: it is bound anew before each. All programs share an arena, since one stream runs them
+one after the other.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ...driver import own_stream
 from ...errors import ArtifactError
 from ...manifest import Manifest, TensorSpec
 from ..target import Callables
+from .contexts import Contexts
 from .flavour import Flavour
 from .schedule import (
     ARENA,
@@ -39,50 +40,15 @@ _DEFAULT_SHARED = 48 << 10
 def load_programs(manifest: Manifest, folder: Path, device: torch.device, flavour: Flavour) -> Callables:
     """The programs of an artifact, ready to call. Raises ArtifactError naming the file that cannot be loaded."""
     schedule = load_schedule(folder)
-    torch.cuda.synchronize(device)  # makes the context that everything is loaded into
-    engines = _Engines(flavour, folder, list(schedule.engines), device)
+    contexts = Contexts(flavour, folder, schedule.engines, device)
     steps = [step for program in schedule.programs.values() for step in program.steps]
     launched = {step.plugin for step in steps if isinstance(step, KernelStep)}  # others are inside of engines
     kernels = {name: _Kernel(folder / "plugins" / f"{name}.cubin", schedule.plugins[name]) for name in launched}
     arena = torch.empty(max(program.arena for program in schedule.programs.values()), dtype=torch.uint8, device=device)
     return {
-        name: partial(_run, program, manifest.programs[name].outputs, engines, kernels, arena)
+        name: partial(_run, program, manifest.programs[name].outputs, contexts, kernels, arena)
         for name, program in schedule.programs.items()
     }
-
-
-class _Engines:
-    """Execution contexts by key."""
-
-    def __init__(self, flavour: Flavour, folder: Path, keys: Sequence[str], device: torch.device) -> None:
-        trt = flavour.module
-        self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-        self._engines: list[Any] = []  # contexts need theirs
-        self._contexts: dict[str, Any] = {}
-        size = 0
-        for key in keys:
-            path = folder / "engines" / f"{key}.engine"
-            engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-            if engine is None:
-                raise ArtifactError(f"{path}: {flavour.name} {flavour.version} cannot load it; build the artifact again")
-            context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-            if context is None:
-                raise ArtifactError(f"{path}: {flavour.name} {flavour.version} cannot run it on {torch.cuda.get_device_name()}")
-            self._engines.append(engine)
-            self._contexts[key] = context
-            size = max(size, engine.device_memory_size_v2)
-        self._scratch = torch.empty(max(size, 1), dtype=torch.uint8, device=device)
-        for context in self._contexts.values():
-            context.set_device_memory(self._scratch.data_ptr(), size)
-
-    def run(self, step: EngineStep, inputs: Sequence[int], outputs: Sequence[int], stream: int) -> None:
-        context = self._contexts[step.engine]
-        for index, address in enumerate(inputs):
-            context.set_tensor_address(f"in{index}", address)
-        for index, address in enumerate(outputs):
-            context.set_tensor_address(f"out{index}", address)
-        if not context.execute_async_v3(stream):
-            raise RuntimeError(f"TensorRT could not enqueue engine {step.engine}")
 
 
 class _Kernel:
@@ -118,10 +84,18 @@ class _Kernel:
         )  # fmt: skip
 
 
+def _enqueue(context: Any, step: EngineStep, address: Callable[[Reference], int], stream: int) -> None:
+    for kind, references in ("in", step.inputs), ("out", step.outputs):
+        for index, reference in enumerate(references):
+            context.set_tensor_address(f"{kind}{index}", address(reference))
+    if not context.execute_async_v3(stream):
+        raise RuntimeError(f"TensorRT could not enqueue engine {step.engine}")
+
+
 def _run(
     program: ProgramSchedule,
     results: Sequence[TensorSpec],
-    engines: _Engines,
+    contexts: Contexts,
     kernels: dict[str, _Kernel],
     arena: torch.Tensor,
     inputs: Sequence[torch.Tensor],
@@ -139,7 +113,7 @@ def _run(
 
     for step in program.steps:
         if isinstance(step, EngineStep):
-            engines.run(step, list(map(address, step.inputs)), list(map(address, step.outputs)), stream.cuda_stream)
+            _enqueue(contexts[step.engine], step, address, stream.cuda_stream)
         else:
             kernels[step.plugin].launch(list(map(address, step.arguments)), stream.cuda_stream)
     current.wait_stream(stream)
