@@ -40,6 +40,18 @@ def test_bfloat16_errs_no_more_than_transformers_does(checkpoints, tmp_path):
     assert all(row.oracle is not None and row.error.rms < row.oracle.rms for row in report.rows)
 
 
+def test_near_ties_are_what_rounding_turns_over():
+    from gptoss_export.parity import NEAR_TIE, _near_tie
+
+    exact = torch.linspace(0, 1, 200)
+    assert _near_tie(exact, exact) == NEAR_TIE  # logits in bfloat16 are that far apart in any case
+    assert _near_tie(exact, exact + 0.1) == pytest.approx(0.1)
+    one_moved = exact.clone()
+    one_moved[7] = 5.0
+    assert _near_tie(exact, one_moved) == NEAR_TIE
+    assert _near_tie(torch.full((3,), torch.inf), torch.full((3,), torch.inf)) == 0.0  # all experts are chosen
+
+
 def test_reference_oracle_agrees(artifact, checkpoints):
     report = verify(artifact, checkpoints["hf"], "reference", [1, 33, 130])
     assert report.passed and [row.label for row in report.rows][:3] == ["1", "33", "130"]
@@ -63,6 +75,8 @@ def test_beside_another_artifact(artifact, checkpoints, tmp_path, cli):
     report = verify(artifact, checkpoints["hf"], "transformers", None, beside=other)
     assert report.passed and max(int(row.label) for row in report.rows if row.label.isdigit()) <= 248
     assert all(row.beside.judged.max < 1e-4 and row.beside.difference.max < 2e-4 for row in report.rows)
+    code, out, err = cli("verify", artifact, "--checkpoint", checkpoints["hf"], "--lengths", "5", "--beside", other)
+    assert code == 0 and "same top-1" in out, err
     wrong = _with_final_norm(other, tmp_path / "wrong", 2.0)
     report = verify(artifact, checkpoints["hf"], "transformers", [40], beside=wrong)
     assert not report.passed and all(row.judged.within(row.bound) for row in report.rows)

@@ -158,8 +158,8 @@ def _linear(layers: Layers, value: torch.Tensor, x: Any, weight: Any, bias: Any 
     """x [T, K] by weight [N, K].
 
     One row is written as a sum of products: TensorRT for RTX has slow kernels for matrix products of one row, and
-    compiles this to one that sums in float32 and takes in what comes before (H200, a step of the 20b: the router 2.7 us
-    a layer in place of 11, the whole step 2.2 ms in place of 2.6).
+    compiles this to one that sums in float32 and takes in what comes before (H200, alone: 276 us in place of 361 for
+    201,088 x 2,880 in bfloat16, 2.7 in place of 6.7 for 32 x 2,880 in float32).
     """
     if value.numel() == value.size(-1):
         products = layers.elementwise("PROD", *(layers.cast(factor, torch.float32) for factor in (weight, x)))
