@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from .errors import UsageError, raise_all
-from .manifest import Manifest
+from .manifest import Manifest, TensorSpec, WeightSpec
 from .progress import Steps
 from .runtime import Runner
 
@@ -95,7 +95,7 @@ def bench(
     with steps.step("load the artifact"):
         runner = Runner.load(artifact, verify_hashes, own_process=own_process)
     startup |= runner.load_seconds
-    manifest, device = runner.manifest, runner.device
+    manifest, device = runner.manifest, torch.device(runner.manifest.device)
     if profile and device.type != "cuda":
         raise UsageError(f"--profile: {artifact} is for {device.type}; expected an artifact for CUDA")
     problems = [f"--batch {n}: expected 1 to {manifest.max_batch}" for n in batches if not 1 <= n <= manifest.max_batch]
@@ -126,7 +126,7 @@ def bench(
         startup_s=startup,
         bandwidth=bandwidth,
         memory=memory,
-        weights_and_cache=_bytes(manifest, "weight") + _bytes(manifest, "cache"),
+        weights_and_cache=_weight_bytes(manifest) + _cache_bytes(manifest),
     )
     for (batch, context), (prefill, ttft, step) in timings.items():
         floor = floor_bytes(manifest, batch, context) / bandwidth
@@ -154,7 +154,7 @@ def kernel_times(runner: Runner, context: int) -> list[KernelTime]:
         with record(activities=[ProfilerActivity.CUDA]) as recorded:
             for _ in range(_PROFILED - 1):
                 runner._step.run(sampled=False)
-            torch.cuda.synchronize(runner.device)
+            torch.cuda.synchronize(torch.device(runner.manifest.device))
     runner.reset()
     events = [event for event in recorded.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     events.sort(key=lambda event: event.time_range.end)
@@ -189,7 +189,7 @@ def floor_bytes(manifest: Manifest, batch: int, context: int) -> float:
     reached = 1 - (1 - choices / experts) ** batch
     total = 0.0
     for name, spec in manifest.weights.items():
-        size = torch.Size(spec.shape).numel() * getattr(torch, spec.dtype).itemsize
+        size = _size(spec)
         if name == "model.embed_tokens.weight":
             size = size // spec.shape[0] * batch
         total += size * reached if ".mlp.experts." in name else size
@@ -199,12 +199,17 @@ def floor_bytes(manifest: Manifest, batch: int, context: int) -> float:
     return total
 
 
-def _bytes(manifest: Manifest, role: str) -> int:
-    return sum(
-        torch.Size(item.shape).numel() * getattr(torch, item.dtype).itemsize
-        for item in manifest.programs["decode"].inputs
-        if item.role == role
-    )
+def _size(spec: TensorSpec | WeightSpec) -> int:
+    return torch.Size(spec.shape).numel() * getattr(torch, spec.dtype).itemsize
+
+
+def _weight_bytes(manifest: Manifest) -> int:
+    return sum(map(_size, manifest.weights.values()))
+
+
+def _cache_bytes(manifest: Manifest) -> int:
+    """Of the caches that programs take; a model that keeps its own has none here."""
+    return sum(_size(item) for item in manifest.programs["decode"].inputs if item.role == "cache") if manifest.programs else 0
 
 
 def _prompt(manifest: Manifest, length: int, seed: int = 0) -> list[int]:
@@ -227,7 +232,7 @@ def _times(runner: Runner, batch: int, context: int) -> tuple[float, float, floa
     runner.reset()
     runner.prefill(prompts[0][: 2 * max(runner.manifest.prefill_chunks)])  # the first call of a program allocates
     runner.reset()
-    prefill = _seconds(lambda: runner.prefill(prompts[0]), runner.device)
+    prefill = _seconds(lambda: runner.prefill(prompts[0]), torch.device(runner.manifest.device))
     start = time.perf_counter()
     runner.generate_batch(prompts, 1, stop_tokens=())
     ttft = time.perf_counter() - start

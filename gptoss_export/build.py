@@ -29,7 +29,7 @@ from .manifest import (
 )  # fmt: skip
 from .model import yarn_inv_freq
 from .progress import Steps
-from .targets import TARGETS, Target
+from .targets import TARGETS, Plan, Target
 
 WEIGHTS = "weights"
 INV_FREQ = "model.rotary_emb.inv_freq"
@@ -67,13 +67,14 @@ def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None
         _check_sizes(options, stop_tokens, checkpoint.config)
     shapes = Shapes(options.max_batch, options.max_context, tuple(sorted(set(options.prefill_chunks))))
     with replace_folder(output, UsageError) as folder:
-        specs: dict[str, ProgramSpec] = {}
-        programs = _lowered(checkpoint.config, shapes, dtype, target, options.device, specs, steps)
-        compiled = target.compile(programs, options.device, arch, folder)
-        if left := list(programs):
-            raise BuildError(f"target {target.name} left programs out: {', '.join(p.name for p in left)}")
         with steps.step("write the weights"):
             weights = _write_weights(checkpoint, dtype, folder)
+        plan = Plan(checkpoint.config, shapes, options.device, arch, stop_tokens, weights, folder)
+        specs: dict[str, ProgramSpec] = {}
+        programs = _lowered(plan, dtype, target, specs, steps)
+        compiled = target.compile(programs, plan)
+        if left := list(programs):
+            raise BuildError(f"target {target.name} left programs out: {', '.join(p.name for p in left)}")
         extras = _copy_tokenizer(source, folder)
         with steps.step("hash the files"):
             used = {Path(part.file) for weight in weights.values() for part in weight.parts}
@@ -88,7 +89,7 @@ def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None
             max_context=shapes.max_context,
             prefill_chunks=shapes.prefill_chunks,
             stop_tokens=stop_tokens,
-            programs=specs,
+            programs=specs if target.compiles == "programs" else {},
             weights=weights,
             files=files,
             versions=_versions() | target.versions(),
@@ -148,17 +149,13 @@ def _check_sizes(options: BuildOptions, stop_tokens: tuple[int, ...], config: Mo
 
 
 def _lowered(
-    config: ModelConfig,
-    shapes: Shapes,
-    dtype: torch.dtype,
-    target: Target,
-    device: str,
-    specs: dict[str, ProgramSpec],
-    steps: Steps,
+    plan: Plan, dtype: torch.dtype, target: Target, specs: dict[str, ProgramSpec], steps: Steps
 ) -> Iterator[Program]:
     """Lowered programs, one at a time, so that one graph is in memory; fills `specs` on the way."""
-    implementations = target.implementations(device)
-    for name, trace_now in trace(config, shapes, dtype, target.trace_device(device)).items():
+    implementations = target.implementations(plan.device)
+    for name, trace_now in trace(plan.config, plan.shapes, dtype, target.trace_device(plan.device)).items():
+        if not target.takes(name):
+            continue
         with steps.step(f"export {name}"):
             program = lower(trace_now(), implementations)
         inputs, outputs = (tuple(map(_spec, items)) for items in (program.inputs, program.outputs))

@@ -10,10 +10,12 @@ idle sequences write there, so that a program of static shape never touches a li
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from .config import ModelConfig
+
+if TYPE_CHECKING:  # a manifest is read where there is no torch
+    import torch
 
 
 @dataclass(frozen=True)
@@ -37,5 +39,5 @@ class CacheShape:
 def write(cache: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, values: torch.Tensor) -> None:
     """Store `values` [T, kv heads, head_dim] at `positions` [T] of `slots` [T], in place; -1 goes to scratch."""
     rows = cache.size(2) - 1
-    row = torch.where(positions >= 0, positions % rows, rows)
+    row = (positions % rows).where(positions >= 0, rows)
     cache[slots, :, row] = values

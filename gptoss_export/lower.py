@@ -31,6 +31,11 @@ def references() -> Implementations:
     return {name: op.reference for name, op in OPS.items()}
 
 
+def themselves() -> Implementations:
+    """Every op as it is: the target has its own way to write it."""
+    return {name: op.overload for name, op in OPS.items()}
+
+
 def kernels() -> Implementations:
     """Every op by the kernel that an installed package offers for it. Raises LoweringError for those without."""
     offered = {entry.name: entry for entry in entry_points(group=KERNELS)}
@@ -69,6 +74,8 @@ def lower(program: Program, implementations: Implementations) -> Program:
     replaced in the next round.
     """
     table = {OPS[name].overload: implementation for name, implementation in implementations.items()}
+    kept = {overload for overload, implementation in table.items() if overload is implementation}
+    table = {overload: implementation for overload, implementation in table.items() if overload not in kept}
     exported = program.exported
     while any(node.target in table for node in exported.graph.nodes):
         exported = torch.export.export(_Replacing(exported, table), exported.example_inputs[0], strict=False)
@@ -76,7 +83,7 @@ def lower(program: Program, implementations: Implementations) -> Program:
         {
             f"{node.target} ({node.name})"
             for node in exported.graph.nodes
-            if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "gptoss"
+            if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "gptoss" and node.target not in kept
         }
     )
     raise_all(LoweringError, f"program {program.name}: ops that nothing implements for this target", left)

@@ -162,18 +162,17 @@ def verify(
     longest = max(cases[: len(lengths)], key=lambda case: case.longest)
     spread = _spread(longest.longest, manifest.model.vocab_size)
 
-    def run_artifact(folder: Path) -> tuple[dict[Case, tuple[list[int], torch.Tensor]], torch.device]:
+    def run_artifact(folder: Path) -> dict[Case, tuple[list[int], torch.Tensor]]:
         with steps.step(f"load {folder}"):
             runner = Runner.load(folder, verify_hashes)
         with steps.step(f"run {folder}"):
             found = {case: _run(runner, case, tokens, spread if case == longest else None) for case in cases}
-        device = runner.device
         del runner
         release()
-        return found, device
+        return found
 
-    compared, device = run_artifact(artifact)
-    others = None if beside is None else run_artifact(beside)[0]
+    compared, device = run_artifact(artifact), torch.device(manifest.device)
+    others = None if beside is None else run_artifact(beside)
     wanted = sorted({row for rows, _ in compared.values() for row in rows})
 
     def run_oracle(dtype: torch.dtype) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
@@ -296,16 +295,16 @@ def _run(
         kept = set(range(max(0, length - KEPT), length)) if positions is None else positions
         row = 0
         for block in runner.prefill_logits(tokens[:length], slot):
-            chosen = [index for index in range(block.size(0)) if row + index in kept]
-            found.append(block[chosen].cpu())
+            chosen = [index for index in range(len(block)) if row + index in kept]
+            found.append(torch.as_tensor(block[chosen]).cpu())
             rows += [row + index for index in chosen]
-            row += block.size(0)
+            row += len(block)
     idle = [None] * (runner.manifest.max_batch - len(case.prompts))
     for step in range(DECODED):
         at = [length + step for length in case.prompts]
         logits = runner.decode([tokens[row] for row in at] + idle)
         rows += at
-        found.append(logits[: len(at)].cpu())
+        found.append(torch.as_tensor(logits[: len(at)]).cpu())
     return rows, torch.cat(found)
 
 

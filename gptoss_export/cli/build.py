@@ -16,6 +16,7 @@ from .output import json_option, print_json, progress, reports_errors, size
 @click.option("--target", default="aoti", show_default=True, help="What to compile to; see `gptoss-export targets`.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--arch", help="Machine code to build, such as sm_90; default: this machine's.")
+@click.option("--portable", "arch", flag_value="portable", help="As --arch portable: of onnx, standard operators alone.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Default: float32 on cpu, bfloat16 on cuda.")
 @click.option("--max-batch", type=int, default=1, show_default=True, help="Sequences at a time.")
 @click.option("--max-context", type=int, default=4096, show_default=True, help="Tokens a sequence can hold.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -119,7 +120,6 @@ def _tokenizer(runner, required: bool):
 
 
 def _save(logits, path: Path) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    save_file({"logits": torch.stack(logits)}, path)
+    library = "torch" if type(logits[0]).__module__.startswith("torch") else "numpy"
+    save_file = importlib.import_module(f"safetensors.{library}").save_file
+    save_file({"logits": importlib.import_module(library).stack(logits)}, path)

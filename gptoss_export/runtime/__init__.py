@@ -1,9 +1,9 @@
-"""Running an artifact. Imports torch, safetensors and what the artifact's target needs; nothing that builds."""
+"""Running an artifact. Imports what the artifact's target needs to run, and nothing that builds."""
 
 from __future__ import annotations
 
 from .generate import Generation, Token
 from .runner import Runner
-from .sampler import Sampling
+from .sampling import Sampling
 
 __all__ = ["Generation", "Runner", "Sampling", "Token"]

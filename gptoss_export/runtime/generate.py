@@ -5,12 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RunError
-from .sampler import Sampling
+from .sampling import Sampling
 
 if TYPE_CHECKING:
     from .runner import Runner
@@ -20,13 +18,14 @@ if TYPE_CHECKING:
 class Token:
     """A generated token: which prompt it belongs to, its id, its log probability at temperature 1.
 
-    logits [V] float32 on the CPU, what it was chosen from, where they were asked for.
+    logits [V] float32 on the CPU, what it was chosen from, where they were asked for: a tensor, or an array where the
+    runner needs no torch.
     """
 
     prompt: int
     id: int
     logprob: float
-    logits: torch.Tensor | None = None
+    logits: Any = None
 
 
 @dataclass
@@ -37,7 +36,7 @@ class Generation:
     prompt_tokens: list[int]
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    logits: list[torch.Tensor] = field(default_factory=list)
+    logits: list[Any] = field(default_factory=list)
     finish: str = "length"
     ttft_s: float = 0.0
     decode_tok_s: float | None = None
@@ -63,7 +62,7 @@ def stream(
         # Those that go on whatever they drew, unless it ends their text: on a GPU their next step starts now,
         # so that it does not wait for the host to have read this one.
         going = [slot for slot in active if active[slot] > 1 and runner.length(slot) < runner.manifest.max_context]
-        early = going if runner.device.type == "cuda" else []
+        early = going if runner._overlaps else []
         if early:
             runner._next(early, sampled)
             runner._ahead = set(early)  # until their tokens are taken; another call takes them back
@@ -73,7 +72,7 @@ def stream(
             runner._take_back(ended)
         try:
             for slot in active:
-                yield Token(slot, tokens[slot], logprobs[slot], logits[slot].clone() if keep_logits else None)
+                yield Token(slot, tokens[slot], logprobs[slot], logits[slot] if keep_logits else None)
                 runner._check_claim(claim)
         except GeneratorExit:  # the caller wants no more
             if runner._claims == claim:

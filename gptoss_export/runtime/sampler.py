@@ -8,45 +8,15 @@ draws the same tokens alone or in a batch, on CPU or GPU, resumed or not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
-from ..errors import RunError, raise_all
+from .sampling import Sampling
 
 # Odd multipliers and the finalizer of SplitMix64 (Steele, Lea, Flood 2014), as signed 64-bit integers.
 _SEED, _POSITION, _TOKEN = 0x1E3779B97F4A7C15, 0x3C6EF372FE94F82B, 0x5851F42D4C957F2D
 _MIX1, _MIX2 = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a sequence draws its tokens.
-
-    temperature  0 takes the most likely token; above, logits are divided by it
-    top_k        only the k most likely tokens, 0: all
-    top_p        only the smallest set of most likely tokens whose probability, of all tokens, reaches p
-    seed         any integer; the same seed draws the same tokens
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def check(self) -> None:
-        """Raise RunError naming every value out of range."""
-        problems = []
-        if not 0 <= self.temperature < float("inf"):
-            problems.append(f"temperature: found {self.temperature}, expected 0 or more")
-        if self.top_k < 0:
-            problems.append(f"top_k: found {self.top_k}, expected 0 (all) or more")
-        if not 0 < self.top_p <= 1:
-            problems.append(f"top_p: found {self.top_p}, expected above 0 and at most 1")
-        if not -(2**63) <= self.seed < 2**63:
-            problems.append(f"seed: found {self.seed}, expected a 64-bit integer")
-        raise_all(RunError, "sampling options out of range", problems)
 
 
 class SamplingBuffers:

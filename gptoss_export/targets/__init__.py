@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
-from .aoti import Aoti
-from .target import Availability, Callables, Table, Target
-from .tensorrt import TensorRT
+import importlib
+from collections.abc import Iterator, Mapping
+from functools import cache
 
-TARGETS: dict[str, Target] = {target.name: target for target in (Aoti(), TensorRT())}
+from .target import Availability, Callables, Plan, Table, Target
 
-__all__ = ["TARGETS", "Availability", "Callables", "Table", "Target"]
+_CLASSES = {"aoti": "Aoti", "tensorrt": "TensorRT", "onnx": "Onnx"}
+
+
+class _Targets(Mapping[str, Target]):
+    """Targets by name. Each is imported when it is asked for, since not every one needs the same packages."""
+
+    def __getitem__(self, name: str) -> Target:
+        return _load(name, _CLASSES[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_CLASSES)
+
+    def __len__(self) -> int:
+        return len(_CLASSES)
+
+
+@cache
+def _load(name: str, kind: str) -> Target:
+    return getattr(importlib.import_module(f".{name}", __package__), kind)()
+
+
+TARGETS: Mapping[str, Target] = _Targets()
+
+__all__ = ["TARGETS", "Availability", "Callables", "Plan", "Table", "Target"]

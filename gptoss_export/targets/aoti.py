@@ -27,7 +27,7 @@ import torch
 
 from ..errors import ArtifactError, BuildError
 from ..manifest import Manifest
-from .target import Availability, Callables, Target, gpu_arch
+from .target import Availability, Callables, Plan, Target, gpu_arch
 
 if TYPE_CHECKING:
     from ..export import Program
@@ -82,12 +82,12 @@ class Aoti(Target):
 
         return references() if device == "cpu" else kernels()
 
-    def compile(self, programs: Iterable[Program], device: str, arch: str, folder: Path) -> list[Path]:
+    def compile(self, programs: Iterable[Program], plan: Plan) -> list[Path]:
         from torch._inductor import aot_compile
         from torch.export.pt2_archive._package import package_pt2
 
         options: dict[str, Any] = {"aot_inductor.package": True}
-        if device == "cuda":
+        if plan.device == "cuda":
             options["aot_inductor.embed_kernel_binary"] = True
             options["memory_planning"] = True  # intermediates in one allocation, whose parts are used again
         compiled: dict[str, Any] = {}
@@ -99,7 +99,7 @@ class Aoti(Target):
             except Exception as error:  # Inductor raises any kind; the user needs the program's name
                 raise BuildError(f"AOTInductor failed on program {program.name}: {error}") from error
             _check_linked(compiled[program.name])
-        package_pt2(folder / PACKAGE, aoti_files=compiled)
+        package_pt2(plan.folder / PACKAGE, aoti_files=compiled)
         return [Path(PACKAGE)]
 
     def problems(self, manifest: Manifest, folder: Path) -> list[str]:

@@ -1,4 +1,5 @@
-"""What a target is: where it can be built and run, what it compiles, how it is loaded."""
+"""What a target is: where it can be built and run, what it compiles, how it is loaded. Imports no torch, which not every
+artifact needs to run."""
 
 from __future__ import annotations
 
@@ -6,18 +7,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-
-from ..manifest import Manifest
+from ..config import ModelConfig
+from ..manifest import Manifest, WeightSpec
 
 if TYPE_CHECKING:  # the runtime loads artifacts without the exporter
-    from ..export import Program
+    import torch
+
+    from ..export import Program, Shapes
     from ..lower import Implementations
 
-# A loaded program: inputs and outputs in the manifest's order.
-Callables = dict[str, Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]]
+# Loaded programs: tensors in, tensors out, in the manifest's order.
+Callables = dict[str, Callable[[Sequence[Any]], list[Any]]]
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,24 @@ class Table:
     rows: list[tuple[str, ...]]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is built: the model and its sizes, for what, and the folder, in which the weights lie already."""
+
+    config: ModelConfig
+    shapes: Shapes
+    device: str
+    arch: str
+    stop_tokens: tuple[int, ...]
+    weights: dict[str, WeightSpec]
+    folder: Path
+
+
 class Target(ABC):
     """One way to compile the programs of an artifact and to run them."""
 
     name: ClassVar[str]
+    compiles: ClassVar[str] = "programs"  # or "session": one model, whose runtime has its own calls and needs no torch
     dtypes: ClassVar[dict[str, tuple[str, ...]]]  # device -> dtypes it builds for, the default first
 
     @abstractmethod
@@ -62,23 +78,30 @@ class Target(ABC):
 
     def trace_device(self, device: str) -> torch.device:
         """Where the fake tensors lie that programs for `device` are traced with."""
+        import torch
+
         return torch.device(device)
+
+    def takes(self, program: str) -> bool:
+        """Whether it compiles the program of that name; the others are not traced."""
+        return True
 
     @abstractmethod
     def implementations(self, device: str) -> Implementations:
         """What stands for each op in a program for `device`."""
 
     @abstractmethod
-    def compile(self, programs: Iterable[Program], device: str, arch: str, folder: Path) -> list[Path]:
-        """Compile lowered programs for one of `archs` into `folder`; returns the files, relative to it."""
+    def compile(self, programs: Iterable[Program], plan: Plan) -> list[Path]:
+        """Compile lowered programs into `plan.folder`; returns the files, relative to it."""
 
     @abstractmethod
     def problems(self, manifest: Manifest, folder: Path) -> list[str]:
         """Why this machine cannot run the artifact; empty where it can. Opens no compiled code."""
 
     @abstractmethod
-    def load(self, manifest: Manifest, folder: Path, device: torch.device) -> Callables:
-        """The artifact's programs, ready to call. `problems` came back empty before."""
+    def load(self, manifest: Manifest, folder: Path, device: Any) -> Any:
+        """The artifact's code, ready to call; `problems` came back empty before. Callables where programs are compiled
+        (device: torch.device), what runtime/session.py calls otherwise (device: None)."""
 
     def tables(self, manifest: Manifest, folder: Path) -> list[Table]:
         """What `inspect` tells beyond the manifest. Opens no compiled code."""
@@ -87,6 +110,8 @@ class Target(ABC):
 
 def gpu_arch() -> str | None:
     """sm_<number> of torch's current GPU."""
+    import torch
+
     if not torch.cuda.is_available():
         return None
     major, minor = torch.cuda.get_device_capability()

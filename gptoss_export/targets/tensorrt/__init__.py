@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from ...manifest import Manifest
-from ..target import Availability, Callables, Table, Target, gpu_arch
+from ..target import Availability, Callables, Plan, Table, Target, gpu_arch
 from .flavour import FULL, INSTALL, RTX, RTX_VERSIONS, Flavour, installed
 
 if TYPE_CHECKING:
@@ -73,10 +73,10 @@ class TensorRT(Target):
 
         return references() | launches("sink_attention", "mxfp4_experts", "kv_write")
 
-    def compile(self, programs: Iterable[Program], device: str, arch: str, folder: Path) -> list[Path]:
+    def compile(self, programs: Iterable[Program], plan: Plan) -> list[Path]:
         from .build import build_programs
 
-        return build_programs(programs, installed(), arch, arch == self.here(device), folder)
+        return build_programs(programs, installed(), plan.arch, plan.arch == self.here(plan.device), plan.folder)
 
     def problems(self, manifest: Manifest, folder: Path) -> list[str]:
         found = []
