@@ -13,7 +13,7 @@ class Scripted:
     """Stands for a Runner: slot s draws the s-th script's tokens in order. Counts what it is asked to compute."""
 
     def __init__(self, device: str, scripts: list[list[int]], max_context: int = 100) -> None:
-        self.device = SimpleNamespace(type=device)
+        self._overlaps = device == "cuda"
         self.manifest = SimpleNamespace(max_context=max_context)
         self.scripts, self.drawn = scripts, [0] * len(scripts)
         self.lengths = [0] * len(scripts)
