@@ -5,6 +5,9 @@ makes of a kernel's launch). The aten nodes between two launches are one segment
 another view of the same memory belongs to whoever reads it, so that neither a launch nor another segment waits
 for an engine that would do nothing.
 
+A large product of one row begins a segment too. Inside of one, TensorRT for RTX fuses what makes the row into the product
+and computes it anew for every row of weights, which costs more than writing it down once.
+
 Segments of equal structure have equal keys, and one engine serves them all: weights, caches and results are
 bound by address. So the layers of a model need as many engines as there are kinds of them.
 """
@@ -31,6 +34,7 @@ RESHAPES = frozenset({
     aten._unsafe_view.default, aten.alias.default, aten.detach.default,
 })  # fmt: skip
 BUFFERS = frozenset({aten.new_empty.default, aten.empty.memory_format, aten.empty_like.default})
+_LARGE = 1 << 20  # weights of a product
 _NOTHING = frozenset({aten._assert_tensor_metadata.default})  # torch checks itself
 
 
@@ -95,39 +99,50 @@ def owner(node: Node) -> Node:
 
 def cut(exported: ExportedProgram, program: str) -> list[Segment | Launch]:
     """Segments and launches of a program. Raises LoweringError where a launch could not read a tensor in place."""
-    runs, launches = _runs(exported)
+    parts = _parts(exported)
+    launches = [part for part in parts if isinstance(part, Launch)]
     raise_all(LoweringError, f"program {program}: kernels that cannot be launched", _violations(launches))
-    run_of = {node: index for index, run in enumerate(runs) for node in run}
+    run_of = {node: index for index, part in enumerate(parts) if not isinstance(part, Launch) for node in part}
     read = {owner(node) for node in _outputs(exported)} | {
         node for launch in launches for node in launch.tensors.values()
     }
     for node, index in run_of.items():
         read |= {base for base in map(owner, node.all_input_nodes) if run_of.get(base, index) != index}
     steps: list[Segment | Launch] = []
-    for index, run in enumerate(runs):
-        if run:
-            steps.append(_segment(run, tuple(node for node in run if node in read)))
-        if index < len(launches):
-            steps.append(launches[index])
+    for part in parts:
+        if isinstance(part, Launch):
+            steps.append(part)
+        elif part:
+            steps.append(_segment(part, tuple(node for node in part if node in read)))
     return steps
 
 
-def _runs(exported: ExportedProgram) -> tuple[list[list[Node]], list[Launch]]:
-    """Nodes before, between and after the launches; the launches."""
-    runs: list[list[Node]] = [[]]
-    launches: list[Launch] = []
-    of: dict[Node, int] = {}
+def _parts(exported: ExportedProgram) -> list[list[Node] | Launch]:
+    """Launches, and the nodes of each segment before, between and after them."""
+    run: list[Node] = []
+    parts: list[list[Node] | Launch] = [run]
+    of: dict[Node, list[Node]] = {}
     for node in exported.graph.nodes:
         if node.op != "call_function" or node.target in RESHAPES | BUFFERS | _NOTHING:
             continue
         if node.target is triton_kernel_wrapper_mutation:
-            launches.append(_launch(node))
-            runs.append([])
+            run = []
+            parts += [_launch(node), run]
             continue
+        if _is_large_product_of_one_row(node) and of.get(owner(node.args[0])) is run:
+            run = []
+            parts.append(run)
         # An item of several results stays with what makes them.
-        of[node] = of[node.args[0]] if node.target is operator.getitem else len(runs) - 1
-        runs[of[node]].append(node)
-    return runs, launches
+        of[node] = of[node.args[0]] if node.target is operator.getitem else run
+        of[node].append(node)
+    return parts
+
+
+def _is_large_product_of_one_row(node: Node) -> bool:
+    if node.target is not aten.linear.default:
+        return False
+    result, weight = node.meta["val"], node.args[1].meta["val"]
+    return result.numel() == result.size(-1) and weight.numel() >= _LARGE
 
 
 def _launch(node: Node) -> Launch:
