@@ -181,9 +181,9 @@ def test_where_it_cannot_be_built(checkpoints, tmp_path):
 
 
 def test_a_failed_build_leaves_nothing(checkpoints, tmp_path, monkeypatch):
-    def fail(self, programs, device, arch, folder):
+    def fail(self, programs, plan):
         next(iter(programs))
-        (folder / "half").write_text("written")
+        (plan.folder / "half").write_text("written")
         raise BuildError("compiler broke")
 
     monkeypatch.setattr(type(TARGETS["aoti"]), "compile", fail)
@@ -220,7 +220,7 @@ def test_plain_experts_are_quantized(checkpoints, tmp_path, monkeypatch, loaded)
     """The weights of a bf16 checkpoint, written anew, are those of the packed one."""
     from gptoss_export.runtime.weights import load_weights
 
-    def compiled(self, programs, device, arch, folder):
+    def compiled(self, programs, plan):
         for _ in programs:
             pass
         return []

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 PORTABLE, ONNXRUNTIME = "portable", "onnxruntime"
 MODEL = "model.onnx"
+# Weights are cast to float32 when the model is loaded, whatever their size: lm_head is beyond onnxruntime's own limit.
+SESSION_OPTIONS = {"optimization.constant_folding_max_output_size_in_bytes": str(1 << 40)}
 _SINCE = (1, 23)  # onnxruntime whose GroupQueryAttention takes sinks, and onnx that checks where external data lies
 _INSTALL = "pip install 'gptoss-export[onnx]'"
 

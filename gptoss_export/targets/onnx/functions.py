@@ -77,11 +77,12 @@ def mxfp4_experts() -> onnx.FunctionProto:
     names += [f"{matrix}_{part}" for matrix in ("gate_up", "down") for part in ("blocks", "scales", "bias")]
     g = Nodes()
     alpha, limit = g.attribute("alpha", "float"), g.attribute("limit", "float")
-    codes = g.constant([*_MAGNITUDES, *(-value for value in _MAGNITUDES)], np.float32)
+    codes = [*_MAGNITUDES, *(-value for value in _MAGNITUDES)]
+    pairs = g.constant([(codes[byte & 15], codes[byte >> 4]) for byte in range(256)], np.float32)  # the low half is first
     powers = g.constant([*(2.0 ** (byte - 127) for byte in range(255)), np.nan], np.float32)
     nothing = g.add("ConstantOfShape", g.add("Shape", "x"), value=helper.make_tensor("zero", TensorProto.FLOAT, [1], [0.0]))
     body = helper.make_graph(
-        _expert(codes, powers, alpha, limit), "expert",
+        _expert(pairs, powers, alpha, limit), "expert",
         [helper.make_tensor_value_info("expert", TensorProto.INT64, []), helper.make_tensor_value_info("go", TensorProto.BOOL, []),
          helper.make_tensor_value_info("sum", TensorProto.FLOAT, None)],
         [helper.make_tensor_value_info("go_on", TensorProto.BOOL, []), helper.make_tensor_value_info("new_sum", TensorProto.FLOAT, None)],
@@ -91,7 +92,7 @@ def mxfp4_experts() -> onnx.FunctionProto:
     return helper.make_function(OWN, "Mxfp4Experts", names, ["out"], g.nodes, _IMPORTS, ["alpha", "limit"])
 
 
-def _expert(codes: str, powers: str, alpha: str, limit: str) -> list[onnx.NodeProto]:
+def _expert(pairs: str, powers: str, alpha: str, limit: str) -> list[onnx.NodeProto]:
     """The body of the loop: adds what expert `expert` gives to the rows of `sum` whose tokens go to it."""
     g = Nodes("expert.")
     g.add("Identity", "go", outputs=["go_on"])
@@ -104,12 +105,9 @@ def _expert(codes: str, powers: str, alpha: str, limit: str) -> list[onnx.NodePr
     rows = t.reshape(t.add("NonZero", chosen), -1)
 
     def matrix(name: str) -> str:
-        """One expert's matrix [N, K]: codes 2 j and 2 j + 1 of a group are the low and high half of byte j."""
+        """One expert's matrix [N, K], two weights a byte."""
         blocks, scales = (t.add("Gather", f"{name}_{part}", "expert", axis=0) for part in ("blocks", "scales"))
-        low = t.add("BitwiseAnd", blocks, t.constant(15, np.uint8))
-        high = t.add("BitShift", blocks, t.constant(4, np.uint8), direction="RIGHT")
-        pairs = t.add("Concat", t.unsqueeze(low, 3), t.unsqueeze(high, 3), axis=3)
-        values = t.add("Gather", codes, t.cast(t.reshape(pairs, 0, 0, -1), TensorProto.INT32), axis=0)
+        values = t.reshape(t.add("Gather", pairs, t.cast(blocks, TensorProto.INT32), axis=0), 0, 0, -1)
         power = t.add("Gather", powers, t.cast(scales, TensorProto.INT32), axis=0)
         return t.reshape(t.add("Mul", values, t.unsqueeze(power, 2)), 0, -1)
 

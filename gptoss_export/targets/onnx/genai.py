@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ..target import Plan
-from . import MODEL
+from . import MODEL, SESSION_OPTIONS
 
 NAME = "genai_config.json"
 
@@ -15,7 +15,7 @@ def write_genai_config(plan: Plan, in_place: bool) -> Path:
     """Greedy search up to the context; returns the file's name. `in_place`: past and present of a cache are one buffer."""
     config, context = plan.config, plan.shapes.max_context
     decoder = {
-        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": [], **SESSION_OPTIONS},
         "filename": MODEL,
         "head_size": config.head_dim,
         "hidden_size": config.hidden_size,

@@ -18,6 +18,7 @@ import numpy as np
 
 from ...errors import ArtifactError
 from ...manifest import Manifest
+from . import SESSION_OPTIONS
 
 Caches = dict[str, np.ndarray]
 
@@ -27,7 +28,10 @@ def load_model(manifest: Manifest, path: Path, in_place: bool) -> Any:
     import onnxruntime
 
     try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        for name, value in SESSION_OPTIONS.items():
+            options.add_session_config_entry(name, value)
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of no common kind but this
         raise ArtifactError(f"{path}: onnxruntime {onnxruntime.__version__} cannot load it: {error}") from None
     config = manifest.model
