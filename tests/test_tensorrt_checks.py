@@ -9,6 +9,7 @@ import gc
 import json
 import re
 import sys
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -328,6 +329,24 @@ def test_a_kernel_is_unloaded_with_its_owner(monkeypatch, cubin, no_cuda):
     del kernel
     gc.collect()
     assert len(driver.unloaded) == 1
+
+
+def test_graphs_go_before_the_kernels_that_they_launch():
+    from gptoss_export.runtime.step import DecodeStep
+
+    class Held:
+        def __call__(self):
+            return []
+
+    gone = []
+    decode, graph = Held(), Held()
+    for name, held in ("kernels", decode), ("graph", graph):
+        weakref.finalize(held, gone.append, name)
+    step = DecodeStep(decode, None, None, None, None)
+    step._captured[False] = graph
+    del decode, graph, held, step
+    gc.collect()
+    assert gone == ["graph", "kernels"]
 
 
 def test_programs_run_on_their_own_device(monkeypatch, no_cuda):

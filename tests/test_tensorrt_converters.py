@@ -30,7 +30,9 @@ class _Names:
         return name
 
 
-_TYPES = {"FLOAT": "float32", "BF16": "bfloat16", "HALF": "float16", "INT64": "int64", "INT32": "int32", "INT8": "int8", "BOOL": "bool"}
+_TYPES = {
+    "FLOAT": "float32", "BF16": "bfloat16", "HALF": "float16", "INT64": "int64", "INT32": "int32", "INT8": "int8", "BOOL": "bool",
+}  # fmt: skip
 TRT = SimpleNamespace(
     DataType=SimpleNamespace(**{name: getattr(torch, dtype) for name, dtype in _TYPES.items()}),
     Weights=torch.from_numpy, ElementWiseOperation=_Names(), UnaryOperation=_Names(), ReduceOperation=_Names(),

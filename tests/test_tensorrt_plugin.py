@@ -98,7 +98,7 @@ def test_registration(libraries):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not FULL, reason="needs the full TensorRT (pip install tensorrt-cu13), and no tensorrt_rtx, which is built with where both are")
+@pytest.mark.skipif(not FULL, reason="needs the full TensorRT (pip install tensorrt-cu13) without tensorrt_rtx beside it")
 def test_an_engine_with_its_kernels_inside(checkpoints, cli, tmp_path):
     code, out, err = cli("build", checkpoints["hf"], "-o", tmp_path / "a", "--target", "tensorrt", "--device", "cuda",
                          "--max-context", 4400, "--prefill-chunk", 64)  # fmt: skip
