@@ -331,6 +331,24 @@ def test_a_kernel_is_unloaded_with_its_owner(monkeypatch, cubin, no_cuda):
     assert len(driver.unloaded) == 1
 
 
+def test_loading_reads_what_the_manifest_names(monkeypatch, folder, no_cuda):
+    """A cache that lies in the folder alone was never hashed; engines are held against the schedule."""
+    from gptoss_export.targets.tensorrt.run import load_programs
+
+    _with_driver(monkeypatch, _Driver())
+    save_schedule(SCHEDULE, folder)
+    (folder / "plugins").mkdir()
+    (folder / "plugins" / "k-1.cubin").write_bytes(b"cubin")
+    (folder / CACHE).write_bytes(b"of this GPU")
+    named = SimpleNamespace(programs=MANIFEST.programs, files=MANIFEST.files | {CACHE: FileSpec(1, "")})
+    for manifest, taken in (MANIFEST, None), (named, True):
+        programs = load_programs(manifest, folder, CPU, _flavour(_Engine(TENSORS)))
+        contexts = next(part for part in programs["decode"].args if isinstance(part, Contexts))
+        assert contexts.taken is taken
+    with pytest.raises(ArtifactError, match="(?s)contradict each other.*in1: input 2"):
+        load_programs(MANIFEST, folder, CPU, _flavour(_Engine(TENSORS | {"in1": ((9, 8), torch.bfloat16)})))
+
+
 def test_graphs_go_before_the_kernels_that_they_launch():
     from gptoss_export.runtime.step import DecodeStep
 
