@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,6 +22,7 @@ from .kv_cache import CacheShape
 
 DTYPES = ("float32", "bfloat16", "uint8", "int64")
 DEVICES = ("cpu", "cuda")
+COMPUTED = ("float32", "bfloat16")  # dtypes of an artifact
 SCHEMA_VERSION = 2
 NAME = "manifest.json"
 
@@ -149,6 +150,8 @@ def _violations(manifest: Manifest) -> Iterator[str]:
             yield f"{name}: found {value!r}, expected a string"
     if manifest.device not in DEVICES:
         yield f"device: found {manifest.device!r}, expected {' or '.join(DEVICES)}"
+    if manifest.dtype not in COMPUTED:
+        yield f"dtype: found {manifest.dtype!r}, expected {' or '.join(COMPUTED)}"
     sizes = {"max_batch": (manifest.max_batch,), "max_context": (manifest.max_context,)}
     sizes["prefill_chunks"] = manifest.prefill_chunks
     for name, values in sizes.items():
@@ -174,30 +177,70 @@ def _violations(manifest: Manifest) -> Iterator[str]:
 
 
 def _program_violations(manifest: Manifest) -> Iterator[str]:
+    """The call of every program is what export.py makes: data, caches, then weights (which the runner compares)."""
     if not manifest.programs:  # one model, which tells its inputs by itself
         return
-    batch, hidden = manifest.max_batch, manifest.model.hidden_size
-    expected = {"decode": {"tokens": (batch,), "positions": (batch,), "slots": (batch,)}}
-    for chunk in manifest.prefill_chunks:
-        expected[f"prefill_{chunk}"] = {"tokens": (chunk,), "positions": (chunk,), "slots": (1,)}
+    rows = {"decode": manifest.max_batch} | {f"prefill_{chunk}": chunk for chunk in manifest.prefill_chunks}
     for name in manifest.programs:
-        if name.startswith("unembed_"):
-            expected[name] = {"hidden": (int(name.removeprefix("unembed_")), hidden)}
-    if manifest.programs.keys() != expected.keys() or "unembed_1" not in expected:
-        yield f"programs: found {', '.join(manifest.programs)}, expected {', '.join(expected)} and unembed_1"
+        count = name.removeprefix("unembed_")
+        if count != name and count.isdecimal() and int(count) > 0:
+            rows[name] = int(count)
+    if manifest.programs.keys() != rows.keys() or "unembed_1" not in rows:
+        yield f"programs: found {', '.join(manifest.programs)}, expected {', '.join(rows)} and unembed_1"
         return
-    shape = CacheShape(batch, manifest.max_context, max(manifest.prefill_chunks))
-    layers = range(manifest.model.num_hidden_layers)
-    caches = {f"{half}_cache.{layer}": shape.tensor(manifest.model, layer) for layer in layers for half in "kv"}
-    for name, data in expected.items():
-        wanted = data if name.startswith("unembed_") else data | caches
-        found = {item.name: item.shape for item in manifest.programs[name].inputs if item.role != "weight"}
-        if found != wanted:
-            wrong = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
-            yield f"program {name}: inputs {', '.join(wrong)} are not of this model's and artifact's sizes"
-        for item in manifest.programs[name].inputs:
-            if item.role not in ("data", "cache", "weight") or item.dtype not in DTYPES:
-                yield f"program {name}: input {item.name} has role {item.role!r} and dtype {item.dtype!r}"
+    for name, count in rows.items():
+        program, kind = manifest.programs[name], name.partition("_")[0]
+        weights = [item for item in program.inputs if item.role == "weight"]
+        others = program.inputs[: len(program.inputs) - len(weights)]
+        yield from _differences(f"program {name}: inputs", others, _inputs(manifest, kind, count))
+        yield from _differences(f"program {name}: outputs", program.outputs, _outputs(manifest, kind, count))
+        for item in weights:
+            if item.dtype not in DTYPES:
+                yield f"program {name}: weight {item.name} has dtype {item.dtype!r}, expected one of {', '.join(DTYPES)}"
+
+
+def _inputs(manifest: Manifest, kind: str, rows: int) -> list[TensorSpec]:
+    """The data and caches that a program of `rows` rows takes."""
+    if kind == "unembed":
+        return [TensorSpec("hidden", "data", (rows, manifest.model.hidden_size), "float32")]
+    lengths = {"tokens": rows, "positions": rows, "slots": rows if kind == "decode" else 1}
+    data = [TensorSpec(name, "data", (length,), "int64") for name, length in lengths.items()]
+    shape = CacheShape(manifest.max_batch, manifest.max_context, max(manifest.prefill_chunks))
+    return data + [
+        TensorSpec(f"{half}_cache.{layer}", "cache", shape.tensor(manifest.model, layer), manifest.dtype)
+        for layer in range(manifest.model.num_hidden_layers)
+        for half in "kv"
+    ]
+
+
+def _outputs(manifest: Manifest, kind: str, rows: int) -> list[TensorSpec]:
+    if kind == "prefill":
+        return [TensorSpec("hidden", "data", (rows, manifest.model.hidden_size), "float32")]
+    choice = {"top": "int64", "top_logprob": "float32", "log_total": "float32"}
+    logits = TensorSpec("logits", "data", (rows, manifest.model.vocab_size), "float32")
+    return [logits, *(TensorSpec(name, "data", (rows,), dtype) for name, dtype in choice.items())]
+
+
+def _differences(told: str, found: Sequence[TensorSpec], expected: Sequence[TensorSpec]) -> Iterator[str]:
+    """Where the call is another one; the first difference stands for those of all layers."""
+    for index in range(max(len(found), len(expected))):
+        here = found[index].name if index < len(found) else "the end"
+        there = expected[index].name if index < len(expected) else "the end"
+        if here != there:
+            yield f"{told} are others, or in another order: found {here!r} at place {index}, expected {there!r}"
+            return
+    wrong = [pair for pair in zip(found, expected, strict=True) if pair[0] != pair[1]]
+    if wrong:
+        first, wanted = wrong[0]
+        names = ", ".join(item.name for item, _ in wrong)
+        yield (
+            f"{told} {names} are not of this model's and artifact's sizes: {first.name} is {_spell(first)}, "
+            f"expected {_spell(wanted)}"
+        )
+
+
+def _spell(item: TensorSpec) -> str:
+    return f"{item.role} {item.dtype} {list(item.shape)}"
 
 
 def describe_file(path: Path) -> FileSpec:

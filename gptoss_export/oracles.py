@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,40 @@ from .ops.norm import rms_norm
 if TYPE_CHECKING:
     from transformers import GptOssForCausalLM
 
+_ODD = 6364136223846793005  # spreads the digests of layers over 64 bits
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How the routers of a pass chose for each token, over all layers.
+
+    margin [n] float32, in logits: by how much the last chosen expert beat the next one, the least of all layers;
+    infinite where every expert is chosen. A margin under the rounding of the dtype may fall either way.
+    chosen [n] int64: a digest of the experts chosen, equal for tokens whose experts are equal in every layer.
+    """
+
+    margin: torch.Tensor
+    chosen: torch.Tensor
+
+    @classmethod
+    def of_layer(cls, logits: torch.Tensor, chosen: torch.Tensor) -> Routing:
+        """Of one layer: router logits [n, E], indices of the chosen experts [n, k]."""
+        values = torch.randint(-(2**62), 2**62, (logits.size(-1),), generator=torch.Generator().manual_seed(0))
+        return cls(_margin(logits, chosen.size(-1)), values[chosen.cpu()].sum(dim=-1))  # whatever their order
+
+    @classmethod
+    def through(cls, layers: list[Routing]) -> Routing:
+        """Of all layers, given in order."""
+        chosen = torch.zeros_like(layers[0].chosen)
+        for layer in layers:
+            chosen = chosen * _ODD + layer.chosen  # wraps around
+        return cls(torch.stack([layer.margin for layer in layers]).amin(dim=0), chosen)
+
+    @classmethod
+    def joined(cls, pieces: list[Routing]) -> Routing:
+        """Of consecutive tokens."""
+        return cls(torch.cat([piece.margin for piece in pieces]), torch.cat([piece.chosen for piece in pieces]))
+
 
 class Oracle(ABC):
     """One forward pass over a whole sequence."""
@@ -38,9 +73,8 @@ class Oracle(ABC):
         """Logits after the tokens at `rows` of a sequence: [rows, V] float32 on the CPU."""
 
     @abstractmethod
-    def router_margin(self) -> torch.Tensor:
-        """Of the last pass: by how much each token's last chosen expert beat the next one, the least over
-        all layers; [n] float32 in logits. A margin under the rounding of the dtype may fall either way."""
+    def routing(self) -> Routing:
+        """Of all tokens of the last pass."""
 
 
 def open_oracle(name: str, folder: Path, dtype: torch.dtype, device: torch.device) -> Oracle:
@@ -70,24 +104,24 @@ class Transformers(Oracle):
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         self.model = _from_layout(checkpoint, dtype, device).eval()
-        self.device, self.choices = device, checkpoint.config.num_experts_per_tok
-        self.margin = torch.empty(0)
+        self.device = device
+        self._layers: list[Routing] = []
         for layer in self.model.model.layers:
             layer.mlp.router.register_forward_hook(self._record)
 
     def _record(self, module: torch.nn.Module, inputs: tuple, outputs: tuple) -> None:
-        margin = _margin(outputs[0], self.choices)
-        self.margin = torch.minimum(self.margin, margin) if len(self.margin) else margin
+        logits, _, chosen = outputs
+        self._layers.append(Routing.of_layer(logits, chosen))
 
     @torch.inference_mode()
     def logits(self, tokens: list[int], rows: list[int]) -> torch.Tensor:
-        self.margin = torch.empty(0)
+        self._layers.clear()
         ids = torch.tensor([tokens], device=self.device)
         hidden = self.model.model(ids, use_cache=False).last_hidden_state[0]
         return self.model.lm_head(hidden[torch.tensor(rows, device=self.device)]).float().cpu()
 
-    def router_margin(self) -> torch.Tensor:
-        return self.margin
+    def routing(self) -> Routing:
+        return Routing.through(self._layers)
 
 
 def _from_layout(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> GptOssForCausalLM:
@@ -151,8 +185,8 @@ class Reference(Oracle):
             parameters[name].data.copy_(checkpoint.parameter(name))
         inv_freq = yarn_inv_freq(self.config.rope, self.config.head_dim)
         parameters["model.rotary_emb.inv_freq"].data.copy_(inv_freq)
-        self.margin = torch.empty(0)
-        self._margins: list[torch.Tensor] = []
+        self._pieces: list[Routing] = []
+        self._layers: list[Routing] = []
         for layer in self.model.model.layers:
             layer.mlp.register_forward_hook(self._record)
 
@@ -161,7 +195,8 @@ class Reference(Oracle):
         router = module.router
         normed = rms_norm(x, norm.weight, norm.eps)
         logits = torch.nn.functional.linear(normed, router.weight.float(), router.bias.float())
-        self._margins.append(_margin(logits, module.choices))
+        chosen = logits.sort(dim=-1, descending=True, stable=True).indices[:, : module.choices]
+        self._layers.append(Routing.of_layer(logits, chosen))
 
     @torch.inference_mode()
     def logits(self, tokens: list[int], rows: list[int]) -> torch.Tensor:
@@ -174,20 +209,19 @@ class Reference(Oracle):
             for layer in range(config.num_hidden_layers)
         ]
         slots, wanted, found = torch.zeros(1, dtype=torch.int64, device=self.device), sorted(set(rows)), {}
-        margins = []
+        self._pieces.clear()
         for start in range(0, len(tokens), chunk):
             piece = torch.tensor([tokens[start : start + chunk]], device=self.device)
             positions = torch.arange(start, start + piece.size(1), device=self.device)[None]
-            self._margins.clear()
+            self._layers.clear()
             hidden = self.model.backbone(piece, positions, slots, caches)
-            margins.append(torch.stack(self._margins).amin(dim=0))
+            self._pieces.append(Routing.through(self._layers))
             for row in (row for row in wanted if start <= row < start + piece.size(1)):
                 found[row] = self.model.unembed(hidden[row - start][None])[0][0].cpu()
-        self.margin = torch.cat(margins)
         return torch.stack([found[row] for row in rows])
 
-    def router_margin(self) -> torch.Tensor:
-        return self.margin
+    def routing(self) -> Routing:
+        return Routing.joined(self._pieces)
 
 
 def _margin(logits: torch.Tensor, choices: int) -> torch.Tensor:

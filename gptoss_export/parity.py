@@ -16,14 +16,18 @@ against itself in float32, times 1.25.
 
 Experts are chosen by comparing numbers. A token whose router margin is below the rounding ("near tie") may go
 to another expert, in the artifact or in the oracle, and its logits then differ by much; which token it hits is
-luck. What rounding does to margins is measured: the change that 99 of 100 of the oracle's own stay under. Such tokens are counted, and shown in the error over all rows; the maximum is judged on the others. The
-rms is judged on all rows where they are many (the longest prompt) and on the others where they are few, against
-the worst that the oracle does over as many consecutive positions.
+luck. What rounding does to margins is measured: the change that 99 of 100 of the oracle's own stay under, over
+the tokens that it sent to the same experts both times (where it did not, the margin is that of another choice).
+Such tokens are counted, and shown in the error over all rows; the maximum is judged on the others. The rms is
+judged on all rows where they are many (the longest prompt) and on the others where they are few, against the
+worst that the oracle does over as many consecutive positions. A case whose every row has a near tie is judged on
+all of them, against the oracle's error over all rows of the longest prompt.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -35,7 +39,7 @@ from .config import ModelConfig
 from .errors import UsageError, raise_all
 from .manifest import Manifest, load_manifest
 from .metric import TOLERANCES, Error, error
-from .oracles import check_oracle, open_oracle, release
+from .oracles import Routing, check_oracle, open_oracle, release
 from .progress import Steps
 from .runtime import Runner
 
@@ -119,13 +123,14 @@ class Report:
         }
 
 
-def default_lengths(manifest: Manifest, limit: int) -> list[int]:
-    """Lengths around every border that this artifact has, up to `limit`."""
-    window, chunk = manifest.model.sliding_window, max(manifest.prefill_chunks)
-    ring = window + chunk
-    yarn = manifest.model.rope.original_max_position_embeddings
-    borders = (window, chunk, ring, 2 * ring, yarn)
-    lengths = {1, *(border + step for border in borders for step in (-1, 0, 1))}
+def default_lengths(manifests: Iterable[Manifest], limit: int) -> list[int]:
+    """Lengths around every border that one of these artifacts has, up to `limit`."""
+    lengths = {1}
+    for manifest in manifests:
+        window, chunk = manifest.model.sliding_window, max(manifest.prefill_chunks)
+        ring = window + chunk
+        yarn = manifest.model.rope.original_max_position_embeddings
+        lengths |= {border + step for border in (window, chunk, ring, 2 * ring, yarn) for step in (-1, 0, 1)}
     return sorted(n for n in lengths if 1 <= n <= limit)
 
 
@@ -141,7 +146,7 @@ def verify(
     """Compare the artifact with the oracle; the report says whether every case passed.
 
     `beside`: another artifact of the checkpoint, compared with both. The lengths and the batch are those that
-    both artifacts can run.
+    both artifacts can run; the default lengths are around the borders of both.
     """
     steps = steps or Steps()
     check_oracle(oracle)
@@ -154,7 +159,7 @@ def verify(
         raise UsageError(f"--beside: {beside} is {manifests[1].dtype} for {manifests[1].device}, "
                          f"expected {manifest.dtype} for {manifest.device} as {artifact} is")  # fmt: skip
     limit = min(found.max_context for found in manifests) - DECODED
-    lengths = _check_lengths(lengths or default_lengths(manifest, limit) or [1], limit)
+    lengths = _check_lengths(lengths or default_lengths(manifests, limit) or [1], limit)
     cases = [Case(str(n), (n,)) for n in lengths] + _batch_case(min(found.max_batch for found in manifests), lengths)
     generator = random.Random(0)
     total = max(case.longest for case in cases) + DECODED
@@ -175,21 +180,22 @@ def verify(
     others = None if beside is None else run_artifact(beside)
     wanted = sorted({row for rows, _ in compared.values() for row in rows})
 
-    def run_oracle(dtype: torch.dtype) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
+    def run_oracle(dtype: torch.dtype) -> tuple[dict[int, torch.Tensor], Routing]:
         with steps.step(f"run {oracle} in {str(dtype).removeprefix('torch.')}"):
             model = open_oracle(oracle, checkpoint, dtype, device)
             logits = dict(zip(wanted, model.logits(tokens, wanted), strict=True))
-            margin = model.router_margin()
+            routing = model.routing()
         del model
         release()
-        return logits, margin
+        return logits, routing
 
-    expected, margin = run_oracle(torch.float32)
+    expected, routing = run_oracle(torch.float32)
+    margin = routing.margin
     dtype = getattr(torch, manifest.dtype)
     rounded, near_tie = None, 0.0
     if dtype != torch.float32:
-        rounded, rounded_margin = run_oracle(dtype)
-        near_tie = _near_tie(margin, rounded_margin)
+        rounded, rounded_routing = run_oracle(dtype)
+        near_tie = _near_tie(routing, rounded_routing)
     report = Report(
         str(artifact), oracle, manifest.dtype, near_tie, int((margin < near_tie).sum()), total,
         None if beside is None else str(beside),
@@ -198,23 +204,30 @@ def verify(
         clear = (margin >= near_tie).tolist()
         bar = _Bar(TOLERANCES[dtype], expected, rounded, clear, compared[longest][0])
         report.rows += [
-            _compare(case, rows, logits, bar, None if others is None else others[case][1])
+            _compare(case, rows, logits, bar, case == longest, None if others is None else others[case][1])
             for case, (rows, logits) in compared.items()
         ]
     return report
 
 
-def _near_tie(exact: torch.Tensor, rounded: torch.Tensor) -> float:
-    """The margin that rounding may turn over, from the oracle's margins without and with it; 0 where none are finite."""
-    change = (exact - rounded).abs()
-    change = change[change.isfinite()]  # every expert chosen: the margin is infinite
-    return max(NEAR_TIE, change.quantile(0.99).item()) if len(change) else 0.0
+def _near_tie(exact: Routing, rounded: Routing) -> float:
+    """The margin that rounding may turn over, from the oracle's routing without and with it.
+
+    0 where every expert is chosen, infinite where rounding sent every token to other experts.
+    """
+    finite = exact.margin.isfinite()
+    if not finite.any():
+        return 0.0
+    same = finite & (exact.chosen == rounded.chosen)
+    change = (exact.margin - rounded.margin)[same].abs()
+    return max(NEAR_TIE, change.quantile(0.99).item()) if len(change) else float("inf")
 
 
 class _Bar:
     """What errors are held to: the tolerances of float32, or the oracle's own errors in the artifact's dtype.
 
-    clear[row] says that no router had a near tie there; `many` are the rows of the longest prompt.
+    clear[row] says that no router had a near tie there; `many` are the rows of the longest prompt. `whole` is for that
+    prompt, `piece` for other cases, `unclear` for those of both that have no clear row.
     """
 
     def __init__(
@@ -226,18 +239,27 @@ class _Bar:
         many: list[int],
     ) -> None:
         self.expected, self.rounded, self.clear = expected, rounded, clear
-        self.many, self.whole, self.piece = len(many), tolerance, tolerance
+        self.whole = self.piece = self.unclear = tolerance
         if rounded is not None:
             size = KEPT + DECODED
-            maximum = self.oracle_error(self.clear_rows(many)).max
+            total = self.oracle_error(many)
+            self.whole = self.piece = self.unclear = total.times(BF16_BAR)
             pieces = [self.clear_rows(many[start : start + size]) for start in range(0, len(many), size)]
-            worst = max(self.oracle_error(piece).rms for piece in pieces)
-            self.whole = Error(maximum, self.oracle_error(many).rms).times(BF16_BAR)
-            self.piece = Error(maximum, worst).times(BF16_BAR)
+            if pieces := [piece for piece in pieces if piece]:
+                maximum = self.oracle_error(self.clear_rows(many)).max
+                worst = max(self.oracle_error(piece).rms for piece in pieces)
+                self.whole = Error(maximum, total.rms).times(BF16_BAR)
+                self.piece = Error(maximum, worst).times(BF16_BAR)
 
     def clear_rows(self, rows: list[int]) -> list[int]:
-        """Rows without a near tie; all of them where each has one."""
-        return [row for row in rows if self.clear[row]] or rows
+        """Rows without a near tie."""
+        return [row for row in rows if self.clear[row]]
+
+    def bound(self, rows: list[int], many: bool) -> Error:
+        """For a case of these rows."""
+        if not self.clear_rows(rows):
+            return self.unclear
+        return self.whole if many else self.piece
 
     def oracle_error(self, rows: list[int]) -> Error | None:
         if self.rounded is None:
@@ -308,17 +330,19 @@ def _run(
     return rows, torch.cat(found)
 
 
-def _compare(case: Case, rows: list[int], logits: torch.Tensor, bar: _Bar, other: torch.Tensor | None) -> Row:
+def _compare(
+    case: Case, rows: list[int], logits: torch.Tensor, bar: _Bar, many: bool, other: torch.Tensor | None
+) -> Row:
+    """many: whether this case is the longest prompt."""
     want = _stack(bar.expected, rows)
     log_p, log_q = want.log_softmax(-1), logits.log_softmax(-1)
     kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
-    wanted = set(bar.clear_rows(rows))
-    chosen = [index for index, row in enumerate(rows) if row in wanted]
-    many = len(rows) == bar.many
+    chosen = [index for index, row in enumerate(rows) if bar.clear[row]]
 
     def errors(actual: torch.Tensor, expected: torch.Tensor) -> tuple[Error, Error, Error]:
-        """Over all rows, over those without a near tie, and what is judged of the two."""
-        whole, clear = error(actual, expected), error(actual[chosen], expected[chosen])
+        """Over all rows, over those without a near tie (all where each has one), and what is judged of the two."""
+        whole = error(actual, expected)
+        clear = error(actual[chosen], expected[chosen]) if chosen else whole
         return whole, clear, Error(clear.max, whole.rms if many else clear.rms)
 
     def top1(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -328,6 +352,6 @@ def _compare(case: Case, rows: list[int], logits: torch.Tensor, bar: _Bar, other
     beside = other if other is None else Beside(errors(other, want)[2], errors(logits, other)[2], top1(logits, other))
     return Row(
         label=case.label, rows=len(rows), near_ties=sum(not bar.clear[row] for row in rows),
-        error=whole, clear=clear, oracle=bar.oracle_error(rows), bound=bar.whole if many else bar.piece,
+        error=whole, clear=clear, oracle=bar.oracle_error(rows), bound=bar.bound(rows, many),
         judged=judged, top1=top1(logits, want), kl=kl, beside=beside,
     )  # fmt: skip

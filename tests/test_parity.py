@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from conftest import SEED, compile_artifact
 from gptoss_export.checkpoint.random import PRESETS, layout_for, with_layers, write_random
 from gptoss_export.errors import UsageError
 from gptoss_export.manifest import Part, describe_file, load_manifest, save_manifest
-from gptoss_export.parity import verify
+from gptoss_export.metric import TOLERANCES
+from gptoss_export.oracles import Routing
+from gptoss_export.parity import NEAR_TIE, Case, _Bar, _compare, _near_tie, default_lengths, verify
 
 SMALL = {"max_batch": 2, "max_context": 256, "prefill_chunks": (64,)}
 
@@ -40,16 +43,101 @@ def test_bfloat16_errs_no_more_than_transformers_does(checkpoints, tmp_path):
     assert all(row.oracle is not None and row.error.rms < row.oracle.rms for row in report.rows)
 
 
-def test_near_ties_are_what_rounding_turns_over():
-    from gptoss_export.parity import NEAR_TIE, _near_tie
+def _routing(margin, chosen=None):
+    return Routing(margin, torch.zeros(len(margin), dtype=torch.int64) if chosen is None else chosen)
 
+
+def test_near_ties_are_what_rounding_turns_over():
     exact = torch.linspace(0, 1, 200)
-    assert _near_tie(exact, exact) == NEAR_TIE  # logits in bfloat16 are that far apart in any case
-    assert _near_tie(exact, exact + 0.1) == pytest.approx(0.1)
+    assert _near_tie(_routing(exact), _routing(exact)) == NEAR_TIE  # logits in bfloat16 are that far apart in any case
+    assert _near_tie(_routing(exact), _routing(exact + 0.1)) == pytest.approx(0.1)
     one_moved = exact.clone()
     one_moved[7] = 5.0
-    assert _near_tie(exact, one_moved) == NEAR_TIE
-    assert _near_tie(torch.full((3,), torch.inf), torch.full((3,), torch.inf)) == 0.0  # all experts are chosen
+    assert _near_tie(_routing(exact), _routing(one_moved)) == NEAR_TIE
+    infinite = _routing(torch.full((3,), torch.inf))
+    assert _near_tie(infinite, infinite) == 0.0  # all experts are chosen
+
+
+def test_a_choice_that_turned_says_nothing_of_rounding():
+    """Its margin is that of another pair of experts; and with no choice left that did not, all are near ties."""
+    exact, moved, chosen = torch.linspace(0, 1, 200), torch.linspace(0, 1, 200), torch.zeros(200, dtype=torch.int64)
+    moved[:50] += 0.7
+    assert _near_tie(_routing(exact), _routing(moved)) == pytest.approx(0.7)
+    chosen[:50] = 1
+    assert _near_tie(_routing(exact), _routing(moved, chosen)) == NEAR_TIE
+    assert _near_tie(_routing(exact), _routing(moved, torch.ones_like(chosen))) == float("inf")
+
+
+def test_routing_tells_experts_apart_by_layer():
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]] * 4)
+    layer = Routing.of_layer(logits, torch.tensor([[0, 1], [1, 0], [0, 2], [2, 3]]))
+    assert layer.margin.tolist() == [1.0] * 4
+    same, other = layer.chosen[0] == layer.chosen[1], layer.chosen[[0, 2, 3]]
+    assert same and len(set(other.tolist())) == 3
+    swapped = Routing.of_layer(2 * logits, torch.tensor([[0, 2], [1, 0], [0, 1], [2, 3]]))
+    one, two = Routing.through([layer, swapped]), Routing.through([swapped, layer])
+    assert one.margin.tolist() == [1.0] * 4  # the least
+    assert (one.chosen == two.chosen).tolist() == [False, True, False, True]  # the same experts, in other layers
+    assert Routing.joined([one, two]).chosen.tolist() == [*one.chosen.tolist(), *two.chosen.tolist()]
+
+
+@pytest.mark.parametrize("name", ["transformers", "reference"])
+def test_oracles_tell_their_routing(checkpoints, name):
+    from gptoss_export.oracles import open_oracle
+
+    def routing(dtype):
+        oracle = open_oracle(name, checkpoints["hf"], dtype, torch.device("cpu"))
+        oracle.logits(list(range(140)), [0])
+        first = oracle.routing()
+        oracle.logits(list(range(140)), [0])  # a pass begins anew
+        assert torch.equal(oracle.routing().chosen, first.chosen)
+        return first
+
+    exact, rounded = routing(torch.float32), routing(torch.bfloat16)
+    assert exact.margin.shape == exact.chosen.shape == (140,) and exact.chosen.dtype == torch.int64
+    same = exact.chosen == rounded.chosen
+    assert same.any() and not same.all()  # rounding turns some
+    assert exact.margin[~same].mean() < exact.margin[same].mean()
+
+
+def _bar(clear):
+    """Ten rows; the oracle errs by 0.1 where the row is clear, by 0.4 where it is not."""
+    expected = {row: torch.ones(8) for row in range(10)}
+    rounded = {row: torch.full((8,), 1.1 if clear[row] else 1.4) for row in range(10)}
+    return _Bar(TOLERANCES[torch.bfloat16], expected, rounded, clear, list(range(10)))
+
+
+def _judged(bar, rows, off, many=False):
+    return _compare(Case("test", (1,)), rows, torch.full((len(rows), 8), 1 + off), bar, many, None)
+
+
+def test_a_case_without_a_clear_row_is_held_to_all_rows_of_the_oracle():
+    bar = _bar([row < 8 for row in range(10)])
+    assert bar.piece.max == pytest.approx(0.125, rel=1e-3)
+    unclear = _judged(bar, [8, 9], 0.2)
+    assert unclear.near_ties == 2 and unclear.bound == bar.unclear
+    assert unclear.bound.max == pytest.approx(0.5, rel=1e-3)
+    assert unclear.bound.rms == pytest.approx(1.25 * ((8 * 0.1**2 + 2 * 0.4**2) / 10) ** 0.5, rel=1e-3)
+    assert unclear.passed and not _judged(bar, [8, 9], 0.3).passed
+    assert not _judged(bar, [7, 8], 0.2).passed  # which has one
+    every = _bar([False] * 10)
+    assert every.whole == every.piece == every.unclear
+    assert _judged(every, [1], 0.45, many=True).passed
+
+
+def test_the_longest_prompt_is_told_by_the_case():
+    """Another case may compare as many rows."""
+    bar = _bar([row < 8 for row in range(10)])
+    rows = list(range(10))
+    assert _judged(bar, rows, 0.0).bound == bar.piece and _judged(bar, rows, 0.0, many=True).bound == bar.whole
+    assert bar.piece.rms < bar.whole.rms
+
+
+def test_lengths_cover_the_borders_of_both():
+    model = PRESETS["tiny"]
+    one, two = (SimpleNamespace(model=model, prefill_chunks=chunks) for chunks in ((16, 64), (100,)))
+    assert {63, 64, 65, 99, 100, 101, 131, 132, 133} <= set(default_lengths([one, two], 4000))
+    assert {99, 100, 101} & set(default_lengths([one], 4000)) == set()
 
 
 def test_reference_oracle_agrees(artifact, checkpoints):

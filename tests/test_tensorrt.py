@@ -66,6 +66,21 @@ def test_layers_share_engines():
         assert len(launches) >= 5 * layers
 
 
+def test_a_large_product_of_one_row_begins_a_segment():
+    """What makes the row is computed once; several rows, and few weights, stay where they are."""
+    from gptoss_export.targets.tensorrt.cut import cut
+
+    class Model(nn.Module):
+        def forward(self, x, weight):
+            return (nn.functional.linear(x * 2, weight) + 1,)
+
+    def segments(rows: int, width: int) -> int:
+        exported = torch.export.export(Model(), (torch.ones(rows, width), torch.ones(1024, width)), strict=False)
+        return len(cut(exported, "test"))
+
+    assert [segments(1, 1024), segments(2, 1024), segments(1, 512)] == [2, 1, 1]
+
+
 def test_what_is_alive_together_lies_apart():
     from gptoss_export.targets.tensorrt.cut import cut
     from gptoss_export.targets.tensorrt.plan import bound, plan
@@ -273,6 +288,9 @@ CONVERSIONS = [
     (aten.linear.default, lambda x, w, b: aten.linear(x, w, b), (_f(2, 8, dtype=BF16), _f(3, 8, dtype=BF16), _f(3, dtype=BF16))),
     (aten.linear.default, lambda x, w, b: aten.linear(x, w, b), (_f(1, 8, dtype=BF16), _f(3, 8, dtype=BF16), _f(3, dtype=BF16))),
     (aten.linear.default, lambda x, w: aten.linear(x, w), (_f(1, 8), _f(3, 8))),
+    (aten.linear.default, lambda x, w: aten.linear(x, w), (_f(1, 1, 8), _f(3, 8))),
+    (aten.linear.default, lambda x, w, b: aten.linear(x, w, b), (_f(8), _f(3, 8), _f(3))),
+    (aten.mul.Tensor, lambda x: aten.mul.Tensor(x, 1.0037), (_f(5, dtype=BF16),)),
     (aten.embedding.default, lambda w, i: aten.embedding(w, i), (_f(9, 4, dtype=BF16), _i(3))),
     (aten.to.dtype, lambda x: aten.to.dtype(x, BF16), (_f(2, 3),)),
     (aten.view.default, lambda x: aten.view(x, [-1, 2]) + 1, (_f(2, 3),)),
@@ -359,6 +377,7 @@ def test_converter_on_a_gpu(target, function, arguments, tmp_path):
     wanted = function(*given)
     wanted = list(wanted) if isinstance(wanted, tuple | list) else [wanted]
     contexts = Contexts(installed(), tmp_path, ["one"], device)  # holds the memory that its contexts work in
+    contexts.allocate()
     context = contexts["one"]
     inputs = [given[int(node.name.removeprefix("arguments_"))].to(device) for node in segment.inputs]
     outputs = [torch.empty_like(item, device=device) for item in wanted]
@@ -491,7 +510,10 @@ def test_artifact(engines, cli):
     assert manifest.versions["tensorrt_rtx"].startswith("1.")
     code, out, err = cli("inspect", engines, "--json")
     assert code == 0, err
-    told = json.loads(out)
+    facts = json.loads(out)
+    assert facts["programs"].keys() == manifest.programs.keys() and facts["files"].keys() == manifest.files.keys()
+    told = facts["tables"]
+    assert {row["program"] for row in told["steps"]} == manifest.programs.keys()
     assert len(told["engine segments"]) == 4 + 4 + 1 + 1
     for row in told["engine segments"]:
         assert f"engines/{row['engine']}.engine" in manifest.files
@@ -538,16 +560,33 @@ def test_no_gpu(engines, cli, checkpoints, tmp_path):
 
 
 def test_a_broken_schedule_is_refused(engines, tmp_path):
-    from gptoss_export.targets.tensorrt.schedule import load_schedule
-
+    """By whatever reads it; what else may be wrong with one is in test_tensorrt_checks.py."""
+    manifest, target = load_manifest(engines), TARGETS["tensorrt"]
     data = json.loads((engines / "schedule.json").read_text())
     data["programs"]["decode"]["steps"][0]["engine"] = "ghost"
     (tmp_path / "schedule.json").write_text(json.dumps(data))
+    assert "unknown engine 'ghost'" in "\n".join(target.problems(manifest, tmp_path))
     with pytest.raises(ArtifactError, match="unknown engine 'ghost'"):
-        load_schedule(tmp_path)
-    (tmp_path / "schedule.json").write_text("{}")
-    with pytest.raises(ArtifactError, match="malformed"):
-        load_schedule(tmp_path)
+        target.tables(manifest, tmp_path)
+    for kind in "schedule.json", ".engine", ".cubin":
+        left = {name: spec for name, spec in manifest.files.items() if not name.endswith(kind)}
+        (gone, *_) = manifest.files.keys() - left.keys()
+        fewer = dataclasses.replace(manifest, files=left)
+        assert f"{gone}: not among the manifest's files" in "\n".join(target.problems(fewer, engines))
+        with pytest.raises(ArtifactError, match=f"{re.escape(gone)}: not among the manifest's files"):
+            target.tables(fewer, engines)
+
+
+def test_lifted_constants_are_refused(tmp_path):
+    """Tracing makes an input of a tensor made of numbers, which nobody would bind."""
+    from gptoss_export.targets.tensorrt.build import build_programs
+    from gptoss_export.targets.tensorrt.flavour import installed
+
+    program, _ = next(iter(lowered()))
+    exported = torch.export.export(_Calls(lambda x: x + torch.tensor([1.0, 2.0])), (_f(3, 2),), strict=False)
+    lifted = dataclasses.replace(program, exported=exported, inputs=program.inputs[:1])
+    with pytest.raises(LoweringError, match="the graph has 2 inputs, the call 1: .*lifted_tensor"):
+        build_programs([lifted], installed(), ARCH, False, tmp_path)
 
 
 @pytest.mark.gpu

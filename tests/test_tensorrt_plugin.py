@@ -21,7 +21,7 @@ LACKING = (
     "createInferBuilder_INTERNAL", "createInferRefitter_INTERNAL", "createNvOnnxParser_INTERNAL",
     "createNvOnnxParserRefitter_INTERNAL", "getBuilderPluginRegistry", "getNvOnnxParserVersion", "initLibNvInferPlugins",
 )  # fmt: skip
-FULL = importlib.util.find_spec("tensorrt") is not None
+FULL = importlib.util.find_spec("tensorrt") is not None and importlib.util.find_spec("tensorrt_rtx") is None
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_registration(libraries):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not FULL, reason="the full TensorRT is not installed: pip install tensorrt-cu13")
+@pytest.mark.skipif(not FULL, reason="needs the full TensorRT (pip install tensorrt-cu13) without tensorrt_rtx beside it")
 def test_an_engine_with_its_kernels_inside(checkpoints, cli, tmp_path):
     code, out, err = cli("build", checkpoints["hf"], "-o", tmp_path / "a", "--target", "tensorrt", "--device", "cuda",
                          "--max-context", 4400, "--prefill-chunk", 64)  # fmt: skip

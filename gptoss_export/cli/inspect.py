@@ -26,7 +26,7 @@ def command(artifact: Path, html, as_json) -> None:
     tables = target.tables(manifest, artifact) if target is not None else []
     if as_json:
         rows = {table.title: [dict(zip(table.headings, row, strict=True)) for row in table.rows] for table in tables}
-        print_json(manifest.to_json() | rows)
+        print_json(manifest.to_json() | {"tables": rows})
     if html is not None or not as_json:
         print_table(*_tables(manifest, tables), html=html, quiet=as_json)
 

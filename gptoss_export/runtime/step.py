@@ -39,9 +39,10 @@ class DecodeStep:
         advance: torch.Tensor,
         options: SamplingBuffers,
     ) -> None:
+        # Before `_decode`, so that graphs go first when the step does: it may hold the code of their kernels.
+        self._captured: dict[bool, _Captured] = {}
         self.tokens, self.positions, self.advance = tokens, positions, advance
         self._decode, self._options = decode, options
-        self._captured: dict[bool, _Captured] = {}
         self.scores: Scores | None = None
         self.logprobs: torch.Tensor | None = None
 

@@ -6,7 +6,7 @@ into engine segments (cut.py), whose tensors are bound by address: weights are i
 decode and prefill share one copy, and layers of a kind share one engine.
 
     engines/<key>.engine            a segment; layers of equal structure share it
-    plugins/<name>.ptx, .cubin      a kernel, without Triton's scratch parameters
+    plugins/<name>.ptx, .cubin      a kernel, without Triton's scratch parameters (where engines hold none)
     schedule.json                   the steps of each program and what they are bound to
 
 Running needs TensorRT's Python runtime, cuda-bindings and torch (for memory): no Triton.
@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
+from ...errors import ArtifactError
 from ...manifest import Manifest
 from ..target import Availability, Callables, Plan, Table, Target, gpu_arch
-from .flavour import FULL, INSTALL, RTX, RTX_VERSIONS, Flavour, installed
+from .flavour import FULL, INSTALL, RTX, Flavour, installed
 
 if TYPE_CHECKING:
     from ...export import Program
@@ -50,7 +51,7 @@ class TensorRT(Target):
         builds = f"builds {', '.join(self.archs(device))}"
         if flavour.has_plugins:
             return Availability(True, f"{_spell(flavour)}, kernels inside of engines (never yet executed); {builds}")
-        other = f"for kernels inside of engines: {INSTALL[FULL]}"
+        other = f"for kernels inside of engines, in place of {RTX}: {INSTALL[FULL]}"
         return Availability(True, f"{_spell(flavour)}, kernels between engines; {builds}", other)
 
     def here(self, device: str) -> str | None:
@@ -59,7 +60,9 @@ class TensorRT(Target):
     def archs(self, device: str) -> tuple[str, ...]:
         flavour, here = installed(), self.here(device)
         elsewhere = _ELSEWHERE if flavour is not None and flavour.name == RTX else ()
-        return elsewhere if here is None else (here, *(arch for arch in elsewhere if arch != here))
+        if here is None or flavour is None or not flavour.supports(here):
+            return elsewhere
+        return here, *(arch for arch in elsewhere if arch != here)
 
     def versions(self) -> dict[str, str]:
         flavour = installed()
@@ -79,17 +82,19 @@ class TensorRT(Target):
         return build_programs(programs, installed(), plan.arch, plan.arch == self.here(plan.device), plan.folder)
 
     def problems(self, manifest: Manifest, folder: Path) -> list[str]:
+        from .schedule import load_schedule
+
         found = []
-        flavour = installed()
-        built_with = next((name for name in INSTALL if name in manifest.versions), None)
+        built_with = _built_with(manifest)
         if built_with is None:
             found.append("versions: the manifest names no TensorRT; build the artifact again")
-        elif flavour is None or (flavour.name, flavour.version) != (built_with, manifest.versions[built_with]):
-            wanted = manifest.versions[built_with]
-            found.append(
-                f"{built_with}: artifact built with {wanted}, found {_spell(flavour)}; engines load in the version that "
-                f"built them: {INSTALL[built_with]}, version {wanted}, or build again"
-            )
+        else:
+            flavour, wanted = installed(built_with), manifest.versions[built_with]
+            if flavour is None or flavour.version != wanted:
+                found.append(
+                    f"{built_with}: artifact built with {wanted}, found {_spell(flavour or installed())}; engines load in "
+                    f"the version that built them: {INSTALL[built_with]}, version {wanted}, or build again"
+                )
         if built_with == RTX and not _found("cuda.bindings"):
             found.append("cuda-bindings: not found, it launches the kernels; run: pip install cuda-bindings")
         here = self.here(manifest.device)
@@ -97,17 +102,21 @@ class TensorRT(Target):
             found.append(f"device: artifact is for a CUDA GPU ({manifest.arch}), torch finds none here")
         elif here != manifest.arch:
             found.append(f"arch: artifact is for {manifest.arch}, this GPU is {here}; build with --arch {here}")
+        try:
+            load_schedule(folder, manifest)
+        except ArtifactError as error:
+            found.append(str(error))
         return found
 
     def load(self, manifest: Manifest, folder: Path, device: torch.device) -> Callables:
         from .run import load_programs
 
-        return load_programs(manifest, folder, device, installed())
+        return load_programs(manifest, folder, device, installed(_built_with(manifest)))
 
     def tables(self, manifest: Manifest, folder: Path) -> list[Table]:
         from .schedule import EngineStep, load_schedule
 
-        schedule = load_schedule(folder)
+        schedule = load_schedule(folder, manifest)
         used: dict[str, dict[str, int]] = {}
         for name, program in schedule.programs.items():
             for step in program.steps:
@@ -129,10 +138,15 @@ class TensorRT(Target):
             engines = sum(isinstance(step, EngineStep) for step in program.steps)
             programs.append((name, str(engines), str(len(program.steps) - engines), str(program.arena)))
         return [
-            Table("programs", ("program", "engines run", "kernels launched", "scratch bytes"), programs),
+            Table("steps", ("program", "engines run", "kernels launched", "scratch bytes"), programs),
             Table("engine segments", ("engine", "of", "bytes", "used by"), segments),
             Table("plugins", ("kernel", "grid", "threads", "shared bytes", "used by"), plugins),
         ]
+
+
+def _built_with(manifest: Manifest) -> str | None:
+    """The TensorRT that an artifact needs, by the versions that its manifest names."""
+    return next((name for name in INSTALL if name in manifest.versions), None)
 
 
 def _found(module: str) -> bool:
@@ -145,6 +159,6 @@ def _found(module: str) -> bool:
 def _spell(flavour: Flavour | None) -> str:
     if flavour is None:
         return "no TensorRT"
-    seen = RTX_VERSIONS.get(".".join(flavour.version.split(".")[:3]), ()) if flavour.name == RTX else ()
-    return f"{flavour.name} {flavour.version}" + (f" (its engines ran on {', '.join(seen)} in trials)" if seen else "")
+    seen = f" (its engines ran on {', '.join(flavour.seen_on)} in trials)" if flavour.seen_on else ""
+    return f"{flavour.name} {flavour.version}{seen}"
 

@@ -6,13 +6,14 @@ hold plugins, it is one engine.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...errors import LoweringError, raise_all
+from ...errors import ArtifactError, BuildError, LoweringError, raise_all
 from ...export import Program
 from ...lower import plugin_parts
 from .contexts import CACHE, Contexts
@@ -46,6 +47,7 @@ def build_programs(
     maker, add_plugin = plugin_parts()
     made = _Made(flavour, arch, on_this_gpu, folder, maker(arch), add_plugin)
     for program in programs:
+        _check_inputs(program)
         steps = cut(program.exported, program.name)
         missing = [text for step in steps if isinstance(step, Segment) for text in missing_converters(step)]
         raise_all(LoweringError, f"program {program.name}: ops that TensorRT has no converter for", missing)
@@ -53,6 +55,19 @@ def build_programs(
     save_schedule(Schedule(made.engines, made.plugins, made.schedules), folder)
     files = [Path(NAME), *(Path("engines", f"{key}.engine") for key in made.engines), *made.cache()]
     return files + [Path("plugins", name + kind) for name in made.plugins for kind in (".ptx", ".cubin")]
+
+
+def _check_inputs(program: Program) -> None:
+    """Raise LoweringError where tracing has made inputs of its own: inputs are bound by their place in the call.
+
+    A tensor that an op makes of numbers becomes one (a lifted constant), and nobody would bind it.
+    """
+    found, expected = program_inputs(program.exported), len(program.inputs)
+    if len(found) != expected:
+        named = {spec.arg.name for spec in program.exported.graph_signature.input_specs if spec.kind.name != "USER_INPUT"}
+        lifted = ", ".join(node.name for node in found if node.name in named) or "none of them lifted"
+        raise LoweringError(f"program {program.name}: the graph has {len(found)} inputs, the call {expected}: {lifted}; "
+                            "make constants of numbers, or inputs of the program")  # fmt: skip
 
 
 class _Made:
@@ -105,7 +120,11 @@ class _Made:
         """The file of what loading would compile, where it can be compiled here."""
         if not (self._on_this_gpu and self._flavour.compiles_at_load):
             return []
-        cache = Contexts(self._flavour, self._folder, self.engines, torch.device("cuda")).cache()
+        device = torch.device("cuda", torch.cuda.current_device())
+        try:
+            cache = Contexts(self._flavour, self._folder, self.engines, device).cache()
+        except ArtifactError as error:  # there is no artifact yet: it is the build that fails
+            raise BuildError(f"what loading compiles cannot be compiled here: {error}") from error
         (self._folder / CACHE).write_bytes(cache)
         return [Path(CACHE)]
 
@@ -129,10 +148,16 @@ class _Made:
         return found
 
     def _write_plugin(self, plugin: Any) -> None:
-        if plugin.name in self.plugins:
+        if self._flavour.has_plugins or plugin.name in self.plugins:  # inside of an engine, the engine holds it
             return
         (self._folder / "plugins" / f"{plugin.name}.ptx").write_text(plugin.ptx)
         (self._folder / "plugins" / f"{plugin.name}.cubin").write_bytes(plugin.cubin)
         self.plugins[plugin.name] = PluginSpec(
-            plugin.function, plugin.inputs, plugin.outputs, plugin.grid, plugin.threads, plugin.shared
-        )
+            plugin.function, plugin.inputs, plugin.outputs, tuple(map(_bytes, map(plugin.tensors.get, plugin.arguments))),
+            plugin.grid, plugin.threads, plugin.shared,
+        )  # fmt: skip
+
+
+def _bytes(tensor: tuple[torch.dtype, tuple[int, ...]]) -> int:
+    dtype, shape = tensor
+    return math.prod(shape) * dtype.itemsize

@@ -43,9 +43,11 @@ class Layers:
         return self.network.add_constant(values.shape, self.trt.Weights(values)).get_output(0)
 
     def full(self, value: float | bool, like: Any) -> Any:
-        """A number as a tensor of the dtype and rank of another."""
+        """A number as a tensor of the dtype and rank of another. Raises ValueError where whole numbers cannot hold it."""
         types = self.trt.DataType
         kind = {types.INT64: np.int64, types.INT32: np.int32, types.BOOL: np.bool_}.get(like.dtype, np.float32)
+        if kind is not np.float32 and isinstance(value, float) and not value.is_integer():
+            raise ValueError(f"the number {value} beside a tensor of {like.dtype}")
         scalar = self.constant(np.full((1,) * len(like.shape), value, kind))
         return scalar if scalar.dtype == like.dtype else self.network.add_cast(scalar, like.dtype).get_output(0)
 
@@ -97,19 +99,25 @@ class Layers:
 
 
 def _binary(operation: str) -> Callable[..., Any]:
-    """A pointwise op of two operands, in the dtype that torch promotes them to."""
+    """A pointwise op of two operands, in the dtype that torch promotes them to.
+
+    A Python number beside a tensor of 16 bits is not rounded to those: on a GPU torch computes in float32 and rounds
+    the result.
+    """
 
     def convert(layers: Layers, value: torch.Tensor, a: Any, b: Any, alpha: int = 1) -> Any:
         if alpha != 1:
             raise NotImplementedError(f"alpha {alpha}")
-        a, b = (layers.cast(x, value.dtype) if hasattr(x, "dtype") else x for x in (a, b))
-        return layers.elementwise(operation, a, b)
+        number = not (hasattr(a, "dtype") and hasattr(b, "dtype"))
+        computed = torch.float32 if number and value.dtype in (torch.bfloat16, torch.float16) else value.dtype
+        a, b = (layers.cast(x, computed) if hasattr(x, "dtype") else x for x in (a, b))
+        return layers.cast(layers.elementwise(operation, a, b), value.dtype)
 
     return convert
 
 
 def _compare(*operations: str) -> Callable[..., Any]:
-    """A comparison of two tensors of one dtype, or with a number."""
+    """A comparison of two tensors of one dtype, or with a number that the tensor's dtype holds."""
 
     def convert(layers: Layers, value: torch.Tensor, a: Any, b: Any) -> Any:
         results = [layers.elementwise(operation, a, b) for operation in operations]
@@ -155,7 +163,7 @@ def _mean(layers: Layers, value: torch.Tensor, x: Any, dims: Sequence[int], keep
 
 
 def _linear(layers: Layers, value: torch.Tensor, x: Any, weight: Any, bias: Any = None) -> Any:
-    """x [T, K] by weight [N, K].
+    """x [T, K] (one row: of any rank) by weight [N, K].
 
     One row is written as a sum of products: TensorRT for RTX has slow kernels for matrix products of one row, and
     compiles this to one that sums in float32 and takes in what comes before (H200, alone: 276 us in place of 361 for
@@ -163,7 +171,7 @@ def _linear(layers: Layers, value: torch.Tensor, x: Any, weight: Any, bias: Any 
     """
     if value.numel() == value.size(-1):
         products = layers.elementwise("PROD", *(layers.cast(factor, torch.float32) for factor in (weight, x)))
-        total = layers.reshape(layers.reduce("SUM", products, 1), value.shape)
+        total = layers.reshape(layers.reduce("SUM", products, -1), value.shape)
         if bias is not None:
             total = layers.elementwise("SUM", total, layers.cast(bias, torch.float32))
         return layers.cast(total, value.dtype)
@@ -228,6 +236,9 @@ def _sort(
 
     An element's rank is how many are larger, and how many of its equals come before it. E is the number of
     experts; T E E comparisons are few beside the experts' work.
+
+    NaN is larger than nothing: several elements get one rank then, and their indices add up. What comes out means
+    nothing, but kernels make addresses of it, so it is an index all the same.
     """
     rows, count = x.shape
     if not descending or dim % 2 != 1:
@@ -242,18 +253,18 @@ def _sort(
     values = layers.reduce("SUM", layers.select(here, others, 0.0), 2)
     numbers = layers.constant(np.arange(count, dtype=np.int32).reshape(1, 1, count))
     indices = layers.reduce("SUM", layers.select(here, numbers, 0), 2)
-    return values, layers.cast(indices, torch.int64)
+    return values, layers.cast(layers.elementwise("MIN", indices, count - 1), torch.int64)
 
 
 def _argmax(layers: Layers, value: torch.Tensor, x: Any, dim: int, keepdim: bool = False) -> Any:
-    """The lowest index of the largest value."""
+    """The lowest index of the largest value; the last index where NaN leaves none, since a gather reads there."""
     count = x.shape[dim]
     largest = layers.elementwise("EQUAL", x, layers.reduce("MAX", x, dim, keepdim=True))
     shape = [1] * len(x.shape)
     shape[dim] = count
     numbers = layers.constant(np.arange(count, dtype=np.int32).reshape(shape))
     lowest = layers.reduce("MIN", layers.select(largest, numbers, count), dim, keepdim)
-    return layers.cast(lowest, torch.int64)
+    return layers.cast(layers.elementwise("MIN", lowest, count - 1), torch.int64)
 
 
 def _logsumexp(layers: Layers, value: torch.Tensor, x: Any, dims: Sequence[int], keepdim: bool = False) -> Any:

@@ -81,8 +81,12 @@ class _Network:
     def take(self, inputs: Sequence[Node]) -> None:
         for index, node in enumerate(inputs):
             value = node.meta["val"]
-            dtype = torch.int8 if value.dtype == torch.uint8 else value.dtype  # UINT8 is for casts only
-            self._known[node] = self._network.add_input(f"in{index}", self._layers.dtype(dtype), tuple(value.shape))
+            # UINT8 is for casts only. Kernels read the same bytes; `_convert` refuses who would compute with them.
+            dtype = torch.int8 if value.dtype == torch.uint8 else value.dtype
+            try:
+                self._known[node] = self._network.add_input(f"in{index}", self._layers.dtype(dtype), tuple(value.shape))
+            except LookupError:
+                raise BuildError(f"{self._told}: input {node.name} is {value.dtype}, which TensorRT has no type for") from None
 
     def convert(self, nodes: Iterable[Node]) -> None:
         for node in nodes:
@@ -122,17 +126,22 @@ class _Network:
 
 
 def _convert(layers: Layers, node: Node, known: dict[Node, Any], log: _Log) -> Any:
-    arguments, options = torch.fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+    packed = [given.name for given in node.all_input_nodes if getattr(given.meta["val"], "dtype", None) == torch.uint8]
+    if packed:
+        raise BuildError(f"{node.name} ({node.target}): reads {', '.join(packed)}, of uint8, which engines can only hand "
+                         "to a kernel: TensorRT would take the bytes for int8")  # fmt: skip
     value = node.meta["val"]
     try:
+        arguments, options = torch.fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
         result = CONVERTERS[node.target](layers, value, *arguments, **options)
         results = result if isinstance(result, tuple) else (result,)
         values = value if isinstance(value, list | tuple) else (value,)
         found = [(tuple(item.shape), item.dtype) for item in results]
-    except (AttributeError, TypeError, ValueError, NotImplementedError) as error:
-        # A layer that TensorRT refuses is None; what was wrong with it is in the log.
-        raise BuildError(f"{node.name} ({node.target}): no layers for it ({error}) {log.text()}") from error
-    expected = [(tuple(item.shape), layers.dtype(item.dtype)) for item in values]
+        expected = [(tuple(item.shape), layers.dtype(item.dtype)) for item in values]
+    except (AttributeError, TypeError, ValueError, LookupError, RuntimeError, OverflowError) as error:
+        # A layer that TensorRT refuses is None, or its bindings raise; what was wrong with it is in the log.
+        told = f"{type(error).__name__}: {error}"
+        raise BuildError(f"{node.name} ({node.target}): no layers for it ({told}) {log.text()}") from error
     if found != expected:
         raise BuildError(f"{node.name} ({node.target}): TensorRT gives {found}, expected {expected} {log.text()}")
     return result

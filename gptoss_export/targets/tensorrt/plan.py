@@ -13,9 +13,7 @@ from torch.fx import Node
 
 from ...errors import LoweringError
 from .cut import Launch, Segment, owner
-from .schedule import ARENA, INPUT, OUTPUT, Reference
-
-_ALIGNMENT = 256  # bytes; kernels are compiled for pointers aligned to 16
+from .schedule import ALIGNMENT, ARENA, INPUT, OUTPUT, Reference
 
 
 def plan(exported: ExportedProgram, steps: Sequence[Segment | Launch]) -> tuple[dict[Node, Reference], int]:
@@ -35,7 +33,7 @@ def plan(exported: ExportedProgram, steps: Sequence[Segment | Launch]) -> tuple[
                 lives[node] = lives.get(node, (index, index))[0], index
     taken: list[tuple[int, int, int, int]] = []  # offset, end, first step, last step
     for node, (first, last) in sorted(lives.items(), key=lambda item: -_bytes(item[0])):
-        size, offset = -(-_bytes(node) // _ALIGNMENT) * _ALIGNMENT, 0
+        size, offset = -(-_bytes(node) // ALIGNMENT) * ALIGNMENT, 0
         for start, end, begins, ends in sorted(taken):
             if begins <= last and first <= ends and offset < end:
                 if offset + size <= start:

@@ -12,11 +12,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import ArtifactError
+from ...errors import ArtifactError, raise_all
+from ...manifest import Manifest
 
 NAME = "schedule.json"
 INPUT, ARENA, OUTPUT = "input", "arena", "output"
-_PLACES = (INPUT, ARENA, OUTPUT)
+PLACES = (INPUT, ARENA, OUTPUT)
+ALIGNMENT = 256  # bytes, of places in the arena; kernels are compiled for pointers aligned to 16
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class PluginSpec:
     function: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    bytes: tuple[int, ...]  # of each argument: inputs, then outputs
     grid: tuple[int, int, int]
     threads: int
     shared: int
@@ -75,8 +78,13 @@ def save_schedule(schedule: Schedule, folder: Path) -> None:
     (folder / NAME).write_text(json.dumps(dataclasses.asdict(schedule), separators=(",", ":")) + "\n")
 
 
-def load_schedule(folder: Path) -> Schedule:
-    """Read `folder`/schedule.json. Raises ArtifactError where it is no schedule or contradicts itself."""
+def load_schedule(folder: Path, manifest: Manifest) -> Schedule:
+    """Read `folder`/schedule.json, and hold it against itself and the artifact's manifest (check.py).
+
+    Raises ArtifactError naming all that no build writes.
+    """
+    from .check import violations  # which knows the format
+
     path = folder / NAME
     try:
         data = json.loads(path.read_text())
@@ -85,14 +93,15 @@ def load_schedule(folder: Path) -> Schedule:
             plugins={name: _plugin(spec) for name, spec in data["plugins"].items()},
             programs={name: _program(spec) for name, spec in data["programs"].items()},
         )
-        _check(schedule)
+        problems = list(violations(schedule, manifest))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path}: malformed ({type(error).__name__}: {error}); build the artifact again") from None
+    raise_all(ArtifactError, f"{path}: not what a build writes; build the artifact again", problems)
     return schedule
 
 
 def _plugin(spec: dict) -> PluginSpec:
-    tuples = {name: tuple(spec[name]) for name in ("inputs", "outputs", "grid")}
+    tuples = {name: tuple(spec[name]) for name in ("inputs", "outputs", "bytes", "grid")}
     return PluginSpec(**spec | tuples)
 
 
@@ -107,22 +116,3 @@ def _program(spec: dict) -> ProgramSchedule:
         for step in spec["steps"]
     )
     return ProgramSchedule(spec["arena"], steps)
-
-
-def _check(schedule: Schedule) -> None:
-    for name, program in schedule.programs.items():
-        for step in program.steps:
-            if isinstance(step, EngineStep):
-                if step.engine not in schedule.engines:
-                    raise ValueError(f"program {name}: unknown engine {step.engine!r}")
-                references = (*step.inputs, *step.outputs)
-            else:
-                spec = schedule.plugins[step.plugin]
-                if len(spec.inputs + spec.outputs) != len(step.arguments):
-                    raise ValueError(f"program {name}: {step.plugin} takes other arguments")
-                references = step.arguments
-            for reference in references:
-                if reference.place not in _PLACES or type(reference.value) is not int or reference.value < 0:
-                    raise ValueError(f"program {name}: {reference}")
-                if reference.place == ARENA and reference.value >= program.arena:
-                    raise ValueError(f"program {name}: {reference} is outside of its arena of {program.arena} bytes")
