@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +160,26 @@ def test_weights_stay_where_they_are(artifacts, checkpoints):
     assert {(function.domain, function.name) for function in model.functions} == {
         ("gptoss", "Mxfp4Experts"), ("gptoss", "SinkAttention"),
     }  # fmt: skip
+
+
+def test_onnx_accepts_a_copy(artifacts, tmp_path):
+    """By path, with shape inference; a copy, since it refuses files with several hard links."""
+    for arch, folder in artifacts.items():
+        copy = shutil.copytree(folder, tmp_path / arch)
+        onnx.checker.check_model(str(copy / "model.onnx"), full_check=True)
+        onnx.shape_inference.infer_shapes_path(str(copy / "model.onnx"), str(tmp_path / f"{arch}.onnx"), strict_mode=True)
+
+
+def test_commands(artifacts, cli):
+    artifact = artifacts["onnxruntime"]
+    code, out, err = cli("inspect", artifact)
+    assert code == 0 and "onnx for cpu (onnxruntime), float32" in out, err
+    code, out, err = cli("bench", artifact, "--context", "70", "--batch", "1,2", "--json")
+    assert code == 0 and [row["batch"] for row in json.loads(out)["measurements"]] == [1, 2], err
+    code, out, err = cli("run", artifact, "--tokens", "1,2,3", "--max-new-tokens", "5", "--no-stop", "--json")
+    assert code == 0 and len(json.loads(out)["tokens"]) == 5, err
+    code, _, err = cli("bench", artifact, "--context", "70", "--profile")
+    assert code == 2 and "expected an artifact for CUDA" in err
 
 
 def test_two_builds_are_the_same(artifacts, checkpoints, tmp_path):
