@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from .errors import UsageError, raise_all
-from .manifest import Manifest, TensorSpec, WeightSpec
+from .manifest import Manifest, WeightSpec
 from .progress import Steps
 from .runtime import Runner
 
@@ -126,7 +126,7 @@ def bench(
         startup_s=startup,
         bandwidth=bandwidth,
         memory=memory,
-        weights_and_cache=_weight_bytes(manifest) + _cache_bytes(manifest),
+        weights_and_cache=_weight_bytes(manifest) + runner._cache_bytes(),
     )
     for (batch, context), (prefill, ttft, step) in timings.items():
         floor = floor_bytes(manifest, batch, context) / bandwidth
@@ -199,17 +199,12 @@ def floor_bytes(manifest: Manifest, batch: int, context: int) -> float:
     return total
 
 
-def _size(spec: TensorSpec | WeightSpec) -> int:
-    return torch.Size(spec.shape).numel() * getattr(torch, spec.dtype).itemsize
-
-
 def _weight_bytes(manifest: Manifest) -> int:
     return sum(map(_size, manifest.weights.values()))
 
 
-def _cache_bytes(manifest: Manifest) -> int:
-    """Of the caches that programs take; a model that keeps its own has none here."""
-    return sum(_size(item) for item in manifest.programs["decode"].inputs if item.role == "cache") if manifest.programs else 0
+def _size(spec: WeightSpec) -> int:
+    return torch.Size(spec.shape).numel() * getattr(torch, spec.dtype).itemsize
 
 
 def _prompt(manifest: Manifest, length: int, seed: int = 0) -> list[int]:

@@ -54,7 +54,7 @@ def test_attention_of_onnxruntime_at_every_border(artifacts, checkpoints):
 
 def test_standard_operators(artifacts, checkpoints):
     report = verify(
-        artifacts["portable"], checkpoints["hf"], "transformers", [1, 33, 65, 200], beside=artifacts["onnxruntime"]
+        artifacts["portable"], checkpoints["hf"], "transformers", [1, 31, 32, 33, 65, 97, 200, 4097], beside=artifacts["onnxruntime"]
     )
     assert report.passed and all(row.top1 == 1.0 for row in report.rows), report.rows
 
@@ -203,8 +203,13 @@ def test_refusals(artifacts, checkpoints, tmp_path, cli, monkeypatch):
     other = dataclasses.replace(manifest, arch="sm_90", files={})
     assert "arch: artifact is for sm_90" in str(target.problems(other, Path()))
     assert "model.onnx is not in the manifest" in str(target.problems(other, Path()))
-    monkeypatch.setattr(ort, "__version__", "1.22.9")
-    assert "found 1.22.9, expected 1.23 or later" in str(target.problems(manifest, Path()))
+    code, _, err = cli("build", checkpoints["hf"], "-o", tmp_path / "a", "--target", "onnx", "--arch", "sm_90", "--portable")
+    assert code == 2 and "--portable: means --arch portable, found --arch sm_90" in err
+    import gptoss_export.targets.onnx as module
+
+    monkeypatch.setattr(module, "version", lambda package: "1.23.2")
+    assert "onnxruntime: found 1.23.2, expected 1.24 or later" in str(target.problems(manifest, Path()))
+    assert not target.available("cpu").ready
     code, _, err = cli("build", checkpoints["hf"], "-o", tmp_path / "a", "--target", "aoti", "--portable")
     assert code == 2 and "--arch portable: aoti compiles here for" in err
     code, _, err = cli("build", checkpoints["hf"], "-o", tmp_path / "a", "--target", "onnx", "--dtype", "bfloat16")
@@ -217,10 +222,17 @@ def test_a_model_that_is_not_the_manifests(artifacts, tmp_path):
     manifest = load_manifest(artifacts["onnxruntime"])
     fewer = dataclasses.replace(manifest, model=dataclasses.replace(manifest.model, num_key_value_heads=1))
     with pytest.raises(ArtifactError, match="not the model of the manifest"):
-        load_model(fewer, artifacts["onnxruntime"] / "model.onnx", in_place=True)
+        load_model(fewer, artifacts["onnxruntime"] / "model.onnx")
+    for changes, message in (
+        ({"model": dataclasses.replace(manifest.model, vocab_size=520)}, "outputs logits: found .*512.*, expected .*520"),
+        ({"arch": "portable"}, "arch: found onnxruntime, expected portable"),
+        ({"max_context": 9999}, "max_context: found 4352, expected 9999"),
+    ):
+        with pytest.raises(ArtifactError, match=message):
+            load_model(dataclasses.replace(manifest, **changes), artifacts["onnxruntime"] / "model.onnx")
     (tmp_path / "model.onnx").write_bytes(b"no model")
     with pytest.raises(ArtifactError, match="cannot load it"):
-        load_model(manifest, tmp_path / "model.onnx", in_place=True)
+        load_model(manifest, tmp_path / "model.onnx")
 
 
 def test_programs_are_asked_for_where_they_are_needed(artifacts, tmp_path):
@@ -288,6 +300,66 @@ def test_a_full_slot_is_left_alone(checkpoints, tmp_path, arch):
         runner.decode([1, None])
 
 
+@pytest.mark.parametrize("arch", ARCHS)
+def test_a_call_that_fails_changes_nothing(artifacts, arch):
+    """Neither an error of onnxruntime nor an interruption: the sequence goes on as if it had not been."""
+    runner = Runner.load(artifacts[arch])
+    session = runner._model._session
+    runner.prefill(PROMPT[:100])
+
+    class Failing:
+        def io_binding(self):
+            return session.io_binding()
+
+        def run(self, *_):
+            raise failure
+
+        run_with_iobinding = run
+
+    for failure, expected in ((MemoryError("no memory"), RunError), (KeyboardInterrupt(), KeyboardInterrupt)):
+        runner._model._session = Failing()
+        with pytest.raises(expected):
+            runner.prefill(PROMPT[100:])
+        with pytest.raises(expected):
+            runner.decode([5, None])
+        runner._model._session = session
+        assert runner.length() == 100
+    last = runner.prefill(PROMPT[100:])
+    fresh = Runner.load(artifacts[arch]).prefill(PROMPT)
+    assert error(torch.from_numpy(last), torch.from_numpy(fresh)).within(TOLERANCES[torch.float32])
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_nothing_to_decode(artifacts, arch):
+    runner = Runner.load(artifacts[arch])
+    runner.prefill([1, 2, 3])
+    before = runner._cache_bytes()
+    assert not runner.decode([None, None]).any() and runner.length() == 3 and runner._cache_bytes() == before
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from gptoss_export.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_a_missing_package_is_told(artifacts, artifact):
+    """Where there is no torch: one target less in the list, and a refusal for what needs it."""
+
+    def run(*arguments):
+        return subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *map(str, arguments)], capture_output=True, text=True)
+
+    done = run("targets", "--json")
+    assert done.returncode == 0, done.stderr
+    details = {row["target"]: row for row in json.loads(done.stdout)["targets"]}
+    assert details["onnx"]["ready"] and "torch" in details["aoti"]["detail"] and not details["aoti"]["ready"]
+    done = run("run", artifact, "--tokens", "1,2")
+    assert done.returncode == 2 and "target aoti cannot be used here" in done.stderr
+    assert run("run", artifacts["onnxruntime"], "--tokens", "1,2,3", "--max-new-tokens", "2").returncode == 0
+
+
 def test_logits_and_scores(artifacts):
     runner = Runner.load(artifacts["onnxruntime"])
     rows = np.concatenate(list(runner.prefill_logits(PROMPT)))
@@ -309,7 +381,7 @@ def test_tokens_are_drawn_as_in_torch():
     from gptoss_export.runtime.sampler import SamplingBuffers, Scores
     from gptoss_export.runtime.sampler import choose as on_device
 
-    options = [Sampling(), Sampling(0.7, seed=-5), Sampling(1.3, top_k=7, seed=2**62), Sampling(0.9, top_p=0.6), Sampling(2.0, 40, 0.9, 11)]
+    options = [Sampling(), Sampling(1e-46), Sampling(0.7, seed=-5), Sampling(1.3, top_k=7, seed=2**62), Sampling(0.9, top_p=0.6), Sampling(2.0, 40, 0.9, 11)]
     generator = torch.Generator().manual_seed(0)
     buffers = SamplingBuffers(len(options), torch.device("cpu"))
     buffers.set(options)
@@ -321,6 +393,6 @@ def test_tokens_are_drawn_as_in_torch():
         scores = Scores(logits, top, logits.amax(-1) - total, total)
         for sampled in (False, True):
             tokens, logprobs = on_device(scores, positions, buffers, sampled)
-            found, found_logprobs = on_host(logits.numpy(), positions.tolist(), options if sampled else None)
+            found, found_logprobs = on_host(logits.numpy(), positions.tolist(), dict(enumerate(options)) if sampled else {})
             assert found.tolist() == tokens.tolist(), round_
             assert np.allclose(found_logprobs, logprobs.numpy(), atol=1e-5)

@@ -16,7 +16,7 @@ from .output import json_option, print_json, progress, reports_errors, size
 @click.option("--target", default="aoti", show_default=True, help="What to compile to; see `gptoss-export targets`.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--arch", help="Machine code to build, such as sm_90; default: this machine's.")
-@click.option("--portable", "arch", flag_value="portable", help="As --arch portable: of onnx, standard operators alone.")
+@click.option("--portable", is_flag=True, help="As --arch portable: of onnx, standard operators alone.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Default: float32 on cpu, bfloat16 on cuda.")
 @click.option("--max-batch", type=int, default=1, show_default=True, help="Sequences at a time.")
 @click.option("--max-context", type=int, default=4096, show_default=True, help="Tokens a sequence can hold.")
@@ -26,11 +26,15 @@ from .output import json_option, print_json, progress, reports_errors, size
 @json_option
 @reports_errors
 def command(
-    checkpoint, output, target, device, arch, dtype, max_batch, max_context, prefill_chunks, stop_tokens, as_json
+    checkpoint, output, target, device, arch, portable, dtype, max_batch, max_context, prefill_chunks, stop_tokens, as_json
 ) -> None:  # fmt: skip
     """Compile CHECKPOINT into an artifact that `gptoss-export run` and `Runner.load` run."""
     from ..build import BuildOptions, build
+    from ..errors import UsageError
 
+    if portable and arch not in (None, "portable"):
+        raise UsageError(f"--portable: means --arch portable, found --arch {arch} beside it; give one of them")
+    arch = "portable" if portable else arch
     chunks = prefill_chunks or (max(1, min(128, max_context)),)
     options = BuildOptions(target, device, dtype, arch, max_batch, max_context, chunks, stop_tokens or None)
     start = time.perf_counter()

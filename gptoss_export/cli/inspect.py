@@ -22,8 +22,7 @@ def command(artifact: Path, html, as_json) -> None:
     check_parent("--html", html)
     manifest = load_manifest(artifact)
     check_files(manifest, artifact)
-    target = TARGETS.get(manifest.target)
-    tables = target.tables(manifest, artifact) if target is not None else []
+    tables = TARGETS[manifest.target].tables(manifest, artifact) if manifest.target in TARGETS else []
     if as_json:
         rows = {table.title: [dict(zip(table.headings, row, strict=True)) for row in table.rows] for table in tables}
         print_json(manifest.to_json() | {"tables": rows})

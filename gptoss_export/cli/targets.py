@@ -14,13 +14,20 @@ def command(as_json) -> None:
     """List what can be built on this machine, and what is missing for the rest."""
     from rich.table import Table
 
+    from ..errors import UsageError
     from ..targets import TARGETS
 
-    rows = [
-        {"target": name, "device": device, "dtypes": list(dtypes)} | vars(target.available(device))
-        for name, target in TARGETS.items()
-        for device, dtypes in target.dtypes.items()
-    ]
+    rows = []
+    for name in TARGETS:
+        try:
+            target = TARGETS[name]
+        except UsageError as error:  # a package that its module needs
+            rows.append({"target": name, "device": "", "dtypes": [], "ready": False, "detail": str(error), "mend": ""})
+            continue
+        rows += [
+            {"target": name, "device": device, "dtypes": list(dtypes)} | vars(target.available(device))
+            for device, dtypes in target.dtypes.items()
+        ]
     if as_json:
         print_json({"targets": rows})
         return

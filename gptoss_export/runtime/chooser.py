@@ -3,7 +3,7 @@ tokens for the same logits, seed and position."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -14,16 +14,17 @@ _SEED, _POSITION, _TOKEN = (np.uint64(0x1E3779B97F4A7C15), np.uint64(0x3C6EF372F
 _MIX1, _MIX2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
-def choose(logits: np.ndarray, positions: Sequence[int], options: Sequence[Sampling] | None) -> tuple[np.ndarray, np.ndarray]:
+def choose(
+    logits: np.ndarray, positions: Sequence[int], options: Mapping[int, Sampling]
+) -> tuple[np.ndarray, np.ndarray]:
     """One token a row of logits [B, V] float32, and its log probability at temperature 1: [B] int64, [B] float32.
 
-    positions [B]: of the tokens before. `options` None: the most likely tokens.
+    positions [B]: of the tokens before. `options` by row; other rows take the most likely token.
     """
     tokens = logits.argmax(axis=-1)
-    if options is not None:
-        for row, option in enumerate(options):
-            if option.temperature > 0:
-                tokens[row] = _sample(logits[row], positions[row], option)
+    for row, option in options.items():
+        if np.float32(option.temperature) > 0:
+            tokens[row] = _sample(logits[row], positions[row], option)
     return tokens, logprob(logits, tokens)
 
 

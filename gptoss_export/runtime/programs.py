@@ -49,7 +49,7 @@ class ProgramRunner(Runner):
         programs: Callables,
     ) -> None:
         super().__init__(manifest, folder)
-        self.device = device
+        self._device = device
         self._overlaps = device.type == "cuda"
         self._programs = programs
         self._buffers = self._bind(weights)
@@ -75,6 +75,10 @@ class ProgramRunner(Runner):
             if device.type == "cuda":
                 self._step.capture()
 
+    def _cache_bytes(self) -> int:
+        inputs = zip(self.manifest.programs["decode"].inputs, self._buffers["decode"], strict=True)
+        return sum(tensor.nbytes for item, tensor in inputs if item.role == "cache")
+
     def _cache_rows(self, layer: int) -> int:
         inputs = self.manifest.programs["decode"].inputs
         return next(item.shape[2] - 1 for item in inputs if item.name == f"k_cache.{layer}")
@@ -92,7 +96,7 @@ class ProgramRunner(Runner):
                     problems.append(f"{program}: weight {item.name} is not in the manifest")
                     continue
                 if item.role == "data" or item.name not in shared:
-                    tensor = torch.zeros(item.shape, dtype=dtype, device=self.device)
+                    tensor = torch.zeros(item.shape, dtype=dtype, device=self._device)
                     if item.role == "cache":
                         shared[item.name] = tensor
                 else:
@@ -122,7 +126,7 @@ class ProgramRunner(Runner):
             raise RunError(f"score: found {len(tokens)} tokens, expected 2 or more")
         ids = self._prompt(tokens, slot, fresh=True)
         self.reset(slot)
-        following = torch.tensor([*ids[1:], 0], device=self.device)
+        following = torch.tensor([*ids[1:], 0], device=self._device)
         scores, row = [], 0
         for rows in self._scores_of(ids, slot, self._claim()):
             scores.append(logprob(rows, following[row : row + rows.top.size(0)]))

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArtifactError, RunError, raise_all
+from ..errors import ArtifactError, RunError, UsageError, raise_all
 from ..manifest import Manifest, check_files, check_hashes, load_manifest, weight_files
 from ..progress import Steps
 from ..targets import TARGETS, Target
@@ -53,9 +53,12 @@ class Runner(ABC):
         folder, steps = Path(path), steps or Steps()
         with steps.step("check files"):
             manifest = load_manifest(folder)
-            target = TARGETS.get(manifest.target)
-            if target is None:
+            if manifest.target not in TARGETS:
                 raise ArtifactError(f"{folder}: built for target {manifest.target!r}, known are {', '.join(TARGETS)}")
+            try:
+                target = TARGETS[manifest.target]
+            except UsageError as error:
+                raise ArtifactError(f"{folder}: {error}") from error
             raise_all(ArtifactError, f"{folder}: cannot run on this machine", target.problems(manifest, folder))
             check_files(manifest, folder)
         module, name = _RUNNERS[target.compiles]
@@ -101,7 +104,6 @@ class Runner(ABC):
         for index in range(len(self._slots)) if slot is None else (slot,):
             self._slot(index)
             self._slots[index] = Slot()
-            self._cut(index, 0)
 
     def truncate(self, length: int, slot: int = 0) -> None:
         """Cut a slot's sequence back to its first `length` tokens.
@@ -115,10 +117,6 @@ class Runner(ABC):
         self._slots[slot].length = length
         if length == 0:
             self._slots[slot] = Slot()
-        self._cut(slot, length)
-
-    def _cut(self, slot: int, length: int) -> None:  # noqa: B027 (nothing to do where positions say what is there)
-        """A slot's cache now counts for its first `length` tokens only."""
 
     @abstractmethod
     def prefill(self, tokens: Sequence[int], slot: int = 0) -> Any:
@@ -242,6 +240,10 @@ class Runner(ABC):
         self._ahead = self._ahead - set(slots)
 
     # Checks and bookkeeping
+
+    @abstractmethod
+    def _cache_bytes(self) -> int:
+        """Memory of the KV caches."""
 
     def _claim(self) -> int:
         self._claims += 1

@@ -19,7 +19,6 @@ from ..targets import Target
 from .chooser import choose, logprob
 from .runner import Runner
 from .sampling import Sampling
-from .slots import Slot
 
 
 class _Reading:
@@ -33,7 +32,7 @@ class _Reading:
 
 
 class SessionRunner(Runner):
-    """A Runner over a model with `run`, `step` and `cut` (targets/onnx/run.py)."""
+    """A Runner over a model with `run` and `step` (targets/onnx/run.py)."""
 
     @classmethod
     def _open(cls, manifest: Manifest, folder: Path, target: Target, steps: Steps, own_process: bool) -> SessionRunner:
@@ -67,11 +66,13 @@ class SessionRunner(Runner):
             row += len(logits)
         return np.concatenate(scores)[:-1]
 
-    def _cut(self, slot: int, length: int) -> None:
-        self._model.cut(slot, length)
+    def _cache_bytes(self) -> int:
+        return self._model.cache_bytes
 
     def _decode(self, ids: dict[int, int]) -> np.ndarray:
-        logits = self._model.step(ids)
+        if not ids:
+            return np.zeros_like(self._logits)
+        logits = self._model.step(ids, [slot.length for slot in self._slots])
         for slot in ids:
             self._slots[slot].extend(1)
         return logits
@@ -84,7 +85,8 @@ class SessionRunner(Runner):
 
     def _choose(self, slots: Sequence[int], sampled: bool) -> None:
         positions = [self._slots[slot].length - 1 for slot in range(len(self._slots))]
-        self._tokens, self._logprobs = choose(self._logits, positions, self._options if sampled else None)
+        options = {slot: self._options[slot] for slot in slots} if sampled else {}
+        self._tokens, self._logprobs = choose(self._logits, positions, options)
 
     def _next(self, slots: Sequence[int], sampled: bool) -> None:
         self._logits = self._decode({slot: int(self._tokens[slot]) for slot in slots})
@@ -95,7 +97,7 @@ class SessionRunner(Runner):
 
     def _last(self, ids: Sequence[int], slot: int) -> np.ndarray:
         for logits in self._pieces(ids, slot):
-            last = logits[-1]
+            last = logits[-1].copy()  # a view would keep the whole chunk's
         return last
 
     def _blocks(self, ids: Sequence[int], slot: int, claim: int) -> Iterator[np.ndarray]:
@@ -109,6 +111,6 @@ class SessionRunner(Runner):
         chunk = max(self.manifest.prefill_chunks)
         for start in range(0, len(ids), chunk):
             piece = ids[start : start + chunk]
-            logits = self._model.run(piece, slot)
+            logits = self._model.run(piece, slot, self._slots[slot].length)
             self._slots[slot].extend(len(piece))
             yield logits

@@ -11,9 +11,8 @@ Limits: for CPU, in float32.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,8 +27,14 @@ PORTABLE, ONNXRUNTIME = "portable", "onnxruntime"
 MODEL = "model.onnx"
 # Weights are cast to float32 when the model is loaded, whatever their size: lm_head is beyond onnxruntime's own limit.
 SESSION_OPTIONS = {"optimization.constant_folding_max_output_size_in_bytes": str(1 << 40)}
-_SINCE = (1, 23)  # onnxruntime whose GroupQueryAttention takes sinks, and onnx that checks where external data lies
+SINCE = "1.24"  # of onnxruntime: before, the window of its attention had one token too many
+_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")  # the same module
 _INSTALL = "pip install 'gptoss-export[onnx]'"
+
+
+def facts(max_context: int, arch: str) -> dict[str, str]:
+    """What a model says of itself, so that the runner knows it for the one of its manifest."""
+    return {"max_context": str(max_context), "arch": arch}
 
 
 class Onnx(Target):
@@ -38,10 +43,11 @@ class Onnx(Target):
     dtypes: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("float32",)}
 
     def available(self, device: str) -> Availability:
-        missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
-        if missing:
-            return Availability(False, f"{' and '.join(missing)} not found", _INSTALL)
-        return Availability(True, f"onnx {version('onnx')}, onnxruntime {_version()}; archs {', '.join(self.archs(device))}")
+        missing = [f"{name}: not found" for name in ("onnx",) if _version(name) is None]
+        if problems := missing + _runtime_problems():
+            return Availability(False, "; ".join(problems), _INSTALL)
+        found = ", ".join(f"{name} {number}" for name, number in self.versions().items())
+        return Availability(True, f"{found}; archs {', '.join(self.archs(device))}")
 
     def here(self, device: str) -> str | None:
         return ONNXRUNTIME
@@ -50,7 +56,8 @@ class Onnx(Target):
         return ONNXRUNTIME, PORTABLE
 
     def versions(self) -> dict[str, str]:
-        return {"onnx": version("onnx"), "onnxruntime": _version()}
+        runtime = next(name for name in _RUNTIMES if _version(name) is not None)
+        return {name: version(name) for name in ("onnx", runtime)}
 
     def takes(self, program: str) -> bool:
         return program == "decode"  # its ops know nothing of how many tokens a call has
@@ -76,19 +83,25 @@ class Onnx(Target):
             found.append(f"arch: artifact is for {manifest.arch} on {manifest.device}, this version runs {archs} on cpu")
         if MODEL not in manifest.files:
             found.append(f"files: {MODEL} is not in the manifest; build the artifact again")
-        if importlib.util.find_spec("onnxruntime") is None:
-            found.append(f"onnxruntime: not found; {_INSTALL}")
-        elif tuple(map(int, _version().split(".")[:2])) < _SINCE:
-            found.append(f"onnxruntime: found {_version()}, expected {'.'.join(map(str, _SINCE))} or later; {_INSTALL}")
-        return found
+        return found + [f"{problem}; {_INSTALL}" for problem in _runtime_problems()]
 
     def load(self, manifest: Manifest, folder: Path, device: Any) -> Any:
         from .run import load_model
 
-        return load_model(manifest, folder / MODEL, in_place=manifest.arch != PORTABLE)
+        return load_model(manifest, folder / MODEL)
 
 
-def _version() -> str:
-    import onnxruntime
+def _runtime_problems() -> list[str]:
+    found = next(filter(None, map(_version, _RUNTIMES)), None)
+    if found is None:
+        return ["onnxruntime: not found"]
+    if tuple(map(int, found.split(".")[:2])) < tuple(map(int, SINCE.split("."))):
+        return [f"onnxruntime: found {found}, expected {SINCE} or later"]
+    return []
 
-    return onnxruntime.__version__
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -27,7 +27,7 @@ from ...config import ModelConfig
 from ...errors import BuildError, LoweringError, raise_all
 from ...export import Program
 from ..target import Plan
-from . import MODEL
+from . import MODEL, ONNXRUNTIME, PORTABLE, facts
 from .converters import CONVERTERS, Cache
 from .functions import mxfp4_experts, sink_attention
 from .graph import MICROSOFT, OPSET, OWN, Nodes, Stored
@@ -135,6 +135,7 @@ def _save(export: Export, config: ModelConfig, folder: Path) -> None:
         graph, functions=functions, opset_imports=[helper.make_opsetid(*item) for item in opsets],
         ir_version=_IR_VERSION, producer_name="gptoss-export",
     )  # fmt: skip
+    helper.set_model_props(model, facts(export.max_context, PORTABLE if export.portable else ONNXRUNTIME))
     onnx.save(model, folder / MODEL)
     _check(model, {name: (folder / name).stat().st_size for name in export.files})
 

@@ -1,50 +1,75 @@
 """Runs model.onnx by onnxruntime, over the caches of all slots. Needs numpy, no torch.
 
-Both kinds of model take a call `run(ids, slot)` for one slot's next tokens and `step(ids)` for one token a slot.
+Both kinds of model are called with what the caller knows of lengths, and keep none themselves: what lies behind a
+sequence's length counts for nothing, so that a call that was broken off leaves nothing wrong.
 
   InPlace   GroupQueryAttention writes keys and values behind those that are there: a cache is one buffer
             [B, Hkv, C + 1, D] that is bound as past and as present. Idle slots write to the row behind their last.
-  Growing   standard operators give a longer copy of the cache back: rows [B, Hkv, P, D], one column a call, and a
-            mask [B, P] that says which columns are tokens of which slot.
+  Growing   standard operators give a longer copy of the cache back: each slot has its own [1, Hkv, P, D]; for a step of
+            several they are padded to one length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...errors import ArtifactError
+from ...errors import ArtifactError, RunError, raise_all
 from ...manifest import Manifest
-from . import SESSION_OPTIONS
+from . import PORTABLE, SESSION_OPTIONS, facts
 
 Caches = dict[str, np.ndarray]
 
 
-def load_model(manifest: Manifest, path: Path, in_place: bool) -> Any:
-    """The model at `path`, ready. Raises ArtifactError where onnxruntime refuses it or it is of another shape."""
-    import onnxruntime
-
+def load_model(manifest: Manifest, path: Path) -> Any:
+    """The model at `path`, ready. Raises ArtifactError where onnxruntime refuses it or it is not the manifest's."""
     try:
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         for name, value in SESSION_OPTIONS.items():
             options.add_session_config_entry(name, value)
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # of no common kind but this
-        raise ArtifactError(f"{path}: onnxruntime {onnxruntime.__version__} cannot load it: {error}") from None
+    except Exception as error:  # onnxruntime's have no common kind but this
+        raise ArtifactError(f"{path}: onnxruntime cannot load it: {error}") from None
+    names = [f"past_key_values.{layer}.{kind}" for layer in range(manifest.model.num_hidden_layers) for kind in ("key", "value")]
+    problems = list(_differences(session, manifest, names))
+    raise_all(ArtifactError, f"{path}: not the model of the manifest; build the artifact again", problems)
+    return (Growing if manifest.arch == PORTABLE else InPlace)(session, manifest, names)
+
+
+def _differences(session: Any, manifest: Manifest, names: Sequence[str]) -> Iterator[str]:
     config = manifest.model
-    names = [f"past_key_values.{layer}.{kind}" for layer in range(config.num_hidden_layers) for kind in ("key", "value")]
-    expected = {"input_ids": [], "attention_mask": []} | dict.fromkeys(names, [config.num_key_value_heads, config.head_dim])
-    found = {item.name: item.shape[1::2] if item.name in names else [] for item in session.get_inputs()}
-    if found != expected:
-        raise ArtifactError(f"{path}: not the model of the manifest: its inputs are {', '.join(found)}; build it again")
-    return (InPlace if in_place else Growing)(session, manifest, names)
+    cache = "tensor(float)", config.num_key_value_heads, config.head_dim
+    inputs = {"input_ids": ("tensor(int64)",), "attention_mask": ("tensor(int64)",)} | dict.fromkeys(names, cache)
+    outputs = {"logits": ("tensor(float)", config.vocab_size)} | dict.fromkeys(map(_present, names), cache)
+    for kind, found, expected in ("inputs", session.get_inputs(), inputs), ("outputs", session.get_outputs(), outputs):
+        told = {item.name: (item.type, *(size for size in item.shape if isinstance(size, int))) for item in found}
+        if told != expected:
+            wrong = [name for name in told | expected if told.get(name) != expected.get(name)]
+            yield f"{kind} {', '.join(wrong[:3])}: found {told.get(wrong[0])}, expected {expected.get(wrong[0])}"
+    said, expected = session.get_modelmeta().custom_metadata_map, facts(manifest.max_context, manifest.arch)
+    yield from (f"{name}: found {said.get(name)}, expected {value}" for name, value in expected.items() if said.get(name) != value)
 
 
 def _present(name: str) -> str:
     return name.replace("past_key_values", "present")
+
+
+@contextmanager
+def _as_run_error() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        raise RunError(f"onnxruntime failed: {error}") from error
+    except Exception as error:  # onnxruntime's own kinds, which have no base but this
+        if type(error).__module__.startswith("onnxruntime"):
+            raise RunError(f"onnxruntime failed: {error}") from error
+        raise
 
 
 class InPlace:
@@ -55,28 +80,21 @@ class InPlace:
         self._session, self._vocabulary = session, config.vocab_size
         shape = (manifest.max_batch, config.num_key_value_heads, manifest.max_context + 1, config.head_dim)
         self._caches: Caches = {name: np.zeros(shape, np.float32) for name in names}
-        self._lengths = np.zeros(manifest.max_batch, np.int64)
 
-    def run(self, ids: Sequence[int], slot: int) -> np.ndarray:
-        """Append tokens to a slot's sequence; logits [n, V] float32 after each of them."""
-        start = int(self._lengths[slot])
-        mask = np.ones((1, start + len(ids)), np.int64)
+    @property
+    def cache_bytes(self) -> int:
+        return sum(cache.nbytes for cache in self._caches.values())
+
+    def run(self, ids: Sequence[int], slot: int, start: int) -> np.ndarray:
+        """Tokens of a slot's sequence behind its first `start`; logits [n, V] float32 after each of them."""
         caches = {name: cache[slot : slot + 1] for name, cache in self._caches.items()}
-        logits = self._call(np.array([ids], np.int64), mask, caches)
-        self._lengths[slot] += len(ids)
-        return logits[0]
+        return self._call(np.array([ids], np.int64), np.ones((1, start + len(ids)), np.int64), caches)[0]
 
-    def step(self, ids: dict[int, int]) -> np.ndarray:
-        """Append a token to each of some slots' sequences; logits [B, V] float32, of the others meaningless."""
-        tokens = np.array([[ids.get(slot, 0)] for slot in range(len(self._lengths))], np.int64)
-        mask = (np.arange(self._lengths.max() + 1) <= self._lengths[:, None]).astype(np.int64)
-        logits = self._call(tokens, mask, self._caches)
-        self._lengths[list(ids)] += 1
-        return logits[:, 0]
-
-    def cut(self, slot: int, length: int) -> None:
-        """Forget all but the first `length` tokens of a slot."""
-        self._lengths[slot] = length
+    def step(self, ids: dict[int, int], lengths: Sequence[int]) -> np.ndarray:
+        """A token behind each of some slots' sequences; logits [B, V] float32, of the others meaningless."""
+        tokens = np.array([[ids.get(slot, 0)] for slot in range(len(lengths))], np.int64)
+        mask = (np.arange(max(lengths) + 1) <= np.array(lengths)[:, None]).astype(np.int64)
+        return self._call(tokens, mask, self._caches)[:, 0]
 
     def _call(self, ids: np.ndarray, mask: np.ndarray, caches: Caches) -> np.ndarray:
         logits = np.empty((*ids.shape, self._vocabulary), np.float32)
@@ -86,7 +104,8 @@ class InPlace:
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name, array in {"logits": logits, **{_present(name): cache for name, cache in caches.items()}}.items():
             binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        self._session.run_with_iobinding(binding)
+        with _as_run_error():
+            self._session.run_with_iobinding(binding)
         return logits
 
 
@@ -95,36 +114,43 @@ class Growing:
 
     def __init__(self, session: Any, manifest: Manifest, names: Sequence[str]) -> None:
         config = manifest.model
-        self._session, self._names = session, names
-        self._empty = np.zeros((manifest.max_batch, config.num_key_value_heads, 0, config.head_dim), np.float32)
-        self._mask = np.zeros((manifest.max_batch, 0), np.int64)
-        self._caches: Caches = dict.fromkeys(names, self._empty)
+        self._session, self._names, self._vocabulary = session, names, config.vocab_size
+        empty = np.zeros((1, config.num_key_value_heads, 0, config.head_dim), np.float32)
+        self._caches: list[Caches] = [dict.fromkeys(names, empty) for _ in range(manifest.max_batch)]
 
-    def run(self, ids: Sequence[int], slot: int) -> np.ndarray:
-        """Append tokens to a slot's sequence; logits [n, V] float32 after each of them."""
-        tokens = np.zeros((len(self._mask), len(ids)), np.int64)
-        tokens[slot] = ids
-        new = np.zeros_like(tokens)
-        new[slot] = 1
-        return self._call(tokens, new)[slot]
+    @property
+    def cache_bytes(self) -> int:
+        return sum(cache.nbytes for caches in self._caches for cache in caches.values())
 
-    def step(self, ids: dict[int, int]) -> np.ndarray:
-        """Append a token to each of some slots' sequences; logits [B, V] float32, of the others meaningless."""
-        slots = range(len(self._mask))
-        new = np.array([[int(slot in ids)] for slot in slots], np.int64)
-        return self._call(np.array([[ids.get(slot, 0)] for slot in slots], np.int64), new)[:, 0]
+    def run(self, ids: Sequence[int], slot: int, start: int) -> np.ndarray:
+        """Tokens of a slot's sequence behind its first `start`; logits [n, V] float32 after each of them."""
+        past = {name: np.ascontiguousarray(cache[:, :, :start]) for name, cache in self._caches[slot].items()}
+        logits, presents = self._call(np.array([ids], np.int64), np.ones((1, start + len(ids)), np.int64), past)
+        self._caches[slot] = presents
+        return logits[0]
 
-    def cut(self, slot: int, length: int) -> None:
-        """Forget all but the first `length` tokens of a slot; columns that no slot needs go."""
-        row = self._mask[slot]
-        row[np.cumsum(row) > length] = 0
-        used = self._mask.any(axis=0)
-        self._mask = self._mask[:, used]
-        self._caches = {name: np.ascontiguousarray(cache[:, :, used]) for name, cache in self._caches.items()}
-
-    def _call(self, ids: np.ndarray, new: np.ndarray) -> np.ndarray:
-        self._mask = np.concatenate([self._mask, new], axis=1)
-        given = {"input_ids": ids, "attention_mask": self._mask} | self._caches
-        logits, *presents = self._session.run(["logits", *map(_present, self._names)], given)
-        self._caches = dict(zip(self._names, presents, strict=True))
+    def step(self, ids: dict[int, int], lengths: Sequence[int]) -> np.ndarray:
+        """A token behind each of some slots' sequences; logits [B, V] float32, of the others meaningless."""
+        slots = sorted(ids)
+        longest = max(lengths[slot] for slot in slots)
+        mask = np.zeros((len(slots), longest + 1), np.int64)
+        mask[:, -1] = 1
+        shape = (len(slots), *self._caches[0][self._names[0]].shape[1:2], longest, self._caches[0][self._names[0]].shape[3])
+        past = {name: np.zeros(shape, np.float32) for name in self._names}
+        for row, slot in enumerate(slots):
+            mask[row, : lengths[slot]] = 1
+            for name in self._names:
+                past[name][row, :, : lengths[slot]] = self._caches[slot][name][0, :, : lengths[slot]]
+        found, presents = self._call(np.array([[ids[slot]] for slot in slots], np.int64), mask, past)
+        logits = np.zeros((len(lengths), self._vocabulary), np.float32)
+        logits[slots] = found[:, 0]
+        for row, slot in enumerate(slots):
+            kept = mask[row].astype(bool)
+            self._caches[slot] = {name: present[row : row + 1, :, kept] for name, present in presents.items()}
         return logits
+
+    def _call(self, ids: np.ndarray, mask: np.ndarray, past: Caches) -> tuple[np.ndarray, Caches]:
+        given = {"input_ids": ids, "attention_mask": mask} | past
+        with _as_run_error():
+            logits, *presents = self._session.run(["logits", *map(_present, self._names)], given)
+        return logits, dict(zip(self._names, presents, strict=True))
