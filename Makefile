@@ -17,7 +17,7 @@ demo: $(INSTALLED)
 	@echo "The artifact lies in $(DEMO): try '$(BIN)/gptoss-export inspect $(DEMO)'"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile  # a file's tests share what they build
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # torch first: the other packages then take the build that is there.
 $(INSTALLED): pyproject.toml
