@@ -168,7 +168,7 @@ def test_beside_another_artifact(artifact, checkpoints, tmp_path, cli):
     assert all(row.beside.judged.max < 1e-4 and row.beside.difference.max < 2e-4 for row in report.rows)
     code, out, err = cli("verify", artifact, "--checkpoint", checkpoints["hf"], "--lengths", "5", "--beside", other)
     assert code == 0 and "same top-1" in out, err
-    wrong = _with_final_norm(other, tmp_path / "wrong", 2.0)
+    wrong = _with_final_norm(artifact, tmp_path / "wrong", 2.0)
     report = verify(artifact, checkpoints["hf"], "transformers", [40], beside=wrong)
     assert not report.passed and all(row.judged.within(row.bound) for row in report.rows)
     rounded = tmp_path / "rounded"
