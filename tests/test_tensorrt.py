@@ -358,6 +358,18 @@ def test_converter(target, function, arguments):
     assert len(_built(target, function, arguments, on_this_gpu=False)[1]) > 1000
 
 
+def drawn(function, arguments):
+    """Arguments of those shapes, of few different values, and what torch makes of them, as a list."""
+    generator = torch.Generator().manual_seed(0)
+    given = [
+        (torch.randint(1, 5, item.shape, generator=generator) / 2).to(item.dtype) if item.is_floating_point()
+        else torch.randint(0, 3, item.shape, generator=generator) for item in arguments
+    ]  # fmt: skip
+    wanted = function(*given)
+    wanted = list(wanted) if isinstance(wanted, tuple | list) else [wanted]
+    return given, wanted
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA GPU here")
 @pytest.mark.parametrize(("target", "function", "arguments"), CONVERSIONS, ids=_name)
@@ -369,13 +381,8 @@ def test_converter_on_a_gpu(target, function, arguments, tmp_path):
     segment, engine = _built(target, function, arguments, on_this_gpu=True)
     (tmp_path / "engines").mkdir()
     (tmp_path / "engines" / "one.engine").write_bytes(engine)
-    device, generator = torch.device("cuda"), torch.Generator().manual_seed(0)
-    given = [
-        (torch.randint(1, 5, item.shape, generator=generator) / 2).to(item.dtype) if item.is_floating_point()
-        else torch.randint(0, 3, item.shape, generator=generator) for item in arguments
-    ]  # fmt: skip
-    wanted = function(*given)
-    wanted = list(wanted) if isinstance(wanted, tuple | list) else [wanted]
+    device = torch.device("cuda")
+    given, wanted = drawn(function, arguments)
     contexts = Contexts(installed(), tmp_path, ["one"], device)  # holds the memory that its contexts work in
     contexts.allocate()
     context = contexts["one"]

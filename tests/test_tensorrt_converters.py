@@ -20,7 +20,7 @@ from gptoss_export.targets.tensorrt.flavour import installed
 if installed() is None:
     pytest.skip("no TensorRT is installed", allow_module_level=True)  # which test_tensorrt needs
 
-from test_tensorrt import CONVERSIONS, F32, BF16, _f, _i, _name, _segment_of, aten
+from test_tensorrt import CONVERSIONS, F32, BF16, _f, _i, _name, _segment_of, aten, drawn
 
 
 class _Names:
@@ -121,13 +121,7 @@ def _computed(function, given):
 @pytest.mark.parametrize(("target", "function", "arguments"), CONVERSIONS, ids=_name)
 def test_values(target, function, arguments):
     """Few different values, so that sort and argmax meet equals."""
-    generator = torch.Generator().manual_seed(0)
-    given = [
-        (torch.randint(1, 5, item.shape, generator=generator) / 2).to(item.dtype) if item.is_floating_point()
-        else torch.randint(0, 3, item.shape, generator=generator) for item in arguments
-    ]  # fmt: skip
-    wanted = function(*given)
-    wanted = list(wanted) if isinstance(wanted, tuple | list) else [wanted]
+    given, wanted = drawn(function, arguments)
     for found, want in zip(_computed(function, given), wanted, strict=True):
         assert found.dtype == want.dtype
         found_error = error(found.double(), want.double())

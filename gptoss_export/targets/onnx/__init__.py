@@ -43,8 +43,8 @@ class Onnx(Target):
     dtypes: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("float32",)}
 
     def available(self, device: str) -> Availability:
-        missing = [f"{name}: not found" for name in ("onnx",) if _version(name) is None]
-        if problems := missing + _runtime_problems():
+        exporter = _version("onnx")
+        if problems := ([] if exporter else ["onnx: not found"]) + _runtime_problems():
             return Availability(False, "; ".join(problems), _INSTALL)
         found = ", ".join(f"{name} {number}" for name, number in self.versions().items())
         return Availability(True, f"{found}; archs {', '.join(self.archs(device))}")
@@ -56,8 +56,7 @@ class Onnx(Target):
         return ONNXRUNTIME, PORTABLE
 
     def versions(self) -> dict[str, str]:
-        runtime = next(name for name in _RUNTIMES if _version(name) is not None)
-        return {name: version(name) for name in ("onnx", runtime)}
+        return {"onnx": version("onnx")} | _runtime()
 
     def takes(self, program: str) -> bool:
         return program == "decode"  # its ops know nothing of how many tokens a call has
@@ -72,8 +71,8 @@ class Onnx(Target):
         from .genai import write_genai_config
 
         for program in programs:
-            export_model(program, plan, portable=plan.arch == PORTABLE)
-        config = write_genai_config(plan, in_place=plan.arch != PORTABLE)
+            export_model(program, plan)
+        config = write_genai_config(plan)
         return [Path(MODEL), config]
 
     def problems(self, manifest: Manifest, folder: Path) -> list[str]:
@@ -92,12 +91,16 @@ class Onnx(Target):
 
 
 def _runtime_problems() -> list[str]:
-    found = next(filter(None, map(_version, _RUNTIMES)), None)
-    if found is None:
+    found = _runtime()
+    if not found:
         return ["onnxruntime: not found"]
-    if tuple(map(int, found.split(".")[:2])) < tuple(map(int, SINCE.split("."))):
-        return [f"onnxruntime: found {found}, expected {SINCE} or later"]
-    return []
+    return [f"{name}: found {number}, expected {SINCE} or later" for name, number in found.items()
+            if tuple(map(int, number.split(".")[:2])) < tuple(map(int, SINCE.split(".")))]  # fmt: skip
+
+
+def _runtime() -> dict[str, str]:
+    """The package that onnxruntime came in, and its version; empty where there is none."""
+    return next(({name: found} for name in _RUNTIMES if (found := _version(name)) is not None), {})
 
 
 def _version(package: str) -> str | None:

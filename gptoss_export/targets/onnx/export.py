@@ -7,8 +7,8 @@
 Weights are external data: the safetensors files of the artifact, by offset. They keep the dtype they are stored
 in; casts to float32 are folded by the runtime when it loads.
 
-Own nodes, gptoss::SinkAttention and gptoss::Mxfp4Experts, have bodies of standard operators (functions.py). With `portable`
-both stay; otherwise attention is onnxruntime's GroupQueryAttention, which writes the cache in place when past and
+Own nodes, gptoss::SinkAttention and gptoss::Mxfp4Experts, have bodies of standard operators (functions.py). For arch
+`portable` both stay; otherwise attention is onnxruntime's GroupQueryAttention, which writes the cache in place when past and
 present are bound to one buffer of full length.
 """
 
@@ -23,11 +23,10 @@ import onnx
 from onnx import TensorProto, helper
 from torch.fx.node import map_arg
 
-from ...config import ModelConfig
 from ...errors import BuildError, LoweringError, raise_all
 from ...export import Program
 from ..target import Plan
-from . import MODEL, ONNXRUNTIME, PORTABLE, facts
+from . import MODEL, PORTABLE, facts
 from .converters import CONVERTERS, Cache
 from .functions import mxfp4_experts, sink_attention
 from .graph import MICROSOFT, OPSET, OWN, Nodes, Stored
@@ -38,8 +37,8 @@ _IR_VERSION = 10  # that of opset 21
 class Export:
     """What converters write to: the nodes so far, and how weights, attention and experts are written."""
 
-    def __init__(self, plan: Plan, portable: bool) -> None:
-        self.config, self.max_context, self.portable = plan.config, plan.shapes.max_context, portable
+    def __init__(self, plan: Plan) -> None:
+        self.config, self.max_context, self.portable = plan.config, plan.shapes.max_context, plan.arch == PORTABLE
         self.g = Nodes()
         self.batch = self.g.size("input_ids", 0)
         self.initializers: list[onnx.TensorProto] = []
@@ -47,7 +46,7 @@ class Export:
         self.files = sorted({part.file for weight in plan.weights.values() for part in weight.parts})
         self._stored: dict[str, str] = {}
         self._cast: dict[str, str] = {}
-        if not portable:
+        if not self.portable:
             ones = self.g.reduce("ReduceSum", "attention_mask", 1)
             self._last = self.g.cast(self.g.add("Sub", ones, self.g.constant(1)), TensorProto.INT32)
             self._total = self.g.cast(self.g.add("Squeeze", self.g.size("attention_mask", 1)), TensorProto.INT32)
@@ -94,9 +93,9 @@ class Export:
         return self.g.add("Mxfp4Experts", x, weights, indices, *packed, domain=OWN, alpha=alpha, limit=limit)
 
 
-def export_model(program: Program, plan: Plan, portable: bool) -> None:
+def export_model(program: Program, plan: Plan) -> None:
     """Write model.onnx into the plan's folder. Raises LoweringError naming every op without a converter, BuildError where onnx refuses."""
-    export = Export(plan, portable)
+    export = Export(plan)
     nodes = list(program.exported.graph.nodes)
     missing = [f"{node.name}: {node.target}" for node in nodes if node.op == "call_function" and node.target not in CONVERTERS]
     raise_all(LoweringError, f"program {program.name}: ops that ONNX has no converter for", missing)
@@ -107,7 +106,7 @@ def export_model(program: Program, plan: Plan, portable: bool) -> None:
     for node in nodes:
         if node.op == "call_function":
             values[node] = CONVERTERS[node.target](export, *map_arg(node.args, values.__getitem__))
-    _save(export, plan.config, plan.folder)
+    _save(export, plan)
 
 
 def _input(name: str, role: str) -> Any:
@@ -118,7 +117,8 @@ def _input(name: str, role: str) -> Any:
     return "input_ids" if name == "tokens" else name
 
 
-def _save(export: Export, config: ModelConfig, folder: Path) -> None:
+def _save(export: Export, plan: Plan) -> None:
+    config, folder = plan.config, plan.folder
     ids = [("input_ids", ["batch", "new"]), ("attention_mask", ["batch", "total"])]
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name, shape in ids]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "new", config.vocab_size])]
@@ -135,7 +135,7 @@ def _save(export: Export, config: ModelConfig, folder: Path) -> None:
         graph, functions=functions, opset_imports=[helper.make_opsetid(*item) for item in opsets],
         ir_version=_IR_VERSION, producer_name="gptoss-export",
     )  # fmt: skip
-    helper.set_model_props(model, facts(export.max_context, PORTABLE if export.portable else ONNXRUNTIME))
+    helper.set_model_props(model, facts(plan.shapes.max_context, plan.arch))
     onnx.save(model, folder / MODEL)
     _check(model, {name: (folder / name).stat().st_size for name in export.files})
 

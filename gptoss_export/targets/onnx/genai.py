@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 from ..target import Plan
-from . import MODEL, SESSION_OPTIONS
+from . import MODEL, PORTABLE, SESSION_OPTIONS
 
 NAME = "genai_config.json"
 
 
-def write_genai_config(plan: Plan, in_place: bool) -> Path:
-    """Greedy search up to the context; returns the file's name. `in_place`: past and present of a cache are one buffer."""
+def write_genai_config(plan: Plan) -> Path:
+    """Greedy search up to the context; returns the file's name."""
     config, context = plan.config, plan.shapes.max_context
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": [], **SESSION_OPTIONS},
@@ -40,7 +40,7 @@ def write_genai_config(plan: Plan, in_place: bool) -> Path:
             "type": "gptoss", "vocab_size": config.vocab_size, "context_length": context, "decoder": decoder,
             "eos_token_id": stops, "pad_token_id": stops[0] if stops else 0,
         },
-        "search": {"max_length": context, "past_present_share_buffer": in_place, "do_sample": False},
+        "search": {"max_length": context, "past_present_share_buffer": plan.arch != PORTABLE, "do_sample": False},
     }  # fmt: skip
     (plan.folder / NAME).write_text(json.dumps(data, indent=1) + "\n")
     return Path(NAME)

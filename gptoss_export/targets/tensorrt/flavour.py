@@ -37,7 +37,6 @@ class Flavour:
         """Whether an engine is finished on the machine that runs it, and has a cache for that."""
         return self.name == RTX
 
-
     @property
     def seen_on(self) -> tuple[str, ...]:
         """The GPUs that this version's engines ran on in trials, against what NVIDIA lists."""
