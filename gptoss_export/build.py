@@ -69,7 +69,7 @@ def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None
     with replace_folder(output, UsageError) as folder:
         with steps.step("write the weights"):
             weights = _write_weights(checkpoint, dtype, folder)
-        plan = Plan(checkpoint.config, shapes, options.device, arch, stop_tokens, weights, folder)
+        plan = Plan(checkpoint.config, shapes, options.device, arch, stop_tokens, weights, folder, steps)
         specs: dict[str, ProgramSpec] = {}
         programs = _lowered(plan, dtype, target, specs, steps)
         compiled = target.compile(programs, plan)
@@ -89,7 +89,7 @@ def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None
             max_context=shapes.max_context,
             prefill_chunks=shapes.prefill_chunks,
             stop_tokens=stop_tokens,
-            programs=specs if target.compiles == "programs" else {},
+            programs=specs if target.runs(options.device) == "programs" else {},
             weights=weights,
             files=files,
             versions=_versions() | target.versions(),

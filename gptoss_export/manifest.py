@@ -250,8 +250,8 @@ def describe_file(path: Path) -> FileSpec:
 
 
 def weight_files(manifest: Manifest) -> list[str]:
-    """The files that hold weights, which are nearly all of an artifact's bytes."""
-    return sorted({part.file for weight in manifest.weights.values() for part in weight.parts})
+    """The files that hold weights, in whatever layout, which are nearly all of an artifact's bytes."""
+    return sorted(name for name in manifest.files if name.endswith(".safetensors"))
 
 
 def check_files(manifest: Manifest, folder: Path) -> None:

@@ -31,8 +31,12 @@ from .generate import Generation, Token
 from .sampling import Sampling
 from .slots import Slot, check_truncate
 
-# What targets compile, by the module and the class that run it.
-_RUNNERS = {"programs": ("programs", "ProgramRunner"), "session": ("session", "SessionRunner")}
+# What artifacts hold (Target.runs), by the module and the class that run it.
+_RUNNERS = {
+    "programs": ("programs", "ProgramRunner"),
+    "host_session": ("host_session", "HostSessionRunner"),
+    "device_session": ("device_session", "DeviceSessionRunner"),
+}
 
 
 class Runner(ABC):
@@ -61,7 +65,7 @@ class Runner(ABC):
                 raise ArtifactError(f"{folder}: {error}") from error
             raise_all(ArtifactError, f"{folder}: cannot run on this machine", target.problems(manifest, folder))
             check_files(manifest, folder)
-        module, name = _RUNNERS[target.compiles]
+        module, name = _RUNNERS[target.runs(manifest.device)]
         kind = getattr(importlib.import_module(f".{module}", __package__), name)
         # Code is compared before it is loaded; the weights while they are copied, from the same pages.
         large = weight_files(manifest)

@@ -46,6 +46,20 @@ class Scores(NamedTuple):
     top_logprob: torch.Tensor
     log_total: torch.Tensor
 
+    @classmethod
+    def empty(cls, rows: int, vocabulary: int, device: torch.device) -> Scores:
+        ids = torch.zeros(rows, dtype=torch.int64, device=device)
+        logprobs, totals = torch.zeros(2, rows, device=device)
+        return cls(torch.zeros(rows, vocabulary, device=device), ids, logprobs, totals)
+
+    @classmethod
+    def of(cls, logits: torch.Tensor) -> Scores:
+        """Of logits [B, V] of any float dtype."""
+        logits = logits.float()
+        best, top = logits.max(dim=-1)
+        log_total = (logits - best[:, None]).exp().sum(dim=-1).log() + best
+        return cls(logits, top, best - log_total, log_total)
+
 
 def choose(
     scores: Scores, positions: torch.Tensor, options: SamplingBuffers, sampled: bool

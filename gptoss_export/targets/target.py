@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..config import ModelConfig
 from ..manifest import Manifest, WeightSpec
+from ..progress import Steps
 
 if TYPE_CHECKING:  # the runtime loads artifacts without the exporter
     import torch
@@ -51,13 +52,13 @@ class Plan:
     stop_tokens: tuple[int, ...]
     weights: dict[str, WeightSpec]
     folder: Path
+    steps: Steps
 
 
 class Target(ABC):
     """One way to compile the programs of an artifact and to run them."""
 
     name: ClassVar[str]
-    compiles: ClassVar[str] = "programs"  # or "session": one model, whose runtime has its own calls and needs no torch
     dtypes: ClassVar[dict[str, tuple[str, ...]]]  # device -> dtypes it builds for, the default first
 
     @abstractmethod
@@ -82,6 +83,11 @@ class Target(ABC):
 
         return torch.device(device)
 
+    def runs(self, device: str) -> str:
+        """What an artifact holds and which runner runs it (runtime/runner.py): "programs", or one model, of which the
+        manifest tells no programs: "host_session", "device_session"."""
+        return "programs"
+
     def takes(self, program: str) -> bool:
         """Whether it compiles the program of that name; the others are not traced."""
         return True
@@ -100,8 +106,8 @@ class Target(ABC):
 
     @abstractmethod
     def load(self, manifest: Manifest, folder: Path, device: Any) -> Any:
-        """The artifact's code, ready to call; `problems` came back empty before. Callables where programs are compiled
-        (device: torch.device), what runtime/session.py calls otherwise (device: None)."""
+        """The artifact's code, ready to call; `problems` came back empty before. Callables where it is programs, otherwise
+        what the runner named by `runs` calls. device: a torch.device; None for a host session."""
 
     def tables(self, manifest: Manifest, folder: Path) -> list[Table]:
         """What `inspect` tells beyond the manifest. Opens no compiled code."""

@@ -14,8 +14,9 @@ NAME = "genai_config.json"
 def write_genai_config(plan: Plan) -> Path:
     """Greedy search up to the context; returns the file's name."""
     config, context = plan.config, plan.shapes.max_context
+    providers = [{"cuda": {"enable_cuda_graph": "0"}}] if plan.device == "cuda" else []
     decoder = {
-        "session_options": {"log_id": "onnxruntime-genai", "provider_options": [], **SESSION_OPTIONS},
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": providers, **SESSION_OPTIONS},
         "filename": MODEL,
         "head_size": config.head_dim,
         "hidden_size": config.hidden_size,

@@ -74,8 +74,8 @@ class Stored:
         self._folder = folder
         self._headers: dict[str, tuple[int, dict[str, Any]]] = {}
 
-    def initializer(self, name: str, file: str, tensor: str) -> onnx.TensorProto:
-        """A tensor of a file as an initializer that refers to it."""
+    def initializer(self, name: str, file: str, tensor: str, dtype: int | None = None) -> onnx.TensorProto:
+        """A tensor of a file as an initializer that refers to it. Its bytes may be taken for another dtype's."""
         if file not in self._headers:
             with (self._folder / file).open("rb") as stream:
                 (length,) = struct.unpack("<Q", stream.read(8))
@@ -83,7 +83,7 @@ class Stored:
         start, header = self._headers[file]
         begin, end = header[tensor]["data_offsets"]
         proto = onnx.TensorProto(
-            name=name, data_type=_STORED[header[tensor]["dtype"]], dims=header[tensor]["shape"],
+            name=name, data_type=dtype or _STORED[header[tensor]["dtype"]], dims=header[tensor]["shape"],
             data_location=TensorProto.EXTERNAL,
         )  # fmt: skip
         for key, value in {"location": file, "offset": start + begin, "length": end - begin}.items():

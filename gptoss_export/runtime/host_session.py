@@ -1,4 +1,4 @@
-"""Runs one model whose runtime has calls of its own (targets that compile a session). Needs numpy, no torch.
+"""Runs one model whose runtime has calls of its own, on the host. Needs numpy, no torch.
 
 The model works on the host, so that a step is a call, its logits are an array, and the next token is chosen from it
 (chooser.py).
@@ -31,11 +31,11 @@ class _Reading:
         return self._results
 
 
-class SessionRunner(Runner):
-    """A Runner over a model with `run` and `step` (targets/onnx/run.py)."""
+class HostSessionRunner(Runner):
+    """A Runner over a model with `run` and `step` (targets/onnx/host.py)."""
 
     @classmethod
-    def _open(cls, manifest: Manifest, folder: Path, target: Target, steps: Steps, own_process: bool) -> SessionRunner:
+    def _open(cls, manifest: Manifest, folder: Path, target: Target, steps: Steps, own_process: bool) -> HostSessionRunner:
         with steps.step("load the model"):
             return cls(manifest, folder, target.load(manifest, folder, None))
 
@@ -96,21 +96,21 @@ class SessionRunner(Runner):
         return _Reading(self._tokens, self._logprobs, self._logits.copy() if keep_logits else None)
 
     def _last(self, ids: Sequence[int], slot: int) -> np.ndarray:
-        for logits in self._pieces(ids, slot):
-            last = logits[-1].copy()  # a view would keep the whole chunk's
-        return last
+        for logits in self._pieces(ids, slot, last=True):
+            pass
+        return logits[0]
 
     def _blocks(self, ids: Sequence[int], slot: int, claim: int) -> Iterator[np.ndarray]:
         self._check_claim(claim)
-        for logits in self._pieces(ids, slot):
+        for logits in self._pieces(ids, slot, last=False):
             yield logits
             self._check_claim(claim)
 
-    def _pieces(self, ids: Sequence[int], slot: int) -> Iterator[np.ndarray]:
-        """Prefill in chunks, which bound the memory of the logits: [n, V] float32 of each."""
+    def _pieces(self, ids: Sequence[int], slot: int, last: bool) -> Iterator[np.ndarray]:
+        """Prefill in chunks, which bound the memory of the logits: [n, V] float32 of each, or [1, V] of its last token."""
         chunk = max(self.manifest.prefill_chunks)
         for start in range(0, len(ids), chunk):
             piece = ids[start : start + chunk]
-            logits = self._model.run(piece, slot, self._slots[slot].length)
+            logits = self._model.run(piece, slot, self._slots[slot].length, last)
             self._slots[slot].extend(len(piece))
             yield logits
