@@ -6,6 +6,7 @@ a build that fails or is killed leaves nothing that loads.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -25,7 +26,7 @@ from .export import Input, Program, Shapes, build_model, trace
 from .folders import check_new_folder, replace_folder
 from .lower import lower
 from .manifest import (
-    FileSpec, Manifest, Part, ProgramSpec, TensorSpec, WeightSpec, describe_file, save_manifest,
+    FileSpec, Manifest, Part, ProgramSpec, Provenance, TensorSpec, WeightSpec, describe_file, save_manifest, source_hash,
 )  # fmt: skip
 from .model import yarn_inv_freq
 from .progress import Steps
@@ -41,7 +42,10 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What the user asks of a build. None: the target's dtype, this machine's arch, the checkpoint's stop tokens."""
+    """What the user asks of a build. None: the target's dtype, this machine's arch, the checkpoint's stop tokens.
+
+    arch: one, or several with commas between them where the target can.
+    """
 
     target: str
     device: str
@@ -59,7 +63,7 @@ def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None
     Raises UsageError, CheckpointError or BuildError; then `output` does not exist.
     """
     steps = steps or Steps()
-    target, dtype, arch = _check_options(options)
+    target, dtype, archs = _check_options(options)
     check_new_folder(output, UsageError)
     with steps.step("read the checkpoint"):
         checkpoint = open_checkpoint(source)
@@ -69,12 +73,16 @@ def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None
     with replace_folder(output, UsageError) as folder:
         with steps.step("write the weights"):
             weights = _write_weights(checkpoint, dtype, folder)
-        plan = Plan(checkpoint.config, shapes, options.device, arch, stop_tokens, weights, folder, steps)
         specs: dict[str, ProgramSpec] = {}
-        programs = _lowered(plan, dtype, target, specs, steps)
-        compiled = target.compile(programs, plan)
-        if left := list(programs):
-            raise BuildError(f"target {target.name} left programs out: {', '.join(p.name for p in left)}")
+        compiled: list[Path] = []
+        for arch in archs:
+            plan = Plan(checkpoint.config, shapes, options.device, arch, stop_tokens, weights, folder, steps)
+            label = f" for {arch}" if len(archs) > 1 else ""
+            with target.compiling(options.device, arch):
+                programs = _lowered(plan, dtype, target, specs, label)
+                compiled += target.compile(programs, plan)
+            if left := list(programs):
+                raise BuildError(f"target {target.name} left programs out: {', '.join(p.name for p in left)}")
         extras = _copy_tokenizer(source, folder)
         with steps.step("hash the files"):
             used = {Path(part.file) for weight in weights.values() for part in weight.parts}
@@ -82,7 +90,7 @@ def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None
         manifest = Manifest(
             target=target.name,
             device=options.device,
-            arch=arch,
+            archs=archs,
             dtype=_name(dtype),
             model=checkpoint.config,
             max_batch=shapes.max_batch,
@@ -94,12 +102,13 @@ def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None
             files=files,
             versions=_versions() | target.versions(),
             source=f"{source.resolve().name} (layout {checkpoint.layout.name})",
+            provenance=_provenance(source, checkpoint, options, files),
         )
         save_manifest(manifest, folder)
     return manifest
 
 
-def _check_options(options: BuildOptions) -> tuple[Target, torch.dtype, str]:
+def _check_options(options: BuildOptions) -> tuple[Target, torch.dtype, tuple[str, ...]]:
     problems = []
     target = TARGETS.get(options.target)
     if target is None:
@@ -126,12 +135,15 @@ def _check_options(options: BuildOptions) -> tuple[Target, torch.dtype, str]:
     if not available.ready:
         raise BuildError(f"{target.name} for {options.device} cannot be built here: {available.detail}; "
                          f"{available.mend}")  # fmt: skip
-    archs, arch = target.archs(options.device), options.arch or target.here(options.device)
-    if arch is None:
-        raise UsageError(f"--arch: this machine has no {options.device} device to build for; choose one of {', '.join(archs)}")
-    if arch not in archs:
-        raise BuildError(f"--arch {arch}: {target.name} compiles here for {', '.join(archs)}")
-    return target, getattr(torch, dtype), arch
+    known, wanted = target.archs(options.device), options.arch or target.here(options.device)
+    if wanted is None:
+        raise UsageError(f"--arch: this machine has no {options.device} device to build for; choose one of {', '.join(known)}")
+    archs = tuple(dict.fromkeys(wanted.split(",")))
+    problems = [f"--arch {arch}: {target.name} compiles here for {', '.join(known)}" for arch in archs if arch not in known]
+    if len(archs) > 1 and not target.many_archs(options.device):
+        problems.append(f"--arch {wanted}: {target.name} for {options.device} builds for one at a time; build an artifact for each")
+    raise_all(BuildError, "archs that cannot be built", problems)
+    return target, getattr(torch, dtype), archs
 
 
 def _check_sizes(options: BuildOptions, stop_tokens: tuple[int, ...], config: ModelConfig) -> None:
@@ -149,18 +161,18 @@ def _check_sizes(options: BuildOptions, stop_tokens: tuple[int, ...], config: Mo
 
 
 def _lowered(
-    plan: Plan, dtype: torch.dtype, target: Target, specs: dict[str, ProgramSpec], steps: Steps
+    plan: Plan, dtype: torch.dtype, target: Target, specs: dict[str, ProgramSpec], label: str
 ) -> Iterator[Program]:
     """Lowered programs, one at a time, so that one graph is in memory; fills `specs` on the way."""
     implementations = target.implementations(plan.device)
     for name, trace_now in trace(plan.config, plan.shapes, dtype, target.trace_device(plan.device)).items():
         if not target.takes(name):
             continue
-        with steps.step(f"export {name}"):
+        with plan.steps.step(f"export {name}{label}"):
             program = lower(trace_now(), implementations)
         inputs, outputs = (tuple(map(_spec, items)) for items in (program.inputs, program.outputs))
         specs[name] = ProgramSpec(inputs, outputs)
-        with steps.step(f"compile {name}"):
+        with plan.steps.step(f"compile {name}{label}"):
             yield program
 
 
@@ -240,6 +252,20 @@ def _describe(folder: Path, files: list[Path]) -> dict[str, FileSpec]:
     with ThreadPoolExecutor() as pool:
         specs = pool.map(lambda name: describe_file(folder / name), files)
         return {name.as_posix(): spec for name, spec in zip(files, specs, strict=True)}
+
+
+def _provenance(source: Path, checkpoint: Checkpoint, options: BuildOptions, files: dict[str, FileSpec]) -> Provenance:
+    """Shards that were linked have been hashed as files of the artifact."""
+    linked = not any(recipe.quantize for recipe in checkpoint.recipes.values())
+    hashed = {path.name: path for path in checkpoint.files.values()}
+    specs = {name: files[f"{WEIGHTS}/{name}"] if linked else describe_file(path) for name, path in hashed.items()}
+    return Provenance(
+        machine=platform.machine(),
+        system=f"{platform.system()} {platform.release()}",
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        options={name: value for name, value in dataclasses.asdict(options).items() if value is not None},
+        source_sha256=source_hash(specs | {"config.json": describe_file(source / "config.json")}),
+    )
 
 
 def _stop_tokens(source: Path, config: ModelConfig) -> tuple[int, ...]:

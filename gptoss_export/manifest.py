@@ -1,6 +1,6 @@
 """manifest.json: what is in an artifact. Both ends of the format are in this file.
 
-The manifest alone tells how to run the artifact: the model's shape, for which target, device and arch it
+The manifest alone tells how to run the artifact: the model's shape, for which target, device and archs it
 was compiled, each program's inputs in order, each weight's shape and the stored tensors it is made of,
 the size and sha256 of every file, and the versions that built it.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,7 +23,7 @@ from .kv_cache import CacheShape
 DTYPES = ("float32", "bfloat16", "uint8", "int64")
 DEVICES = ("cpu", "cuda")
 COMPUTED = ("float32", "bfloat16")  # dtypes of an artifact
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 NAME = "manifest.json"
 
 
@@ -69,10 +69,25 @@ class FileSpec:
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """Where an artifact comes from.
+
+    machine: platform.machine() of the host, for which the host's part of the code is; system: its name; gpu: that it had,
+    or None; options: of the build, as given; source_sha256: of the checkpoint's files, by `source_hash`.
+    """
+
+    machine: str
+    system: str
+    gpu: str | None
+    options: dict[str, Any]
+    source_sha256: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     target: str
     device: str
-    arch: str
+    archs: tuple[str, ...]
     dtype: str
     model: ModelConfig
     max_batch: int
@@ -84,7 +99,13 @@ class Manifest:
     files: dict[str, FileSpec]
     versions: dict[str, str]
     source: str
+    provenance: Provenance
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def arch(self) -> str:
+        """The archs that it has code for, as `build --arch` takes them; of most targets, the one."""
+        return ",".join(self.archs)
 
     def to_json(self) -> dict[str, Any]:
         return {"schema_version": self.schema_version} | dataclasses.asdict(self) | {"model": self.model.to_json()}
@@ -132,6 +153,7 @@ def _parse(data: dict[str, Any]) -> Manifest:
 
     fields = dict(data)
     fields["model"] = ModelConfig.from_json(data["model"])
+    fields["archs"] = tuple(data["archs"])
     fields["prefill_chunks"] = tuple(data["prefill_chunks"])
     fields["stop_tokens"] = tuple(data["stop_tokens"])
     fields["programs"] = {
@@ -139,15 +161,20 @@ def _parse(data: dict[str, Any]) -> Manifest:
         for name, spec in data["programs"].items()
     }
     fields["weights"] = {name: weight(spec) for name, spec in data["weights"].items()}
+    fields["provenance"] = Provenance(**data["provenance"])
     fields["files"] = {name: FileSpec(**spec) for name, spec in data["files"].items()}
     return Manifest(**fields)
 
 
 def _violations(manifest: Manifest) -> Iterator[str]:
     """What no build writes. Compiled code checks no shapes, so everything it is called with is checked here."""
-    for name in ("target", "device", "arch", "dtype", "source"):
+    for name in ("target", "device", "dtype", "source"):
         if not isinstance(value := getattr(manifest, name), str):
             yield f"{name}: found {value!r}, expected a string"
+    if not manifest.archs or not all(isinstance(arch, str) for arch in manifest.archs):
+        yield f"archs: found {manifest.archs!r}, expected strings"
+    if not isinstance(manifest.provenance.machine, str):
+        yield f"provenance: machine: found {manifest.provenance.machine!r}, expected a string"
     if manifest.device not in DEVICES:
         yield f"device: found {manifest.device!r}, expected {' or '.join(DEVICES)}"
     if manifest.dtype not in COMPUTED:
@@ -247,6 +274,12 @@ def describe_file(path: Path) -> FileSpec:
     """Size and sha256 of a file."""
     with path.open("rb") as stream:
         return FileSpec(path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
+
+
+def source_hash(files: Mapping[str, FileSpec]) -> str:
+    """sha256 of lines `<sha256>  <name>`, by name, as sha256sum writes them."""
+    lines = "".join(f"{spec.sha256}  {name}\n" for name, spec in sorted(files.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def weight_files(manifest: Manifest) -> list[str]:

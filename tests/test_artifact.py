@@ -42,6 +42,13 @@ def test_manifest_round_trip(artifact, tmp_path):
     assert load_manifest(tmp_path) == manifest
 
 
+OTHER_MACHINE = {"machine": "riscv64", "system": "", "gpu": None, "options": {}, "source_sha256": ""}
+
+
+def package(folder):
+    return next(folder.glob("programs-*.pt2"))
+
+
 def test_every_file_is_in_the_manifest_with_its_hash(artifact):
     manifest = load_manifest(artifact)
     files = {path.relative_to(artifact).as_posix() for path in artifact.rglob("*") if path.is_file()}
@@ -52,9 +59,9 @@ def test_every_file_is_in_the_manifest_with_its_hash(artifact):
 def test_weights_are_linked_and_code_holds_none(artifact, checkpoints):
     for path in checkpoints["hf"].glob("*.safetensors"):
         assert (artifact / "weights" / path.name).samefile(path)
-    with zipfile.ZipFile(artifact / "programs.pt2") as package:
-        assert not [info for info in package.infolist() if "/weights/" in info.filename and info.file_size > 1024]
-        assert not [info.filename for info in package.infolist() if info.filename.endswith((".pkl", ".pickle"))]
+    with zipfile.ZipFile(package(artifact)) as held:
+        assert not [info for info in held.infolist() if "/weights/" in info.filename and info.file_size > 1024]
+        assert not [info.filename for info in held.infolist() if info.filename.endswith((".pkl", ".pickle", ".cpp"))]
 
 
 @pytest.mark.parametrize(
@@ -67,15 +74,17 @@ def test_weights_are_linked_and_code_holds_none(artifact, checkpoints):
         (lambda f: edit(f, programs={"decode": {}}), "malformed"),
         (lambda f: edit(f, surprise=1), "malformed"),
         (lambda f: edit(f, target="abacus"), "target 'abacus'"),
-        (lambda f: edit(f, arch="sm_90"), "artifact is for sm_90, this machine is"),
-        (lambda f: edit(f, device="cuda", arch="sm_90"), "CUDA GPU"),
+        (lambda f: edit(f, archs=["sm_90"]), "artifact has code for sm_90, this machine is"),
+        (lambda f: edit(f, device="cuda", archs=["sm_90"]), "CUDA GPU"),
         (lambda f: edit(f, versions={"torch": "2.4.0"}), "built with 2.4.0, found"),
         (lambda f: edit(f, versions={}), "torch is missing"),
         (lambda f: edit(f, weights={}), "is not in the manifest"),
         (lambda f: edit(f, files={}), "is not among the files"),
         (lambda f: edit(f, files={"../secret": {"bytes": 1, "sha256": ""}}), "outside of the artifact"),
         (lambda f: edit(f, device="tpu"), "device: found 'tpu'"),
-        (lambda f: edit(f, arch=None), "arch: found None"),
+        (lambda f: edit(f, archs=[]), "archs: found"),
+        (lambda f: edit(f, archs=[1]), "archs: found"),
+        (lambda f: edit(f, provenance=OTHER_MACHINE), "machine: artifact was built on riscv64, this machine is"),
         (lambda f: edit(f, target=[]), "target: found"),
         (lambda f: edit(f, stop_tokens=["a"]), "stop_tokens"),
         (lambda f: edit(f, max_batch=-1), "max_batch"),
@@ -87,8 +96,8 @@ def test_weights_are_linked_and_code_holds_none(artifact, checkpoints):
         (lambda f: edit_model(f, layer_types=["full_attention"] * 4), "k_cache.0"),
         (lambda f: edit_model(f, vocab_size="512"), "vocab_size"),
         (lambda f: edit_model(f, num_hidden_layers=2), "layer_types"),
-        (lambda f: (f / "programs.pt2").unlink(), "programs.pt2: missing"),
-        (lambda f: (f / "programs.pt2").write_bytes(b"short"), "programs.pt2: 5 bytes, expected"),
+        (lambda f: package(f).unlink(), "programs-.*.pt2: missing"),
+        (lambda f: package(f).write_bytes(b"short"), "programs-.*.pt2: 5 bytes, expected"),
     ],
 )  # fmt: skip
 def test_refused(copy, damage, message):
@@ -98,7 +107,7 @@ def test_refused(copy, damage, message):
 
 
 def test_a_changed_byte_is_found(copy):
-    for name in ("programs.pt2", "tokenizer.json"):
+    for name in (package(copy).name, "tokenizer.json"):
         with (copy / name).open("r+b") as stream:
             stream.seek(1000)
             byte = stream.read(1)
@@ -106,7 +115,7 @@ def test_a_changed_byte_is_found(copy):
             stream.write(bytes([byte[0] ^ 1]))
     with pytest.raises(ArtifactError) as caught:
         Runner.load(copy)
-    assert "programs.pt2: sha256" in str(caught.value) and "tokenizer.json: sha256" in str(caught.value)
+    assert f"{package(copy).name}: sha256" in str(caught.value) and "tokenizer.json: sha256" in str(caught.value)
 
 
 def test_weights_that_contradict_the_manifest(copy):
@@ -126,7 +135,8 @@ def test_an_older_cpu_is_refused(artifact):
     machine = target.here("cpu").partition("-")[0]
 
     def problems(arch):
-        return target.problems(dataclasses.replace(manifest, arch=arch), artifact)
+        files = manifest.files | {f"programs-{arch}.pt2": next(iter(manifest.files.values()))}
+        return target.problems(dataclasses.replace(manifest, archs=(arch,), files=files), artifact)
 
     assert problems(f"{machine}-DEFAULT") == []
     assert problems("other-AVX2") != []
@@ -176,7 +186,7 @@ def test_where_it_cannot_be_built(checkpoints, tmp_path):
     with pytest.raises(UsageError, match="not a folder"):
         build(checkpoints["hf"], tmp_path / "a" / "b", BuildOptions("aoti", "cpu"))
     if not torch.cuda.is_available():
-        with pytest.raises(BuildError, match="no CUDA GPU"):
+        with pytest.raises(UsageError, match="no cuda device to build for; choose one of sm_80"):
             build(checkpoints["hf"], tmp_path / "out", BuildOptions("aoti", "cuda"))
 
 

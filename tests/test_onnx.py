@@ -200,7 +200,7 @@ def test_an_op_without_converter_is_named(checkpoints, tmp_path, monkeypatch):
 def test_refusals(artifacts, checkpoints, tmp_path, cli, monkeypatch):
     target, manifest = TARGETS["onnx"], load_manifest(artifacts["onnxruntime"])
     assert target.problems(manifest, Path()) == []
-    other = dataclasses.replace(manifest, arch="sm_90", files={})
+    other = dataclasses.replace(manifest, archs=("sm_90",), files={})
     assert "arch: artifact is for sm_90" in str(target.problems(other, Path()))
     assert "model.onnx is not in the manifest" in str(target.problems(other, Path()))
     code, _, err = cli("build", checkpoints["hf"], "-o", tmp_path / "a", "--target", "onnx", "--arch", "sm_90", "--portable")
@@ -225,7 +225,7 @@ def test_a_model_that_is_not_the_manifests(artifacts, tmp_path):
         load_model(fewer, artifacts["onnxruntime"] / "model.onnx")
     for changes, message in (
         ({"model": dataclasses.replace(manifest.model, vocab_size=520)}, "outputs logits: found .*512.*, expected .*520"),
-        ({"arch": "portable"}, "arch: found onnxruntime, expected portable"),
+        ({"archs": ("portable",)}, "arch: found onnxruntime, expected portable"),
         ({"max_context": 9999}, "max_context: found 4352, expected 9999"),
     ):
         with pytest.raises(ArtifactError, match=message):
@@ -237,7 +237,7 @@ def test_a_model_that_is_not_the_manifests(artifacts, tmp_path):
 
 def test_programs_are_asked_for_where_they_are_needed(artifacts, tmp_path):
     """An artifact whose manifest calls it another target's."""
-    save_manifest(dataclasses.replace(load_manifest(artifacts["onnxruntime"]), target="aoti", arch="x86_64-DEFAULT"), tmp_path)
+    save_manifest(dataclasses.replace(load_manifest(artifacts["onnxruntime"]), target="aoti", archs=("x86_64-DEFAULT",)), tmp_path)
     with pytest.raises(ArtifactError):
         Runner.load(tmp_path)
 

@@ -120,7 +120,7 @@ def test_what_is_missing_here(artifact, cli, monkeypatch):
     assert "MXFP4" not in str(target.problems(manifest, artifact))
     assert "probe.onnx is not in the manifest" in str(target.problems(dataclasses.replace(manifest, files={}), artifact))
     assert "arch: artifact is for portable on cuda" in str(
-        target.problems(dataclasses.replace(manifest, arch="portable"), artifact)
+        target.problems(dataclasses.replace(manifest, archs=("portable",)), artifact)
     )
     if not torch.cuda.is_available():
         code, _, err = cli("run", artifact, "--tokens", "1,2,3")

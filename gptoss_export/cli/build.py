@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from .output import json_option, print_json, progress, reports_errors, size
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to make.")
 @click.option("--target", default="aoti", show_default=True, help="What to compile to; see `gptoss-export targets`.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--arch", help="Machine code to build, such as sm_90; default: this machine's.")
+@click.option("--arch", help="Machine code to build, such as sm_90, or several: sm_90,sm_80; default: this machine's.")
+@click.option("--cpu-isa", type=click.Choice(["portable", "avx2", "avx512"]),
+              help="CPU instructions that code for cpu may use, instead of this machine's level; portable: any 64-bit x86.")
 @click.option("--portable", is_flag=True, help="As --arch portable: of onnx, standard operators alone.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Default: float32 on cpu, bfloat16 on cuda.")
 @click.option("--max-batch", type=int, default=1, show_default=True, help="Sequences at a time.")
@@ -26,7 +29,7 @@ from .output import json_option, print_json, progress, reports_errors, size
 @json_option
 @reports_errors
 def command(
-    checkpoint, output, target, device, arch, portable, dtype, max_batch, max_context, prefill_chunks, stop_tokens, as_json
+    checkpoint, output, target, device, arch, cpu_isa, portable, dtype, max_batch, max_context, prefill_chunks, stop_tokens, as_json
 ) -> None:  # fmt: skip
     """Compile CHECKPOINT into an artifact that `gptoss-export run` and `Runner.load` run."""
     from ..build import BuildOptions, build
@@ -34,7 +37,13 @@ def command(
 
     if portable and arch not in (None, "portable"):
         raise UsageError(f"--portable: means --arch portable, found --arch {arch} beside it; give one of them")
+    if cpu_isa and (arch or portable or device != "cpu"):
+        raise UsageError("--cpu-isa: is for --device cpu, without --arch and --portable, which name what to build for too")
+    if cpu_isa and platform.machine() != "x86_64":
+        raise UsageError(f"--cpu-isa {cpu_isa}: is for x86_64, this machine is {platform.machine()}; leave it out")
     arch = "portable" if portable else arch
+    if cpu_isa:
+        arch = f"{platform.machine()}-{'DEFAULT' if cpu_isa == 'portable' else cpu_isa.upper()}"
     chunks = prefill_chunks or (max(1, min(128, max_context)),)
     options = BuildOptions(target, device, dtype, arch, max_batch, max_context, chunks, stop_tokens or None)
     start = time.perf_counter()

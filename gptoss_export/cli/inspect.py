@@ -33,11 +33,12 @@ def command(artifact: Path, html, as_json) -> None:
 def _tables(manifest, more):
     from rich.table import Table
 
-    model = manifest.model
+    model, origin = manifest.model, manifest.provenance
     about = Table(title="artifact", show_header=False)
     for key, value in {
         "target": f"{manifest.target} for {manifest.device} ({manifest.arch}), {manifest.dtype}",
         "built from": manifest.source,
+        "built on": f"{origin.system} {origin.machine}, {origin.gpu or 'no GPU'}",
         "built with": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
         "model": f"{model.num_hidden_layers} layers, hidden {model.hidden_size}, {model.num_attention_heads} heads "
                  f"({model.num_key_value_heads} kv) of {model.head_dim}, {model.num_local_experts} experts "

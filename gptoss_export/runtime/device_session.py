@@ -21,7 +21,7 @@ from .torch_runner import TorchRunner
 
 
 class DeviceSessionRunner(TorchRunner):
-    """A Runner over a model with `run` and `decode` (targets/onnx/device.py)."""
+    """A Runner over a model with `run`, `decode` and `calls` (targets/onnx/device.py)."""
 
     @classmethod
     def _open(
@@ -65,7 +65,10 @@ class DeviceSessionRunner(TorchRunner):
         while ids:
             chunk = self._chunk(len(ids))
             piece, ids = ids[:chunk], ids[chunk:]
+            known = self._model.calls
             logits = self._model.run(piece, slot, self._slots[slot].length, chunk, last)
+            if self._model.calls != known:
+                self._step.forget()
             self._slots[slot].extend(len(piece))
             yield logits
             del logits

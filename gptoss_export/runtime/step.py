@@ -57,6 +57,10 @@ class DecodeStep:
         self.scores, self.logprobs = captured.scores, captured.logprobs
         captured.graph.replay()
 
+    def forget(self) -> None:
+        """Record steps anew before they are run again."""
+        self._captured.clear()
+
     def capture(self) -> None:
         """Record the greedy step now; a sampled one is recorded when it is first asked for."""
         self._captured[False] = self._capture(sampled=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -71,7 +72,7 @@ class Target(ABC):
 
     @abstractmethod
     def archs(self, device: str) -> tuple[str, ...]:
-        """Names of the machine codes that a build for `device` here can make."""
+        """Names of the machine codes that a build for `device` can make here."""
 
     @abstractmethod
     def versions(self) -> dict[str, str]:
@@ -91,6 +92,14 @@ class Target(ABC):
     def takes(self, program: str) -> bool:
         """Whether it compiles the program of that name; the others are not traced."""
         return True
+
+    def many_archs(self, device: str) -> bool:
+        """Whether one artifact can hold code for several archs, of which a machine runs its own."""
+        return False
+
+    def compiling(self, device: str, arch: str) -> AbstractContextManager[None]:
+        """What programs for an arch are traced, lowered and compiled in."""
+        return nullcontext()
 
     @abstractmethod
     def implementations(self, device: str) -> Implementations:

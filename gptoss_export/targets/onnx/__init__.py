@@ -13,6 +13,7 @@ onnxruntime-gpu and torch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -122,16 +123,20 @@ def _runtime_problems(device: str) -> list[str]:
     if not found:
         return ["onnxruntime: not found"]
     problems = [f"{name}: found {number}, expected {since} or later" for name, number in found.items()
-                if tuple(map(int, number.split(".")[:2])) < tuple(map(int, since.split(".")))]  # fmt: skip
+                if _numbers(number) < _numbers(since)]  # fmt: skip
     return problems or _provider_problems(device)
 
 
 def _provider_problems(device: str) -> list[str]:
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return [f"onnxruntime: cannot be imported ({error})"]
     wanted, found = f"{device.upper()}ExecutionProvider", onnxruntime.get_available_providers()
     if wanted not in found:
-        return [f"onnxruntime: has {', '.join(found)}, expected {wanted}"]
+        both = all(_version(name) for name in _RUNTIMES)
+        hint = f"; {' and '.join(_RUNTIMES)} are one module: pip uninstall both first" if both else ""
+        return [f"onnxruntime: has {', '.join(found)}, expected {wanted}{hint}"]
     if device == "cuda" and _FP4 not in onnxruntime.get_build_info():
         return [f"onnxruntime: was built without its MXFP4 experts, expected {_FP4} in its build info"]
     return []
@@ -150,6 +155,11 @@ def _device_problems(device: str) -> list[str]:
 def _runtime() -> dict[str, str]:
     """The package that onnxruntime came in, and its version; empty where there is none."""
     return next(({name: found} for name in _RUNTIMES if (found := _version(name)) is not None), {})
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 def _version(package: str) -> str | None:

@@ -3,11 +3,13 @@
 A cache is one buffer [B, Hkv, C + 1, D] that is bound as past and as present, and written in place. Whatever runs, runs on one
 stream, so that torch can record a decode step: its arguments lie at fixed addresses, the mask says how long each sequence is.
 
-QMoE chooses its kernels by timing them, when it first meets a number of rows (up to two seconds). So prompts are padded to the
-artifact's chunks, and all of them run once at the start. The padding lies behind the sequence, where nothing sees it.
+QMoE chooses its kernels by timing them in every layer, when it first meets a number of rows. So prompts are padded to the
+artifact's chunks, and all of them run once at the start. The padding lies behind the sequence, where nothing sees it; at the
+end of the context, where it does not fit, a call has a number of rows of its own, and takes that long.
 
 What a recorded step uses as scratch, onnxruntime takes for free afterwards. Later calls may use it between two steps, never
-during one, since they share the stream; nothing that lasts is put there, because every kind of call was made before.
+during one, since each waits for the other. But a call of a new kind may keep something there: `calls` counts the kinds, and
+the step is recorded anew after each.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 import torch
 
 from ...driver import own_stream
-from ...errors import ArtifactError
+from ...errors import ArtifactError, RunError
 from ...manifest import Manifest
 from . import LOGITS_FROM, LOGITS_TO, MODEL, PROBE
 from .session import cache_names, failures, open_session, present, start_session
@@ -40,7 +42,10 @@ def load_model(manifest: Manifest, folder: Path, device: torch.device) -> OnDevi
     _check_kernel(folder / PROBE, [(_PROVIDER, options)])
     more = {"session.use_device_allocator_for_initializers": "1"}  # an arena would round them up
     session = open_session(manifest, folder / MODEL, [(_PROVIDER, options)], more)
-    return OnDevice(session, manifest, device, stream)
+    try:
+        return OnDevice(session, manifest, device, stream)
+    except RunError as error:
+        raise ArtifactError(f"{folder / MODEL}: a first prompt failed: {error}") from error
 
 
 def _check_kernel(path: Path, providers: Sequence[Any]) -> None:
@@ -54,8 +59,9 @@ def _check_kernel(path: Path, providers: Sequence[Any]) -> None:
     try:
         with failures():
             (errors,) = session.run(None, {})
-    except RuntimeError as error:
-        raise ArtifactError(f"{path}: {error}") from error
+    except RunError as error:
+        raise ArtifactError(f"{path}: {error}; QMoE with MXFP4 does not run here: install the onnxruntime-gpu that the "
+                            "manifest names") from error  # fmt: skip
     if not (errors < _WRONG).all():
         raise ArtifactError(
             f"{path}: QMoE of this onnxruntime gives other values than those that belong to these weights: relative error "
@@ -80,12 +86,18 @@ class OnDevice:
         self._mask = torch.zeros(batch, rows, dtype=torch.int64, device=device)
         self._logits = torch.zeros(batch, 1, config.vocab_size, dtype=self._dtype, device=device)
         self._step: Any = None
+        self._kinds: set[tuple[int, int]] = set()  # rows of a call, and of its logits
         for chunk in manifest.prefill_chunks:
             self.run([0], slot=0, start=0, rows=chunk, last=True)
 
     @property
     def cache_bytes(self) -> int:
         return sum(cache.nbytes for cache in self._caches.values())
+
+    @property
+    def calls(self) -> int:
+        """How many kinds of calls there have been."""
+        return len(self._kinds)
 
     def run(self, ids: Sequence[int], slot: int, start: int, rows: int, last: bool) -> torch.Tensor:
         """Tokens of a slot's sequence behind its first `start`; logits [n, V] after each of them, or (`last`) the last.
@@ -98,6 +110,7 @@ class OnDevice:
         wanted = range(len(ids) - 1 if last else 0, len(ids))
         logits = torch.empty(1, len(wanted), self._vocabulary, dtype=self._dtype, device=self._device)
         caches = {name: cache[slot : slot + 1] for name, cache in self._caches.items()}
+        self._kinds.add((rows, len(wanted)))
         self._call(self._bound(tokens, mask, caches, logits, wanted))
         return logits[0]
 
@@ -137,8 +150,10 @@ class OnDevice:
             yield
             return
         self._stream.wait_stream(current)
-        yield
-        current.wait_stream(self._stream)
+        try:
+            yield
+        finally:  # a call that failed may have launched some of its work
+            current.wait_stream(self._stream)
 
 
 def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
