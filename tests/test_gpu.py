@@ -15,6 +15,21 @@ pytestmark = [
 ]
 
 
+# Sequences together and alone, and sampling, on a loaded `r`.
+BATCHES = """
+import sys
+from gptoss_export.runtime import Runner, Sampling
+r = Runner.load(sys.argv[1])
+prompts = [[1], list(range(200)), list(range(60, 100))]
+together = r.generate_batch(prompts, 40, stop_tokens=())
+for prompt, result in zip(prompts, together):
+    alone = r.generate(prompt, 40, stop_tokens=())
+    assert alone.tokens[:5] == result.tokens[:5], (alone.tokens, result.tokens)
+sampled = [r.generate(prompts[1], 20, Sampling(0.8, 40, 0.95, seed=s), stop_tokens=()).tokens for s in (1, 1, 2)]
+assert sampled[0] == sampled[1] != sampled[2]
+"""
+
+
 @pytest.fixture(scope="module")
 def cuda_artifact(checkpoints, tmp_path_factory, cli):
     folder = tmp_path_factory.mktemp("cuda") / "artifact"
@@ -36,18 +51,8 @@ def test_runs_without_triton(cuda_artifact):
 
 
 def test_batch_idle_and_sampling(cuda_artifact):
-    code = """
-import sys
-from gptoss_export.runtime import Runner, Sampling
-r = Runner.load(sys.argv[1])
+    code = BATCHES + """
 assert r._step._captured[False].early >= 5 * len(r.manifest.model.layer_types)
-prompts = [[1], list(range(200)), list(range(60, 100))]
-together = r.generate_batch(prompts, 40, stop_tokens=())
-for prompt, result in zip(prompts, together):
-    alone = r.generate(prompt, 40, stop_tokens=())
-    assert alone.tokens[:5] == result.tokens[:5], (alone.tokens, result.tokens)
-sampled = [r.generate(prompts[1], 20, Sampling(0.8, 40, 0.95, seed=s), stop_tokens=()).tokens for s in (1, 1, 2)]
-assert sampled[0] == sampled[1] != sampled[2]
 one = r.generate(prompts[1], 20, Sampling(0.8, top_k=1), stop_tokens=()).tokens
 assert one == r.generate(prompts[1], 20, stop_tokens=()).tokens
 r.reset(); a = r.prefill(prompts[1]); r.reset(); b = r.prefill(prompts[1])
