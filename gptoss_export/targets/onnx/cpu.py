@@ -14,9 +14,8 @@ from collections.abc import Sequence
 
 from onnx import FunctionProto, TensorProto
 
-from ..target import Plan
 from .functions import mxfp4_experts, sink_attention
-from .graph import MICROSOFT, OWN
+from .graph import OWN
 from .writer import Cache, Experts, Writer
 
 
@@ -26,10 +25,6 @@ class Cpu(Writer):
 
     def functions(self) -> list[FunctionProto]:
         return [mxfp4_experts()]
-
-    def __init__(self, plan: Plan) -> None:
-        super().__init__(plan)
-        self._last, self._total = self.lengths() if self.contributed else ("", "")
 
     def norm(self, x: str, weight: str, eps: float) -> tuple[str, str]:
         return self.normed(x, weight, eps), x
@@ -44,17 +39,8 @@ class Cpu(Writer):
         parts = self.g.add("Split", qkv, self.g.constant(sizes), outputs=3, axis=1)
         rows = [self.g.reshape(part, self.batch, -1, size) for part, size in zip(parts, sizes, strict=True)]
         outputs = [f"{k_cache.present}.out", k_cache.present, v_cache.present]
-        self._attend([*rows, k_cache.past, v_cache.past], cos, sin, self._weight(sinks), window, scale, outputs)
+        self.attend([*rows, k_cache.past, v_cache.past], cos, sin, self._weight(sinks), window, scale, outputs)
         return self.g.reshape(outputs[0], -1, sizes[0])
-
-    def _attend(
-        self, given: list[str], cos: str, sin: str, sinks: str, window: int, scale: float, outputs: list[str]
-    ) -> None:
-        self.g.add(
-            "GroupQueryAttention", *given, self._last, self._total, cos, sin, "", "", sinks, outputs=outputs,
-            domain=MICROSOFT, num_heads=self.config.num_attention_heads, kv_num_heads=self.config.num_key_value_heads,
-            scale=scale, do_rotary=1, local_window_size=window or -1,
-        )  # fmt: skip
 
     def project(self, x: str, out: str, weight: str, bias: str) -> str:
         return self.g.add("Add", x, self.linear(out, weight, bias))
@@ -78,8 +64,8 @@ class Portable(Cpu):
     def functions(self) -> list[FunctionProto]:
         return [*super().functions(), sink_attention()]
 
-    def _attend(
-        self, given: list[str], cos: str, sin: str, sinks: str, window: int, scale: float, outputs: list[str]
+    def attend(
+        self, given: Sequence[str], cos: str, sin: str, sinks: str, window: int, scale: float, outputs: Sequence[str]
     ) -> None:
         self.g.add(
             "SinkAttention", *given, cos, sin, sinks, "attention_mask", outputs=outputs, domain=OWN, window=window or -1,

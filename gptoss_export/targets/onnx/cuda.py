@@ -45,7 +45,6 @@ class Cuda(Writer):
         sizes = {"hidden_size": plan.config.hidden_size, "intermediate_size": plan.config.intermediate_size}
         wrong = [f"{name}: found {size}, expected a multiple of {_STEP}" for name, size in sizes.items() if size % _STEP]
         raise_all(BuildError, "config.json: sizes that onnxruntime's QMoE computes wrongly; build --device cpu", wrong)
-        self._last, self._total = self.lengths()
         self._repacked = repack_experts(plan)
         self.files |= {part.file for part in self._repacked.values()}
 
@@ -69,12 +68,8 @@ class Cuda(Writer):
         scale: float,
     ) -> str:  # fmt: skip
         outputs = [f"{k_cache.present}.out", k_cache.present, v_cache.present]
-        self.g.add(
-            "GroupQueryAttention", self.g.reshape(qkv, self.batch, -1, sum(sizes)), "", "", k_cache.past, v_cache.past,
-            self._last, self._total, cos, sin, "", "", self.stored(sinks), outputs=outputs, domain=MICROSOFT,
-            num_heads=self.config.num_attention_heads, kv_num_heads=self.config.num_key_value_heads, scale=scale,
-            do_rotary=1, local_window_size=window or -1,
-        )  # fmt: skip
+        packed = self.g.reshape(qkv, self.batch, -1, sum(sizes)), "", ""
+        self.attend([*packed, k_cache.past, v_cache.past], cos, sin, self.stored(sinks), window, scale, outputs)
         return self.g.reshape(outputs[0], -1, sizes[0])
 
     def project(self, x: str, out: str, weight: str, bias: str) -> _Open:

@@ -14,7 +14,7 @@ import numpy as np
 from onnx import FunctionProto, TensorProto
 
 from ..target import Plan
-from .graph import Nodes, Stored
+from .graph import MICROSOFT, Nodes, Stored
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Writer(ABC):
         self._weights, self._stored = plan.weights, Stored(plan.folder)
         self._known: dict[str, str] = {}
         self._cast: dict[tuple[str, int], str] = {}
+        if self.contributed:
+            self._last, self._total = self._lengths()
 
     def functions(self) -> list[FunctionProto]:
         """The functions that the nodes call."""
@@ -77,7 +79,7 @@ class Writer(ABC):
             self._cast[name, dtype] = self.g.cast(self.stored(name), dtype)
         return self._cast[name, dtype]
 
-    def lengths(self) -> tuple[str, str]:
+    def _lengths(self) -> tuple[str, str]:
         """What GroupQueryAttention wants of the mask: [B] int32 tokens of each sequence less one; int32, the most of them."""
         ones = self.g.reduce("ReduceSum", "attention_mask", 1)
         last = self.g.cast(self.g.add("Sub", ones, self.g.constant(1)), TensorProto.INT32)
@@ -100,6 +102,16 @@ class Writer(ABC):
         """tokens [B, S] int64 to the residual stream: [T, H] float32."""
         rows = self.g.cast(self.g.add("Gather", self.stored(weight), tokens), TensorProto.FLOAT)
         return self.g.reshape(rows, -1, self.config.hidden_size)
+
+    def attend(
+        self, given: Sequence[str], cos: str, sin: str, sinks: str, window: int, scale: float, outputs: Sequence[str]
+    ) -> None:
+        """Attention over query, key, value and both caches, rotation and cache writes included, by onnxruntime's own op."""
+        self.g.add(
+            "GroupQueryAttention", *given, self._last, self._total, cos, sin, "", "", sinks, outputs=outputs,
+            domain=MICROSOFT, num_heads=self.config.num_attention_heads, kv_num_heads=self.config.num_key_value_heads,
+            scale=scale, do_rotary=1, local_window_size=window or -1,
+        )  # fmt: skip
 
     @abstractmethod
     def norm(self, x: Any, weight: str, eps: float) -> tuple[str, Any]:
