@@ -24,12 +24,13 @@ from .config import ModelConfig
 from .errors import BuildError, UsageError, raise_all
 from .export import Input, Program, Shapes, build_model, trace
 from .folders import check_new_folder, replace_folder
-from .lower import lower
+from .lower import lower, shipped_tables
 from .manifest import (
     FileSpec, Manifest, Part, ProgramSpec, Provenance, TensorSpec, WeightSpec, describe_file, save_manifest, source_hash,
 )  # fmt: skip
 from .model import yarn_inv_freq
 from .progress import Steps
+from .tables import CutTable, read_table
 from .targets import TARGETS, Plan, Target
 
 WEIGHTS = "weights"
@@ -44,7 +45,8 @@ TOKENIZER_FILES = (
 class BuildOptions:
     """What the user asks of a build. None: the target's dtype, this machine's arch, the checkpoint's stop tokens.
 
-    arch: one, or several with commas between them where the target can.
+    arch: one, or several with commas between them where the target can. tables: of measured cuts for the kernels, which come
+    before those that are shipped.
     """
 
     target: str
@@ -55,6 +57,7 @@ class BuildOptions:
     max_context: int = 4096
     prefill_chunks: tuple[int, ...] = (128,)
     stop_tokens: tuple[int, ...] | None = None
+    tables: tuple[Path, ...] = ()
 
 
 def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None = None) -> Manifest:
@@ -63,7 +66,7 @@ def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None
     Raises UsageError, CheckpointError or BuildError; then `output` does not exist.
     """
     steps = steps or Steps()
-    target, dtype, archs = _check_options(options)
+    target, dtype, archs, tables = _check_options(options)
     check_new_folder(output, UsageError)
     with steps.step("read the checkpoint"):
         checkpoint = open_checkpoint(source)
@@ -76,7 +79,7 @@ def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None
         specs: dict[str, ProgramSpec] = {}
         compiled: list[Path] = []
         for arch in archs:
-            plan = Plan(checkpoint.config, shapes, options.device, arch, stop_tokens, weights, folder, steps)
+            plan = Plan(checkpoint.config, shapes, options.device, arch, tables, stop_tokens, weights, folder, steps)
             label = f" for {arch}" if len(archs) > 1 else ""
             with target.compiling(options.device, arch):
                 programs = _lowered(plan, dtype, target, specs, label)
@@ -102,13 +105,13 @@ def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None
             files=files,
             versions=_versions() | target.versions(),
             source=f"{source.resolve().name} (layout {checkpoint.layout.name})",
-            provenance=_provenance(source, checkpoint, options, files),
+            provenance=_provenance(source, checkpoint, options, files, _used(tables, archs)),
         )
         save_manifest(manifest, folder)
     return manifest
 
 
-def _check_options(options: BuildOptions) -> tuple[Target, torch.dtype, tuple[str, ...]]:
+def _check_options(options: BuildOptions) -> tuple[Target, torch.dtype, tuple[str, ...], tuple[CutTable, ...]]:
     problems = []
     target = TARGETS.get(options.target)
     if target is None:
@@ -143,7 +146,25 @@ def _check_options(options: BuildOptions) -> tuple[Target, torch.dtype, tuple[st
     if len(archs) > 1 and not target.many_archs(options.device):
         problems.append(f"--arch {wanted}: {target.name} for {options.device} builds for one at a time; build an artifact for each")
     raise_all(BuildError, "archs that cannot be built", problems)
-    return target, getattr(torch, dtype), archs
+    return target, getattr(torch, dtype), archs, _tables(options, target, archs)
+
+
+def _tables(options: BuildOptions, target: Target, archs: tuple[str, ...]) -> tuple[CutTable, ...]:
+    """The user's tables, then those that are shipped."""
+    if not target.has_kernels(options.device):
+        if options.tables:
+            raise UsageError(f"--table: {target.name} for {options.device} has none of the kernels that tables are for; leave it out")
+        return ()
+    given = tuple(read_table(path) for path in options.tables)
+    problems = [f"--table {table.path}: is for {table.arch}, expected one of {', '.join(archs)}"
+                for table in given if table.arch not in archs]  # fmt: skip
+    raise_all(UsageError, "tables that are for another GPU", problems)
+    return given + shipped_tables()
+
+
+def _used(tables: tuple[CutTable, ...], archs: tuple[str, ...]) -> dict[str, list[str]]:
+    """What the manifest tells of them."""
+    return {arch: [table.label for table in tables if table.arch == arch] for arch in archs} if tables else {}
 
 
 def _check_sizes(options: BuildOptions, stop_tokens: tuple[int, ...], config: ModelConfig) -> None:
@@ -164,7 +185,7 @@ def _lowered(
     plan: Plan, dtype: torch.dtype, target: Target, specs: dict[str, ProgramSpec], label: str
 ) -> Iterator[Program]:
     """Lowered programs, one at a time, so that one graph is in memory; fills `specs` on the way."""
-    implementations = target.implementations(plan.device)
+    implementations = target.implementations(plan)
     for name, trace_now in trace(plan.config, plan.shapes, dtype, target.trace_device(plan.device)).items():
         if not target.takes(name):
             continue
@@ -254,7 +275,9 @@ def _describe(folder: Path, files: list[Path]) -> dict[str, FileSpec]:
         return {name.as_posix(): spec for name, spec in zip(files, specs, strict=True)}
 
 
-def _provenance(source: Path, checkpoint: Checkpoint, options: BuildOptions, files: dict[str, FileSpec]) -> Provenance:
+def _provenance(
+    source: Path, checkpoint: Checkpoint, options: BuildOptions, files: dict[str, FileSpec], kernels: dict[str, list[str]]
+) -> Provenance:
     """Shards that were linked have been hashed as files of the artifact."""
     linked = not any(recipe.quantize for recipe in checkpoint.recipes.values())
     hashed = {path.name: path for path in checkpoint.files.values()}
@@ -263,8 +286,11 @@ def _provenance(source: Path, checkpoint: Checkpoint, options: BuildOptions, fil
         machine=platform.machine(),
         system=f"{platform.system()} {platform.release()}",
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        options={name: value for name, value in dataclasses.asdict(options).items() if value is not None},
+        options={
+            name: value for name, value in dataclasses.asdict(options).items() if value is not None and name != "tables"
+        },
         source_sha256=source_hash(specs | {"config.json": describe_file(source / "config.json")}),
+        kernels=kernels,
     )
 
 

@@ -9,8 +9,9 @@ tables would do for functions, but not for an op that writes a cache in place: e
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +19,12 @@ from torch.export import ExportedProgram
 
 from .errors import LoweringError, raise_all
 from .export import Program
+from .kernel import Kernel
 from .ops import OPS
+from .tables import CutTable, read_table
 
 KERNELS = "gptoss_export.kernels"  # entry point group; the name of an entry is the name of its op
+TABLES = "gptoss_export.tables"  # entry point group; an entry is the folder in which a package ships tables
 PLUGINS = "gptoss_export.plugins"  # entry point group; `maker` makes plugins of launches, `add` puts one in a network
 
 Implementations = Mapping[str, Callable[..., Any]]
@@ -36,8 +40,8 @@ def themselves() -> Implementations:
     return {name: op.overload for name, op in OPS.items()}
 
 
-def kernels() -> Implementations:
-    """Every op by the kernel that an installed package offers for it. Raises LoweringError for those without."""
+def kernels() -> Mapping[str, Kernel]:
+    """What installed packages offer for each op. Raises LoweringError for those without."""
     offered = {entry.name: entry for entry in entry_points(group=KERNELS)}
     missing = [f"{name}: no entry point of that name in group {KERNELS}" for name in OPS if name not in offered]
     raise_all(LoweringError, "ops without a kernel; reinstall gptoss-export", missing)
@@ -47,13 +51,23 @@ def kernels() -> Implementations:
         raise LoweringError(f"kernels cannot be imported: {error}; run: pip install 'gptoss-export[cuda]'") from error
 
 
-def launches(*names: str) -> Implementations:
+def shipped_tables() -> tuple[CutTable, ...]:
+    """The tables of measured cuts that installed packages bring."""
+    folders = [Path(entry.load()) for entry in entry_points(group=TABLES)]
+    return tuple(read_table(path) for folder in folders for path in sorted(folder.glob("*.json")))
+
+
+def kernel_ops(arch: str, tables: Sequence[CutTable]) -> Implementations:
+    """Every op by its kernels, for `arch`, cut as the first table says that knows."""
+    return {name: kernel.bind(arch, tables) for name, kernel in kernels().items()}
+
+
+def launches(arch: str, tables: Sequence[CutTable], *names: str) -> Implementations:
     """Some ops as the kernel launches that they are made of, which stay in the graph one by one.
 
     Raises LoweringError for ops without a kernel.
     """
-    # A triton_op hides its launches from export; the function it was made of is its own fake implementation.
-    return {name: kernel._abstract_fn for name, kernel in kernels().items() if name in names}
+    return {name: kernel.launches(arch, tables) for name, kernel in kernels().items() if name in names}
 
 
 def plugin_parts() -> tuple[Callable[..., Any], Callable[..., Any]]:

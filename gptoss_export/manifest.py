@@ -23,7 +23,7 @@ from .kv_cache import CacheShape
 DTYPES = ("float32", "bfloat16", "uint8", "int64")
 DEVICES = ("cpu", "cuda")
 COMPUTED = ("float32", "bfloat16")  # dtypes of an artifact
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 NAME = "manifest.json"
 
 
@@ -73,7 +73,8 @@ class Provenance:
     """Where an artifact comes from.
 
     machine: platform.machine() of the host, for which the host's part of the code is; system: its name; gpu: that it had,
-    or None; options: of the build, as given; source_sha256: of the checkpoint's files, by `source_hash`.
+    or None; options: of the build, as given; source_sha256: of the checkpoint's files, by `source_hash`; kernels: for each
+    arch the tables that said how the kernels are cut, the first one first, none where they are cut by their own guess.
     """
 
     machine: str
@@ -81,6 +82,7 @@ class Provenance:
     gpu: str | None
     options: dict[str, Any]
     source_sha256: str
+    kernels: dict[str, list[str]]
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def test_every_kernel_of_a_step_is_there_for_the_arch(libraries, arch):
     """By name, of those that tracing leaves in the graph; and every piece of device code is for that arch."""
     from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
 
-    program = lower(trace(CONFIG, SHAPES, torch.bfloat16, torch.device("cpu"))["decode"](), launches(*OPS))
+    program = lower(trace(CONFIG, SHAPES, torch.bfloat16, torch.device("cpu"))["decode"](), launches(arch, (), *OPS))
     wanted = {
         kernel_side_table.get_kernel(node.kwargs["kernel_idx"])
         for node in program.exported.graph.nodes if "triton_kernel_wrapper" in str(node.target)
@@ -248,6 +248,6 @@ def compiled(folder: Path, device: str, arch: str, dtype: torch.dtype) -> Path:
     folder.mkdir()
     with target.compiling(device, arch):
         program = trace(CONFIG, SHAPES, dtype, target.trace_device(device))["unembed_1"]()
-        plan = Plan(CONFIG, SHAPES, device, arch, (), {}, folder, Steps())
-        (name,) = target.compile([lower(program, target.implementations(device))], plan)
+        plan = Plan(CONFIG, SHAPES, device, arch, (), (), {}, folder, Steps())
+        (name,) = target.compile([lower(program, target.implementations(plan))], plan)
     return folder / name

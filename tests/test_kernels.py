@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 
 from gptoss_export.metric import TOLERANCES, Error, error
 from gptoss_export.lower import kernels
+from gptoss_export.targets.target import gpu_arch
 from gptoss_export.ops import OPS, Op
 
 CPU = torch.device("cpu")
@@ -151,7 +152,7 @@ def cases(name: str, device: torch.device, dtype: torch.dtype) -> Iterator[Case]
 
 
 def kernel(name: str) -> Callable[..., Any]:
-    return kernels()[name]
+    return kernels()[name].bind(gpu_arch() or "sm_90")
 
 
 def distance(name: str, args: tuple[Any, ...]) -> Error:

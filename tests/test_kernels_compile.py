@@ -131,7 +131,7 @@ def record(op: str, args: tuple[Any, ...]) -> list[tuple[Any, dict[str, Any]]]:
 
         return Grid()
 
-    implementation = kernels()[op]
+    implementation = kernels()[op].bind("sm_90")
     with pytest.MonkeyPatch.context() as patch:
         for name, module in list(sys.modules.items()):
             if name.startswith("gptoss_plugins.") and hasattr(module, "wrap_triton"):

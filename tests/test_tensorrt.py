@@ -28,7 +28,8 @@ from gptoss_export.export import Shapes, trace
 from gptoss_export.lower import lower, plugin_parts
 from gptoss_export.manifest import load_manifest
 from gptoss_export.metric import TOLERANCES, Error, error
-from gptoss_export.targets import TARGETS
+from gptoss_export.progress import Steps
+from gptoss_export.targets import TARGETS, Plan
 
 CPU = torch.device("cpu")
 ARCH = "sm_89"
@@ -39,9 +40,10 @@ pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
 
 def lowered(dtype: torch.dtype = torch.bfloat16, layers: int = PRESETS["tiny"].num_hidden_layers):
     """The tiny model's programs as the target lowers them, each with the program as traced."""
-    implementations = TARGETS["tensorrt"].implementations("cuda")
     kinds = PRESETS["tiny"].layer_types[:layers]
     model = dataclasses.replace(PRESETS["tiny"], num_hidden_layers=layers, layer_types=kinds)
+    plan = Plan(model, SHAPES, "cuda", ARCH, (), (), {}, Path(), Steps())
+    implementations = TARGETS["tensorrt"].implementations(plan)
     for trace_now in trace(model, SHAPES, dtype, CPU).values():
         program = trace_now()
         yield program, lower(program, implementations)

@@ -15,6 +15,7 @@ COMMANDS = {
     "run": "run",
     "verify": "verify",
     "bench": "bench",
+    "tune": "tune",
     "inspect": "inspect",
     "targets": "targets",
 }

@@ -25,11 +25,14 @@ from .output import json_option, print_json, progress, reports_errors, size
 @click.option("--max-context", type=int, default=4096, show_default=True, help="Tokens a sequence can hold.")
 @click.option("--prefill-chunk", "prefill_chunks", type=int, multiple=True,
               help="Tokens a prefill call takes; repeat it for several programs.  [default: 128, at most the context]")  # fmt: skip
+@click.option("--table", "tables", type=click.Path(path_type=Path), multiple=True,
+              help="Measured cuts of the kernels, as `gptoss-export tune` writes them; before those that are shipped.")  # fmt: skip
 @click.option("--stop-token", "stop_tokens", type=int, multiple=True, help="In place of the checkpoint's own.")
 @json_option
 @reports_errors
 def command(
-    checkpoint, output, target, device, arch, cpu_isa, portable, dtype, max_batch, max_context, prefill_chunks, stop_tokens, as_json
+    checkpoint, output, target, device, arch, cpu_isa, portable, dtype, max_batch, max_context, prefill_chunks, tables,
+    stop_tokens, as_json
 ) -> None:  # fmt: skip
     """Compile CHECKPOINT into an artifact that `gptoss-export run` and `Runner.load` run."""
     from ..build import BuildOptions, build
@@ -45,7 +48,7 @@ def command(
     if cpu_isa:
         arch = f"{platform.machine()}-{'DEFAULT' if cpu_isa == 'portable' else cpu_isa.upper()}"
     chunks = prefill_chunks or (max(1, min(128, max_context)),)
-    options = BuildOptions(target, device, dtype, arch, max_batch, max_context, chunks, stop_tokens or None)
+    options = BuildOptions(target, device, dtype, arch, max_batch, max_context, chunks, stop_tokens or None, tables)
     start = time.perf_counter()
     with progress() as steps:
         manifest = build(checkpoint, output, options, steps)

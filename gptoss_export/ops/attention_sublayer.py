@@ -134,5 +134,6 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple
 
 
 OP = Op(
-    name="attention_sublayer", reference=reference, fake=fake, cases=cases, mutates=("k_cache", "v_cache")
+    name="attention_sublayer", reference=reference, fake=fake, cases=cases, mutates=("k_cache", "v_cache"),
+    parts=("sink_attention", "kv_write"),
 )

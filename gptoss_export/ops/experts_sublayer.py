@@ -106,4 +106,4 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple
         yield label, (x.float(), norm, router, bias, *weights, positions, indices.size(1), alpha, limit, 1e-5)
 
 
-OP = Op(name="experts_sublayer", reference=reference, fake=fake, cases=cases)
+OP = Op(name="experts_sublayer", reference=reference, fake=fake, cases=cases, parts=("mxfp4_experts",))

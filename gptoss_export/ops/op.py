@@ -19,6 +19,7 @@ class Op:
     fake       shape and dtype of the result, for tracing
     cases      argument tuples that cover what implementations get wrong; (device, dtype) -> labelled cases
     mutates    names of the arguments that are written in place; an op that only writes returns None
+    parts      names of the smaller ops that its reference calls
     """
 
     name: str
@@ -26,6 +27,7 @@ class Op:
     fake: Callable[..., torch.Tensor | tuple[torch.Tensor, ...] | None]
     cases: Callable[[torch.device, torch.dtype], Iterator[tuple[str, tuple[Any, ...]]]]
     mutates: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
 
     def define(self) -> Op:
         """Register the op with PyTorch's dispatcher; returns itself."""

@@ -96,10 +96,10 @@ class Aoti(Target):
         except PackageNotFoundError:
             return {}
 
-    def implementations(self, device: str) -> Implementations:
-        from ..lower import kernels, references
+    def implementations(self, plan: Plan) -> Implementations:
+        from ..lower import kernel_ops, references
 
-        return references() if device == "cpu" else kernels()
+        return references() if plan.device == "cpu" else kernel_ops(plan.arch, plan.tables)
 
     def compile(self, programs: Iterable[Program], plan: Plan) -> list[Path]:
         from torch.export.pt2_archive._package import package_pt2

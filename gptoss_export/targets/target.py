@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # the runtime loads artifacts without the exporter
 
     from ..export import Program, Shapes
     from ..lower import Implementations
+    from ..tables import CutTable
 
 # Loaded programs: tensors in, tensors out, in the manifest's order.
 Callables = dict[str, Callable[[Sequence[Any]], list[Any]]]
@@ -44,12 +45,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is built: the model and its sizes, for what, and the folder, in which the weights lie already."""
+    """What is built: the model and its sizes, for what, how kernels are cut, and the folder, in which the weights lie
+    already."""
 
     config: ModelConfig
     shapes: Shapes
     device: str
     arch: str
+    tables: tuple[CutTable, ...]
     stop_tokens: tuple[int, ...]
     weights: dict[str, WeightSpec]
     folder: Path
@@ -101,9 +104,13 @@ class Target(ABC):
         """What programs for an arch are traced, lowered and compiled in."""
         return nullcontext()
 
+    def has_kernels(self, device: str) -> bool:
+        """Whether programs for `device` are made of the kernels, which tables of cuts are for."""
+        return device == "cuda"
+
     @abstractmethod
-    def implementations(self, device: str) -> Implementations:
-        """What stands for each op in a program for `device`."""
+    def implementations(self, plan: Plan) -> Implementations:
+        """What stands for each op in its programs."""
 
     @abstractmethod
     def compile(self, programs: Iterable[Program], plan: Plan) -> list[Path]:

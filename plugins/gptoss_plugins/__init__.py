@@ -3,3 +3,7 @@
 One file an op. Nothing here is imported until a build for CUDA asks for it, so only these files may
 import Triton at their top.
 """
+
+from pathlib import Path
+
+TABLES = Path(__file__).parent / "tables"  # measured cuts of the kernels, one file a GPU (gptoss_export/tables.py)

@@ -18,7 +18,7 @@ holds for rings and for full layers alike. Softmax is the online one (Milakov an
 FlashAttention, Dao 2022), float32, in powers of two. On full layers the tiles that every query of the
 program sees whole run without masks.
 
-SPLITS is static: it is chosen from the shapes so that about PROGRAMS programs run, and so that no share
+SPLITS is static: it is chosen from the shapes so that about `Attend.programs` programs run, and so that no share
 of a full cache is below two tiles. With one share the sink joins the sum at the end of the same kernel.
 With more, each writes (peak, total, unnormalised sum) to float32 scratch, and `_combine_pdl` adds them up with
 the sink, once (FlashDecoding).
@@ -43,40 +43,66 @@ import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
+from gptoss_export.kernel import Cut, Kernel, parts
+
 from .dependent_launch import early, let_next_start, wait_for_previous
 
-PROGRAMS = 128  # about one an SM
 LOG2E = tl.constexpr(1.4426950408889634)
 NOTHING = tl.constexpr(-1e30)  # the peak of a row that has seen no key: finite, see above
 
 
-class Tiles(NamedTuple):
+class Attend(NamedTuple):
     """How a launch is cut."""
 
     rows: int  # BLOCK_M
     keys: int  # BLOCK_N
     warps: int
     stages: int
+    programs: int  # how many to make of the context's shares
+
+    def splits(self, programs: int, visible: int) -> int:
+        """Shares of the context, for `programs` programs without them and at most `visible` keys to see."""
+        return max(1, min(self.programs // programs, triton.cdiv(visible, 2 * self.keys)))
 
 
-def choose_tiles(rows: int, dim: int, dtype: torch.dtype, visible: int) -> Tiles:
+OPTIONS = {"rows": (16, 32, 64, 128), "keys": (32, 64, 128), "warps": (2, 4, 8), "stages": (1, 2, 3, 4),
+           "programs": (64, 128, 256)}  # fmt: skip
+
+
+def guess(rows: int, dim: int, dtype: torch.dtype, visible: int) -> Attend:
     """Tiles for `rows` = L * group rows a KV head, heads padded to `dim`, at most `visible` keys to see."""
+    programs = 128  # about one an SM
     if dtype == torch.float32:  # no tensor cores: products run on FMA units, out of registers
-        return Tiles(rows=16, keys=32, warps=4, stages=2)
+        return Attend(rows=16, keys=32, warps=4, stages=2, programs=programs)
     if rows <= 16:
         if dim > 64:
-            return Tiles(rows=16, keys=64, warps=4, stages=3 if dim <= 128 else 2)
+            return Attend(rows=16, keys=64, warps=4, stages=3 if dim <= 128 else 2, programs=programs)
         # With few tiles a program, many warps that load one; with many, loads ahead of their use.
-        return Tiles(rows=16, keys=128, **({"warps": 8, "stages": 1} if visible <= 16384 else {"warps": 4, "stages": 3}))
+        loads = {"warps": 8, "stages": 1} if visible <= 16384 else {"warps": 4, "stages": 3}
+        return Attend(rows=16, keys=128, **loads, programs=programs)
     stages = 3 if dim <= 128 else 2  # shared memory holds a tile of keys and values a stage
     if rows <= 64 or dim > 128:
-        return Tiles(rows=64, keys=64, warps=4, stages=stages)
-    return Tiles(rows=128, keys=64, warps=4, stages=stages)
+        return Attend(rows=64, keys=64, warps=4, stages=stages, programs=programs)
+    return Attend(rows=128, keys=64, warps=4, stages=stages, programs=programs)
 
 
-def choose_splits(programs: int, visible: int, keys: int) -> int:
-    """Shares of the context, for `programs` programs without them and at most `visible` keys to see."""
-    return max(1, min(PROGRAMS // programs, triton.cdiv(visible, 2 * keys)))
+def cut_attention(
+    positions: torch.Tensor, heads: int, k_cache: torch.Tensor, window: int, dtype: torch.dtype
+) -> Cut:
+    """Of one call: queries at `positions` [N, L] of `heads` heads in `dtype`."""
+    (sequences, length), (_, kv_heads, rows, head_dim) = positions.shape, k_cache.shape
+    visible, group = window or rows - 1, heads // kv_heads
+    tiles = guess(length * group, _padded(head_dim), dtype, visible)
+    options = OPTIONS if length * group > 16 else {**OPTIONS, "rows": (16,)}
+    shape = {
+        "sequences": sequences, "length": length, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim,
+        "window": window, "visible": visible, "dtype": str(dtype).removeprefix("torch."),
+    }  # fmt: skip
+    return Cut("attention", shape, ("sequences", "length", "visible"), {"attend": tiles}, {"attend": options})
+
+
+def _padded(head_dim: int) -> int:
+    return max(16, triton.next_power_of_2(head_dim))
 
 
 @triton.jit
@@ -291,25 +317,27 @@ def sink_attention(
     positions: torch.Tensor,
     window: int,
     scale: float,
+    tiles: list[int],
+    arch: str,
 ) -> torch.Tensor:
-    """`gptoss::sink_attention`, same arguments, same result."""
-    return attend(query, k_cache, v_cache, sinks, slots, positions, window, scale, behind_its_key=False)
+    """`gptoss::sink_attention`, the same result; tiles and arch as in gptoss_export/kernel.py."""
+    (cut,) = parts(tiles, Attend)
+    return attend(query, k_cache, v_cache, sinks, slots, positions, window, scale, cut, arch, behind_its_key=False)
 
 
 def attend(
-    query, k_cache, v_cache, sinks, slots, positions, window, scale, behind_its_key
+    query, k_cache, v_cache, sinks, slots, positions, window, scale, tiles, arch, behind_its_key
 ) -> torch.Tensor:  # fmt: skip
     """`behind_its_key`: the kernel launched before this one wrote the queries and the newest keys and values and
     nothing else of what is read here, and lets this one start only after its own wait."""
     sequences, length, query_heads, head_dim = query.shape
     kv_heads, rows = k_cache.size(1), k_cache.size(2) - 1
     group = query_heads // kv_heads
-    dim = max(16, triton.next_power_of_2(head_dim))
-    tiles = choose_tiles(length * group, dim, query.dtype, window or rows)
+    dim = _padded(head_dim)
     grid = triton.cdiv(length * group, tiles.rows), sequences * kv_heads
     queries = min(length, triton.cdiv(tiles.rows, group))  # of one tile
     visible = min(rows, window + queries - 1) if window else rows
-    splits = choose_splits(grid[0] * grid[1], visible, tiles.keys)
+    splits = tiles.splits(grid[0] * grid[1], visible)
 
     out = query.new_empty(query.shape)
     parts = (sequences, length, query_heads, splits) if splits > 1 else (1,)  # not read or written
@@ -319,7 +347,7 @@ def attend(
     shape = {
         "KV_HEADS": kv_heads, "GROUP": group, "HEAD_DIM": head_dim, "ROWS": rows, "WINDOW": window,
         "SCALE": scale, "SPLITS": splits, "BLOCK_M": tiles.rows, "BLOCK_N": tiles.keys, "DIM": dim,
-        "PRECISION": "ieee" if query.dtype == torch.float32 else "tf32", "EARLY": early(),
+        "PRECISION": "ieee" if query.dtype == torch.float32 else "tf32", "EARLY": early(arch),
         "num_warps": tiles.warps, "num_stages": tiles.stages,
     }  # fmt: skip
     tensors = (
@@ -334,7 +362,14 @@ def attend(
         wrap_triton(_combine_pdl)[(sequences * length * query_heads,)](
             part_sum, part_peak, part_total, sinks, out,
             QUERY_HEADS=query_heads, HEAD_DIM=head_dim, SPLITS=splits,
-            DIM=dim, SHARES=triton.next_power_of_2(splits), EARLY=early(),
+            DIM=dim, SHARES=triton.next_power_of_2(splits), EARLY=early(arch),
             num_warps=1,
         )  # fmt: skip
     return out
+
+
+def cut(query, k_cache, v_cache, sinks, slots, positions, window, scale) -> Cut:
+    return cut_attention(positions, query.size(2), k_cache, window, query.dtype)
+
+
+KERNEL = Kernel(sink_attention, cut)

@@ -15,20 +15,23 @@ Limits: as gptoss_plugins/attention.py has them; head_dim is even.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
+from gptoss_export.kernel import Cut, Kernel, parts
 from gptoss_export.ops.attention_sublayer import compose
 from gptoss_export.ops.kv_write import reference as write
 
-from .attention import attend, sink_attention
+from .attention import Attend, attend, cut_attention, sink_attention
 from .dependent_launch import early, let_next_start, wait_for_previous, wait_then_let_next_start
-from .rows import Tiles, dot_rows, dot_rows_of_norm, few, load_rows
+from .rows import ROW_OPTIONS, Rows, dot_rows, dot_rows_of_norm, few, load_rows
 
-QKV = Tiles(rows=4, length=1024, warps=4)
-PROJECT = Tiles(rows=2, length=256, warps=1)
+QKV = Rows(rows=4, length=1024, warps=4)
+PROJECT = Rows(rows=2, length=256, warps=1)
 
 
 @triton.jit
@@ -119,34 +122,60 @@ def attention_sublayer(
     window: int,
     scale: float,
     eps: float,
+    tiles: list[int],
+    arch: str,
 ) -> torch.Tensor:
-    """`gptoss::attention_sublayer`, same arguments, same result."""
+    """`gptoss::attention_sublayer`, the same result; tiles and arch as in gptoss_export/kernel.py."""
     tokens, hidden = x.shape
     if not few(tokens):
         return compose(
-            sink_attention, write, x, norm_weight, qkv_weight, qkv_bias, o_weight, o_bias, sinks, k_cache, v_cache,
+            partial(sink_attention, tiles=tiles, arch=arch), write, x, norm_weight, qkv_weight, qkv_bias, o_weight, o_bias, sinks, k_cache, v_cache,
             cos, sin, slots, positions, window, scale, eps,
         )  # fmt: skip
     heads, kv_heads, head_dim = sinks.size(0), k_cache.size(1), k_cache.size(3)
     half = head_dim // 2
-    tiles = QKV.fit(hidden)
-    pairs = next(count for count in (tiles.rows // 2, 2, 1) if half % count == 0)
+    qkv, inner, project = parts(tiles, Rows, Attend, Rows)
+    pairs = qkv.rows // 2
     query = x.new_empty((*positions.shape, heads, head_dim), dtype=qkv_weight.dtype)
     wrap_triton(_qkv_pdl)[((heads + 2 * kv_heads) * half // pairs,)](
         x.contiguous(), norm_weight, qkv_weight, qkv_bias, cos.contiguous(), sin.contiguous(), slots,
         positions.contiguous(), query, k_cache, v_cache,
         TOKENS=tokens, LENGTH=positions.size(1), HIDDEN=hidden,
         HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, ROWS=k_cache.size(2) - 1, EPS=eps,
-        PAIRS=pairs, BLOCK=tiles.length, EARLY=early(), num_warps=tiles.warps,
+        PAIRS=pairs, BLOCK=qkv.length, EARLY=early(arch), num_warps=qkv.warps,
     )  # fmt: skip
     attended = attend(
-        query, k_cache, v_cache, sinks, slots, positions, window, scale, behind_its_key=True
+        query, k_cache, v_cache, sinks, slots, positions, window, scale, inner, arch, behind_its_key=True
     )  # fmt: skip
     width = heads * head_dim
-    tiles = PROJECT.fit(width)
     out = torch.empty_like(x)
-    wrap_triton(_project_pdl)[(triton.cdiv(hidden, tiles.rows),)](
+    wrap_triton(_project_pdl)[(triton.cdiv(hidden, project.rows),)](
         attended, o_weight, o_bias, x.contiguous(), out,
-        TOKENS=tokens, WIDTH=width, HIDDEN=hidden, R=tiles.rows, BLOCK=tiles.length, EARLY=early(), num_warps=tiles.warps,
+        TOKENS=tokens, WIDTH=width, HIDDEN=hidden, R=project.rows, BLOCK=project.length, EARLY=early(arch),
+        num_warps=project.warps,
     )  # fmt: skip
     return out
+
+
+def cut(
+    x, norm_weight, qkv_weight, qkv_bias, o_weight, o_bias, sinks, k_cache, v_cache, cos, sin, slots, positions, window,
+    scale, eps,
+) -> Cut:  # fmt: skip
+    tokens, hidden = x.shape
+    inner = cut_attention(positions, sinks.size(0), k_cache, window, qkv_weight.dtype)
+    if not few(tokens):
+        return inner
+    half, width = k_cache.size(3) // 2, o_weight.size(1)
+    qkv, project = QKV.fit(hidden), PROJECT.fit(width)
+    halves = [2 * pairs for pairs in (4, 2, 1) if half % pairs == 0]  # rows that a head can be cut into
+    qkv = qkv._replace(rows=next(rows for rows in halves if rows <= qkv.rows))
+    return Cut(
+        name="attention_step",
+        shape={**inner.shape, "hidden": hidden},
+        sizes=inner.sizes,
+        default={"qkv": qkv, **inner.default, "project": project},
+        options={"qkv": {**ROW_OPTIONS, "rows": halves}, **inner.options, "project": ROW_OPTIONS},
+    )
+
+
+KERNEL = Kernel(attention_sublayer, cut)

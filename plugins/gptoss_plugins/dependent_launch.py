@@ -25,16 +25,13 @@ CUDA programming guide, "Programmatic Dependent Launch"; PTX ISA, griddepcontrol
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
 
-def early() -> bool:
-    """EARLY for the GPU at hand; without one, for what is compiled for another machine."""
-    if triton.knobs.runtime.interpret:
-        return False
-    return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= (9, 0)
+def early(arch: str) -> bool:
+    """EARLY for `arch`, such as sm_90."""
+    return not triton.knobs.runtime.interpret and int(arch.removeprefix("sm_")) >= 90
 
 
 @triton.jit

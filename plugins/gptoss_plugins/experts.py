@@ -10,8 +10,10 @@ from __future__ import annotations
 import torch
 from torch.library import triton_op
 
-from .experts_few import FEW_PAIRS, arrange, few
-from .experts_many import many
+from gptoss_export.kernel import Cut, Kernel, parts
+
+from .experts_few import FEW_PAIRS, Down, GateUp, arrange, cut_few, few
+from .experts_many import Blocks, Product, cut_many, many
 
 
 @triton_op("gptoss_triton::mxfp4_experts", mutates_args={})
@@ -27,12 +29,32 @@ def mxfp4_experts(
     down_bias: torch.Tensor,
     alpha: float,
     limit: float,
+    tiles: list[int],
+    arch: str,
 ) -> torch.Tensor:
-    """`gptoss::mxfp4_experts`, same arguments, same result."""
+    """`gptoss::mxfp4_experts`, the same result; tiles and arch as in gptoss_export/kernel.py."""
     weights = (gate_up_blocks, gate_up_scales, gate_up_bias, down_blocks, down_scales, down_bias)
     routing = routing_weights.contiguous(), expert_indices.contiguous()
     if expert_indices.numel() <= FEW_PAIRS:
-        out = few(*arrange(x), *routing, *weights, None, expert_indices.size(1), alpha, limit)
+        out = few(*arrange(x), *routing, *weights, None, expert_indices.size(1), alpha, limit, *parts(tiles, GateUp, Down), arch)
     else:
-        out = many(x, *routing, *weights, alpha, limit)
+        out = many(x, *routing, *weights, alpha, limit, *parts(tiles, Blocks, Product, Product), arch)
     return out.to(x.dtype)
+
+
+def cut_experts(tokens: int, choices: int, down_blocks: torch.Tensor, dtype: torch.dtype) -> Cut:
+    """Of one call: `tokens` of `choices` each, x in `dtype`."""
+    experts, hidden, groups, _ = down_blocks.shape
+    if tokens * choices <= FEW_PAIRS:
+        return cut_few(tokens, choices, experts, hidden, groups * 32, dtype)
+    return cut_many(tokens * choices, experts, hidden, groups * 32, dtype)
+
+
+def cut(
+    x, routing_weights, expert_indices, gate_up_blocks, gate_up_scales, gate_up_bias, down_blocks, down_scales,
+    down_bias, alpha, limit,
+) -> Cut:  # fmt: skip
+    return cut_experts(*expert_indices.shape, down_blocks, x.dtype)
+
+
+KERNEL = Kernel(mxfp4_experts, cut)

@@ -32,11 +32,14 @@ Limits: H and I are multiples of 32, as MXFP4 has it; weights, scales and biases
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch.library import wrap_triton
+
+from gptoss_export.kernel import Cut
 
 from .dependent_launch import early, wait_then_let_next_start
 from .mxfp4 import scale_of, swiglu
@@ -44,7 +47,37 @@ from .mxfp4 import scale_of, swiglu
 FEW_PAIRS = 32  # 8 tokens of 4 choices: beyond, tokens share experts and tensor cores pay
 LANES = tl.constexpr(32)  # groups of a row at a time, one a thread
 UNIT = tl.constexpr(16384.0)  # 2^14, by which unpacked weights are too small
-GATE_UP_ROWS, GATE_UP_TILES, DOWN_ROWS = 4, 3, 4
+
+
+class GateUp(NamedTuple):
+    """How the first product is cut."""
+
+    rows: int  # R
+    tiles: int
+    warps: int
+
+
+class Down(NamedTuple):
+    """How the second is cut."""
+
+    rows: int  # R
+    warps: int
+
+
+def cut_few(tokens: int, choices: int, experts: int, hidden: int, inter: int, dtype: torch.dtype) -> Cut:
+    return Cut(
+        name="experts_few",
+        shape={
+            "tokens": tokens, "choices": choices, "experts": experts, "hidden": hidden, "inter": inter,
+            "dtype": str(dtype).removeprefix("torch."),
+        },
+        sizes=("tokens",),
+        default={"gate_up": GateUp(rows=4, tiles=3, warps=1), "down": Down(rows=4, warps=2)},
+        options={
+            "gate_up": {"rows": (2, 4, 8), "tiles": (1, 2, 3, 4, 6), "warps": (1, 2, 4)},
+            "down": {"rows": (1, 2, 4, 8), "warps": (1, 2, 4)},
+        },
+    )  # fmt: skip
 
 
 def exact(dtype: torch.dtype) -> bool:
@@ -267,6 +300,7 @@ def _gate_up_pdl(
         line = expert * (2 * INTER) + tl.minimum(at * R + tl.arange(0, R), 2 * INTER - 1)
         packed, factors = _load_groups(blocks, scales, line, True, HIDDEN)
         added = tl.load(bias + line).to(tl.float32)
+        tl.debug_barrier()  # or the assembler may put off loads until their values are used, and few bytes are in flight
         dots = _dot_groups(packed, factors, arranged + token * HIDDEN, True, HIDDEN, EXACT)
         hidden = tl.sum(dots, 1) * factor + added
         result = swiglu(hidden.reshape(R // 2, 2), ALPHA, LIMIT) * ACT_POWER
@@ -331,31 +365,31 @@ def empty_arranged(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, t
 
 def few(
     arranged, undo, routing_weights, expert_indices, gate_up_blocks, gate_up_scales, gate_up_bias,
-    down_blocks, down_scales, down_bias, residual, choices, alpha, limit, experts=0,
+    down_blocks, down_scales, down_bias, residual, choices, alpha, limit, first, second, arch, experts=0,
 ) -> torch.Tensor:  # fmt: skip
     """[T, H] float32: the routed experts' sum, on top of `residual` [T, H] float32 or None.
 
     The routing is given as weights and indices [T, K]; or, with the number of `experts`, as the router's
-    logits [T, E] float32 and the tokens' positions [T]."""
+    logits [T, E] float32 and the tokens' positions [T]. first and second: how the two products are cut."""
     tokens, hidden = arranged.shape
     inter = down_blocks.size(2) * 32
     form = {
         "EXPERTS": experts, "COUNT": triton.next_power_of_2(max(experts, 1)),
         "CHOICES": choices, "SLOTS": triton.next_power_of_2(choices),
-        "EXACT": arranged.dtype == torch.float32, "EARLY": early(),
+        "EXACT": arranged.dtype == torch.float32, "EARLY": early(arch),
     }  # fmt: skip
     power = 1.0 if form["EXACT"] else 2.0 ** math.floor(math.log2(65504 / ((limit + 1) * limit)))
     act = arranged.new_empty((tokens * choices, inter))
-    wrap_triton(_gate_up_pdl)[(triton.cdiv(2 * inter, GATE_UP_ROWS * GATE_UP_TILES), tokens * choices)](
+    wrap_triton(_gate_up_pdl)[(triton.cdiv(2 * inter, first.rows * first.tiles), tokens * choices)](
         arranged, undo, routing_weights, expert_indices, gate_up_blocks, gate_up_scales, gate_up_bias, act,
         HIDDEN=hidden, INTER=inter, ALPHA=alpha, LIMIT=limit, ACT_POWER=power,
-        R=GATE_UP_ROWS, TILES=GATE_UP_TILES, num_warps=1, **form,
+        R=first.rows, TILES=first.tiles, num_warps=first.warps, **form,
     )  # fmt: skip
     out = undo.new_empty((tokens, hidden))
-    wrap_triton(_down_pdl)[(triton.cdiv(hidden, DOWN_ROWS), tokens)](
+    wrap_triton(_down_pdl)[(triton.cdiv(hidden, second.rows), tokens)](
         act, routing_weights, expert_indices, down_blocks, down_scales, down_bias,
         out if residual is None else residual, out,
         HIDDEN=hidden, INTER=inter, ACT_POWER=power,
-        R=DOWN_ROWS, RESIDUAL=residual is not None, num_warps=2, **form,
+        R=second.rows, RESIDUAL=residual is not None, num_warps=second.warps, **form,
     )  # fmt: skip
     return out

@@ -4,7 +4,9 @@ A *pair* is one (token, choice): pair = token * K + choice. Pairs are sorted by 
 BLOCK_M slots that each belong to one expert (`group_pairs`; the number of blocks is the static worst case,
 blocks not needed have expert -1 and return at once), and two grouped products run over the blocks. The
 weights are the left operand, which the tensor cores take from registers, where they were unpacked; a byte's
-two weights are neighbours there as in the matrix. Their scales are loaded one step ahead, since single bytes
+two weights are neighbours there as in the matrix. On Hopper products run on while the next weights are unpacked, and
+Triton (seen with 3.7) lets those overwrite registers that a product has still to read: `_after_products` waits for it,
+behind the unpacking, which costs nothing. Their scales are loaded one step ahead, since single bytes
 cannot go through the asynchronous copies that hide the other loads.
 
 The grouping is two kernels in which each expert has a program that walks all pairs: `_count_pairs`, after
@@ -29,8 +31,9 @@ import triton
 import triton.language as tl
 from torch.library import wrap_triton
 
-from .mxfp4 import scale_of, swiglu
+from gptoss_export.kernel import Cut
 
+from .mxfp4 import scale_of, swiglu
 
 COLUMNS = 1536  # a multiple of every tile's rows
 
@@ -39,28 +42,38 @@ class Product(NamedTuple):
     """How one of the two grouped products is cut."""
 
     rows: int  # BLOCK_N: rows of the weights
+    length: int  # BLOCK_K: weights of a row at a time
     warps: int
+    stages: int
 
 
-class Tiles(NamedTuple):
-    """How both are cut."""
+class Blocks(NamedTuple):
+    """How pairs are grouped for both."""
 
     slots: int  # BLOCK_M: pairs of one expert
-    length: int  # BLOCK_K: weights of a row at a time
-    stages: int
-    gate_up: Product
-    down: Product
 
 
-def choose_tiles(pairs: int, experts: int, dtype: torch.dtype) -> Tiles:
+_PRODUCT = {"rows": (64, 128), "length": (64, 128), "warps": (4, 8), "stages": (2, 3, 4)}
+
+
+def cut_many(pairs: int, experts: int, hidden: int, inter: int, dtype: torch.dtype) -> Cut:
     """About one block an expert when pairs spread evenly."""
     if dtype == torch.float32:  # no tensor cores: products run on FMA units, out of registers
-        return Tiles(slots=16, length=64, stages=2, gate_up=Product(32, 4), down=Product(32, 4))
-    slots = min(128, max(32, triton.next_power_of_2(triton.cdiv(pairs, experts))))
-    if slots < 128:
-        return Tiles(slots, length=64, stages=3, gate_up=Product(128, 4), down=Product(128, 4))
-    # gate_up gathers x, and by larger tiles it gathers less; down is faster in smaller ones.
-    return Tiles(slots, length=64, stages=3, gate_up=Product(128, 8), down=Product(64, 4))
+        slots = 16
+        gate_up = down = Product(rows=32, length=64, warps=4, stages=2)
+    else:
+        slots = min(128, max(32, triton.next_power_of_2(triton.cdiv(pairs, experts))))
+        gate_up = down = Product(rows=128, length=64, warps=4, stages=3)
+        if slots == 128:  # gate_up gathers x, and by larger tiles it gathers less; down is faster in smaller ones
+            gate_up, down = gate_up._replace(warps=8), down._replace(rows=64)
+    shape = {"pairs": pairs, "experts": experts, "hidden": hidden, "inter": inter, "dtype": str(dtype).removeprefix("torch.")}
+    return Cut(
+        name="experts_many",
+        shape=shape,
+        sizes=("pairs",),
+        default={"blocks": Blocks(slots), "gate_up": gate_up, "down": down},
+        options={"blocks": {"slots": (16, 32, 64, 128)}, "gate_up": _PRODUCT, "down": _PRODUCT},
+    )
 
 
 @triton.jit
@@ -180,10 +193,19 @@ def _unpack_pairs(packed, scale):
 
 
 @triton.jit
+def _after_products(weights):
+    """Weights of 16 bits as they are, once the products that were begun are done."""
+    return tl.inline_asm_elementwise(
+        "wgmma.wait_group.sync.aligned 0;", "=r,=r,=r,=r,0,1,2,3", [weights],
+        dtype=weights.dtype, is_pure=True, pack=8,
+    )  # fmt: skip
+
+
+@triton.jit
 def _block_product(
     x, line, blocks, scales, row, rows,
     LENGTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr, PAIRED: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr, PAIRED: tl.constexpr, WIDE: tl.constexpr, ASYNC: tl.constexpr,
 ):  # fmt: skip
     """[BLOCK_M, BLOCK_N] float32: lines of x [..., LENGTH] times rows of an MXFP4 matrix [rows, LENGTH]."""
     dtype: tl.constexpr = x.dtype.element_ty
@@ -215,6 +237,8 @@ def _block_product(
             low = _unpack(packed.to(tl.int32), scale, dtype)
             high = _unpack(packed.to(tl.int32) >> 4, scale, dtype)
         weights = tl.join(low, high).reshape(BLOCK_N, BLOCK_K)
+        if ASYNC:
+            weights = _after_products(weights)
         acc = tl.dot(weights, tl.trans(values), acc, input_precision=PRECISION)
     return tl.trans(acc)
 
@@ -224,7 +248,7 @@ def _gate_up_many(
     x, expert_of_block, pair_of_slot, blocks, scales, bias, act,
     CHOICES: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr, ALPHA: tl.constexpr, LIMIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, PAIRED: tl.constexpr,
-    WIDE: tl.constexpr,
+    WIDE: tl.constexpr, ASYNC: tl.constexpr,
 ):  # fmt: skip
     """act [slots, I] of one block."""
     block, column = tl.program_id(0), tl.program_id(1)
@@ -236,7 +260,7 @@ def _gate_up_many(
     row = column * BLOCK_N + tl.arange(0, BLOCK_N)
     hidden = _block_product(
         x, token, blocks + expert * (INTER * HIDDEN), scales + expert * (2 * INTER * HIDDEN // 32),
-        row, 2 * INTER, HIDDEN, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, PAIRED, WIDE,
+        row, 2 * INTER, HIDDEN, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, PAIRED, WIDE, ASYNC,
     )  # fmt: skip
     bias_row = tl.load(bias + expert * (2 * INTER) + row, mask=row < 2 * INTER, other=0.0).to(tl.float32)
     hidden += bias_row[None, :]
@@ -251,7 +275,7 @@ def _down_many(
     act, routing_weights, expert_of_block, pair_of_slot, blocks, scales, bias, out,
     FIRST: tl.constexpr, COLUMNS: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, PAIRED: tl.constexpr,
-    WIDE: tl.constexpr,
+    WIDE: tl.constexpr, ASYNC: tl.constexpr,
 ):  # fmt: skip
     """COLUMNS of the results of one block's pairs, from FIRST on, times their routing weights: [pairs, COLUMNS]."""
     expert = tl.load(expert_of_block + tl.program_id(1)).to(tl.int64)
@@ -263,7 +287,7 @@ def _down_many(
     row, there = FIRST + column, column < COLUMNS
     result = _block_product(
         act, slot, blocks + expert * (HIDDEN * INTER // 2), scales + expert * (HIDDEN * INTER // 32),
-        row, FIRST + COLUMNS, INTER, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, PAIRED, WIDE,
+        row, FIRST + COLUMNS, INTER, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, PAIRED, WIDE, ASYNC,
     )  # fmt: skip
     result += tl.load(bias + expert * HIDDEN + row, mask=there, other=0.0).to(tl.float32)[None, :]
     result *= tl.load(routing_weights + pair, mask=pair >= 0, other=0.0)[:, None]
@@ -289,36 +313,38 @@ def _sum_choices(
 
 def many(
     x, routing_weights, expert_indices, gate_up_blocks, gate_up_scales, gate_up_bias,
-    down_blocks, down_scales, down_bias, alpha, limit,
+    down_blocks, down_scales, down_bias, alpha, limit, blocks, first, second, arch,
 ) -> torch.Tensor:  # fmt: skip
-    """[T, H] float32."""
+    """[T, H] float32. blocks, first and second: how pairs and the two products are cut."""
     (tokens, hidden), choices = x.shape, expert_indices.size(1)
     experts, inter = down_blocks.size(0), down_blocks.size(2) * 32
-    tiles = choose_tiles(tokens * choices, experts, x.dtype)
-    expert_of_block, pair_of_slot = group_pairs(expert_indices.flatten(), experts, tiles.slots)
+    expert_of_block, pair_of_slot = group_pairs(expert_indices.flatten(), experts, blocks.slots)
     tile = {
-        "BLOCK_M": tiles.slots, "BLOCK_K": tiles.length, "num_stages": tiles.stages,
+        "BLOCK_M": blocks.slots,
         "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32",
         "PAIRED": x.dtype == torch.bfloat16 and not triton.knobs.runtime.interpret,
+        "ASYNC": arch == "sm_90" and x.dtype.itemsize == 2 and not triton.knobs.runtime.interpret,
         "WIDE": max(tokens * hidden, pair_of_slot.numel() * inter) >= 2**31,
     }  # fmt: skip
-    gate_up = {"BLOCK_N": tiles.gate_up.rows, "num_warps": tiles.gate_up.warps, **tile}
-    down = {"BLOCK_N": tiles.down.rows, "num_warps": tiles.down.warps, **tile}
+    gate_up, down = (
+        {"BLOCK_N": cut.rows, "BLOCK_K": cut.length, "num_warps": cut.warps, "num_stages": cut.stages, **tile}
+        for cut in (first, second)
+    )
     act = x.new_empty((pair_of_slot.numel(), inter))
-    wrap_triton(_gate_up_many)[(expert_of_block.numel(), triton.cdiv(2 * inter, tiles.gate_up.rows))](
+    wrap_triton(_gate_up_many)[(expert_of_block.numel(), triton.cdiv(2 * inter, first.rows))](
         x, expert_of_block, pair_of_slot, gate_up_blocks, gate_up_scales, gate_up_bias, act,
         CHOICES=choices, HIDDEN=hidden, INTER=inter, ALPHA=alpha, LIMIT=limit, **gate_up,
     )  # fmt: skip
     sums = x.new_empty((tokens, hidden), dtype=torch.float32)
-    for first in range(0, hidden, COLUMNS):
-        columns = min(COLUMNS, hidden - first)
+    for start in range(0, hidden, COLUMNS):
+        columns = min(COLUMNS, hidden - start)
         out = x.new_empty((tokens, choices, columns), dtype=torch.float32)
-        wrap_triton(_down_many)[(triton.cdiv(columns, tiles.down.rows), expert_of_block.numel())](
+        wrap_triton(_down_many)[(triton.cdiv(columns, second.rows), expert_of_block.numel())](
             act, routing_weights, expert_of_block, pair_of_slot, down_blocks, down_scales, down_bias, out,
-            FIRST=first, COLUMNS=columns, HIDDEN=hidden, INTER=inter, **down,
+            FIRST=start, COLUMNS=columns, HIDDEN=hidden, INTER=inter, **down,
         )  # fmt: skip
         wrap_triton(_sum_choices)[(tokens,)](
             out, expert_indices, sums,
-            FIRST=first, COLUMNS=columns, CHOICES=choices, HIDDEN=hidden, WIDTH=triton.next_power_of_2(columns),
+            FIRST=start, COLUMNS=columns, CHOICES=choices, HIDDEN=hidden, WIDTH=triton.next_power_of_2(columns),
         )  # fmt: skip
     return sums

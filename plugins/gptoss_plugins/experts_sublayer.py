@@ -13,19 +13,23 @@ where the kernel before leaves room, and stay unevenly spread over the chip.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
+from gptoss_export.kernel import Cut, Kernel, parts
 from gptoss_export.ops.experts_sublayer import compose
 
 from .dependent_launch import early, wait_then_let_next_start
-from .experts import mxfp4_experts
-from .experts_few import FEW_PAIRS, UNIT, empty_arranged, exact, few, place_of, power_for
-from .rows import Tiles, dot_rows_of_norm, load_rows
+from .experts import cut_experts, mxfp4_experts
+from .experts_few import FEW_PAIRS, UNIT, Down, GateUp, empty_arranged, exact, few, place_of, power_for
+from .rows import ROW_OPTIONS, Rows, dot_rows_of_norm, load_rows
 
-TILES = Tiles(rows=4, length=1024, warps=4)
+ROUTER = Rows(rows=4, length=1024, warps=4)
 
 
 @triton.jit
@@ -75,24 +79,46 @@ def experts_sublayer(
     alpha: float,
     limit: float,
     eps: float,
+    tiles: list[int],
+    arch: str,
 ) -> torch.Tensor:
-    """`gptoss::experts_sublayer`, same arguments, same result."""
+    """`gptoss::experts_sublayer`, the same result; tiles and arch as in gptoss_export/kernel.py."""
     weights = (gate_up_blocks, gate_up_scales, gate_up_bias, down_blocks, down_scales, down_bias)
     (tokens, hidden), experts = x.shape, router_weight.size(0)
     if tokens * choices > FEW_PAIRS:
         return compose(
-            mxfp4_experts, x, norm_weight, router_weight, router_bias, *weights,
+            partial(mxfp4_experts, tiles=tiles, arch=arch), x, norm_weight, router_weight, router_bias, *weights,
             positions, choices, alpha, limit, eps,
         )  # fmt: skip
-    tiles = TILES.fit(hidden)
+    router, *inner = parts(tiles, Rows, GateUp, Down)
     x = x.contiguous()
     arranged, undo = empty_arranged(x, norm_weight.dtype)
     logits = x.new_empty((tokens, experts))
-    wrap_triton(_router_pdl)[(triton.cdiv(experts, tiles.rows) + 1, tokens)](
+    wrap_triton(_router_pdl)[(triton.cdiv(experts, router.rows) + 1, tokens)](
         x, norm_weight, router_weight, router_bias, logits, arranged, undo,
-        HIDDEN=hidden, EXPERTS=experts, EPS=eps, R=tiles.rows, BLOCK=tiles.length,
-        WIDTH=triton.next_power_of_2(hidden), EXACT=exact(norm_weight.dtype), EARLY=early(), num_warps=tiles.warps,
+        HIDDEN=hidden, EXPERTS=experts, EPS=eps, R=router.rows, BLOCK=router.length,
+        WIDTH=triton.next_power_of_2(hidden), EXACT=exact(norm_weight.dtype), EARLY=early(arch),
+        num_warps=router.warps,
     )  # fmt: skip
     return few(
-        arranged, undo, logits, positions.contiguous(), *weights, x, choices, alpha, limit, experts
+        arranged, undo, logits, positions.contiguous(), *weights, x, choices, alpha, limit, *inner, arch, experts
     )
+
+
+def cut(
+    x, norm_weight, router_weight, router_bias, gate_up_blocks, gate_up_scales, gate_up_bias,
+    down_blocks, down_scales, down_bias, positions, choices, alpha, limit, eps,
+) -> Cut:  # fmt: skip
+    (tokens, hidden), dtype = x.shape, norm_weight.dtype
+    inner = cut_experts(tokens, choices, down_blocks, dtype)
+    if tokens * choices > FEW_PAIRS:
+        return inner
+    return replace(
+        inner,
+        name="experts_step",
+        default={"router": ROUTER.fit(hidden), **inner.default},
+        options={"router": ROW_OPTIONS, **inner.options},
+    )
+
+
+KERNEL = Kernel(experts_sublayer, cut)

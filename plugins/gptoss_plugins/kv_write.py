@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
+from gptoss_export.kernel import Kernel
+
 
 @triton.jit
 def _write_kv(
@@ -51,3 +53,6 @@ def kv_write(
         LENGTH=positions.size(1), KV_HEADS=kv_heads, HEAD_DIM=head_dim, ROWS=k_cache.size(2) - 1,
         DIM=triton.next_power_of_2(head_dim), num_warps=1,
     )  # fmt: skip
+
+
+KERNEL = Kernel(kv_write)

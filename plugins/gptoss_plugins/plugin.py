@@ -97,8 +97,6 @@ class PluginMaker:
             if isinstance(arguments[name], torch.Tensor)
         }
         constants = {name: arguments[name] for name in kernel.arg_names if name not in tensors}
-        if "EARLY" in constants:  # what tracing cannot know: for which GPU (dependent_launch.py)
-            constants["EARLY"] = self._capability >= 90
         grid = (*grid, 1, 1)[:3]
         signature = repr((kernel.cache_key, sorted(constants.items()), tensors, grid, sorted(held), self._arch, options))
         name = f"{kernel.__name__.strip('_')}-{hashlib.sha256(signature.encode()).hexdigest()[:8]}"

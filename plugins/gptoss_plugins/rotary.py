@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
+from gptoss_export.kernel import Kernel
+
 
 @triton.jit
 def _rotary(positions, inv_freq, cos, sin, CONCENTRATION: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr):
@@ -34,3 +36,6 @@ def rotary(
         CONCENTRATION=concentration, COUNT=count, BLOCK=triton.next_power_of_2(count), num_warps=1,
     )  # fmt: skip
     return cos, sin
+
+
+KERNEL = Kernel(rotary)

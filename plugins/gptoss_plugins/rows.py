@@ -16,16 +16,19 @@ import triton.language as tl
 FEW_TOKENS = 8  # beyond, tensor cores pay
 
 
-class Tiles(NamedTuple):
+class Rows(NamedTuple):
     """How a launch is cut: rows of a program, elements of a row at a time, warps."""
 
     rows: int
     length: int
     warps: int
 
-    def fit(self, length: int) -> Tiles:
+    def fit(self, length: int) -> Rows:
         """The same for rows that are shorter than a piece."""
         return self._replace(length=min(self.length, max(32, triton.next_power_of_2(length))))
+
+
+ROW_OPTIONS = {"rows": (1, 2, 4, 8, 16), "length": (256, 512, 1024, 2048), "warps": (1, 2, 4, 8)}
 
 
 def few(tokens: int) -> bool:

@@ -13,12 +13,14 @@ import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
+from gptoss_export.kernel import Cut, Kernel, parts
 from gptoss_export.ops.unembed import reference
 
 from .dependent_launch import early, let_next_start, wait_for_previous
-from .rows import Tiles, dot_rows_of_norm, few, load_rows
+from .rows import ROW_OPTIONS, Rows, dot_rows_of_norm, few, load_rows
 
-TILES = Tiles(rows=16, length=1024, warps=4)
+LOGITS = Rows(rows=16, length=1024, warps=4)
+OPTIONS = {**ROW_OPTIONS, "rows": (8, 16, 32)}  # with fewer rows the parts would be too many to choose from
 
 
 @triton.jit
@@ -70,14 +72,14 @@ def _choose_pdl(
 
 @triton_op("gptoss_triton::unembed", mutates_args={})
 def unembed(
-    x: torch.Tensor, norm_weight: torch.Tensor, weight: torch.Tensor, eps: float
+    x: torch.Tensor, norm_weight: torch.Tensor, weight: torch.Tensor, eps: float, tiles: list[int], arch: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`gptoss::unembed`, same arguments, same results."""
+    """`gptoss::unembed`, the same results; tiles and arch as in gptoss_export/kernel.py."""
     (rows, hidden), vocabulary = x.shape, weight.size(0)
     if not few(rows):
         return reference(x, norm_weight, weight, eps)
-    tiles = TILES.fit(hidden)
-    programs = triton.cdiv(vocabulary, tiles.rows)
+    (cut,) = parts(tiles, Rows)
+    programs = triton.cdiv(vocabulary, cut.rows)
     logits = x.new_empty((rows, vocabulary))
     peaks, totals = x.new_empty((rows, programs)), x.new_empty((rows, programs))
     tops = x.new_empty((rows, programs), dtype=torch.int32)
@@ -85,11 +87,22 @@ def unembed(
     wrap_triton(_logits_pdl)[(programs,)](
         x.contiguous(), norm_weight, weight, logits, peaks, totals, tops,
         ROWS=rows, HIDDEN=hidden, VOCABULARY=vocabulary, EPS=eps,
-        R=tiles.rows, BLOCK=tiles.length, EARLY=early(), num_warps=tiles.warps,
+        R=cut.rows, BLOCK=cut.length, EARLY=early(arch), num_warps=cut.warps,
     )  # fmt: skip
     block = triton.next_power_of_2(programs)
     wrap_triton(_choose_pdl)[(rows,)](
-        peaks, totals, tops, top, top_logprob, log_total, PARTS=programs, BLOCK=block, EARLY=early(),
+        peaks, totals, tops, top, top_logprob, log_total, PARTS=programs, BLOCK=block, EARLY=early(arch),
         num_warps=16 if block > 4096 else 4,
     )  # fmt: skip
     return logits, top, top_logprob, log_total
+
+
+def cut(x, norm_weight, weight, eps) -> Cut | None:
+    (count, hidden), vocabulary = x.shape, weight.size(0)
+    if not few(count):
+        return None
+    shape = {"rows": count, "hidden": hidden, "vocabulary": vocabulary, "dtype": str(weight.dtype).removeprefix("torch.")}
+    return Cut("unembed", shape, ("rows",), {"logits": LOGITS.fit(hidden)}, {"logits": OPTIONS})
+
+
+KERNEL = Kernel(unembed, cut)

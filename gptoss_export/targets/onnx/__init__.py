@@ -78,7 +78,10 @@ class Onnx(Target):
     def takes(self, program: str) -> bool:
         return program == "decode"  # its ops know nothing of how many tokens a call has
 
-    def implementations(self, device: str) -> Implementations:
+    def has_kernels(self, device: str) -> bool:
+        return False
+
+    def implementations(self, plan: Plan) -> Implementations:
         from ...lower import themselves
 
         return themselves()

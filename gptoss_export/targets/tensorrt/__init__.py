@@ -71,10 +71,10 @@ class TensorRT(Target):
     def trace_device(self, device: str) -> torch.device:
         return torch.device("cpu")  # the graph names no device, and torch for CPU alone knows no other
 
-    def implementations(self, device: str) -> Implementations:
+    def implementations(self, plan: Plan) -> Implementations:
         from ...lower import launches, references
 
-        return references() | launches("sink_attention", "mxfp4_experts", "kv_write")
+        return references() | launches(plan.arch, plan.tables, "sink_attention", "mxfp4_experts", "kv_write")
 
     def compile(self, programs: Iterable[Program], plan: Plan) -> list[Path]:
         from .build import build_programs

@@ -1,0 +1,99 @@
+"""The calls of kernels that the programs of a model make, and inputs for them like those of real use.
+
+The programs are traced as a build traces them, and the ops in their graphs are looked at twice: as they are, and with the
+larger ones opened, since a target may compile either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..config import ModelConfig
+from ..export import Program, Shapes, trace
+from ..kernel import Cut, Kernel
+from ..lower import kernels, lower
+from ..ops import OPS
+
+
+@dataclass(frozen=True)
+class Call:
+    """One op as a program calls it: argument names, and fake tensors or constants."""
+
+    op: str
+    kernel: Kernel
+    cut: Cut
+    arguments: dict[str, Any]
+
+
+def calls(config: ModelConfig, shapes: Shapes, dtype: torch.dtype) -> list[Call]:
+    """Every call whose launches can be cut, once for each shape."""
+    offered = kernels()
+    opened = {name: op.reference if op.parts else op.overload for name, op in OPS.items()}
+    found: dict[str, Call] = {}
+    for trace_now in trace(_short(config), shapes, dtype, torch.device("cpu")).values():
+        program = trace_now()
+        for name, arguments in (*_ops(lower(program, opened)), *_ops(program)):
+            kernel = offered[name]
+            cut = kernel.cut(*arguments.values()) if kernel.cut else None
+            if cut is not None:
+                found.setdefault(str(cut), Call(name, kernel, cut, arguments))
+    return list(found.values())
+
+
+def _short(config: ModelConfig) -> ModelConfig:
+    """The model with as many layers as it takes to have every kind."""
+    from dataclasses import replace
+
+    kinds = config.layer_types
+    count = next(count for count in range(1, len(kinds) + 1) if set(kinds[:count]) == set(kinds))
+    return replace(config, num_hidden_layers=count, layer_types=kinds[:count])
+
+
+def _ops(program: Program) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and arguments of each gptoss:: node."""
+    names = {op.overload: name for name, op in OPS.items()}
+    for node in program.exported.graph.nodes:
+        if node.target in names:
+            values = [value.meta["val"] if isinstance(value, torch.fx.Node) else value for value in node.args]
+            parameters = [argument.name for argument in node.target._schema.arguments]
+            yield names[node.target], dict(zip(parameters, values, strict=True))
+
+
+def real_inputs(call: Call, seed: int, device: torch.device, context: int) -> list[Any]:
+    """Arguments for a call: random weights, random routing, positions in the later half of `context`."""
+    random = torch.Generator(device).manual_seed(seed)
+    drawn: list[Any] = []
+    for name, value in call.arguments.items():
+        if not isinstance(value, torch.Tensor):
+            drawn.append(value)
+            continue
+        shape, options = tuple(value.shape), {"device": device, "generator": random}
+        if name == "positions":
+            length = shape[-1] if value.dim() == 2 else value.numel()
+            start = max(0, min(context - length, context * 3 // 4) // length * length)
+            tensor = torch.arange(start, start + length, device=device).expand(shape)
+        elif name == "slots":
+            tensor = torch.arange(value.numel(), device=device)
+        elif name == "expert_indices":
+            experts = call.arguments["down_blocks"].size(0)
+            tensor = torch.rand(shape[0], experts, **options).topk(shape[1], dim=1).indices
+        elif name == "routing_weights":
+            tensor = torch.rand(shape, **options).softmax(dim=1)
+        elif name.endswith("_blocks"):
+            tensor = torch.randint(0, 256, shape, dtype=torch.uint8, **options)
+        elif name.endswith("_scales"):
+            tensor = torch.randint(118, 123, shape, dtype=torch.uint8, **options)
+        elif name in ("cos", "sin"):
+            tensor = torch.rand(shape, **options) * 2 - 1
+        elif value.is_floating_point():
+            # Matrices by their length, so that products stay near 1; a norm's weights are about 1 too.
+            scale = shape[-1] ** -0.5 if name.endswith("weight") and value.dim() > 1 else 1.0
+            tensor = torch.randn(shape, dtype=value.dtype, **options) * scale
+        else:
+            raise AssertionError(f"{call.op}: no real values known for {name}")
+        drawn.append(tensor.to(value.dtype).contiguous())
+    return drawn
