@@ -17,7 +17,10 @@ from typing import Any
 import pytest
 import torch
 
-from gptoss_export.lower import kernels
+from gptoss_export.checkpoint.random import PRESETS
+from gptoss_export.export import Shapes
+from gptoss_export.lower import kernels, shipped_tables
+from gptoss_export.tuning.calls import calls
 
 SHARED_MEMORY = 227 * 1024  # bytes a block may have on sm_90
 HIDDEN, INTER, EXPERTS, CHOICES = 2880, 2880, 32, 4
@@ -116,7 +119,7 @@ LAUNCHES: dict[str, tuple[str, Callable[[], tuple[Any, ...]], list[str]]] = {
 }  # fmt: skip
 
 
-def record(op: str, args: tuple[Any, ...]) -> list[tuple[Any, dict[str, Any]]]:
+def record(op: str, args: tuple[Any, ...], tables=()) -> list[tuple[Any, dict[str, Any]]]:
     """What the op launches on `args`: kernels with their arguments by name."""
     launches = []
 
@@ -131,7 +134,7 @@ def record(op: str, args: tuple[Any, ...]) -> list[tuple[Any, dict[str, Any]]]:
 
         return Grid()
 
-    implementation = kernels()[op].bind("sm_90")
+    implementation = kernels()[op].bind("sm_90", tables)
     with pytest.MonkeyPatch.context() as patch:
         for name, module in list(sys.modules.items()):
             if name.startswith("gptoss_plugins.") and hasattr(module, "wrap_triton"):
@@ -211,6 +214,37 @@ def test_weights_are_asked_for_before_the_wait(label, name):
     # A kernel of two branches waits in each of them; no wait may stand among the loads.
     assert not [wait for wait in waits if loads[0] < wait < loads[-1]]
     assert [wait for wait in waits if wait > loads[-1]]
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("name", ["_gate_up_many", "_down_many"])
+def test_products_are_done_before_their_weights_are_overwritten(name):
+    """In the loop, after the unpacking: what comes next writes the registers that a product reads."""
+    op, args, _ = LAUNCHES["experts, chunk"]
+    kernel, arguments = next(launch for launch in record(op, args()) if launch[0].fn.__name__ == name)
+    ptx = compile_for_h200(kernel, arguments).asm["ptx"]
+    loop = ptx[ptx.index("Inner Loop Header") :]
+    loop = loop[: loop.index("wgmma.mma_async")]
+    waits = [match.start() for match in re.finditer(r"wgmma\.wait_group\.sync\.aligned 0", loop)]
+    assert waits and loop.rindex("fma.rn.bf16x2") < waits[-1]
+    # Nothing but moves to where the product reads them: the next thing that is begun is the product.
+    assert "ld.shared" not in loop[waits[-1] :] and "lop3" not in loop[waits[-1] :]
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("batch", [1, 8])
+def test_measured_cuts_compile(batch):
+    """Those of the shipped table that are not the kernels' own guess."""
+    tables, compiled = shipped_tables(), 0
+    for call in calls(PRESETS["20b"], Shapes(batch, 8192, (128, 2048) if batch == 1 else (128,)), torch.bfloat16):
+        tiles = tables[0].find(call.cut)
+        if tiles is None or tiles == call.cut.default:
+            continue
+        for kernel, arguments in record(call.op, tuple(call.arguments.values()), tables):
+            binary = compile_for_h200(kernel, arguments)
+            assert binary.metadata.shared <= SHARED_MEMORY
+            compiled += 1
+    assert compiled >= 3
 
 
 if __name__ == "__main__":  # the table of resources, for whoever changes a kernel

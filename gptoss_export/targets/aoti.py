@@ -108,6 +108,7 @@ class Aoti(Target):
         if plan.device == "cuda":
             options["aot_inductor.embed_kernel_binary"] = True
             options["memory_planning"] = True  # intermediates in one allocation, whose parts are used again
+            options["aot_inductor.compile_wrapper_opt_level"] = "O0"  # it only launches; optimizing it takes g++ longest
         package = _package(plan.arch)
         with TemporaryDirectory(prefix="gptoss-export-") as scratch:
             compiled = {name: _without_sources(files, Path(scratch, name)) for name, files in _compiled(programs, options)}

@@ -63,8 +63,8 @@ def _ops(program: Program) -> Iterator[tuple[str, dict[str, Any]]]:
             yield names[node.target], dict(zip(parameters, values, strict=True))
 
 
-def real_inputs(call: Call, seed: int, device: torch.device, context: int) -> list[Any]:
-    """Arguments for a call: random weights, random routing, positions in the later half of `context`."""
+def real_inputs(call: Call, seed: int, device: torch.device, position: int) -> list[Any]:
+    """Arguments for a call: random weights, random routing, queries that end at `position`."""
     random = torch.Generator(device).manual_seed(seed)
     drawn: list[Any] = []
     for name, value in call.arguments.items():
@@ -74,7 +74,7 @@ def real_inputs(call: Call, seed: int, device: torch.device, context: int) -> li
         shape, options = tuple(value.shape), {"device": device, "generator": random}
         if name == "positions":
             length = shape[-1] if value.dim() == 2 else value.numel()
-            start = max(0, min(context - length, context * 3 // 4) // length * length)
+            start = max(0, position + 1 - length) // length * length
             tensor = torch.arange(start, start + length, device=device).expand(shape)
         elif name == "slots":
             tensor = torch.arange(value.numel(), device=device)

@@ -1,6 +1,7 @@
 """How long one call takes, as in a decode step: in a graph with early launches, with weights from memory.
 
-Calls go round over several sets of inputs, lest the cache of the chip hold the weights of the one before.
+Calls go round over several sets of inputs, lest the cache of the chip hold the weights of the one before; and each set
+stands at another position, evenly over the context, since a cut has to serve them all.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ class Timing:
     def __init__(self, call: Call, arch: str, context: int) -> None:
         self._call, self._arch = call, arch
         self._device = torch.device("cuda", torch.cuda.current_device())
-        first = real_inputs(call, 0, self._device, context)
+        positions = [context * (2 * place + 1) // (2 * SETS) for place in range(SETS)]
+        first = real_inputs(call, 0, self._device, positions[0])
         size = sum(value.nbytes for value in first if isinstance(value, torch.Tensor))
         free, _ = torch.cuda.mem_get_info(self._device)
         count = max(1, min(SETS, 1 + int(0.7 * free) // max(size, 1)))
-        self._sets = [first, *(real_inputs(call, seed, self._device, context) for seed in range(1, count))]
+        self._sets = [first, *(real_inputs(call, seed, self._device, positions[seed]) for seed in range(1, count))]
         self._expected: torch.Tensor | None = None
         self.refused: list[str] = []
 
