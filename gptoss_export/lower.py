@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,16 @@ def kernels() -> Mapping[str, Kernel]:
 
 
 def shipped_tables() -> tuple[CutTable, ...]:
-    """The tables of measured cuts that installed packages bring."""
+    """The tables of measured cuts that installed packages bring: first those that were measured with the Triton that compiles
+    here, since compilers differ in what they make fast."""
     folders = [Path(entry.load()) for entry in entry_points(group=TABLES)]
-    return tuple(read_table(path) for folder in folders for path in sorted(folder.glob("*.json")))
+    tables = [read_table(path) for folder in folders for path in sorted(folder.glob("*.json"))]
+    here = _minor(version("triton"))
+    return tuple(sorted(tables, key=lambda table: _minor(table.versions.get("triton", "")) != here))
+
+
+def _minor(release: str) -> list[str]:
+    return release.split(".")[:2]
 
 
 def kernel_ops(arch: str, tables: Sequence[CutTable]) -> Implementations:

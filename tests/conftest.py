@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock  # which torch depends on
 
 from gptoss_export.build import BuildOptions, build
 from gptoss_export.checkpoint.random import PRESETS, write_random
@@ -33,10 +35,22 @@ def compile_artifact(checkpoint: Path, output: Path, **options) -> Path:
     return output
 
 
+def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first process of the tests to want it makes for all of them."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    root.mkdir(exist_ok=True)
+    with FileLock(root / "lock"):
+        if not (root / "made").exists():
+            make(root)
+            (root / "made").touch()
+    return root
+
+
 @pytest.fixture(scope="session")
 def artifact(checkpoints, tmp_path_factory) -> Path:
-    """The tiny model for CPU in float32: three slots, two chunk sizes, a context past 4,096."""
-    return compile_artifact(checkpoints["hf"], tmp_path_factory.mktemp("artifacts") / "float32")
+    """The tiny model for CPU in float32: three slots, two chunk sizes, a context past 4,096. Nobody changes it."""
+    return made_once(tmp_path_factory, "tiny", lambda root: compile_artifact(checkpoints["hf"], root / "float32")) / "float32"
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import struct
 import subprocess
@@ -14,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock  # which torch depends on
 from torch.utils import cpp_extension
 
+from conftest import made_once
 from gptoss_export.build import BuildOptions, build
 from gptoss_export.checkpoint.layouts import LAYOUTS
 from gptoss_export.checkpoint.random import PRESETS, write_random
@@ -38,16 +37,14 @@ SHAPES = Shapes(max_batch=1, max_context=64, prefill_chunks=(16,))
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory) -> Path:
-    """Made once for all processes of the tests: it takes a minute."""
-    base = tmp_path_factory.getbasetemp()
-    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cross"
-    root.mkdir(exist_ok=True)
-    with FileLock(root / "lock"):
-        if not (root / "artifact").exists():
-            write_random(root / "checkpoint", CONFIG, LAYOUTS["hf"], 7, torch.device("cpu"))
-            options = BuildOptions("aoti", "cuda", arch=",".join(ARCHS), max_context=64, prefill_chunks=(16,))
-            build(root / "checkpoint", root / "artifact", options)
-    return root / "artifact"
+    """For two GPUs."""
+
+    def make(root: Path) -> None:
+        write_random(root / "checkpoint", CONFIG, LAYOUTS["hf"], 7, torch.device("cpu"))
+        options = BuildOptions("aoti", "cuda", arch=",".join(ARCHS), max_context=64, prefill_chunks=(16,))
+        build(root / "checkpoint", root / "artifact", options)
+
+    return made_once(tmp_path_factory, "cross", make) / "artifact"
 
 
 @pytest.fixture(scope="module")

@@ -110,7 +110,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple
         "chunk": (40, 96, 160, 8, 2, "random"),
         "chunk, all to one expert": (70, 64, 64, 8, 1, "same"),
         "chunk, mostly padding": (33, 64, 96, 4, 2, "idle"),
-        "chunk, more experts than pairs": (5, 64, 64, 32, 4, "random"),
+        "chunk, more experts than pairs": (9, 64, 64, 40, 4, "random"),
     }
     for label, (tokens, hidden, inter, experts, choices, routing) in shapes.items():
         random = torch.Generator().manual_seed(len(label))

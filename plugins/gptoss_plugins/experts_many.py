@@ -2,11 +2,11 @@
 
 A *pair* is one (token, choice): pair = token * K + choice. Pairs are sorted by expert into blocks of
 BLOCK_M slots that each belong to one expert (`group_pairs`; the number of blocks is the static worst case,
-blocks not needed have expert -1 and return at once), and two grouped products run over the blocks. The
-weights are the left operand, which the tensor cores take from registers, where they were unpacked; a byte's
-two weights are neighbours there as in the matrix. On Hopper products run on while the next weights are unpacked, and
-Triton (seen with 3.7) lets those overwrite registers that a product has still to read: `_after_products` waits for it,
-behind the unpacking, which costs nothing. Their scales are loaded one step ahead, since single bytes
+blocks not needed have expert -1 and return at once), and two grouped products run over the blocks. A byte's two weights are
+neighbours when unpacked as in the matrix. As the left operand of a product the tensor cores take them from registers,
+where they were unpacked, as the right one from shared memory; which is faster differs between Triton's versions. On Hopper
+products run on while the next weights are unpacked, and Triton (seen with 3.7) lets those overwrite registers that a product
+has still to read: `_after_products` waits for it, behind the unpacking, which costs nothing. The weights' scales are loaded one step ahead, since single bytes
 cannot go through the asynchronous copies that hide the other loads.
 
 The grouping is two kernels in which each expert has a program that walks all pairs: `_count_pairs`, after
@@ -45,6 +45,7 @@ class Product(NamedTuple):
     length: int  # BLOCK_K: weights of a row at a time
     warps: int
     stages: int
+    operand: int  # of the product, that the weights are: 1 the left, 2 the right
 
 
 class Blocks(NamedTuple):
@@ -53,17 +54,17 @@ class Blocks(NamedTuple):
     slots: int  # BLOCK_M: pairs of one expert
 
 
-_PRODUCT = {"rows": (64, 128), "length": (64, 128), "warps": (4, 8), "stages": (2, 3, 4)}
+_PRODUCT = {"rows": (64, 128), "length": (64, 128), "warps": (4, 8), "stages": (2, 3, 4), "operand": (1, 2)}
 
 
 def cut_many(pairs: int, experts: int, hidden: int, inter: int, dtype: torch.dtype) -> Cut:
     """About one block an expert when pairs spread evenly."""
     if dtype == torch.float32:  # no tensor cores: products run on FMA units, out of registers
         slots = 16
-        gate_up = down = Product(rows=32, length=64, warps=4, stages=2)
+        gate_up = down = Product(rows=32, length=64, warps=4, stages=2, operand=1)
     else:
         slots = min(128, max(32, triton.next_power_of_2(triton.cdiv(pairs, experts))))
-        gate_up = down = Product(rows=128, length=64, warps=4, stages=3)
+        gate_up = down = Product(rows=128, length=64, warps=4, stages=3, operand=1)
         if slots == 128:  # gate_up gathers x, and by larger tiles it gathers less; down is faster in smaller ones
             gate_up, down = gate_up._replace(warps=8), down._replace(rows=64)
     shape = {"pairs": pairs, "experts": experts, "hidden": hidden, "inter": inter, "dtype": str(dtype).removeprefix("torch.")}
@@ -205,7 +206,7 @@ def _after_products(weights):
 def _block_product(
     x, line, blocks, scales, row, rows,
     LENGTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr, PAIRED: tl.constexpr, WIDE: tl.constexpr, ASYNC: tl.constexpr,
+    PRECISION: tl.constexpr, PAIRED: tl.constexpr, WIDE: tl.constexpr, OPERAND: tl.constexpr, ASYNC: tl.constexpr,
 ):  # fmt: skip
     """[BLOCK_M, BLOCK_N] float32: lines of x [..., LENGTH] times rows of an MXFP4 matrix [rows, LENGTH]."""
     dtype: tl.constexpr = x.dtype.element_ty
@@ -218,7 +219,10 @@ def _block_product(
     x += line[:, None] * LENGTH + k[None, :]
     blocks += row * (LENGTH // 2) + byte[None, :]
     scales += row * (LENGTH // 32) + group[None, :]
-    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    if OPERAND == 1:
+        acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    else:
+        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     next_scale = tl.load(scales, mask=(group < LENGTH // 32)[None, :], other=0)
     for start in range(0, LENGTH, BLOCK_K):
         scale = scale_of(next_scale).to(tl.bfloat16 if PAIRED else tl.float32)
@@ -237,10 +241,15 @@ def _block_product(
             low = _unpack(packed.to(tl.int32), scale, dtype)
             high = _unpack(packed.to(tl.int32) >> 4, scale, dtype)
         weights = tl.join(low, high).reshape(BLOCK_N, BLOCK_K)
-        if ASYNC:
-            weights = _after_products(weights)
-        acc = tl.dot(weights, tl.trans(values), acc, input_precision=PRECISION)
-    return tl.trans(acc)
+        if OPERAND == 1:
+            if ASYNC:
+                weights = _after_products(weights)
+            acc = tl.dot(weights, tl.trans(values), acc, input_precision=PRECISION)
+        else:
+            acc = tl.dot(values, tl.trans(weights), acc, input_precision=PRECISION)
+    if OPERAND == 1:
+        acc = tl.trans(acc)
+    return acc
 
 
 @triton.jit
@@ -248,7 +257,7 @@ def _gate_up_many(
     x, expert_of_block, pair_of_slot, blocks, scales, bias, act,
     CHOICES: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr, ALPHA: tl.constexpr, LIMIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, PAIRED: tl.constexpr,
-    WIDE: tl.constexpr, ASYNC: tl.constexpr,
+    WIDE: tl.constexpr, OPERAND: tl.constexpr, ASYNC: tl.constexpr,
 ):  # fmt: skip
     """act [slots, I] of one block."""
     block, column = tl.program_id(0), tl.program_id(1)
@@ -260,7 +269,7 @@ def _gate_up_many(
     row = column * BLOCK_N + tl.arange(0, BLOCK_N)
     hidden = _block_product(
         x, token, blocks + expert * (INTER * HIDDEN), scales + expert * (2 * INTER * HIDDEN // 32),
-        row, 2 * INTER, HIDDEN, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, PAIRED, WIDE, ASYNC,
+        row, 2 * INTER, HIDDEN, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, PAIRED, WIDE, OPERAND, ASYNC,
     )  # fmt: skip
     bias_row = tl.load(bias + expert * (2 * INTER) + row, mask=row < 2 * INTER, other=0.0).to(tl.float32)
     hidden += bias_row[None, :]
@@ -275,7 +284,7 @@ def _down_many(
     act, routing_weights, expert_of_block, pair_of_slot, blocks, scales, bias, out,
     FIRST: tl.constexpr, COLUMNS: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, PAIRED: tl.constexpr,
-    WIDE: tl.constexpr, ASYNC: tl.constexpr,
+    WIDE: tl.constexpr, OPERAND: tl.constexpr, ASYNC: tl.constexpr,
 ):  # fmt: skip
     """COLUMNS of the results of one block's pairs, from FIRST on, times their routing weights: [pairs, COLUMNS]."""
     expert = tl.load(expert_of_block + tl.program_id(1)).to(tl.int64)
@@ -287,7 +296,7 @@ def _down_many(
     row, there = FIRST + column, column < COLUMNS
     result = _block_product(
         act, slot, blocks + expert * (HIDDEN * INTER // 2), scales + expert * (HIDDEN * INTER // 32),
-        row, FIRST + COLUMNS, INTER, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, PAIRED, WIDE, ASYNC,
+        row, FIRST + COLUMNS, INTER, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, PAIRED, WIDE, OPERAND, ASYNC,
     )  # fmt: skip
     result += tl.load(bias + expert * HIDDEN + row, mask=there, other=0.0).to(tl.float32)[None, :]
     result *= tl.load(routing_weights + pair, mask=pair >= 0, other=0.0)[:, None]
@@ -327,9 +336,10 @@ def many(
         "WIDE": max(tokens * hidden, pair_of_slot.numel() * inter) >= 2**31,
     }  # fmt: skip
     gate_up, down = (
-        {"BLOCK_N": cut.rows, "BLOCK_K": cut.length, "num_warps": cut.warps, "num_stages": cut.stages, **tile}
+        {"BLOCK_N": cut.rows, "BLOCK_K": cut.length, "num_warps": cut.warps, "num_stages": cut.stages,
+         "OPERAND": cut.operand, **tile}
         for cut in (first, second)
-    )
+    )  # fmt: skip
     act = x.new_empty((pair_of_slot.numel(), inter))
     wrap_triton(_gate_up_many)[(expert_of_block.numel(), triton.cdiv(2 * inter, first.rows))](
         x, expert_of_block, pair_of_slot, gate_up_blocks, gate_up_scales, gate_up_bias, act,
