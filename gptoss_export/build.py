@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from . import __version__
+from .calls import calls
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import ModelConfig
 from .errors import BuildError, UsageError, raise_all
@@ -73,6 +74,10 @@ def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None
         stop_tokens = options.stop_tokens or _stop_tokens(source, checkpoint.config)
         _check_sizes(options, stop_tokens, checkpoint.config)
     shapes = Shapes(options.max_batch, options.max_context, tuple(sorted(set(options.prefill_chunks))))
+    cut_by: dict[str, list[str]] = {}
+    if target.has_kernels(options.device):
+        with steps.step("look up how kernels are cut"):
+            cut_by = {arch: _tables_that_serve(tables, arch, checkpoint.config, shapes, dtype) for arch in archs}
     with replace_folder(output, UsageError) as folder:
         with steps.step("write the weights"):
             weights = _write_weights(checkpoint, dtype, folder)
@@ -105,7 +110,7 @@ def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None
             files=files,
             versions=_versions() | target.versions(),
             source=f"{source.resolve().name} (layout {checkpoint.layout.name})",
-            provenance=_provenance(source, checkpoint, options, files, _used(tables, archs)),
+            provenance=_provenance(source, checkpoint, options, files, cut_by),
         )
         save_manifest(manifest, folder)
     return manifest
@@ -155,16 +160,41 @@ def _tables(options: BuildOptions, target: Target, archs: tuple[str, ...]) -> tu
         if options.tables:
             raise UsageError(f"--table: {target.name} for {options.device} has none of the kernels that tables are for; leave it out")
         return ()
-    given = tuple(read_table(path) for path in options.tables)
-    problems = [f"--table {table.path}: is for {table.arch}, expected one of {', '.join(archs)}"
-                for table in given if table.arch not in archs]  # fmt: skip
-    raise_all(UsageError, "tables that are for another GPU", problems)
-    return given + shipped_tables()
+    given, problems = [], []
+    for path in options.tables:
+        try:
+            given.append(read_table(path))
+        except UsageError as error:
+            problems.append(str(error))
+    problems += [f"--table {table.path}: is for {table.arch}, expected one of {', '.join(archs)}"
+                 for table in given if table.arch not in archs]  # fmt: skip
+    raise_all(UsageError, "tables that this build cannot use", problems)
+    return (*given, *shipped_tables())
 
 
-def _used(tables: tuple[CutTable, ...], archs: tuple[str, ...]) -> dict[str, list[str]]:
-    """What the manifest tells of them."""
-    return {arch: [table.label for table in tables if table.arch == arch] for arch in archs} if tables else {}
+def _tables_that_serve(
+    tables: tuple[CutTable, ...], arch: str, config: ModelConfig, shapes: Shapes, dtype: torch.dtype
+) -> list[str]:
+    """Labels of those that say how a kernel of the programs is cut, in their order. Raises UsageError for a user's table with
+    nothing to say here, and for entries that the kernels do not know."""
+    serving: set[int] = set()
+    problems: dict[str, None] = {}
+    own = [table for table in tables if table.arch == arch]
+    for call in calls(config, shapes, dtype):
+        for index, table in enumerate(own):
+            try:
+                if table.find(call.cut):
+                    serving.add(index)
+                    break
+            except UsageError as error:
+                problems[str(error)] = None
+    problems |= {
+        f"--table {table.path}: has no entry for what this build launches; tune with the sizes of the build": None
+        for index, table in enumerate(own)
+        if not problems and index not in serving and table not in shipped_tables()
+    }
+    raise_all(UsageError, "tables that do not fit the kernels", problems)
+    return [own[index].label for index in sorted(serving)]
 
 
 def _check_sizes(options: BuildOptions, stop_tokens: tuple[int, ...], config: ModelConfig) -> None:
@@ -287,7 +317,9 @@ def _provenance(
         system=f"{platform.system()} {platform.release()}",
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         options={
-            name: value for name, value in dataclasses.asdict(options).items() if value is not None and name != "tables"
+            name: value
+            for name, value in (dataclasses.asdict(options) | {"tables": [path.name for path in options.tables]}).items()
+            if value not in (None, [])
         },
         source_sha256=source_hash(specs | {"config.json": describe_file(source / "config.json")}),
         kernels=kernels,

@@ -1,7 +1,7 @@
 """What a package offers for an op: kernels, and the ways in which their launches can be cut.
 
 A launch is cut into programs, tiles, warps and stages. Which cut is fast depends on the shapes and on the GPU, so it is no
-constant of a kernel. Every kernel op takes the contract's arguments of its op, and two more:
+constant of a kernel. An op of kernels that can be cut takes the contract's arguments of its op, and two more:
 
     tiles  list[int]   the cut: the values of `Cut.default`, part after part
     arch   str         what it is compiled for, such as sm_90

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import entry_points, version
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,20 @@ def kernels() -> Mapping[str, Kernel]:
 
 def shipped_tables() -> tuple[CutTable, ...]:
     """The tables of measured cuts that installed packages bring: first those that were measured with the Triton that compiles
-    here, since compilers differ in what they make fast."""
+    here, since compilers differ in what they make fast. Raises LoweringError where there is no Triton."""
     folders = [Path(entry.load()) for entry in entry_points(group=TABLES)]
     tables = [read_table(path) for folder in folders for path in sorted(folder.glob("*.json"))]
-    here = _minor(version("triton"))
+    here = _minor(compiler())
     return tuple(sorted(tables, key=lambda table: _minor(table.versions.get("triton", "")) != here))
+
+
+def compiler() -> str:
+    """The version of the Triton that compiles the kernels. Raises LoweringError where there is none."""
+    try:
+        import triton
+    except ImportError as error:
+        raise LoweringError(f"kernels cannot be compiled: {error}; run: pip install 'gptoss-export[cuda]'") from error
+    return triton.__version__
 
 
 def _minor(release: str) -> list[str]:

@@ -74,7 +74,7 @@ class Provenance:
 
     machine: platform.machine() of the host, for which the host's part of the code is; system: its name; gpu: that it had,
     or None; options: of the build, as given; source_sha256: of the checkpoint's files, by `source_hash`; kernels: for each
-    arch the tables that said how the kernels are cut, the first one first, none where they are cut by their own guess.
+    arch the tables that say how a kernel of the programs is cut, none where all are cut by their own guess.
     """
 
     machine: str
@@ -177,6 +177,11 @@ def _violations(manifest: Manifest) -> Iterator[str]:
         yield f"archs: found {manifest.archs!r}, expected strings"
     if not isinstance(manifest.provenance.machine, str):
         yield f"provenance: machine: found {manifest.provenance.machine!r}, expected a string"
+    kernels = manifest.provenance.kernels
+    if not isinstance(kernels, dict) or not all(
+        isinstance(tables, list) and all(isinstance(table, str) for table in tables) for tables in kernels.values()
+    ):
+        yield f"provenance: kernels: found {kernels!r}, expected lists of strings by arch"
     if manifest.device not in DEVICES:
         yield f"device: found {manifest.device!r}, expected {' or '.join(DEVICES)}"
     if manifest.dtype not in COMPUTED:

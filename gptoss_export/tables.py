@@ -23,6 +23,7 @@ from .errors import UsageError, raise_all
 from .kernel import Cut, Tiles
 
 SCHEMA = 1
+_TUNE_AGAIN = "it is of another version of the kernels: run gptoss-export tune again"
 NEAR = 2.0  # how many times larger or smaller a size may be
 
 
@@ -42,14 +43,22 @@ class Entry:
             return None
         distance = 0.0
         for key, value in cut.shape.items():
-            if key in cut.sizes and value and self.shape[key]:
-                away = abs(math.log(value / self.shape[key]))
+            own = self.shape[key]
+            if key in cut.sizes and value and type(own) is int and own:
+                away = abs(math.log(value / own))
                 if away > math.log(NEAR) + 1e-9:
                     return None
                 distance += away
-            elif value != self.shape[key]:
+            elif value != own:
                 return None
         return distance
+
+    def fits(self, cut: Cut) -> bool:
+        """Whether the kernels can be cut so; one of a near shape need not."""
+        return all(
+            value in cut.options[part].get(number, ()) or value == getattr(cut.default[part], number)
+            for part, numbers in self.tiles.items() for number, value in numbers.items()
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,19 +78,20 @@ class CutTable:
         return f"{self.gpu}, {versions}, {digest}"
 
     def find(self, cut: Cut) -> Tiles | None:
-        """The tiles of the nearest entry. Raises UsageError where it names other numbers than the kernel has."""
+        """The tiles of the nearest entry. Raises UsageError where the kernel has no such numbers."""
         near = [(distance, entry) for entry in self.entries if (distance := entry.far(cut)) is not None]
-        if not near:
-            return None
-        entry = min(near, key=lambda item: item[0])[1]
         expected = {part: tiles._fields for part, tiles in cut.default.items()}
-        found = {part: tuple(numbers) for part, numbers in entry.tiles.items()}
-        if found != expected:
-            raise UsageError(
-                f"table {self.path or self.gpu}: entry {cut.name} has the tiles {found}, expected {expected}; "
-                "it is of another version of the kernels: run gptoss-export tune again"
-            )
-        return {part: type(tiles)(**entry.tiles[part]) for part, tiles in cut.default.items()}
+        for distance, entry in sorted(near, key=lambda item: item[0]):
+            found = {part: tuple(numbers) for part, numbers in entry.tiles.items()}
+            if found != expected:
+                raise UsageError(f"table {self.path or self.gpu}: entry {cut.name} has the tiles {found}, expected {expected}; "
+                                 f"{_TUNE_AGAIN}")  # fmt: skip
+            if entry.fits(cut):
+                return {part: type(tiles)(**entry.tiles[part]) for part, tiles in cut.default.items()}
+            if distance == 0:
+                raise UsageError(f"table {self.path or self.gpu}: entry {cut.name} has the tiles {entry.tiles}, expected of "
+                                 f"{cut.options}; {_TUNE_AGAIN}")  # fmt: skip
+        return None
 
     def with_entries(self, entries: list[Entry]) -> CutTable:
         """This table with `entries` in place of those of the same shapes."""
@@ -91,16 +101,19 @@ class CutTable:
 
 
 def write_table(table: CutTable, path: Path) -> None:
-    """Raises OSError where it cannot be written."""
+    """Whole or not at all. Raises OSError where it cannot be written."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(_text(table))
-    partial.replace(path)
+    try:
+        partial.write_text(_text(table))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _text(table: CutTable) -> str:
     """JSON with a line an entry, so that a change of one is a change of one line."""
     head = json.dumps({"schema": SCHEMA, "arch": table.arch, "gpu": table.gpu, "versions": table.versions})
-    lines = ",\n".join(f"  {json.dumps(asdict(entry))}" for entry in sorted(table.entries, key=lambda e: (e.name, str(e.shape))))
+    lines = ",\n".join(f"  {json.dumps(asdict(entry), allow_nan=False)}" for entry in sorted(table.entries, key=lambda e: (e.name, str(e.shape))))
     return f'{head[:-1]}, "entries": [\n{lines}\n]}}\n'
 
 
@@ -135,13 +148,13 @@ def _wrong(item: Any) -> str | None:
         return f"expected an object with {', '.join(fields)}"
     if not isinstance(item["name"], str):
         return f"name: found {item['name']!r}, expected text"
-    if not isinstance(item["shape"], dict) or not all(type(v) in (int, str) for v in item["shape"].values()):
-        return f"shape: found {item['shape']!r}, expected whole numbers and text by name"
+    if not isinstance(item["shape"], dict) or not all(type(v) is str or type(v) is int and v >= 0 for v in item["shape"].values()):
+        return f"shape: found {item['shape']!r}, expected numbers from 0 and text by name"
     tiles = item["tiles"]
     if not isinstance(tiles, dict) or not all(
         isinstance(part, dict) and all(type(v) is int and v > 0 for v in part.values()) for part in tiles.values()
     ):
         return f"tiles: found {tiles!r}, expected numbers from 1 by name for each part"
-    if not all(type(item[key]) in (int, float) for key in ("us", "default_us")):
-        return "us, default_us: expected numbers"
+    if not all(type(item[key]) in (int, float) and 0 < item[key] < math.inf for key in ("us", "default_us")):
+        return "us, default_us: expected microseconds above 0"
     return None

@@ -18,6 +18,7 @@ LAYERS = [
     ["checkpoint", "manifest", "model"],
     ["export"],
     ["lower"],
+    ["calls"],
     ["targets"],
     ["build", "runtime"],
     ["oracles", "bench", "tuning"],

@@ -42,7 +42,7 @@ def test_manifest_round_trip(artifact, tmp_path):
     assert load_manifest(tmp_path) == manifest
 
 
-OTHER_MACHINE = {"machine": "riscv64", "system": "", "gpu": None, "options": {}, "source_sha256": ""}
+OTHER_MACHINE = {"machine": "riscv64", "system": "", "gpu": None, "options": {}, "source_sha256": "", "kernels": {}}
 
 
 def package(folder):
@@ -85,6 +85,7 @@ def test_weights_are_linked_and_code_holds_none(artifact, checkpoints):
         (lambda f: edit(f, device="tpu"), "device: found 'tpu'"),
         (lambda f: edit(f, archs=[]), "archs: found"),
         (lambda f: edit(f, archs=[1]), "archs: found"),
+        (lambda f: edit(f, provenance=OTHER_MACHINE | {"kernels": {"sm_90": None}}), "kernels: found {'sm_90': None}, expected lists"),
         (lambda f: edit(f, provenance=OTHER_MACHINE), "machine: artifact was built on riscv64, this machine is"),
         (lambda f: edit(f, target=[]), "target: found"),
         (lambda f: edit(f, stop_tokens=["a"]), "stop_tokens"),

@@ -38,11 +38,11 @@ SHAPES = Shapes(max_batch=2, max_context=600, prefill_chunks=(16,))  # long enou
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
 
 
-def lowered(dtype: torch.dtype = torch.bfloat16, layers: int = PRESETS["tiny"].num_hidden_layers):
+def lowered(dtype: torch.dtype = torch.bfloat16, layers: int = PRESETS["tiny"].num_hidden_layers, arch: str = ARCH):
     """The tiny model's programs as the target lowers them, each with the program as traced."""
     kinds = PRESETS["tiny"].layer_types[:layers]
     model = dataclasses.replace(PRESETS["tiny"], num_hidden_layers=layers, layer_types=kinds)
-    plan = Plan(model, SHAPES, "cuda", ARCH, (), (), {}, Path(), Steps())
+    plan = Plan(model, SHAPES, "cuda", arch, (), (), {}, Path(), Steps())
     implementations = TARGETS["tensorrt"].implementations(plan)
     for trace_now in trace(model, SHAPES, dtype, CPU).values():
         program = trace_now()
@@ -432,7 +432,7 @@ def plugins_of_the_model(arch: str):
     from gptoss_export.targets.tensorrt.plan import program_inputs
 
     maker = plugin_parts()[0](arch)
-    for _, program in lowered():
+    for _, program in lowered(arch=arch):
         held = set(program_inputs(program.exported))
         for step in cut(program.exported, program.name):
             if isinstance(step, Launch):

@@ -10,14 +10,16 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from gptoss_export.build import _tables_that_serve
+from gptoss_export.calls import Call, calls
 from gptoss_export.checkpoint.random import PRESETS
 from gptoss_export.errors import UsageError
 from gptoss_export.export import Shapes
 from gptoss_export.kernel import Cut, Kernel, flat, parts
-from gptoss_export.lower import shipped_tables
+from gptoss_export.lower import compiler, shipped_tables
 from gptoss_export.ops import OPS
 from gptoss_export.tables import CutTable, Entry, read_table, write_table
-from gptoss_export.tuning.calls import Call, calls, real_inputs
+from gptoss_export.tuning.inputs import real_inputs
 from gptoss_export.tuning.search import search
 
 
@@ -71,6 +73,15 @@ def test_entries_of_other_kernels_are_refused():
         table(old).find(CUT)
 
 
+def test_numbers_that_a_kernel_cannot_have_are_refused():
+    """For the very shape; an entry of a near one is passed over, since its numbers may be right there."""
+    with pytest.raises(UsageError, match=r"entry product has the tiles .*'rows': 3.*expected of .*run gptoss-export tune again"):
+        table(entry(rows=3)).find(CUT)
+    assert table(entry(8, rows=3)).find(CUT) is None
+    assert table(entry(8, rows=3), entry(2, rows=8)).find(CUT)["first"].rows == 8
+    assert table(entry(tokens="four")).find(CUT) is None
+
+
 def test_a_kernel_is_cut_by_the_first_table_that_knows():
     seen = []
     kernel = Kernel(lambda *arguments: seen.append(arguments), lambda x: CUT if x else None)
@@ -101,7 +112,9 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
         ({"entries": [1, {"name": "x"}]}, r"(?s)entries\[0\]: expected an object.*entries\[1\]: expected an object"),
         ({"entries": [vars(entry()) | {"tiles": {"first": {"rows": 0}}}]}, r"entries\[0\]: tiles: found .*numbers from 1"),
         ({"entries": [vars(entry()) | {"shape": {"tokens": 1.5}}]}, r"entries\[0\]: shape: found"),
-        ({"entries": [vars(entry()) | {"us": "1"}]}, "us, default_us: expected numbers"),
+        ({"entries": [vars(entry()) | {"shape": {"tokens": -4}}]}, r"entries\[0\]: shape: found"),
+        ({"entries": [vars(entry()) | {"us": "1"}]}, "us, default_us: expected microseconds"),
+        ({"entries": [vars(entry()) | {"us": float("inf")}]}, "us, default_us: expected microseconds"),
     ],
 )
 def test_what_is_no_table_is_refused(tmp_path, change, message):
@@ -136,6 +149,11 @@ def test_search_keeps_the_guess_where_nothing_is_faster(gain):
     assert best.tiles == CUT.default and best.us == best.default_us == 10.0
 
 
+def test_search_ends_where_the_guess_is_refused():
+    best = search(CUT, lambda tiles: float("inf") if tiles == CUT.default else 1.0)
+    assert best.tiles == CUT.default and best.us == best.default_us == float("inf") and best.tried == 1
+
+
 def test_search_keeps_the_guess_where_a_gain_does_not_repeat():
     seen = []
 
@@ -162,10 +180,12 @@ def test_every_kernel_that_can_be_cut_is_called(called):
     }  # fmt: skip
 
 
-def test_the_shipped_table_knows_the_calls_of_a_20b(called):
-    (shipped,) = [table for table in shipped_tables() if table.arch == "sm_90"]
-    assert [str(call.cut) for call in called if shipped.find(call.cut) is None] == []
-    assert all(entry.us <= entry.default_us for entry in shipped.entries)
+def test_the_shipped_tables_know_the_calls_of_a_20b(called):
+    """Each on its own knows what its compiler does otherwise; the first is the one of the compiler here."""
+    shipped = [table for table in shipped_tables() if table.arch == "sm_90"]
+    assert [str(call.cut) for call in called if not any(table.find(call.cut) for table in shipped)] == []
+    assert all(entry.us <= entry.default_us for table in shipped for entry in table.entries)
+    assert shipped[0].versions["triton"].split(".")[:2] == compiler().split(".")[:2]
 
 
 def test_inputs_are_real():
@@ -221,6 +241,26 @@ def test_a_table_that_does_not_fit_a_build(cli, checkpoints, tmp_path, options, 
     if "cannot be built here" in err:
         pytest.skip(err)
     assert code == 2 and message in err and not (tmp_path / "a").exists()
+
+
+def test_a_build_names_the_tables_that_serve_it():
+    """A user's own first; one that has nothing to say, or says what no kernel has, is refused before anything is written."""
+    config, shapes = PRESETS["20b"], Shapes(1, 8192, (128, 2048))
+    call = next(call for call in calls(config, shapes, torch.bfloat16) if call.cut.name == "unembed")
+    tiles = {part: numbers._asdict() for part, numbers in call.cut.default.items()}
+    own = table(Entry("unembed", dict(call.cut.shape), tiles, 1.0, 1.0))
+    shipped = [shipped.label for shipped in shipped_tables()]
+
+    def serving(*tables: CutTable) -> list[str]:
+        return _tables_that_serve((*tables, *shipped_tables()), "sm_90", config, shapes, torch.bfloat16)
+
+    assert serving() == shipped and serving(own) == [own.label, *shipped]
+    assert _tables_that_serve((own, *shipped_tables()), "sm_80", config, shapes, torch.bfloat16) == []
+    with pytest.raises(UsageError, match="--table .*has no entry for what this build launches; tune with the sizes"):
+        serving(table(entry()))
+    tiles["logits"]["rows"] = 3
+    with pytest.raises(UsageError, match="entry unembed has the tiles .*'rows': 3.*run gptoss-export tune again"):
+        serving(table(Entry("unembed", dict(call.cut.shape), tiles, 1.0, 1.0)))
 
 
 @pytest.mark.gpu

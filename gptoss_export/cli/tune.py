@@ -12,7 +12,7 @@ from .output import check_parent, json_option, print_json, print_table, progress
 @click.command("tune")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
-              help="Table to write; one that exists is kept but for what is measured again.")  # fmt: skip
+              help="Table to write; what one of the same GPU, torch and Triton holds already is kept, but for what is measured again.")  # fmt: skip
 @click.option("--max-batch", type=int, default=1, show_default=True, help="As for `build`.")
 @click.option("--max-context", type=int, default=4096, show_default=True, help="As for `build`.")
 @click.option("--prefill-chunk", "prefill_chunks", type=int, multiple=True, help="As for `build`.  [default: 128]")
@@ -46,33 +46,37 @@ def command(checkpoint, output, max_batch, max_context, prefill_chunks, only, as
 
     import torch  # isort: skip
 
-    from importlib.metadata import version
-
+    from ..lower import compiler
     from ..tuning import tune
 
-    table = CutTable(arch, torch.cuda.get_device_name(), {"torch": torch.__version__, "triton": version("triton")}, ())
+    table = CutTable(arch, torch.cuda.get_device_name(), {"torch": torch.__version__, "triton": compiler()}, ())
     if output.exists():
         known = read_table(output)
         if (known.arch, known.gpu, known.versions) != (table.arch, table.gpu, table.versions):
             raise UsageError(f"--output {output}: holds what was measured on {known.label}; name another file for "
                              f"{table.label}")  # fmt: skip
         table = known
+    write_table(table, output)  # now, rather than after a measurement, where it cannot be written
     results = []
     with progress() as steps:
         for result in tune(config, Shapes(max_batch, max_context, tuple(sorted(set(chunks)))), arch, only, steps):
             results.append(result)
-            table = table.with_entries([result.entry])
+            table = table.with_entries([result.entry] if result.entry else [])
             write_table(table, output)  # each time, so that what was measured survives an interruption
-    if as_json:
-        print_json({"table": str(output), "arch": arch, "results": [
-            vars(result.entry) | {"tried": result.tried, "refused": result.refused} for result in results
-        ]})  # fmt: skip
-        return
-    print_table(_shown(results, f"{output}: {arch}, {table.gpu}"))
     for result in results:
         for refused in result.refused:
-            if "results are others" in refused:
-                click.echo(f"warning: {result.entry.name}: {refused}", err=True)
+            if refused.wrong or result.entry is None:
+                click.echo(f"warning: {result.cut}: {refused}", err=True)
+    if as_json:
+        print_json({"table": str(output), "arch": arch, "results": [_as_json(result) for result in results]})
+        return
+    print_table(_shown(results, f"{output}: {arch}, {table.gpu}"))
+
+
+def _as_json(result):
+    entry = vars(result.entry) if result.entry else {"name": result.cut.name, "shape": dict(result.cut.shape), "tiles": None}
+    refused = [{"cut": str(refused), "wrong_results": refused.wrong} for refused in result.refused]
+    return entry | {"tried": result.tried, "refused": refused}
 
 
 def _shown(results, title):
@@ -81,9 +85,7 @@ def _shown(results, title):
     table = Table("kernel", "shape", "us", "own guess us", "gain", "tried", "refused", title=title)
     for result in results:
         entry = result.entry
-        shape = ", ".join(f"{name} {value}" for name, value in entry.shape.items() if name != "dtype")
-        table.add_row(
-            entry.name, shape, f"{entry.us:.1f}", f"{entry.default_us:.1f}", f"{entry.default_us / entry.us - 1:.1%}",
-            str(result.tried), str(len(result.refused)),
-        )  # fmt: skip
+        shape = ", ".join(f"{name} {value}" for name, value in result.cut.shape.items() if name != "dtype")
+        times = (f"{entry.us:.1f}", f"{entry.default_us:.1f}", f"{entry.default_us / entry.us - 1:.1%}") if entry else ("-",) * 3
+        table.add_row(result.cut.name, shape, *times, str(result.tried), str(len(result.refused)))
     return table

@@ -7,6 +7,7 @@ and in the end the best cut is timed beside the guess, in turn, and the guess is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,7 +20,8 @@ _LAST = 5  # timings of the best and of the guess, in turn
 
 @dataclass(frozen=True)
 class Best:
-    """The cut found, microseconds with it and with the kernel's own guess, how many were timed."""
+    """The cut found, microseconds with it and with the kernel's own guess (infinite where that is refused), how many were
+    timed."""
 
     tiles: Tiles
     us: float
@@ -29,7 +31,10 @@ class Best:
 
 def search(cut: Cut, microseconds: Callable[[Tiles], float], report: Callable[[int], None] = lambda tried: None) -> Best:
     """`microseconds` times one cut, infinite where it cannot be used; `report` is told how many were timed."""
-    times = {tuple(flat(cut.default)): microseconds(cut.default)}
+    default_us = microseconds(cut.default)
+    if math.isinf(default_us):  # then there is nothing to hold the results of others against
+        return Best(cut.default, default_us, default_us, tried=1)
+    times = {tuple(flat(cut.default)): default_us}
     best = cut.default
     for _ in range(_ROUNDS):
         before = best

@@ -6,4 +6,4 @@ import Triton at their top.
 
 from pathlib import Path
 
-TABLES = Path(__file__).parent / "tables"  # measured cuts of the kernels, one file a GPU (gptoss_export/tables.py)
+TABLES = Path(__file__).parent / "tables"  # measured cuts, a file for each GPU and Triton (gptoss_export/tables.py)
