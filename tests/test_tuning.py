@@ -13,7 +13,7 @@ import torch
 from gptoss_export.build import _tables_that_serve
 from gptoss_export.calls import Call, calls
 from gptoss_export.checkpoint.random import PRESETS
-from gptoss_export.errors import UsageError
+from gptoss_export.errors import RunError, UsageError
 from gptoss_export.export import Shapes
 from gptoss_export.kernel import Cut, Kernel, flat, parts
 from gptoss_export.lower import compiler, shipped_tables
@@ -21,6 +21,7 @@ from gptoss_export.ops import OPS
 from gptoss_export.tables import CutTable, Entry, read_table, write_table
 from gptoss_export.tuning.inputs import real_inputs
 from gptoss_export.tuning.search import search
+from gptoss_export.tuning.timing import Timing
 
 
 class Numbers(NamedTuple):
@@ -203,6 +204,66 @@ def test_inputs_are_real():
         result = OPS[call.op].reference(*inputs.values())
         result = (result if isinstance(result, tuple) else (result,))[0].float()
         assert 0.01 < result.square().mean().sqrt() < 10
+
+
+# ---- which cuts are refused ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def timing(monkeypatch):
+    """Of a decode step's attention, with a `kernel` of this test in place of the GPU's."""
+    monkeypatch.setattr(Timing, "_time", lambda self, numbers: float(numbers[0]))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 40, 1 << 40))
+    made = calls(PRESETS["tiny"], Shapes(1, 256, (64,)), torch.bfloat16)
+    call = next(call for call in made if call.cut.name == "attention_step")
+
+    def make(kernel) -> Timing:
+        return Timing(dataclasses.replace(call, kernel=Kernel(kernel)), "sm_90", 256, torch.device("cpu"))
+
+    return make
+
+
+def rows(count: int) -> dict[str, tuple[int, ...]]:
+    return {"qkv": Numbers(count, 1)}
+
+
+def test_a_cut_with_other_results_is_refused(timing):
+    """What it returns and what it writes into the caches, although those hold the right values from the cut before."""
+
+    def kernel(*arguments):
+        *inputs, numbers, _ = arguments
+        if numbers[0] == 4:
+            inputs[7:9] = [cache.clone() for cache in inputs[7:9]]
+        result = OPS["attention_sublayer"].reference(*inputs)
+        return result * 1.1 if numbers[0] == 8 else result
+
+    timed = timing(kernel)
+    assert [timed.microseconds(rows(count)) for count in (2, 4, 8, 1)] == [2.0, float("inf"), float("inf"), 1.0]
+    assert [(refused.tiles, refused.wrong) for refused in timed.refused] == [(rows(4), True), (rows(8), True)]
+
+
+def test_a_cut_that_does_not_run_is_refused(timing):
+    problems = {4: ValueError("no such tile"), 8: torch.OutOfMemoryError("19 GB"), 16: RuntimeError("PassManager::run failed\nmore")}
+
+    def kernel(*arguments):
+        *inputs, numbers, _ = arguments
+        if numbers[0] in problems:
+            raise problems[numbers[0]]
+        return OPS["attention_sublayer"].reference(*inputs)
+
+    timed = timing(kernel)
+    assert [timed.microseconds(rows(count)) for count in (2, 4, 8, 16)] == [2.0] + 3 * [float("inf")]
+    assert [refused.why for refused in timed.refused] == ["no such tile", "19 GB", "PassManager::run failed"]
+    assert not any(refused.wrong for refused in timed.refused)
+    problems[32] = torch.AcceleratorError("an illegal memory access")
+    with pytest.raises(RunError, match="(?s)attention_step .*the GPU fails with .*'rows': 32.*illegal memory.*--only"):
+        timed.microseconds(rows(32))
+
+
+def test_two_sets_of_inputs_have_to_fit(timing, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 1 << 40))
+    with pytest.raises(RunError, match="attention_step .*bytes of inputs are needed twice, 1,000 are free"):
+        timing(lambda *arguments: None)
 
 
 # ---- the commands ------------------------------------------------------------------------------------------

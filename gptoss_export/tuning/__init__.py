@@ -52,7 +52,7 @@ def tune(
         if only and call.cut.name not in only:
             continue
         with steps.step(f"tune {call.cut}"):
-            timing = Timing(call, arch, shapes.max_context)
+            timing = Timing(call, arch, shapes.max_context, torch.device("cuda", torch.cuda.current_device()))
             report: Callable[[int], None] = lambda tried, cut=call.cut: steps.at(f"tune {cut}: {tried} cuts tried")
             best = search(call.cut, timing.microseconds, report)
         tiles = {part: numbers._asdict() for part, numbers in best.tiles.items()}

@@ -45,9 +45,8 @@ class Timing:
     two sets.
     """
 
-    def __init__(self, call: Call, arch: str, context: int) -> None:
-        self._call, self._arch = call, arch
-        self._device = torch.device("cuda", torch.cuda.current_device())
+    def __init__(self, call: Call, arch: str, context: int, device: torch.device) -> None:
+        self._call, self._arch, self._device = call, arch, device
         torch.cuda.empty_cache()  # what the kernel before this one has left counts as used otherwise
         positions = [context * (2 * place + 1) // (2 * SETS) for place in range(SETS)]
         first = real_inputs(call, 0, self._device, positions[0])
