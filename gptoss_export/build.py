@@ -177,22 +177,24 @@ def _tables_that_serve(
 ) -> list[str]:
     """Labels of those that say how a kernel of the programs is cut, in their order. Raises UsageError for a user's table with
     nothing to say here, and for entries that the kernels do not know."""
+    own = [table for table in tables if table.arch == arch]
+    known: set[int] = set()
     serving: set[int] = set()
     problems: dict[str, None] = {}
-    own = [table for table in tables if table.arch == arch]
     for call in calls(config, shapes, dtype):
+        found = []
         for index, table in enumerate(own):
             try:
-                if table.find(call.cut):
-                    serving.add(index)
-                    break
+                found += [index] if table.find(call.cut) else []
             except UsageError as error:
                 problems[str(error)] = None
+        known.update(found)
+        serving.update(found[:1])
+    shipped = shipped_tables()
     problems |= {
         f"--table {table.path}: has no entry for what this build launches; tune with the sizes of the build": None
-        for index, table in enumerate(own)
-        if not problems and index not in serving and table not in shipped_tables()
-    }
+        for index, table in enumerate(own) if not problems and index not in known and table not in shipped
+    }  # fmt: skip
     raise_all(UsageError, "tables that do not fit the kernels", problems)
     return [own[index].label for index in sorted(serving)]
 

@@ -130,6 +130,8 @@ def read_table(path: Path) -> CutTable:
         for key, kind in {"arch": str, "gpu": str, "versions": dict, "entries": list}.items()
         if not isinstance(value.get(key), kind)
     ]
+    if not problems and not all(isinstance(version, str) for version in value["versions"].values()):
+        problems.append(f"versions: found {value['versions']!r}, expected text by name")
     raise_all(UsageError, f"table {path}", problems)
     entries = []
     for index, item in enumerate(value["entries"]):

@@ -110,6 +110,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
         ([], "expected a table of schema 1"),
         ({"schema": 2}, "expected a table of schema 1"),
         ({"arch": 90, "entries": None}, "(?s)arch: found 90, expected str.*entries: found None, expected list"),
+        ({"versions": {"triton": 3.6}}, "versions: found .*expected text by name"),
         ({"entries": [1, {"name": "x"}]}, r"(?s)entries\[0\]: expected an object.*entries\[1\]: expected an object"),
         ({"entries": [vars(entry()) | {"tiles": {"first": {"rows": 0}}}]}, r"entries\[0\]: tiles: found .*numbers from 1"),
         ({"entries": [vars(entry()) | {"shape": {"tokens": 1.5}}]}, r"entries\[0\]: shape: found"),

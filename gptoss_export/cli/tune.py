@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -37,6 +38,8 @@ def command(checkpoint, output, max_batch, max_context, prefill_chunks, only, as
         problems.append(f"--prefill-chunk {max(chunks)}: expected at most --max-context ({max_context})")
     raise_all(UsageError, "options that cannot be tuned for", problems)
     check_parent("--output", output)
+    if not os.access(output.absolute().parent, os.W_OK):  # rather than after the first measurement
+        raise UsageError(f"--output {output}: its folder cannot be written to")
     config = read_config(checkpoint)
     if max_context > config.max_position_embeddings:
         raise UsageError(f"--max-context {max_context}: the model has {config.max_position_embeddings} positions")
@@ -56,7 +59,6 @@ def command(checkpoint, output, max_batch, max_context, prefill_chunks, only, as
             raise UsageError(f"--output {output}: holds what was measured on {known.label}; name another file for "
                              f"{table.label}")  # fmt: skip
         table = known
-    write_table(table, output)  # now, rather than after a measurement, where it cannot be written
     results = []
     with progress() as steps:
         for result in tune(config, Shapes(max_batch, max_context, tuple(sorted(set(chunks)))), arch, only, steps):
