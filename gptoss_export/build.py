@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from . import __version__
-from .calls import calls
+from .calls import Call, calls
 from .checkpoint import Checkpoint, open_checkpoint
 from .config import ModelConfig
 from .errors import BuildError, UsageError, raise_all
@@ -77,7 +77,8 @@ def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None
     cut_by: dict[str, list[str]] = {}
     if target.has_kernels(options.device):
         with steps.step("look up how kernels are cut"):
-            cut_by = {arch: _tables_that_serve(tables, arch, checkpoint.config, shapes, dtype) for arch in archs}
+            made = calls(checkpoint.config, shapes, dtype)
+            cut_by = {arch: _tables_that_serve(tables, arch, made) for arch in archs}
     with replace_folder(output, UsageError) as folder:
         with steps.step("write the weights"):
             weights = _write_weights(checkpoint, dtype, folder)
@@ -172,16 +173,14 @@ def _tables(options: BuildOptions, target: Target, archs: tuple[str, ...]) -> tu
     return (*given, *shipped_tables())
 
 
-def _tables_that_serve(
-    tables: tuple[CutTable, ...], arch: str, config: ModelConfig, shapes: Shapes, dtype: torch.dtype
-) -> list[str]:
-    """Labels of those that say how a kernel of the programs is cut, in their order. Raises UsageError for a user's table with
-    nothing to say here, and for entries that the kernels do not know."""
+def _tables_that_serve(tables: tuple[CutTable, ...], arch: str, made: list[Call]) -> list[str]:
+    """Labels of those that say how one of the calls is cut, in their order. Raises UsageError for a user's table with nothing to
+    say here, and for entries that the kernels do not know."""
     own = [table for table in tables if table.arch == arch]
     known: set[int] = set()
     serving: set[int] = set()
     problems: dict[str, None] = {}
-    for call in calls(config, shapes, dtype):
+    for call in made:
         found = []
         for index, table in enumerate(own):
             try:

@@ -305,19 +305,18 @@ def test_a_table_that_does_not_fit_a_build(cli, checkpoints, tmp_path, options, 
     assert code == 2 and message in err and not (tmp_path / "a").exists()
 
 
-def test_a_build_names_the_tables_that_serve_it():
+def test_a_build_names_the_tables_that_serve_it(called):
     """A user's own first; one that has nothing to say, or says what no kernel has, is refused before anything is written."""
-    config, shapes = PRESETS["20b"], Shapes(1, 8192, (128, 2048))
-    call = next(call for call in calls(config, shapes, torch.bfloat16) if call.cut.name == "unembed")
+    call = next(call for call in called if call.cut.name == "unembed")
     tiles = {part: numbers._asdict() for part, numbers in call.cut.default.items()}
     own = table(Entry("unembed", dict(call.cut.shape), tiles, 1.0, 1.0))
     shipped = [shipped.label for shipped in shipped_tables()]
 
     def serving(*tables: CutTable) -> list[str]:
-        return _tables_that_serve((*tables, *shipped_tables()), "sm_90", config, shapes, torch.bfloat16)
+        return _tables_that_serve((*tables, *shipped_tables()), "sm_90", called)
 
     assert serving() == shipped and serving(own) == [own.label, *shipped]
-    assert _tables_that_serve((own, *shipped_tables()), "sm_80", config, shapes, torch.bfloat16) == []
+    assert _tables_that_serve((own, *shipped_tables()), "sm_80", called) == []
     with pytest.raises(UsageError, match="--table .*has no entry for what this build launches; tune with the sizes"):
         serving(table(entry()))
     tiles["logits"]["rows"] = 3
