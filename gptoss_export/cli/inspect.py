@@ -40,8 +40,9 @@ def _tables(manifest, more):
         "built from": manifest.source,
         "built on": f"{origin.system} {origin.machine}, {origin.gpu or 'no GPU'}",
         "built with": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
-        "kernels cut by": "; ".join(f"{arch}: {', '.join(tables) or 'their own guess'}" for arch, tables in origin.kernels.items())
-                          or "no table",
+        "kernels cut by": "\n".join(
+            f"{arch}: {'; '.join(tables) or 'their own guess'}" for arch, tables in origin.kernels.items()
+        ) or "no table",
         "model": f"{model.num_hidden_layers} layers, hidden {model.hidden_size}, {model.num_attention_heads} heads "
                  f"({model.num_key_value_heads} kv) of {model.head_dim}, {model.num_local_experts} experts "
                  f"(top {model.num_experts_per_tok}), vocabulary {model.vocab_size}",
