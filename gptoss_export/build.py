@@ -78,7 +78,7 @@ def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None
     if target.has_kernels(options.device):
         with steps.step("look up how kernels are cut"):
             made = calls(checkpoint.config, shapes, dtype)
-            cut_by = {arch: _tables_that_serve(tables, arch, made) for arch in archs}
+            cut_by = {arch: _tables_that_serve(tables, options.tables, arch, made) for arch in archs}
     with replace_folder(output, UsageError) as folder:
         with steps.step("write the weights"):
             weights = _write_weights(checkpoint, dtype, folder)
@@ -173,9 +173,9 @@ def _tables(options: BuildOptions, target: Target, archs: tuple[str, ...]) -> tu
     return (*given, *shipped_tables())
 
 
-def _tables_that_serve(tables: tuple[CutTable, ...], arch: str, made: list[Call]) -> list[str]:
-    """Labels of those that say how one of the calls is cut, in their order. Raises UsageError for a user's table with nothing to
-    say here, and for entries that the kernels do not know."""
+def _tables_that_serve(tables: tuple[CutTable, ...], given: tuple[Path, ...], arch: str, made: list[Call]) -> list[str]:
+    """Labels of those that say how one of the calls is cut, in their order. Raises UsageError for one that was given with nothing
+    to say here, and for entries that the kernels do not know."""
     own = [table for table in tables if table.arch == arch]
     known: set[int] = set()
     serving: set[int] = set()
@@ -189,10 +189,9 @@ def _tables_that_serve(tables: tuple[CutTable, ...], arch: str, made: list[Call]
                 problems[str(error)] = None
         known.update(found)
         serving.update(found[:1])
-    shipped = shipped_tables()
     problems |= {
         f"--table {table.path}: has no entry for what this build launches; tune with the sizes of the build": None
-        for index, table in enumerate(own) if not problems and index not in known and table not in shipped
+        for index, table in enumerate(own) if not problems and index not in known and table.path in given
     }  # fmt: skip
     raise_all(UsageError, "tables that do not fit the kernels", problems)
     return [own[index].label for index in sorted(serving)]

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    import torch
+
     from .tables import CutTable
 
 Tiles = Mapping[str, tuple[int, ...]]  # part of a cut -> a NamedTuple of its numbers
@@ -75,6 +77,11 @@ class Kernel:
             return function(*arguments, flat(tiles), arch)
 
         return bound
+
+
+def shape_of(dtype: torch.dtype, **sizes: int) -> dict[str, int | str]:
+    """`Cut.shape` of sizes and a dtype."""
+    return {**sizes, "dtype": str(dtype).removeprefix("torch.")}
 
 
 def flat(tiles: Tiles) -> list[int]:

@@ -9,19 +9,24 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from gptoss_export import tuning
 from gptoss_export.build import _tables_that_serve
 from gptoss_export.calls import Call, calls
 from gptoss_export.checkpoint.random import PRESETS
+from gptoss_export.cli.tune import command
 from gptoss_export.errors import RunError, UsageError
 from gptoss_export.export import Shapes
 from gptoss_export.kernel import Cut, Kernel, flat, parts
 from gptoss_export.lower import compiler, shipped_tables
 from gptoss_export.ops import OPS
 from gptoss_export.tables import CutTable, Entry, read_table, write_table
+from gptoss_export.targets import target
+from gptoss_export.tuning import Tuned
 from gptoss_export.tuning.inputs import real_inputs
 from gptoss_export.tuning.search import search
-from gptoss_export.tuning.timing import Timing
+from gptoss_export.tuning.timing import Refused, Timing
 
 
 class Numbers(NamedTuple):
@@ -36,13 +41,16 @@ CUT = Cut(
 )  # fmt: skip
 
 
+OWN = Path("own.json")
+
+
 def entry(tokens: int = 4, rows: int = 8, **shape: Any) -> Entry:
     tiles = {"first": {"rows": rows, "warps": 1}, "second": {"rows": 1, "warps": 1}}
     return Entry("product", SHAPE | {"tokens": tokens} | shape, tiles, us=1.0, default_us=2.0)
 
 
 def table(*entries: Entry, arch: str = "sm_90") -> CutTable:
-    return CutTable(arch, "NVIDIA H200", {"triton": "3.6.0"}, entries)
+    return CutTable(arch, "NVIDIA H200", {"triton": "3.6.0"}, entries, OWN)
 
 
 # ---- what a table says -------------------------------------------------------------------------------------
@@ -289,6 +297,28 @@ def test_tune_checks_its_options(cli, checkpoints, tmp_path, options, message):
     assert code == 2 and message in err
 
 
+def test_tune_writes_and_tells_what_was_found(monkeypatch, checkpoints, tmp_path):
+    """As a table or as JSON, with a kernel whose own guess was refused; and keeps what the table held of the same GPU."""
+    bad = Refused(CUT.default, "19 GB")
+    found = [Tuned(CUT, entry(), 9, []), Tuned(dataclasses.replace(CUT, name="large"), None, 1, [bad])]
+    monkeypatch.setattr(target, "gpu_arch", lambda: "sm_90")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(tuning, "tune", lambda *arguments: iter(found))
+    arguments = [str(checkpoints["hf"]), "-o", str(tmp_path / "t.json")]
+    done = CliRunner().invoke(command, [*arguments, "--json"])
+    assert done.exit_code == 0 and "warning: large (tokens 4" in done.stderr and "19 GB" in done.stderr
+    first, second = json.loads(done.stdout)["results"]
+    assert first == json.loads(json.dumps(vars(entry()))) | {"tried": 9, "refused": []}
+    assert second["tiles"] is None and second["refused"] == [{"cut": str(bad), "wrong_results": False}]
+    found[:] = [Tuned(CUT, entry(8), 9, [])]
+    done = CliRunner().invoke(command, arguments)
+    assert done.exit_code == 0 and "100.0%" in done.stdout
+    assert {kept.shape["tokens"] for kept in read_table(tmp_path / "t.json").entries} == {4, 8}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100")
+    done = CliRunner().invoke(command, arguments)
+    assert done.exit_code == 2 and "holds what was measured on NVIDIA H200" in done.stderr and "NVIDIA A100" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -313,10 +343,10 @@ def test_a_build_names_the_tables_that_serve_it(called):
     shipped = [shipped.label for shipped in shipped_tables()]
 
     def serving(*tables: CutTable) -> list[str]:
-        return _tables_that_serve((*tables, *shipped_tables()), "sm_90", called)
+        return _tables_that_serve((*tables, *shipped_tables()), (OWN,), "sm_90", called)
 
     assert serving() == shipped and serving(own) == [own.label, *shipped]
-    assert _tables_that_serve((own, *shipped_tables()), "sm_80", called) == []
+    assert _tables_that_serve((own, *shipped_tables()), (OWN,), "sm_80", called) == []
     with pytest.raises(UsageError, match="--table .*has no entry for what this build launches; tune with the sizes"):
         serving(table(entry()))
     tiles["logits"]["rows"] = 3

@@ -51,8 +51,9 @@ def search(cut: Cut, microseconds: Callable[[Tiles], float], report: Callable[[i
                         best = candidate
         if best is before:
             break
-    pairs = [(microseconds(best), microseconds(cut.default)) for _ in range(_LAST)] if best is not cut.default else []
-    us, default_us = (min(column) for column in zip(*pairs, strict=True)) if pairs else 2 * (times[tuple(flat(best))],)
-    if us > default_us * (1 - MARGIN):
-        best, us = cut.default, default_us
-    return Best(best, us, default_us, len(times))
+    if best is not cut.default:
+        pairs = [(microseconds(best), microseconds(cut.default)) for _ in range(_LAST)]
+        us, default_us = (min(column) for column in zip(*pairs, strict=True))
+        if us <= default_us * (1 - MARGIN):
+            return Best(best, us, default_us, len(times))
+    return Best(cut.default, default_us, default_us, len(times))

@@ -43,7 +43,7 @@ import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
-from gptoss_export.kernel import Cut, Kernel, parts
+from gptoss_export.kernel import Cut, Kernel, parts, shape_of
 
 from .dependent_launch import early, let_next_start, wait_for_previous
 
@@ -94,10 +94,10 @@ def cut_attention(
     visible, group = window or rows - 1, heads // kv_heads
     tiles = guess(length * group, _padded(head_dim), dtype, visible)
     options = OPTIONS if length * group > 16 else {**OPTIONS, "rows": (16,)}
-    shape = {
-        "sequences": sequences, "length": length, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim,
-        "window": window, "visible": visible, "dtype": str(dtype).removeprefix("torch."),
-    }  # fmt: skip
+    shape = shape_of(
+        dtype, sequences=sequences, length=length, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
+        window=window, visible=visible,
+    )  # fmt: skip
     return Cut("attention", shape, ("sequences", "length", "visible"), {"attend": tiles}, {"attend": options})
 
 

@@ -129,8 +129,8 @@ def attention_sublayer(
     tokens, hidden = x.shape
     if not few(tokens):
         return compose(
-            partial(sink_attention, tiles=tiles, arch=arch), write, x, norm_weight, qkv_weight, qkv_bias, o_weight, o_bias, sinks, k_cache, v_cache,
-            cos, sin, slots, positions, window, scale, eps,
+            partial(sink_attention, tiles=tiles, arch=arch), write, x, norm_weight, qkv_weight, qkv_bias, o_weight, o_bias,
+            sinks, k_cache, v_cache, cos, sin, slots, positions, window, scale, eps,
         )  # fmt: skip
     heads, kv_heads, head_dim = sinks.size(0), k_cache.size(1), k_cache.size(3)
     half = head_dim // 2

@@ -39,7 +39,7 @@ import triton
 import triton.language as tl
 from torch.library import wrap_triton
 
-from gptoss_export.kernel import Cut
+from gptoss_export.kernel import Cut, shape_of
 
 from .dependent_launch import early, wait_then_let_next_start
 from .mxfp4 import scale_of, swiglu
@@ -67,10 +67,7 @@ class Down(NamedTuple):
 def cut_few(tokens: int, choices: int, experts: int, hidden: int, inter: int, dtype: torch.dtype) -> Cut:
     return Cut(
         name="experts_few",
-        shape={
-            "tokens": tokens, "choices": choices, "experts": experts, "hidden": hidden, "inter": inter,
-            "dtype": str(dtype).removeprefix("torch."),
-        },
+        shape=shape_of(dtype, tokens=tokens, choices=choices, experts=experts, hidden=hidden, inter=inter),
         sizes=("tokens",),
         default={"gate_up": GateUp(rows=4, tiles=3, warps=1), "down": Down(rows=4, warps=2)},
         options={

@@ -31,7 +31,7 @@ import triton
 import triton.language as tl
 from torch.library import wrap_triton
 
-from gptoss_export.kernel import Cut
+from gptoss_export.kernel import Cut, shape_of
 
 from .mxfp4 import scale_of, swiglu
 
@@ -67,10 +67,9 @@ def cut_many(pairs: int, experts: int, hidden: int, inter: int, dtype: torch.dty
         gate_up = down = Product(rows=128, length=64, warps=4, stages=3, operand=1)
         if slots == 128:  # gate_up gathers x, and by larger tiles it gathers less; down is faster in smaller ones
             gate_up, down = gate_up._replace(warps=8), down._replace(rows=64)
-    shape = {"pairs": pairs, "experts": experts, "hidden": hidden, "inter": inter, "dtype": str(dtype).removeprefix("torch.")}
     return Cut(
         name="experts_many",
-        shape=shape,
+        shape=shape_of(dtype, pairs=pairs, experts=experts, hidden=hidden, inter=inter),
         sizes=("pairs",),
         default={"blocks": Blocks(slots), "gate_up": gate_up, "down": down},
         options={"blocks": {"slots": (16, 32, 64, 128)}, "gate_up": _PRODUCT, "down": _PRODUCT},

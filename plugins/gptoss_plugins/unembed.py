@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
-from gptoss_export.kernel import Cut, Kernel, parts
+from gptoss_export.kernel import Cut, Kernel, parts, shape_of
 from gptoss_export.ops.unembed import reference
 
 from .dependent_launch import early, let_next_start, wait_for_previous
@@ -101,7 +101,7 @@ def cut(x, norm_weight, weight, eps) -> Cut | None:
     (count, hidden), vocabulary = x.shape, weight.size(0)
     if not few(count):
         return None
-    shape = {"rows": count, "hidden": hidden, "vocabulary": vocabulary, "dtype": str(weight.dtype).removeprefix("torch.")}
+    shape = shape_of(weight.dtype, rows=count, hidden=hidden, vocabulary=vocabulary)
     return Cut("unembed", shape, ("rows",), {"logits": LOGITS.fit(hidden)}, {"logits": OPTIONS})
 
 
