@@ -12,6 +12,8 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,9 +81,10 @@ def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None
         with steps.step("look up how kernels are cut"):
             made = calls(checkpoint.config, shapes, dtype)
             cut_by = {arch: _tables_that_serve(tables, options.tables, arch, made) for arch in archs}
-    with replace_folder(output, UsageError) as folder:
+    with replace_folder(output, UsageError) as folder, _threads() as threads:
         with steps.step("write the weights"):
             weights = _write_weights(checkpoint, dtype, folder)
+        hashing = _hash(threads, folder, {Path(part.file) for weight in weights.values() for part in weight.parts})
         specs: dict[str, ProgramSpec] = {}
         compiled: list[Path] = []
         for arch in archs:
@@ -94,8 +97,8 @@ def build(source: Path, output: Path, options: BuildOptions, steps: Steps | None
                 raise BuildError(f"target {target.name} left programs out: {', '.join(p.name for p in left)}")
         extras = _copy_tokenizer(source, folder)
         with steps.step("hash the files"):
-            used = {Path(part.file) for weight in weights.values() for part in weight.parts}
-            files = _describe(folder, sorted({*compiled, *used, *extras}))
+            hashing |= _hash(threads, folder, {*compiled, *extras} - set(hashing))
+            files = {name.as_posix(): hashing[name].result() for name in sorted(hashing)}
         manifest = Manifest(
             target=target.name,
             device=options.device,
@@ -297,12 +300,19 @@ def _copy_tokenizer(source: Path, folder: Path) -> list[Path]:
     return found
 
 
-def _describe(folder: Path, files: list[Path]) -> dict[str, FileSpec]:
-    from concurrent.futures import ThreadPoolExecutor
+@contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads that hash the weights while programs are compiled, which takes one core; at an error they stop behind the file that
+    they are at."""
+    pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
-    with ThreadPoolExecutor() as pool:
-        specs = pool.map(lambda name: describe_file(folder / name), files)
-        return {name.as_posix(): spec for name, spec in zip(files, specs, strict=True)}
+
+def _hash(threads: ThreadPoolExecutor, folder: Path, files: set[Path]) -> dict[Path, Future[FileSpec]]:
+    return {name: threads.submit(describe_file, folder / name) for name in sorted(files)}
 
 
 def _provenance(

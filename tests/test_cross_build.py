@@ -132,6 +132,7 @@ import sys
 import torch
 import torch.utils._triton
 from torch._dynamo import device_interface
+from torch._higher_order_ops import triton_kernel_wrap
 from torch._inductor import config, cpp_builder, cpu_vec_isa
 from torch._inductor.codegen.wrapper import PythonWrapperCodegen
 from torch._inductor.runtime.triton_heuristics import CachingAutotuner
@@ -143,7 +144,7 @@ from gptoss_export.targets import TARGETS
 
 def state():
     owners = (torch.cuda, torch.version, device_interface.CudaInterface, PythonWrapperCodegen, CachingAutotuner, fake_tensor,
-              fake_tensor.FakeTensorMode, cpp_extension, cpp_builder, cpu_vec_isa, knobs.compilation)
+              fake_tensor.FakeTensorMode, cpp_extension, cpp_builder, cpu_vec_isa, triton_kernel_wrap, knobs.compilation)
     try:
         with fake_tensor.FakeTensorMode():
             torch.empty(1, device="cuda")[:, None]

@@ -35,7 +35,7 @@ import torch
 
 from ..errors import ArtifactError, BuildError
 from ..manifest import Manifest
-from . import cpu_isa, stand_in
+from . import cpu_isa, kernel_accesses, stand_in
 from .target import Availability, Callables, Plan, Target, gpu_arch
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ class Aoti(Target):
         with ExitStack() as stack:
             if device == "cuda" and arch != self.here(device):
                 stack.enter_context(stand_in.stand_in(arch))
+            if device == "cuda":
+                stack.enter_context(kernel_accesses.asked_once())
             stack.enter_context(cpu_isa.instructions(cpu_isa.GLUE if device == "cuda" else arch.partition("-")[2]))
             yield
 

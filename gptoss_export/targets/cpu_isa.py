@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from .replace import replace
+
 _X86 = "x86_64"
 _MARCH = {"DEFAULT": "x86-64", "AVX2": "x86-64-v3", "AVX512": "x86-64-v4"}
 LEVELS = tuple(_MARCH)
@@ -63,15 +65,13 @@ def instructions(level: str) -> Iterator[None]:
 
     kinds = {"AVX2": cpu_vec_isa.VecAVX2, "AVX512": cpu_vec_isa.VecAVX512}
     vectors = [kinds[level]()] if level in kinds else []
-    known, cflags = cpu_vec_isa.valid_vec_isa_list, cpp_builder._get_optimization_cflags
+    cflags = cpp_builder._get_optimization_cflags
 
     def with_level(*arguments: Any, **options: Any) -> Any:
         flags, linking = cflags(*arguments, **options)
         return [f"march={_MARCH[level]}" if flag == "march=native" else flag for flag in flags], linking
 
     with ExitStack() as stack:
-        stack.callback(setattr, cpu_vec_isa, "valid_vec_isa_list", known)
-        stack.callback(setattr, cpp_builder, "_get_optimization_cflags", cflags)
-        cpu_vec_isa.valid_vec_isa_list = lambda: list(vectors)
-        cpp_builder._get_optimization_cflags = with_level
+        replace(stack, cpu_vec_isa, "valid_vec_isa_list", lambda: list(vectors))
+        replace(stack, cpp_builder, "_get_optimization_cflags", with_level)
         yield

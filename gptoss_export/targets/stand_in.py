@@ -43,6 +43,7 @@ from typing import Any
 import torch
 
 from ..errors import BuildError
+from .replace import replace
 
 TESTED = {"torch": ("2.11", "2.12", "2.13"), "triton": ("3.6", "3.7")}
 
@@ -82,7 +83,6 @@ _REMEMBER = (
     "torch._dynamo.debug_utils", "torch._inductor.codecache", "torch._inductor.runtime.hints", "torch._inductor.utils",
     "torch._subclasses.fake_tensor", "torch.utils._triton", "triton.compiler.compiler",
 )  # fmt: skip
-_MISSING = object()
 
 
 def problems() -> list[str]:
@@ -145,15 +145,15 @@ def _answer_torch(stack: ExitStack, gpu: Gpu) -> None:
     interface = device_interface.CudaInterface
     interfaces["cuda:0"] = interface
     for name, answer in answers.items():
-        _replace(stack, torch.cuda, name, answer)
+        replace(stack, torch.cuda, name, answer)
         if (known := name.removeprefix("_")) in vars(interface):
-            _replace(stack, interface, known, staticmethod(answer))
-    _replace(stack, interface, "get_raw_stream", staticmethod(lambda device: 0))
+            replace(stack, interface, known, staticmethod(answer))
+    replace(stack, interface, "get_raw_stream", staticmethod(lambda device: 0))
     if torch.version.cuda is None:
-        _replace(stack, torch.version, "cuda", "13.0")
-    _replace(stack, torch._C, "_cuda_getCurrentRawStream", lambda device: 0)
-    _replace(stack, fake_tensor.FakeTensorMode, "avoid_device_init", True)
-    _replace(stack, fake_tensor, "init_gpu_context", lambda device: None)
+        replace(stack, torch.version, "cuda", "13.0")
+    replace(stack, torch._C, "_cuda_getCurrentRawStream", lambda device: 0)
+    replace(stack, fake_tensor.FakeTensorMode, "avoid_device_init", True)
+    replace(stack, fake_tensor, "init_gpu_context", lambda device: None)
     known_properties = device_interface.caching_worker_device_properties
     before = dict(known_properties)
     known_properties.pop("cuda", None)
@@ -209,8 +209,8 @@ def _answer_inductor(stack: ExitStack) -> None:
     def in_their_order(self: Any, *arguments: Any, **options: Any) -> dict[Any, float]:
         return {launcher: float(place) for place, launcher in enumerate(self.launchers)}
 
-    _replace(stack, PythonWrapperCodegen, "generate_and_run_autotune_block", run_under_fakes)
-    _replace(stack, CachingAutotuner, "benchmark_all_configs", in_their_order)
+    replace(stack, PythonWrapperCodegen, "generate_and_run_autotune_block", run_under_fakes)
+    replace(stack, CachingAutotuner, "benchmark_all_configs", in_their_order)
 
 
 def _answer_compiler(stack: ExitStack) -> None:
@@ -238,7 +238,7 @@ def _answer_compiler(stack: ExitStack) -> None:
             partial.rename(home)
         except OSError:  # another build was first
             shutil.rmtree(partial)
-    _replace(stack, cpp_extension, "CUDA_HOME", str(home))
+    replace(stack, cpp_extension, "CUDA_HOME", str(home))
 
 
 _SHIMS = Path(torch.__file__).parent / "include" / "torch" / "csrc" / "inductor" / "aoti_torch"
@@ -305,15 +305,6 @@ def _forget() -> None:
                 function = getattr(value, "__func__", value)
                 if isinstance(function, functools._lru_cache_wrapper):
                     function.cache_clear()
-
-
-def _replace(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
-    before = vars(owner).get(name, _MISSING)
-    setattr(owner, name, value)
-    if before is _MISSING:
-        stack.callback(delattr, owner, name)
-    else:
-        stack.callback(setattr, owner, name, before)
 
 
 def _folder(stack: ExitStack) -> Path:
