@@ -17,7 +17,8 @@ Compiling needs no GPU, but torch, Inductor and Triton ask one for what they cou
 All of it is put back at the end, and what was cached of the answers is forgotten, at both ends. The names are private to torch
 and Triton: versions that this was not tested with are refused.
 
-Limits: what comes of it was compiled for sm_80 and sm_90 and looked at (tests/test_cross_build.py), and run on an H200 for sm_90.
+Limits: what comes of it is looked at for sm_80 and sm_90 (tests/test_cross_build.py), and was run on an H200, for sm_90; for the others
+of GPUS it was compiled once.
 """
 
 from __future__ import annotations
