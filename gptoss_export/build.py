@@ -302,9 +302,9 @@ def _copy_tokenizer(source: Path, folder: Path) -> list[Path]:
 
 @contextmanager
 def _threads() -> Iterator[ThreadPoolExecutor]:
-    """Threads that hash the weights while programs are compiled, which takes one core; at an error they stop behind the file that
-    they are at."""
-    pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1))
+    """Threads that hash the weights while programs are compiled. A few, since compiling needs cores too, and since after an error
+    each finishes the file that it is at: a shard takes a core about three seconds."""
+    pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
     try:
         yield pool
     finally:

@@ -7,12 +7,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
+from conftest import OPTIONS
 from gptoss_export.build import BuildOptions, build
 from gptoss_export.errors import ArtifactError, BuildError, LoweringError, UsageError
 from gptoss_export.export import Shapes, trace
@@ -280,3 +283,65 @@ def test_tracing_a_20b_takes_no_memory():
     assert not decode.exported.state_dict and not decode.exported.constants
 
 
+# ---- hashing beside compiling ------------------------------------------------------------------------------
+
+HASHES = 4  # at a time
+
+
+@pytest.fixture
+def hashing(monkeypatch):
+    """The files whose hashes were begun; a hash ends when `go` is set. In place of compiling, `act` is called then."""
+    begun, first, go = [], threading.Event(), threading.Event()
+
+    def describe(path):
+        begun.append(path.name)
+        first.set()
+        assert go.wait(60)
+        return describe_file(path)
+
+    def compile_so(act):
+        def compile_programs(self, programs, plan):
+            assert first.wait(60), "no hash was begun before the programs were compiled"
+            act(go)
+            list(programs)
+            (plan.folder / "code").write_bytes(b"code")
+            return [Path("code")]
+
+        monkeypatch.setattr(type(TARGETS["aoti"]), "compile", compile_programs)
+
+    monkeypatch.setattr("gptoss_export.build.describe_file", describe)
+    return begun, compile_so
+
+
+def test_weights_are_hashed_while_programs_are_compiled(checkpoints, tmp_path, hashing):
+    begun, compile_so = hashing
+    compile_so(threading.Event.set)
+    manifest = build(checkpoints["hf"], tmp_path / "a", BuildOptions("aoti", "cpu", **OPTIONS))
+    assert {"code", "derived.safetensors"} <= set(manifest.files) and list(manifest.files) == sorted(manifest.files)
+    assert all(describe_file(tmp_path / "a" / name) == spec for name, spec in manifest.files.items())
+    assert {Path(name).name for name in manifest.files} <= set(begun)
+
+
+def test_a_build_that_fails_does_not_hash_the_rest(checkpoints, tmp_path, hashing):
+    begun, compile_so = hashing
+
+    def fail(go):
+        threading.Timer(0.5, go.set).start()
+        raise BuildError("no")
+
+    compile_so(fail)
+    with pytest.raises(BuildError, match="no"):
+        build(checkpoints["hf"], tmp_path / "a", BuildOptions("aoti", "cpu", **OPTIONS))
+    assert list(tmp_path.iterdir()) == []
+    assert len(begun) <= HASHES < len(list(checkpoints["hf"].glob("*.safetensors")))
+
+
+def test_a_file_that_cannot_be_hashed(checkpoints, tmp_path, monkeypatch):
+    def describe(path):
+        raise OSError(f"{path.name}: disk error")
+
+    monkeypatch.setattr("gptoss_export.build.describe_file", describe)
+    monkeypatch.setattr(type(TARGETS["aoti"]), "compile", lambda self, programs, plan: list(programs) and [])
+    with pytest.raises(OSError, match="derived.safetensors: disk error"):
+        build(checkpoints["hf"], tmp_path / "a", BuildOptions("aoti", "cpu", **OPTIONS))
+    assert list(tmp_path.iterdir()) == []

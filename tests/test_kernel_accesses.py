@@ -32,14 +32,13 @@ def test_answers_are_those_of_torch(tmp_path, monkeypatch):
 
         def both(kernel, kwargs, metadata):
             anew, found = ask(kernel, dict(kwargs), metadata), answer(kernel, kwargs, metadata)
-            assert found == anew
+            assert found == anew and written(found) == written(anew)  # sets are equal in any order, torch uses theirs
             wanted.append((getattr(kernel, "fn", kernel).__name__, written(found)))
             return found
 
         return both
 
     monkeypatch.setattr(kernel_accesses, "_remembering", held_against)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     with target.compiling("cuda", "sm_90"):
         plan = Plan(CONFIG, SHAPES, "cuda", "sm_90", (), (), {}, tmp_path, Steps())
         traced = trace(CONFIG, SHAPES, torch.bfloat16, target.trace_device("cuda"))

@@ -8,7 +8,8 @@ MB whatever the model's size), the programs share one copy of the weights, and w
 checked against the manifest by the runner: AOTInductor itself checks neither shapes nor strides.
 
 Code for a GPU that the machine does not have is compiled with a stand-in for it (stand_in.py). With the GPU itself Inductor
-times the configurations of the small kernels that it makes; with the stand-in it takes the first of each.
+times the configurations of the small kernels that it makes; with the stand-in it takes the first of each. What torch wants to know
+of our kernels is found once a kind of call (kernel_accesses.py), which is a third of the time.
 
 Code that runs on a CPU uses the instructions of a level (cpu_isa.py), not all that the building machine has.
 

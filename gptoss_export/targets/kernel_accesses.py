@@ -4,9 +4,9 @@ While a program is compiled torch asks that four times for every call of a kerne
 anew and walks through it. A model calls the same few kernels in every layer: of the 2,236 questions of a 20b's decode step and two
 chunks 29 differ. Asked once a kind, they take 1 s in place of 80 to 90 on two cores, and the code is the same, to the byte.
 
-What is asked depends on the kernel, on the values of its scalars, on the dtypes of its tensors, on nothing else: the arguments
-that are tensors of a trace, fake, are replaced by others of their dtype before the IR is made. Calls with anything else (real
-tensors, TMA descriptors) are asked for as ever.
+The answer depends on the kernel, on the values of its scalars, on the dtypes of its tensors and on the GPU that is compiled for, on
+nothing else: tensors of a trace are fake, and replaced by others of their dtype before the IR is made. Calls with anything else
+(real tensors, TMA descriptors) are asked for as ever.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _remembering(ask: Any) -> Any:
             return ask(kernel, kwargs, tma_descriptor_metadata)
         if kind not in known:
             known[kind] = ask(kernel, kwargs, tma_descriptor_metadata)
-        return copy.copy(known[kind])
+        return copy.deepcopy(known[kind])  # torch 2.11 hands out a list
 
     return answer
 

@@ -114,7 +114,8 @@ class Target(ABC):
 
     @abstractmethod
     def compile(self, programs: Iterable[Program], plan: Plan) -> list[Path]:
-        """Compile lowered programs into `plan.folder`; returns the files, relative to it."""
+        """Compile lowered programs into `plan.folder`; returns the files, relative to it. The weights that lie there stay as they
+        are: they are being hashed."""
 
     @abstractmethod
     def problems(self, manifest: Manifest, folder: Path) -> list[str]:
