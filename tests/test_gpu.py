@@ -60,3 +60,19 @@ assert (a == b).all()
 """
     done = subprocess.run([sys.executable, "-c", code, cuda_artifact], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("own_stream", [False, True])
+def test_upload(own_stream):
+    """Pieces shorter, longer and just as long as the pinned memory, and more of them than there is; on the caller's stream."""
+    from gptoss_export.runtime.upload import _PIECE, upload
+
+    device, generator = torch.device("cuda", 0), torch.Generator().manual_seed(0)
+    sizes = [1, 2, _PIECE - 2, _PIECE, _PIECE + 2, 3 * _PIECE + 6, *[5 * _PIECE // 2] * 30]
+    sources = [torch.randint(256, (size,), generator=generator, dtype=torch.uint8) for size in sizes]
+    sources += [sources[-1].view(torch.bfloat16).view(-1, 1024)]
+    with torch.cuda.stream(torch.cuda.Stream() if own_stream else torch.cuda.current_stream()):
+        filled = [torch.zeros(source.shape, dtype=source.dtype, device=device) for source in sources]
+        upload(list(zip(filled, sources, strict=True)), device)
+        found = [tensor.cpu() for tensor in filled]
+    assert all(torch.equal(a.view(-1).view(torch.uint8), b.view(-1).view(torch.uint8)) for a, b in zip(found, sources, strict=True))

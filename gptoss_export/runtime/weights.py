@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import ArtifactError, raise_all
 from ..manifest import Manifest, WeightSpec
+from .upload import Copy, upload
 
 _ALIGNMENT = 256  # bytes; compiled CUDA code clones inputs that are not aligned to 16
 
@@ -63,13 +64,20 @@ def _place(
         count = torch.Size(spec.shape).numel() * dtype.itemsize
         size += -(-count // _ALIGNMENT) * _ALIGNMENT
     buffer = torch.empty(size, dtype=torch.uint8, device=device)
+    copies: list[Copy] = []
     for name, offset in offsets.items():
         spec = manifest.weights[name]
         dtype, shape = getattr(torch, spec.dtype), torch.Size(spec.shape)
         weight = buffer[offset : offset + shape.numel() * dtype.itemsize].view(dtype).view(shape)
         row = 0
         for part in stored[name]:
-            weight[row : row + part.size(0)].copy_(part)
+            rows = weight[row : row + part.size(0)]
+            if device.type == "cuda" and part.dtype == dtype:
+                copies.append((rows, part))
+            else:
+                rows.copy_(part)
             row += part.size(0)
         weights[name] = weight
+    if copies:
+        upload(copies, device)
     return weights

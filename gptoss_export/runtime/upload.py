@@ -1,0 +1,48 @@
+"""Copies mapped weights to a GPU: several threads, each piece through pinned memory.
+
+An ordinary copy from mapped memory goes through a buffer of the driver's, a piece at a time, at 5 to 7 GB/s beside the threads that
+hash the same pages. Here a thread copies a piece into pinned memory while the GPU fetches others: a 20b's 13.8 GB in 1.6 s in place
+of 2.4 on an H200 with 16 cores (2 threads 2.0 s; 8 and 16 threads no faster, the hashes then take longer). All copies are put on one
+stream, since there is one way to the GPU, and a second stream alone costs 75 MB of its memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+
+import torch
+
+_THREADS = 4
+_PIECE = 8 << 20  # bytes
+
+Copy = tuple[torch.Tensor, torch.Tensor]  # to, from: contiguous, of the same number of bytes
+
+
+def upload(copies: Sequence[Copy], device: torch.device) -> None:
+    """Fill tensors of a GPU with tensors of the CPU, byte by byte; when it returns they are filled."""
+    stream = torch.cuda.current_stream(device)
+    free: SimpleQueue[tuple[torch.Tensor, torch.cuda.Event]] = SimpleQueue()
+    for _ in range(2 * _THREADS):
+        free.put((torch.empty(_PIECE, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()))
+
+    def copy(piece: Copy) -> None:
+        to, source = piece
+        pinned, fetched = free.get()  # that which has been waiting longest
+        fetched.synchronize()
+        ctypes.memmove(pinned.data_ptr(), source.data_ptr(), source.numel())  # in this thread alone, unlike torch's copy
+        with torch.cuda.stream(stream):
+            to.copy_(pinned[: source.numel()], non_blocking=True)
+            fetched.record(stream)
+        free.put((pinned, fetched))
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for _ in threads.map(copy, [piece for pair in copies for piece in _pieces(*pair)]):
+            pass
+    stream.synchronize()
+
+
+def _pieces(to: torch.Tensor, source: torch.Tensor) -> list[Copy]:
+    return list(zip(*(tensor.view(-1).view(torch.uint8).split(_PIECE) for tensor in (to, source)), strict=True))
