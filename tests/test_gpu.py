@@ -76,3 +76,12 @@ def test_upload(own_stream):
         upload(list(zip(filled, sources, strict=True)), device)
         found = [tensor.cpu() for tensor in filled]
     assert all(torch.equal(a.view(-1).view(torch.uint8), b.view(-1).view(torch.uint8)) for a, b in zip(found, sources, strict=True))
+
+
+def test_upload_that_fails_ends():
+    from gptoss_export.runtime.upload import _PIECE, upload
+
+    device = torch.device("cuda", 0)
+    source, short = torch.zeros(40 * _PIECE, dtype=torch.uint8), torch.zeros(40, _PIECE - 1, dtype=torch.uint8, device=device)
+    with pytest.raises((RuntimeError, ValueError)):
+        upload([(row, source[:_PIECE]) for row in short], device)

@@ -1,8 +1,8 @@
 """Copies mapped weights to a GPU: several threads, each piece through pinned memory.
 
 An ordinary copy from mapped memory goes through a buffer of the driver's, a piece at a time, at 5 to 7 GB/s beside the threads that
-hash the same pages. Here a thread copies a piece into pinned memory while the GPU fetches others: a 20b's 13.8 GB in 1.6 s in place
-of 2.4 on an H200 with 16 cores (2 threads 2.0 s; 8 and 16 threads no faster, the hashes then take longer). All copies are put on one
+hash the same pages. Here a thread copies a piece into pinned memory while the GPU fetches others: a 20b's 13.8 GB in 1.7 s in place
+of 2.4 on an H200 with 16 cores (2 threads 1.7 to 2.0; 8 and 16 no faster, since the hashes then take longer). All copies are put on one
 stream, since there is one way to the GPU, and a second stream alone costs 75 MB of its memory.
 """
 
@@ -31,12 +31,14 @@ def upload(copies: Sequence[Copy], device: torch.device) -> None:
     def copy(piece: Copy) -> None:
         to, source = piece
         pinned, fetched = free.get()  # that which has been waiting longest
-        fetched.synchronize()
-        ctypes.memmove(pinned.data_ptr(), source.data_ptr(), source.numel())  # in this thread alone, unlike torch's copy
-        with torch.cuda.stream(stream):
-            to.copy_(pinned[: source.numel()], non_blocking=True)
-            fetched.record(stream)
-        free.put((pinned, fetched))
+        try:
+            fetched.synchronize()
+            ctypes.memmove(pinned.data_ptr(), source.data_ptr(), source.numel())  # in this thread alone, unlike torch's copy
+            with torch.cuda.stream(stream):
+                to.copy_(pinned[: source.numel()], non_blocking=True)
+                fetched.record(stream)
+        finally:  # another piece may wait for it
+            free.put((pinned, fetched))
 
     with ThreadPoolExecutor(_THREADS) as threads:
         for _ in threads.map(copy, [piece for pair in copies for piece in _pieces(*pair)]):
