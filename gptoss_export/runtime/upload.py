@@ -2,8 +2,8 @@
 
 An ordinary copy from mapped memory goes through a buffer of the driver's, a piece at a time, at 5 to 7 GB/s beside the threads that
 hash the same pages. Here a thread copies a piece into pinned memory while the GPU fetches others: a 20b's 13.8 GB in 1.7 s in place
-of 2.4 on an H200 with 16 cores (2 threads 1.7 to 2.0; 8 and 16 no faster, since the hashes then take longer). All copies are put on one
-stream, since there is one way to the GPU, and a second stream alone costs 75 MB of its memory.
+of 2.4 on an H200 with 16 cores (2 threads 1.7 to 2.0; 8 and 16 no faster, since the hashes then take longer). All copies are put on the
+caller's stream: there is one way to the GPU, and torch's other streams cost 75 MB of its memory at first use, however many are used.
 """
 
 from __future__ import annotations
