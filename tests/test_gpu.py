@@ -72,16 +72,9 @@ def test_upload(own_stream):
     sources = [torch.randint(256, (size,), generator=generator, dtype=torch.uint8) for size in sizes]
     sources += [sources[-1].view(torch.bfloat16).view(-1, 1024)]
     with torch.cuda.stream(torch.cuda.Stream() if own_stream else torch.cuda.current_stream()):
+        torch.cuda._sleep(10**9)  # copies of the GPU's come late: pinned memory that is filled too early would show
         filled = [torch.zeros(source.shape, dtype=source.dtype, device=device) for source in sources]
         upload(list(zip(filled, sources, strict=True)), device)
+        assert torch.cuda.current_stream().query()
         found = [tensor.cpu() for tensor in filled]
     assert all(torch.equal(a.view(-1).view(torch.uint8), b.view(-1).view(torch.uint8)) for a, b in zip(found, sources, strict=True))
-
-
-def test_upload_that_fails_ends():
-    from gptoss_export.runtime.upload import _PIECE, upload
-
-    device = torch.device("cuda", 0)
-    source, short = torch.zeros(40 * _PIECE, dtype=torch.uint8), torch.zeros(40, _PIECE - 1, dtype=torch.uint8, device=device)
-    with pytest.raises((RuntimeError, ValueError)):
-        upload([(row, source[:_PIECE]) for row in short], device)

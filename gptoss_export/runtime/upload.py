@@ -23,10 +23,11 @@ Copy = tuple[torch.Tensor, torch.Tensor]  # to, from: contiguous, of the same nu
 
 def upload(copies: Sequence[Copy], device: torch.device) -> None:
     """Fill tensors of a GPU with tensors of the CPU, byte by byte; when it returns they are filled."""
-    stream = torch.cuda.current_stream(device)
+    pieces = [piece for pair in copies for piece in _pieces(*pair)]
+    stream, inference = torch.cuda.current_stream(device), torch.is_inference_mode_enabled()
     free: SimpleQueue[tuple[torch.Tensor, torch.cuda.Event]] = SimpleQueue()
-    for _ in range(2 * _THREADS):
-        free.put((torch.empty(_PIECE, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()))
+    for _ in range(min(2 * _THREADS, len(pieces))):
+        free.put((torch.empty(_PIECE, dtype=torch.uint8, device="cpu", pin_memory=True), torch.cuda.Event()))
 
     def copy(piece: Copy) -> None:
         to, source = piece
@@ -34,17 +35,20 @@ def upload(copies: Sequence[Copy], device: torch.device) -> None:
         try:
             fetched.synchronize()
             ctypes.memmove(pinned.data_ptr(), source.data_ptr(), source.numel())  # in this thread alone, unlike torch's copy
-            with torch.cuda.stream(stream):
+            with torch.inference_mode(inference):  # the caller's tensors may be of that mode, which a thread does not inherit
                 to.copy_(pinned[: source.numel()], non_blocking=True)
-                fetched.record(stream)
+            fetched.record(stream)
         finally:  # another piece may wait for it
             free.put((pinned, fetched))
 
-    with ThreadPoolExecutor(_THREADS) as threads:
-        for _ in threads.map(copy, [piece for pair in copies for piece in _pieces(*pair)]):
+    # A thread's stream, and with it its device, are set once: put back, they would be those of GPU 0, which need not be in use.
+    with ThreadPoolExecutor(_THREADS, initializer=torch.cuda.set_stream, initargs=(stream,)) as threads:
+        for _ in threads.map(copy, pieces):
             pass
     stream.synchronize()
 
 
 def _pieces(to: torch.Tensor, source: torch.Tensor) -> list[Copy]:
+    if to.nbytes != source.nbytes:
+        raise ValueError(f"{to.nbytes} bytes cannot be filled with {source.nbytes}")
     return list(zip(*(tensor.view(-1).view(torch.uint8).split(_PIECE) for tensor in (to, source)), strict=True))

@@ -1,0 +1,66 @@
+"""The threads of an upload, without a GPU: pinned memory and streams are stood in for. On one: tests/test_gpu.py."""
+
+import ctypes
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gptoss_export.runtime.upload import _PIECE, upload
+
+CPU = torch.device("cpu")
+
+
+class Event:
+    def synchronize(self) -> None:
+        pass
+
+    def record(self, stream) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def streams(monkeypatch):
+    """The streams that threads were given."""
+    given, empty = [], torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *sizes, pin_memory=False, **options: empty(*sizes, **options))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(synchronize=lambda: None))
+    monkeypatch.setattr(torch.cuda, "set_stream", given.append)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    return given
+
+
+@pytest.mark.parametrize("mode", [False, True])
+def test_every_byte_arrives(mode, streams):
+    sizes = [0, 1, _PIECE - 2, _PIECE, _PIECE + 2, *[3 * _PIECE // 2] * 10]
+    sources = [torch.randint(256, (size,), dtype=torch.uint8) for size in sizes]
+    sources += [sources[-1].view(torch.bfloat16).view(-1, 64)]
+    with torch.inference_mode(mode):
+        filled = [torch.zeros_like(source) for source in sources]
+        upload(list(zip(filled, sources, strict=True)), CPU)
+    assert all(torch.equal(a.view(-1).view(torch.uint8), b.view(-1).view(torch.uint8)) for a, b in zip(filled, sources, strict=True))
+    assert 1 <= len(streams) <= 4
+
+
+def test_an_upload_that_fails_ends(monkeypatch):
+    """More pieces fail than there is pinned memory, while the first, which the caller waits for, is still on its way."""
+    calls = []
+
+    def move(to, source, count):
+        calls.append(count)
+        if count == 2:
+            time.sleep(0.5)
+        else:
+            raise RuntimeError("a piece failed")
+
+    monkeypatch.setattr(ctypes, "memmove", move)
+    first, bad = torch.zeros(2, dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="a piece failed"):
+        upload([(first.clone(), first), *[(bad.clone(), bad)] * 100], CPU)
+    assert len(calls) > 9
+
+
+def test_sizes_that_differ():
+    with pytest.raises(ValueError, match="2 bytes cannot be filled with 1"):
+        upload([(torch.zeros(2, dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8))], CPU)
