@@ -188,9 +188,7 @@ def _answer_triton(stack: ExitStack, gpu: Gpu) -> None:
 
     stack.enter_context(knobs.compilation.scope())
     knobs.compilation.disable_line_info = True  # or code would hold the paths of its sources
-    before = driver._active
-    stack.callback(setattr, driver, "_active", before)
-    driver.set_active(Driver())
+    replace(stack, driver, "_active", Driver())
 
 
 def _answer_inductor(stack: ExitStack) -> None:
