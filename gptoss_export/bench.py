@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from .errors import UsageError, raise_all
-from .manifest import Manifest, WeightSpec
+from .artifact.manifest import Manifest, WeightSpec
 from .progress import Steps
 from .runtime import Runner
 

@@ -21,19 +21,19 @@ import torch
 from safetensors.torch import save_file
 
 from . import __version__
-from .calls import Call, calls
+from .tuning.op_calls import Call, calls
 from .checkpoint import Checkpoint, open_checkpoint
-from .config import ModelConfig
+from .model.config import ModelConfig
 from .errors import BuildError, UsageError, raise_all
-from .export import Input, Program, Shapes, build_model, trace
-from .folders import check_new_folder, replace_folder
-from .lower import lower, shipped_tables
-from .manifest import (
+from .compiler.export import Input, Program, Shapes, build_model, trace
+from .artifact.atomic_folder import check_new_folder, replace_folder
+from .compiler.lower import lower, shipped_tables
+from .artifact.manifest import (
     FileSpec, Manifest, Part, ProgramSpec, Provenance, TensorSpec, WeightSpec, describe_file, save_manifest, source_hash,
 )  # fmt: skip
-from .model import yarn_inv_freq
+from .model.decoder import yarn_inv_freq
 from .progress import Steps
-from .tables import CutTable, read_table
+from .kernels.tuned_configs import CutTable, read_table
 from .targets import TARGETS, Plan, Target
 
 WEIGHTS = "weights"

@@ -13,7 +13,7 @@ import torch
 from filelock import FileLock  # which torch depends on
 
 from gptoss_export.build import BuildOptions, build
-from gptoss_export.checkpoint.random import PRESETS, write_random
+from gptoss_export.checkpoint.synthetic import PRESETS, write_random
 from gptoss_export.checkpoint.layouts import LAYOUTS
 from gptoss_export.runtime import Runner
 

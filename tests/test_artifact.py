@@ -18,9 +18,9 @@ import torch
 from conftest import OPTIONS
 from gptoss_export.build import BuildOptions, build
 from gptoss_export.errors import ArtifactError, BuildError, LoweringError, UsageError
-from gptoss_export.export import Shapes, trace
-from gptoss_export.lower import lower, references
-from gptoss_export.manifest import describe_file, load_manifest, save_manifest
+from gptoss_export.compiler.export import Shapes, trace
+from gptoss_export.compiler.lower import lower, references
+from gptoss_export.artifact.manifest import describe_file, load_manifest, save_manifest
 from gptoss_export.runtime import Runner
 from gptoss_export.targets import TARGETS
 
@@ -155,7 +155,7 @@ for name in ("triton", "transformers", "click", "rich", "gptoss_plugins", "token
     sys.modules[name] = None  # as if it were not installed
 from gptoss_export.runtime import Runner
 print(Runner.load(sys.argv[1]).generate([1, 2, 3], 5, stop_tokens=()).tokens)
-assert not [name for name in sys.modules if name.startswith(("torch._inductor", "torch._dynamo", "gptoss_export.model"))]
+assert not [name for name in sys.modules if name.startswith(("torch._inductor", "torch._dynamo", "gptoss_export.model.decoder"))]
 """
 
 
@@ -274,7 +274,7 @@ def test_lowering_refuses_what_nothing_implements(loaded):
 
 def test_tracing_a_20b_takes_no_memory():
     """All programs of the true shape are traced with fake tensors: no weight is ever allocated."""
-    from gptoss_export.checkpoint.random import PRESETS, with_layers
+    from gptoss_export.checkpoint.synthetic import PRESETS, with_layers
 
     programs = trace(with_layers(PRESETS["20b"], 2), Shapes(1, 8192, (512,)), torch.bfloat16, torch.device("cpu"))
     decode = programs["decode"]()

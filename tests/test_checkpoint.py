@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from gptoss_export import mxfp4
 from gptoss_export.checkpoint import open_checkpoint
-from gptoss_export.checkpoint.random import PRESETS, layout_for, with_layers, write_random
+from gptoss_export.checkpoint.synthetic import PRESETS, layout_for, with_layers, write_random
 from gptoss_export.errors import CheckpointError, UsageError
-from gptoss_export.export import build_model
+from gptoss_export.compiler.export import build_model
 
 
 def parameters(folder):

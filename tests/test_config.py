@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from gptoss_export.checkpoint.random import PRESETS, hugging_face_config
-from gptoss_export.config import ModelConfig, parse_config, read_config
+from gptoss_export.checkpoint.synthetic import PRESETS, hugging_face_config
+from gptoss_export.model.config import ModelConfig, parse_config, read_config
 from gptoss_export.errors import CheckpointError
 
 

@@ -18,12 +18,12 @@ from torch.utils import cpp_extension
 from conftest import made_once
 from gptoss_export.build import BuildOptions, build
 from gptoss_export.checkpoint.layouts import LAYOUTS
-from gptoss_export.checkpoint.random import PRESETS, write_random
+from gptoss_export.checkpoint.synthetic import PRESETS, write_random
 from gptoss_export.errors import BuildError
-from gptoss_export.export import Shapes, trace
-from gptoss_export.lower import launches, lower
-from gptoss_export.manifest import load_manifest
-from gptoss_export.ops import OPS
+from gptoss_export.compiler.export import Shapes, trace
+from gptoss_export.compiler.lower import launches, lower
+from gptoss_export.artifact.manifest import load_manifest
+from gptoss_export.model.ops import OPS
 from gptoss_export.progress import Steps
 from gptoss_export.targets import TARGETS, Plan, stand_in
 

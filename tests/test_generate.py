@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gptoss_export.runtime.generate import collect, stream
+from gptoss_export.runtime.generation import collect, stream
 
 STOP = 99
 

@@ -65,7 +65,7 @@ assert (a == b).all()
 @pytest.mark.parametrize("own_stream", [False, True])
 def test_upload(own_stream):
     """Pieces shorter, longer and just as long as the pinned memory, and more of them than there is; on the caller's stream."""
-    from gptoss_export.runtime.upload import _PIECE, upload
+    from gptoss_export.runtime.cuda.upload import _PIECE, upload
 
     device, generator = torch.device("cuda", 0), torch.Generator().manual_seed(0)
     sizes = [1, 2, _PIECE - 2, _PIECE, _PIECE + 2, 3 * _PIECE + 6, *[5 * _PIECE // 2] * 30]

@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from gptoss_export.checkpoint.random import PRESETS
-from gptoss_export.export import Shapes, trace
-from gptoss_export.lower import lower
+from gptoss_export.checkpoint.synthetic import PRESETS
+from gptoss_export.compiler.export import Shapes, trace
+from gptoss_export.compiler.lower import lower
 from gptoss_export.progress import Steps
 from gptoss_export.targets import TARGETS, Plan, kernel_accesses, stand_in
 

@@ -27,11 +27,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptoss_export.metric import TOLERANCES, Error, error
-from gptoss_export.lower import kernels, shipped_tables
+from gptoss_export.verify.metric import TOLERANCES, Error, error
+from gptoss_export.compiler.lower import kernels, shipped_tables
 from gptoss_export.targets.target import gpu_arch
-from gptoss_export.ops import OPS, Op
-from gptoss_export.tables import CutTable
+from gptoss_export.model.ops import OPS, Op
+from gptoss_export.kernels.tuned_configs import CutTable
 
 CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import torch
 
-from gptoss_export.calls import calls
-from gptoss_export.checkpoint.random import PRESETS
-from gptoss_export.export import Shapes
-from gptoss_export.lower import kernels, shipped_tables
+from gptoss_export.tuning.op_calls import calls
+from gptoss_export.checkpoint.synthetic import PRESETS
+from gptoss_export.compiler.export import Shapes
+from gptoss_export.compiler.lower import kernels, shipped_tables
 
 SHARED_MEMORY = 227 * 1024  # bytes a block may have on sm_90
 HIDDEN, INTER, EXPERTS, CHOICES = 2880, 2880, 32, 4

@@ -6,7 +6,7 @@ import pytest
 
 from gptoss_export.build import BuildOptions, build
 from gptoss_export.errors import ArtifactError
-from gptoss_export.manifest import load_manifest
+from gptoss_export.artifact.manifest import load_manifest
 from gptoss_export.targets import TARGETS
 
 

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from gptoss_export.checkpoint.random import PRESETS, hugging_face_config
-from gptoss_export.model import RotaryEmbedding, yarn_inv_freq
-from gptoss_export.ops.experts_sublayer import route
+from gptoss_export.checkpoint.synthetic import PRESETS, hugging_face_config
+from gptoss_export.model.decoder import RotaryEmbedding, yarn_inv_freq
+from gptoss_export.model.ops.experts_sublayer import route
 
 
 @pytest.mark.parametrize("change", [{}, {"truncate": True}, {"factor": 4.0}, {"beta_fast": 8.0, "beta_slow": 2.0}])

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from gptoss_export.build import BuildOptions, build
-from gptoss_export.checkpoint.random import PRESETS
+from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.errors import ArtifactError, LoweringError, RunError
-from gptoss_export.manifest import load_manifest, save_manifest
-from gptoss_export.metric import TOLERANCES, error
-from gptoss_export.ops import OPS
-from gptoss_export.parity import verify
+from gptoss_export.artifact.manifest import load_manifest, save_manifest
+from gptoss_export.verify.metric import TOLERANCES, error
+from gptoss_export.model.ops import OPS
+from gptoss_export.verify.parity import verify
 from gptoss_export.runtime import Runner, Sampling
 from gptoss_export.targets import TARGETS
 
@@ -116,7 +116,7 @@ def test_experts_function(label):
 
 def test_every_code_and_scale_is_unpacked():
     """All 16 codes at all 256 scales, NaN included."""
-    from gptoss_export.mxfp4 import dequantize
+    from gptoss_export.model.mxfp4 import dequantize
     from gptoss_export.targets.onnx.functions import mxfp4_experts
 
     tables = [onnx.numpy_helper.to_array(node.attribute[0].t) for node in mxfp4_experts().node
@@ -205,7 +205,7 @@ def test_refusals(artifacts, checkpoints, tmp_path, cli, monkeypatch):
     assert "model.onnx is not in the manifest" in str(target.problems(other, Path()))
     code, _, err = cli("build", checkpoints["hf"], "-o", tmp_path / "a", "--target", "onnx", "--arch", "sm_90", "--portable")
     assert code == 2 and "--portable: means --arch portable, found --arch sm_90" in err
-    import gptoss_export.targets.onnx as module
+    import gptoss_export.targets.onnx.compile as module
 
     monkeypatch.setattr(module, "version", lambda package: "1.23.2")
     assert "found 1.23.2, expected 1.24 or later" in str(target.problems(manifest, Path()))
@@ -217,7 +217,7 @@ def test_refusals(artifacts, checkpoints, tmp_path, cli, monkeypatch):
 
 
 def test_a_model_that_is_not_the_manifests(artifacts, tmp_path):
-    from gptoss_export.targets.onnx.host import load_model
+    from gptoss_export.targets.onnx.model_cpu import load_model
 
     manifest = load_manifest(artifacts["onnxruntime"])
     fewer = dataclasses.replace(manifest, model=dataclasses.replace(manifest.model, num_key_value_heads=1))
@@ -377,9 +377,9 @@ def test_logits_and_scores(artifacts):
 
 def test_tokens_are_drawn_as_in_torch():
     """The same tokens and log probabilities for the same logits, options, seeds and positions."""
-    from gptoss_export.runtime.chooser import choose as on_host
-    from gptoss_export.runtime.sampler import SamplingBuffers, Scores
-    from gptoss_export.runtime.sampler import choose as on_device
+    from gptoss_export.runtime.sampler_numpy import choose as on_host
+    from gptoss_export.runtime.sampler_torch import SamplingBuffers, Scores
+    from gptoss_export.runtime.sampler_torch import choose as on_device
 
     options = [Sampling(), Sampling(1e-46), Sampling(0.7, seed=-5), Sampling(1.3, top_k=7, seed=2**62), Sampling(0.9, top_p=0.6), Sampling(2.0, 40, 0.9, 11)]
     generator = torch.Generator().manual_seed(0)

@@ -15,9 +15,9 @@ from safetensors import safe_open
 
 from gptoss_export.build import BuildOptions, build
 from gptoss_export.checkpoint.layouts import LAYOUTS
-from gptoss_export.checkpoint.random import PRESETS, write_random
+from gptoss_export.checkpoint.synthetic import PRESETS, write_random
 from gptoss_export.errors import BuildError
-from gptoss_export.manifest import load_manifest
+from gptoss_export.artifact.manifest import load_manifest
 from gptoss_export.targets import TARGETS
 from test_gpu import BATCHES
 
@@ -179,7 +179,7 @@ assert ((late - r.decode([5, None, None])[0]).square().mean() / late.square().me
 def test_the_probe_sees_another_layout(artifact, tmp_path):
     """Weights in the layout of the checkpoint load and run; the probe tells."""
     from gptoss_export.errors import ArtifactError
-    from gptoss_export.targets.onnx.device import load_model
+    from gptoss_export.targets.onnx.model_cuda import load_model
     from gptoss_export.targets.onnx.repack import unpack
 
     model = onnx.load(artifact / "probe.onnx")

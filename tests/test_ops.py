@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from gptoss_export import mxfp4
-from gptoss_export.metric import TOLERANCES, error
-from gptoss_export.ops import OPS
+from gptoss_export.verify.metric import TOLERANCES, error
+from gptoss_export.model.ops import OPS
 
 CASES = [
     (name, label, arguments)

@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 
 from conftest import SEED, compile_artifact
 from gptoss_export.build import BuildOptions, build
-from gptoss_export.checkpoint.random import PRESETS, layout_for, with_layers, write_random
+from gptoss_export.checkpoint.synthetic import PRESETS, layout_for, with_layers, write_random
 from gptoss_export.errors import UsageError
-from gptoss_export.manifest import Part, describe_file, load_manifest, save_manifest
-from gptoss_export.metric import TOLERANCES
-from gptoss_export.oracles import Routing
-from gptoss_export.parity import NEAR_TIE, Case, _Bar, _compare, _near_tie, default_lengths, verify
+from gptoss_export.artifact.manifest import Part, describe_file, load_manifest, save_manifest
+from gptoss_export.verify.metric import TOLERANCES
+from gptoss_export.verify.oracles import Routing
+from gptoss_export.verify.parity import NEAR_TIE, Case, _Bar, _compare, _near_tie, default_lengths, verify
 
 SMALL = {"max_batch": 2, "max_context": 256, "prefill_chunks": (64,)}
 
@@ -84,7 +84,7 @@ def test_routing_tells_experts_apart_by_layer():
 
 @pytest.mark.parametrize("name", ["transformers", "reference"])
 def test_oracles_tell_their_routing(checkpoints, name):
-    from gptoss_export.oracles import open_oracle
+    from gptoss_export.verify.oracles import open_oracle
 
     def routing(dtype):
         oracle = open_oracle(name, checkpoints["hf"], dtype, torch.device("cpu"))

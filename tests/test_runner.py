@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gptoss_export.errors import RunError
-from gptoss_export.metric import TOLERANCES, error
+from gptoss_export.verify.metric import TOLERANCES, error
 from gptoss_export.runtime import Runner, Sampling
 
 FLOAT32 = TOLERANCES[torch.float32]

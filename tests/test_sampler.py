@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from gptoss_export.errors import RunError
-from gptoss_export.runtime.sampling import Sampling
-from gptoss_export.runtime.sampler import SamplingBuffers, Scores, gumbel, logprob, sample
+from gptoss_export.runtime.sampling_params import Sampling
+from gptoss_export.runtime.sampler_torch import SamplingBuffers, Scores, gumbel, logprob, sample
 
 
 def draw(logits, positions, *options):

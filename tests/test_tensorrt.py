@@ -22,12 +22,12 @@ import torch
 from torch import nn
 
 from gptoss_export.build import BuildOptions, build
-from gptoss_export.checkpoint.random import PRESETS
+from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.errors import ArtifactError, BuildError, LoweringError
-from gptoss_export.export import Shapes, trace
-from gptoss_export.lower import lower, plugin_parts
-from gptoss_export.manifest import load_manifest
-from gptoss_export.metric import TOLERANCES, Error, error
+from gptoss_export.compiler.export import Shapes, trace
+from gptoss_export.compiler.lower import lower, plugin_parts
+from gptoss_export.artifact.manifest import load_manifest
+from gptoss_export.verify.metric import TOLERANCES, Error, error
 from gptoss_export.progress import Steps
 from gptoss_export.targets import TARGETS, Plan
 
@@ -53,7 +53,7 @@ def lowered(dtype: torch.dtype = torch.bfloat16, layers: int = PRESETS["tiny"].n
 
 
 def test_layers_share_engines():
-    from gptoss_export.targets.tensorrt.cut import Launch, Segment, cut
+    from gptoss_export.targets.tensorrt.partition import Launch, Segment, cut
 
     layers = PRESETS["tiny"].num_hidden_layers
     for _, program in lowered():
@@ -70,7 +70,7 @@ def test_layers_share_engines():
 
 def test_a_large_product_of_one_row_begins_a_segment():
     """What makes the row is computed once; several rows, and few weights, stay where they are."""
-    from gptoss_export.targets.tensorrt.cut import cut
+    from gptoss_export.targets.tensorrt.partition import cut
 
     class Model(nn.Module):
         def forward(self, x, weight):
@@ -84,8 +84,8 @@ def test_a_large_product_of_one_row_begins_a_segment():
 
 
 def test_what_is_alive_together_lies_apart():
-    from gptoss_export.targets.tensorrt.cut import cut
-    from gptoss_export.targets.tensorrt.plan import bound, plan
+    from gptoss_export.targets.tensorrt.partition import cut
+    from gptoss_export.targets.tensorrt.memory_plan import bound, plan
     from gptoss_export.targets.tensorrt.schedule import ARENA
 
     for _, program in lowered():
@@ -109,8 +109,8 @@ def test_what_is_alive_together_lies_apart():
 
 
 def test_results_that_share_memory_are_refused():
-    from gptoss_export.targets.tensorrt.cut import cut
-    from gptoss_export.targets.tensorrt.plan import plan
+    from gptoss_export.targets.tensorrt.partition import cut
+    from gptoss_export.targets.tensorrt.memory_plan import plan
 
     for function, message in (
         (lambda x: (x + 1, x), "result 1 .* shares memory with Reference.*input"),
@@ -126,8 +126,8 @@ def test_results_that_share_memory_are_refused():
 
 def _recipe(program) -> dict:
     """A program's steps in a form that another process can carry out."""
-    from gptoss_export.targets.tensorrt.cut import Segment, cut
-    from gptoss_export.targets.tensorrt.plan import bound, plan
+    from gptoss_export.targets.tensorrt.partition import Segment, cut
+    from gptoss_export.targets.tensorrt.memory_plan import bound, plan
 
     steps = cut(program.exported, program.name)
     places, arena = plan(program.exported, steps)
@@ -332,7 +332,7 @@ class _Calls(nn.Module):
 
 
 def _segment_of(function, arguments):
-    from gptoss_export.targets.tensorrt.cut import cut
+    from gptoss_export.targets.tensorrt.partition import cut
 
     exported = torch.export.export(_Calls(function), arguments, strict=False)
     (segment,) = cut(exported, "test")
@@ -341,7 +341,7 @@ def _segment_of(function, arguments):
 
 def _built(target, function, arguments, on_this_gpu):
     from gptoss_export.targets.tensorrt.engine import build_segment, missing_converters
-    from gptoss_export.targets.tensorrt.flavour import installed
+    from gptoss_export.targets.tensorrt.edition import installed
 
     segment = _segment_of(function, arguments)
     assert not missing_converters(segment)
@@ -378,7 +378,7 @@ def drawn(function, arguments):
 def test_converter_on_a_gpu(target, function, arguments, tmp_path):
     """Computes what torch computes; few different values, so that sort and argmax meet equals."""
     from gptoss_export.targets.tensorrt.contexts import Contexts
-    from gptoss_export.targets.tensorrt.flavour import installed
+    from gptoss_export.targets.tensorrt.edition import installed
 
     segment, engine = _built(target, function, arguments, on_this_gpu=True)
     (tmp_path / "engines").mkdir()
@@ -416,7 +416,7 @@ def test_an_op_without_converter_is_named():
 
 def test_what_a_converter_cannot_is_named():
     from gptoss_export.targets.tensorrt.engine import build_segment
-    from gptoss_export.targets.tensorrt.flavour import installed
+    from gptoss_export.targets.tensorrt.edition import installed
 
     segment = _segment_of(lambda x: aten.sort.stable(x, stable=True, dim=-1, descending=False), (_f(3, 8),))
     with pytest.raises(BuildError, match=r"sort.*only rows, descending"):
@@ -428,8 +428,8 @@ def test_what_a_converter_cannot_is_named():
 
 def plugins_of_the_model(arch: str):
     """Of every launch of decode and prefill."""
-    from gptoss_export.targets.tensorrt.cut import Launch, cut
-    from gptoss_export.targets.tensorrt.plan import program_inputs
+    from gptoss_export.targets.tensorrt.partition import Launch, cut
+    from gptoss_export.targets.tensorrt.memory_plan import program_inputs
 
     maker = plugin_parts()[0](arch)
     for _, program in lowered(arch=arch):
@@ -477,10 +477,10 @@ def test_plugins_of_the_model(arch):
 def test_a_whole_program_as_one_network():
     """What the full TensorRT is given, but for its plugins, for which constants of their results' shapes stand here."""
     from gptoss_export.targets.tensorrt.converters import Layers
-    from gptoss_export.targets.tensorrt.cut import Launch, cut
+    from gptoss_export.targets.tensorrt.partition import Launch, cut
     from gptoss_export.targets.tensorrt.engine import build_whole
-    from gptoss_export.targets.tensorrt.flavour import installed
-    from gptoss_export.targets.tensorrt.plan import program_inputs, results
+    from gptoss_export.targets.tensorrt.edition import installed
+    from gptoss_export.targets.tensorrt.memory_plan import program_inputs, results
 
     flavour = installed()
     _, program = next(iter(lowered()))
@@ -589,7 +589,7 @@ def test_a_broken_schedule_is_refused(engines, tmp_path):
 def test_lifted_constants_are_refused(tmp_path):
     """Tracing makes an input of a tensor made of numbers, which nobody would bind."""
     from gptoss_export.targets.tensorrt.build import build_programs
-    from gptoss_export.targets.tensorrt.flavour import installed
+    from gptoss_export.targets.tensorrt.edition import installed
 
     program, _ = next(iter(lowered()))
     exported = torch.export.export(_Calls(lambda x: x + torch.tensor([1.0, 2.0])), (_f(3, 2),), strict=False)

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from gptoss_export.errors import ArtifactError, BuildError, RunError
-from gptoss_export.manifest import FileSpec, ProgramSpec, TensorSpec
+from gptoss_export.artifact.manifest import FileSpec, ProgramSpec, TensorSpec
 from gptoss_export.targets import TARGETS
-from gptoss_export.targets.tensorrt import flavour as flavours
+from gptoss_export.targets.tensorrt.compile import flavour as flavours
 from gptoss_export.targets.tensorrt.check import binding_violations
 from gptoss_export.targets.tensorrt.contexts import CACHE, Contexts
 from gptoss_export.targets.tensorrt.kernel import Kernel
@@ -350,7 +350,7 @@ def test_loading_reads_what_the_manifest_names(monkeypatch, folder, no_cuda):
 
 
 def test_graphs_go_before_the_kernels_that_they_launch():
-    from gptoss_export.runtime.step import DecodeStep
+    from gptoss_export.runtime.decode_step import DecodeStep
 
     class Held:
         def __call__(self):
@@ -368,7 +368,7 @@ def test_graphs_go_before_the_kernels_that_they_launch():
 
 
 def test_programs_run_on_their_own_device(monkeypatch, no_cuda):
-    from gptoss_export.targets.tensorrt import run
+    from gptoss_export.targets.tensorrt.compile import run
 
     stream = SimpleNamespace(cuda_stream=7, wait_stream=lambda other: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)

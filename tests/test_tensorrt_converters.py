@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from gptoss_export.errors import BuildError
-from gptoss_export.metric import TOLERANCES, Error, error
+from gptoss_export.verify.metric import TOLERANCES, Error, error
 from gptoss_export.targets.tensorrt.converters import CONVERTERS, Layers
 from gptoss_export.targets.tensorrt.engine import _convert
-from gptoss_export.targets.tensorrt.flavour import installed
+from gptoss_export.targets.tensorrt.edition import installed
 
 if installed() is None:
     pytest.skip("no TensorRT is installed", allow_module_level=True)  # which test_tensorrt needs

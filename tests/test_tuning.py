@@ -13,15 +13,15 @@ from click.testing import CliRunner
 
 from gptoss_export import tuning
 from gptoss_export.build import _tables_that_serve
-from gptoss_export.calls import Call, calls
-from gptoss_export.checkpoint.random import PRESETS
+from gptoss_export.tuning.op_calls import Call, calls
+from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.cli.tune import command
 from gptoss_export.errors import RunError, UsageError
-from gptoss_export.export import Shapes
-from gptoss_export.kernel import Cut, Kernel, flat, parts
-from gptoss_export.lower import compiler, shipped_tables
-from gptoss_export.ops import OPS
-from gptoss_export.tables import CutTable, Entry, read_table, write_table
+from gptoss_export.compiler.export import Shapes
+from gptoss_export.kernels.kernel import Cut, Kernel, flat, parts
+from gptoss_export.compiler.lower import compiler, shipped_tables
+from gptoss_export.model.ops import OPS
+from gptoss_export.kernels.tuned_configs import CutTable, Entry, read_table, write_table
 from gptoss_export.targets import target
 from gptoss_export.tuning import Tuned
 from gptoss_export.tuning.inputs import real_inputs

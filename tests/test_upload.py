@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gptoss_export.runtime.upload import _PIECE, upload
+from gptoss_export.runtime.cuda.upload import _PIECE, upload
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from ..config import MXFP4_GROUP, ModelConfig
+from ..model.config import MXFP4_GROUP, ModelConfig
 
 FLOATS = ("BF16", "F32", "F16")  # safetensors' names
 PACKED = ("U8",)

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .. import mxfp4
-from ..config import ModelConfig, read_config
+from ..model import mxfp4
+from ..model.config import ModelConfig, read_config
 from ..errors import CheckpointError, raise_all
 from .layouts import LAYOUTS, Layout, Recipe, Stored
 

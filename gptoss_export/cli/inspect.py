@@ -16,7 +16,7 @@ from .output import artifact_argument, check_parent, json_option, print_json, pr
 @reports_errors
 def command(artifact: Path, html, as_json) -> None:
     """Tell what is in ARTIFACT, from its manifest; opens no compiled code and no weights."""
-    from ..manifest import check_files, load_manifest
+    from ..artifact.manifest import check_files, load_manifest
     from ..targets import TARGETS
 
     check_parent("--html", html)

@@ -26,7 +26,7 @@ def command(folder, preset, layout, experts, layers, seed, device, as_json) -> N
 
     The same seed gives the same model in every layout. A tokenizer of single bytes comes with tiny.
     """
-    from ..checkpoint.random import PRESETS, layout_for, with_layers, write_random
+    from ..checkpoint.synthetic import PRESETS, layout_for, with_layers, write_random
     from ..errors import UsageError
 
     import torch  # isort: skip

@@ -25,10 +25,10 @@ def command(checkpoint, output, max_batch, max_context, prefill_chunks, only, as
 
     The table is for `build --table`.
     """
-    from ..config import read_config
+    from ..model.config import read_config
     from ..errors import UsageError, raise_all
-    from ..export import Shapes
-    from ..tables import CutTable, read_table, write_table
+    from ..compiler.export import Shapes
+    from ..kernels.tuned_configs import CutTable, read_table, write_table
     from ..targets.target import gpu_arch
 
     chunks = prefill_chunks or (max(1, min(128, max_context)),)
@@ -49,7 +49,7 @@ def command(checkpoint, output, max_batch, max_context, prefill_chunks, only, as
 
     import torch  # isort: skip
 
-    from ..lower import compiler
+    from ..compiler.lower import compiler
     from ..tuning import tune
 
     table = CutTable(arch, torch.cuda.get_device_name(), {"torch": torch.__version__, "triton": compiler()}, ())

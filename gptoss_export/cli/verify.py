@@ -25,7 +25,7 @@ from .output import (
 @reports_errors
 def command(artifact, checkpoint, oracle, lengths, beside, html, verify_hashes, as_json) -> None:
     """Compare ARTIFACT's logits with an oracle's on the same checkpoint; exit code 1 where they differ."""
-    from ..parity import verify
+    from ..verify.parity import verify
 
     check_parent("--html", html)
     with progress() as steps:

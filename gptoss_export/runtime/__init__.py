@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .generate import Generation, Token
+from .generation import Generation, Token
 from .runner import Runner
-from .sampling import Sampling
+from .sampling_params import Sampling
 
 __all__ = ["Generation", "Runner", "Sampling", "Token"]

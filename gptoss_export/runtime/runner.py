@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArtifactError, RunError, UsageError, raise_all
-from ..manifest import Manifest, check_files, check_hashes, load_manifest, weight_files
+from ..artifact.manifest import Manifest, check_files, check_hashes, load_manifest, weight_files
 from ..progress import Steps
 from ..targets import TARGETS, Target
-from . import generate as generating
-from .generate import Generation, Token
-from .sampling import Sampling
+from ..runtime import generation as generating
+from .generation import Generation, Token
+from .sampling_params import Sampling
 from .slots import Slot, check_truncate
 
 # What artifacts hold (Target.runs), by the module and the class that run it.

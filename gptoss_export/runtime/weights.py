@@ -13,8 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import ArtifactError, raise_all
-from ..manifest import Manifest, WeightSpec
-from .upload import Copy, upload
+from ..artifact.manifest import Manifest, WeightSpec
+from .cuda.upload import Copy, upload
 
 _ALIGNMENT = 256  # bytes; compiled CUDA code clones inputs that are not aligned to 16
 

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..config import ModelConfig
-from ..manifest import Manifest, WeightSpec
+from ..model.config import ModelConfig
+from ..artifact.manifest import Manifest, WeightSpec
 from ..progress import Steps
 
 if TYPE_CHECKING:  # the runtime loads artifacts without the exporter
     import torch
 
-    from ..export import Program, Shapes
-    from ..lower import Implementations
-    from ..tables import CutTable
+    from ..compiler.export import Program, Shapes
+    from ..compiler.lower import Implementations
+    from ..kernels.tuned_configs import CutTable
 
 # Loaded programs: tensors in, tensors out, in the manifest's order.
 Callables = dict[str, Callable[[Sequence[Any]], list[Any]]]

@@ -14,13 +14,13 @@ from math import isinf
 
 import torch
 
-from ..calls import calls
-from ..config import ModelConfig
+from .op_calls import calls
+from ..model.config import ModelConfig
 from ..errors import UsageError
-from ..export import Shapes
-from ..kernel import Cut
+from ..compiler.export import Shapes
+from ..kernels.kernel import Cut
 from ..progress import Steps
-from ..tables import Entry
+from ..kernels.tuned_configs import Entry
 from .search import search
 from .timing import Refused, Timing
 

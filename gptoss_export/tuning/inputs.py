@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..calls import Call
+from .op_calls import Call
 
 
 def real_inputs(call: Call, seed: int, device: torch.device, position: int) -> list[Any]:

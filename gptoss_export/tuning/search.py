@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..kernel import Cut, Tiles, flat
+from ..kernels.kernel import Cut, Tiles, flat
 
 MARGIN = 0.01
 _ROUNDS = 3

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from ..calls import Call
-from ..driver import own_stream
+from .op_calls import Call
+from ..runtime.cuda.driver import own_stream
 from ..errors import RunError
-from ..kernel import Tiles, flat
-from ..metric import TOLERANCES, error
-from ..ops import OPS
-from ..runtime.dependent_launch import launch_early
+from ..kernels.kernel import Tiles, flat
+from ..verify.metric import TOLERANCES, error
+from ..model.ops import OPS
+from ..runtime.cuda.early_launch import launch_early
 from .inputs import real_inputs
 
 SETS = 4

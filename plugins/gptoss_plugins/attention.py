@@ -43,7 +43,7 @@ import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
-from gptoss_export.kernel import Cut, Kernel, parts, shape_of
+from gptoss_export.kernels.kernel import Cut, Kernel, parts, shape_of
 
 from .dependent_launch import early, let_next_start, wait_for_previous
 

@@ -22,9 +22,9 @@ import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
-from gptoss_export.kernel import Cut, Kernel, parts
-from gptoss_export.ops.attention_sublayer import compose
-from gptoss_export.ops.kv_write import reference as write
+from gptoss_export.kernels.kernel import Cut, Kernel, parts
+from gptoss_export.model.ops.attention_sublayer import compose
+from gptoss_export.model.ops.kv_write import reference as write
 
 from .attention import Attend, attend, cut_attention, sink_attention
 from .dependent_launch import early, let_next_start, wait_for_previous, wait_then_let_next_start

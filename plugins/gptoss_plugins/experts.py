@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch.library import triton_op
 
-from gptoss_export.kernel import Cut, Kernel, parts
+from gptoss_export.kernels.kernel import Cut, Kernel, parts
 
 from .experts_few import FEW_PAIRS, Down, GateUp, arrange, cut_few, few
 from .experts_many import Blocks, Product, cut_many, many

@@ -39,7 +39,7 @@ import triton
 import triton.language as tl
 from torch.library import wrap_triton
 
-from gptoss_export.kernel import Cut, shape_of
+from gptoss_export.kernels.kernel import Cut, shape_of
 
 from .dependent_launch import early, wait_then_let_next_start
 from .mxfp4 import scale_of, swiglu

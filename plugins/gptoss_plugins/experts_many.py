@@ -31,7 +31,7 @@ import triton
 import triton.language as tl
 from torch.library import wrap_triton
 
-from gptoss_export.kernel import Cut, shape_of
+from gptoss_export.kernels.kernel import Cut, shape_of
 
 from .mxfp4 import scale_of, swiglu
 

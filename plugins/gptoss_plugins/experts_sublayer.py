@@ -21,8 +21,8 @@ import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
-from gptoss_export.kernel import Cut, Kernel, parts
-from gptoss_export.ops.experts_sublayer import compose
+from gptoss_export.kernels.kernel import Cut, Kernel, parts
+from gptoss_export.model.ops.experts_sublayer import compose
 
 from .dependent_launch import early, wait_then_let_next_start
 from .experts import cut_experts, mxfp4_experts

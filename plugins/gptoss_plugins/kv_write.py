@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
-from gptoss_export.kernel import Kernel
+from gptoss_export.kernels.kernel import Kernel
 
 
 @triton.jit

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
-from gptoss_export.kernel import Cut, Kernel, parts, shape_of
-from gptoss_export.ops.unembed import reference
+from gptoss_export.kernels.kernel import Cut, Kernel, parts, shape_of
+from gptoss_export.model.ops.unembed import reference
 
 from .dependent_launch import early, let_next_start, wait_for_previous
 from .rows import ROW_OPTIONS, Rows, dot_rows_of_norm, few, load_rows

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import LOGITS_FROM, LOGITS_TO
+from .compile import LOGITS_FROM, LOGITS_TO
 from .writer import Cache, Experts, Writer
 
 aten, gptoss = torch.ops.aten, torch.ops.gptoss

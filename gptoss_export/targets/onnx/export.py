@@ -21,9 +21,9 @@ from onnx import TensorProto, helper
 from torch.fx.node import map_arg
 
 from ...errors import BuildError, LoweringError, raise_all
-from ...export import Program
+from ...compiler.export import Program
 from ..target import Plan
-from . import LOGITS_FROM, LOGITS_TO, MODEL, facts
+from .compile import LOGITS_FROM, LOGITS_TO, MODEL, facts
 from .converters import CONVERTERS
 from .graph import MICROSOFT, OPSET, OWN
 from .writer import Cache, Writer

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ..target import Plan
-from . import MODEL, PORTABLE, SESSION_OPTIONS
+from .compile import MODEL, PORTABLE, SESSION_OPTIONS
 
 NAME = "genai_config.json"
 

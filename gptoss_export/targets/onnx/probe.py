@@ -13,9 +13,9 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 
-from ... import mxfp4
-from ...ops import OPS
-from . import PROBE
+from ...model import mxfp4
+from ...model.ops import OPS
+from .compile import PROBE
 from .graph import MICROSOFT, OPSET, Nodes
 from .qmoe import qmoe
 from .repack import repack

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ...manifest import Part
+from ...artifact.manifest import Part
 from ..target import Plan
 
 _FOLDER, _BLOCKS = "weights", "_blocks"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ArtifactError, RunError, raise_all
-from ...manifest import Manifest
-from . import LOGITS_FROM, LOGITS_TO, SESSION_OPTIONS, facts
+from ...artifact.manifest import Manifest
+from .compile import LOGITS_FROM, LOGITS_TO, SESSION_OPTIONS, facts
 
 _TYPES = {"float32": "tensor(float)", "bfloat16": "tensor(bfloat16)"}
 

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from ...errors import ArtifactError, BuildError, LoweringError, raise_all
-from ...export import Program
-from ...lower import plugin_parts
+from ...compiler.export import Program
+from ...compiler.lower import plugin_parts
 from .contexts import CACHE, Contexts
-from .cut import Launch, Segment, cut
+from .partition import Launch, Segment, cut
 from .engine import build_segment, build_whole, missing_converters
-from .flavour import Flavour
-from .plan import bound, plan, program_inputs, results
+from .edition import Flavour
+from .memory_plan import bound, plan, program_inputs, results
 from .schedule import (
     INPUT,
     NAME,

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ...manifest import Manifest, ProgramSpec, TensorSpec
+from ...artifact.manifest import Manifest, ProgramSpec, TensorSpec
 from .schedule import (
     ALIGNMENT,
     ARENA,

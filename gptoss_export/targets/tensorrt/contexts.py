@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ...errors import ArtifactError
-from .flavour import Flavour
+from .edition import Flavour
 
 CACHE = "engines/runtime.cache"
 

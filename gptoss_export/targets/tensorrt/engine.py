@@ -11,8 +11,8 @@ from torch.fx import Node
 
 from ...errors import BuildError
 from .converters import CONVERTERS, Layers
-from .cut import Launch, Segment, owner
-from .flavour import Flavour
+from .partition import Launch, Segment, owner
+from .edition import Flavour
 
 
 def missing_converters(segment: Segment) -> list[str]:

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from ...driver import own_stream
+from ...runtime.cuda.driver import own_stream
 from ...errors import ArtifactError, RunError, raise_all
-from ...manifest import Manifest, TensorSpec
+from ...artifact.manifest import Manifest, TensorSpec
 from ..target import Callables
 from .check import binding_violations
 from .contexts import CACHE, Contexts
-from .flavour import Flavour
+from .edition import Flavour
 from .kernel import Kernel
 from .schedule import ARENA, INPUT, NAME, EngineStep, KernelStep, ProgramSchedule, Reference, load_schedule
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import ArtifactError, raise_all
-from ...manifest import Manifest
+from ...artifact.manifest import Manifest
 
 NAME = "schedule.json"
 INPUT, ARENA, OUTPUT = "input", "arena", "output"

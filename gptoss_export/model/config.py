@@ -1,0 +1,290 @@
+"""The shape of a gpt-oss model, read from config.json in either of its two spellings.
+
+Sources: the Hugging Face `GptOssConfig` and the config.json beside the original weights
+(`num_experts`, `experts_per_token`, `initial_context_length`, `rope_scaling_factor`, ...).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, raise_all
+
+SLIDING = "sliding_attention"
+FULL = "full_attention"
+MXFP4_GROUP = 32  # weights that share one scale: OCP Microscaling Formats 1.0, section 5.2
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """YaRN context extension (Peng et al. 2023, arXiv:2309.00071), as gpt-oss uses it."""
+
+    theta: float
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = False
+    attention_factor: float | None = None
+
+    @property
+    def concentration(self) -> float:
+        """What cos and sin are multiplied by: 0.1 ln(factor) + 1 (section 3.4), unless config gives it."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything about the model that the graph depends on. Names are Hugging Face's."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    num_local_experts: int
+    num_experts_per_tok: int
+    sliding_window: int
+    layer_types: tuple[str, ...]
+    max_position_embeddings: int
+    rms_norm_eps: float
+    swiglu_alpha: float
+    swiglu_limit: float
+    rope: Yarn
+    eos_token_ids: tuple[int, ...] = ()
+
+    def window(self, layer: int) -> int:
+        """Positions that a query of `layer` sees, itself included; 0 means all of them."""
+        return self.sliding_window if self.layer_types[layer] == SLIDING else 0
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {
+            "layer_types": list(self.layer_types),
+            "eos_token_ids": list(self.eos_token_ids),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ModelConfig:
+        """The inverse of `to_json`."""
+        fields = dict(data)
+        fields["rope"] = Yarn(**fields["rope"])
+        fields["layer_types"] = tuple(fields["layer_types"])
+        fields["eos_token_ids"] = tuple(fields["eos_token_ids"])
+        return cls(**fields)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Read `folder`/config.json in the Hugging Face or the original spelling.
+
+    Raises CheckpointError naming every key that is missing, of the wrong kind or out of range.
+    """
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: not found; a checkpoint folder holds a config.json") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: holds a {type(raw).__name__}, expected an object")
+    return parse_config(raw, str(path))
+
+
+def parse_config(raw: dict[str, Any], source: str) -> ModelConfig:
+    """Turn the parsed config.json into a ModelConfig; `source` names it in errors."""
+    keys = _Keys(raw)
+    config = _original(keys) if "rope_scaling_factor" in raw else _hugging_face(keys)
+    problems = keys.problems or violations(config)
+    raise_all(CheckpointError, f"{source}: not a gpt-oss config", problems)
+    return config
+
+
+class _Keys:
+    """Typed look-ups that collect what is wrong in place of raising at the first."""
+
+    def __init__(self, raw: dict[str, Any], prefix: str = "", problems: list[str] | None = None) -> None:
+        self.raw, self.prefix = raw, prefix
+        self.problems: list[str] = [] if problems is None else problems
+
+    def number(self, key: str, kind: type, default: float | None = None) -> Any:
+        value = self.raw.get(key)
+        value = default if value is None else value
+        if value is None:
+            self.problems.append(f"{self.prefix}{key}: missing")
+            return kind(1)
+        good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2.0**63
+        if not good or (kind is int and value != int(value)):
+            self.problems.append(f"{self.prefix}{key}: found {value!r}, expected a finite {kind.__name__}")
+            return kind(1)
+        return kind(value)
+
+    def fixed(self, key: str, expected: Any) -> None:
+        """A key that this architecture allows one value for; absent counts as that value."""
+        if (value := self.raw.get(key, expected)) != expected:
+            self.problems.append(f"{self.prefix}{key}: found {value!r}, gpt-oss has {expected!r}")
+
+    def section(self, *names: str) -> _Keys:
+        for name in names:
+            if isinstance(value := self.raw.get(name), dict):
+                return _Keys(value, f"{name}.", self.problems)
+        self.problems.append(f"{names[0]}: missing")
+        return _Keys({}, f"{names[0]}.", [])
+
+
+def _common(keys: _Keys) -> dict[str, Any]:
+    """What both spellings call the same."""
+    return dict(
+        hidden_size=keys.number("hidden_size", int),
+        intermediate_size=keys.number("intermediate_size", int),
+        num_attention_heads=keys.number("num_attention_heads", int),
+        num_key_value_heads=keys.number("num_key_value_heads", int),
+        head_dim=keys.number("head_dim", int),
+        vocab_size=keys.number("vocab_size", int),
+        rms_norm_eps=keys.number("rms_norm_eps", float, 1e-5),
+        swiglu_alpha=keys.number("swiglu_alpha", float, 1.702),
+        swiglu_limit=keys.number("swiglu_limit", float, 7.0),
+        eos_token_ids=_token_ids(keys),
+    )
+
+
+def _hugging_face(keys: _Keys) -> ModelConfig:
+    for key, expected in (
+        ("model_type", "gpt_oss"), ("hidden_act", "silu"), ("attention_bias", True),
+        ("tie_word_embeddings", False),
+    ):  # fmt: skip
+        keys.fixed(key, expected)
+    layers = keys.number("num_hidden_layers", int)
+    # transformers 5 writes rope_parameters with rope_theta inside; 4 wrote rope_scaling beside it.
+    rope = keys.section("rope_parameters", "rope_scaling")
+    kind = rope.raw.get("rope_type", rope.raw.get("type"))
+    if rope.raw and kind != "yarn":
+        keys.problems.append(f"{rope.prefix}rope_type: found {kind!r}, gpt-oss has 'yarn'")
+    for unused in ("mscale", "mscale_all_dim", "partial_rotary_factor"):
+        rope.fixed(unused, None)
+    theta = rope if "rope_theta" in rope.raw else keys
+    truncate = rope.raw.get("truncate", True)
+    if not isinstance(truncate, bool):
+        keys.problems.append(f"{rope.prefix}truncate: found {truncate!r}, expected true or false")
+    attention_factor = rope.raw.get("attention_factor")
+    if attention_factor is not None:
+        attention_factor = rope.number("attention_factor", float)
+    layer_types = keys.raw.get("layer_types")
+    if layer_types is None:
+        layer_types = alternating(layers)
+    if not isinstance(layer_types, list) or not all(isinstance(kind, str) for kind in layer_types):
+        keys.problems.append(f"layer_types: found {layer_types!r}, expected a list of strings")
+        layer_types = []
+    return ModelConfig(
+        **_common(keys),
+        num_hidden_layers=layers,
+        num_local_experts=keys.number(
+            "num_local_experts" if "num_local_experts" in keys.raw else "num_experts", int
+        ),
+        num_experts_per_tok=keys.number(
+            "num_experts_per_tok" if "num_experts_per_tok" in keys.raw else "experts_per_token", int
+        ),
+        sliding_window=keys.number("sliding_window", int, None if SLIDING in layer_types else 0),
+        layer_types=tuple(layer_types),
+        max_position_embeddings=keys.number("max_position_embeddings", int),
+        rope=Yarn(
+            theta=theta.number("rope_theta", float),
+            factor=rope.number("factor", float),
+            original_max_position_embeddings=rope.number("original_max_position_embeddings", int),
+            beta_fast=rope.number("beta_fast", float, 32.0),
+            beta_slow=rope.number("beta_slow", float, 1.0),
+            truncate=truncate,
+            attention_factor=attention_factor,
+        ),
+    )
+
+
+def _original(keys: _Keys) -> ModelConfig:
+    layers = keys.number("num_hidden_layers", int)
+    context = keys.number("initial_context_length", int)
+    factor = keys.number("rope_scaling_factor", float)
+    return ModelConfig(
+        **_common(keys),
+        num_hidden_layers=layers,
+        num_local_experts=keys.number("num_experts", int),
+        num_experts_per_tok=keys.number("experts_per_token", int),
+        sliding_window=keys.number("sliding_window", int),
+        layer_types=tuple(alternating(layers)),
+        max_position_embeddings=int(context * factor),
+        rope=Yarn(
+            theta=keys.number("rope_theta", float),
+            factor=factor,
+            original_max_position_embeddings=context,
+            beta_fast=keys.number("rope_ntk_beta", float, 32.0),
+            beta_slow=keys.number("rope_ntk_alpha", float, 1.0),
+        ),
+    )
+
+
+def alternating(layers: int) -> list[str]:
+    """The order of gpt-oss: a sliding layer first, then every other one."""
+    return [SLIDING if layer % 2 == 0 else FULL for layer in range(layers)]
+
+
+def _token_ids(keys: _Keys) -> tuple[int, ...]:
+    value = keys.raw.get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(token) is int for token in ids):
+        keys.problems.append(f"eos_token_id: found {value!r}, expected an integer or a list of them")
+        return ()
+    return tuple(ids)
+
+
+def violations(config: ModelConfig) -> list[str]:
+    """What is wrong with the sizes of a model, a line each."""
+    found = []
+    for owner, prefix in ((config, ""), (config.rope, "rope.")):
+        for field in dataclasses.fields(owner):
+            value = getattr(owner, field.name)
+            unused = field.name == "sliding_window" and SLIDING not in config.layer_types
+            if field.type not in ("int", "float") or unused:
+                continue
+            good = isinstance(value, (int, float)) and (field.type == "float" or isinstance(value, int))
+            if not good or isinstance(value, bool) or not 0 < value < math.inf:
+                found.append(f"{prefix}{field.name}: found {value!r}, expected a finite {field.type} above 0")
+    if found:
+        return found
+    for name in ("hidden_size", "intermediate_size"):
+        if (size := getattr(config, name)) % MXFP4_GROUP:
+            found.append(f"{name}: found {size}, expected a multiple of {MXFP4_GROUP} (one MXFP4 scale)")
+    if config.num_attention_heads % config.num_key_value_heads:
+        found.append(
+            f"num_attention_heads: found {config.num_attention_heads}, expected a multiple of "
+            f"num_key_value_heads ({config.num_key_value_heads})"
+        )
+    if config.head_dim % 2:
+        found.append(f"head_dim: found {config.head_dim}, expected an even number (RoPE rotates halves)")
+    if config.num_experts_per_tok > config.num_local_experts:
+        found.append(
+            f"num_experts_per_tok: found {config.num_experts_per_tok}, expected at most "
+            f"num_local_experts ({config.num_local_experts})"
+        )
+    if len(config.layer_types) != config.num_hidden_layers:
+        found.append(
+            f"layer_types: {len(config.layer_types)} entries, expected num_hidden_layers "
+            f"({config.num_hidden_layers})"
+        )
+    if unknown := sorted(set(config.layer_types) - {SLIDING, FULL}):
+        found.append(f"layer_types: found {', '.join(unknown)}, expected {SLIDING} or {FULL}")
+    if config.rope.theta <= 1 or config.rope.factor < 1:
+        found.append(
+            f"rope: theta {config.rope.theta}, factor {config.rope.factor}; expected theta above 1 and "
+            "factor of 1 or more"
+        )
+    wrong = [token for token in config.eos_token_ids if not 0 <= token < config.vocab_size]
+    if wrong:
+        found.append(f"eos_token_id: found {wrong}, expected ids below vocab_size ({config.vocab_size})")
+    return found

@@ -1,0 +1,184 @@
+"""The gpt-oss decoder in plain PyTorch over the ops of `gptoss_export.ops`.
+
+It is built on the meta device and never holds weights: `export` traces it with weights, caches and tokens
+as inputs. Parameter names are Hugging Face's, except that q, k and v are one matrix (`qkv_proj`) and the
+RoPE frequencies are a parameter, because a program's constants have to come from somewhere.
+
+A layer is two ops, one a sublayer; the modules hold their weights under the names of the checkpoint. What
+the ops compute is in their files: matrix products in the dtype of the weights; the residual stream,
+RMSNorm, RoPE, the router and all softmaxes in float32.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from ..model import ops  # noqa: F401  (registers torch.ops.gptoss)
+from .config import MXFP4_GROUP, ModelConfig, Yarn
+
+Caches = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def yarn_inv_freq(yarn: Yarn, head_dim: int) -> torch.Tensor:
+    """RoPE frequencies [head_dim / 2], float32, in radians a position (arXiv:2309.00071, section 3.2).
+
+    Dimensions that turn more than beta_fast times within the original context keep their frequency,
+    those that turn less than beta_slow times are slowed by `factor`, a linear ramp joins the two.
+    """
+    half = torch.arange(0, head_dim, 2, dtype=torch.float32)
+    frequency = 1.0 / (yarn.theta ** (half / head_dim))
+
+    def dimension_of(turns: float) -> float:
+        period = yarn.original_max_position_embeddings / (turns * 2 * math.pi)
+        return head_dim * math.log(period) / (2 * math.log(yarn.theta))
+
+    low, high = dimension_of(yarn.beta_fast), dimension_of(yarn.beta_slow)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    width = high - low if high != low else 0.001
+    slowed = ((half / 2 - low) / width).clamp(0, 1)
+    return frequency / yarn.factor * slowed + frequency * (1 - slowed)
+
+
+class RMSNorm(nn.Module):
+    """Holds the weight of a norm; the op that begins with the norm applies it."""
+
+    def __init__(self, size: int, eps: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size, dtype=dtype))
+        self.eps = eps
+
+
+class RotaryEmbedding(nn.Module):
+    """positions [T] to cos and sin [T, head_dim / 2], float32, multiplied by YaRN's concentration."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.inv_freq = nn.Parameter(torch.empty(config.head_dim // 2, dtype=torch.float32))
+        self.concentration = config.rope.concentration
+
+    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.ops.gptoss.rotary(positions, self.inv_freq, self.concentration)
+
+
+class Attention(nn.Module):
+    """The weights of gptoss::attention_sublayer, but for its norm."""
+
+    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        heads, head_dim = config.num_attention_heads, config.head_dim
+        self.window, self.scale = config.window(layer), head_dim**-0.5
+        width = (heads + 2 * config.num_key_value_heads) * head_dim
+        self.qkv_proj = nn.Linear(config.hidden_size, width, dtype=dtype)
+        self.o_proj = nn.Linear(heads * head_dim, config.hidden_size, dtype=dtype)
+        self.sinks = nn.Parameter(torch.empty(heads, dtype=dtype))
+
+    def forward(self, x, norm: RMSNorm, rope, slots, positions, k_cache, v_cache) -> torch.Tensor:
+        """x [T, H] float32; positions [N, L] with N L = T; caches are written in place."""
+        return torch.ops.gptoss.attention_sublayer(
+            x, norm.weight, self.qkv_proj.weight, self.qkv_proj.bias, self.o_proj.weight, self.o_proj.bias,
+            self.sinks, k_cache, v_cache, *rope, slots, positions, self.window, self.scale, norm.eps,
+        )  # fmt: skip
+
+
+class Router(nn.Module):
+    """The weights of the router."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.num_local_experts, config.hidden_size, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(config.num_local_experts, dtype=dtype))
+
+
+class Experts(nn.Module):
+    """The MXFP4 weights of all experts of a layer, as the checkpoint packs them."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        experts, hidden, inter = config.num_local_experts, config.hidden_size, config.intermediate_size
+        self.gate_up_proj_blocks, self.gate_up_proj_scales = _packed(experts, 2 * inter, hidden)
+        self.gate_up_proj_bias = nn.Parameter(torch.empty(experts, 2 * inter, dtype=dtype))
+        self.down_proj_blocks, self.down_proj_scales = _packed(experts, hidden, inter)
+        self.down_proj_bias = nn.Parameter(torch.empty(experts, hidden, dtype=dtype))
+
+
+def _packed(experts: int, rows: int, columns: int) -> tuple[nn.Parameter, nn.Parameter]:
+    groups = columns // MXFP4_GROUP
+    return tuple(
+        nn.Parameter(torch.empty(shape, dtype=torch.uint8), requires_grad=False)
+        for shape in ((experts, rows, groups, MXFP4_GROUP // 2), (experts, rows, groups))
+    )
+
+
+class Mlp(nn.Module):
+    """The weights of gptoss::experts_sublayer, but for its norm."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.router = Router(config, dtype)
+        self.experts = Experts(config, dtype)
+        self.choices, self.alpha, self.limit = config.num_experts_per_tok, config.swiglu_alpha, config.swiglu_limit
+
+    def forward(self, x: torch.Tensor, norm: RMSNorm, positions: torch.Tensor) -> torch.Tensor:
+        """x [T, H] float32, positions [T]."""
+        experts = self.experts
+        return torch.ops.gptoss.experts_sublayer(
+            x, norm.weight, self.router.weight, self.router.bias,
+            experts.gate_up_proj_blocks, experts.gate_up_proj_scales, experts.gate_up_proj_bias,
+            experts.down_proj_blocks, experts.down_proj_scales, experts.down_proj_bias,
+            positions, self.choices, self.alpha, self.limit, norm.eps,
+        )  # fmt: skip
+
+
+class Layer(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.self_attn = Attention(config, layer, dtype)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.mlp = Mlp(config, dtype)
+
+    def forward(self, x, rope, slots, positions, k_cache, v_cache) -> torch.Tensor:
+        x = self.self_attn(x, self.input_layernorm, rope, slots, positions, k_cache, v_cache)
+        return self.mlp(x, self.post_attention_layernorm, positions.flatten())
+
+
+class Backbone(nn.Module):
+    """Everything between token ids and the final norm; named `model` in a checkpoint."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
+        self.rotary_emb = RotaryEmbedding(config)
+        self.layers = nn.ModuleList(Layer(config, i, dtype) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+
+
+class GptOss(nn.Module):
+    """The decoder: `backbone` makes hidden states, `unembed` makes logits of some of them."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = Backbone(config, dtype)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
+
+    def backbone(
+        self, tokens: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, caches: Caches
+    ) -> torch.Tensor:
+        """tokens and positions [N, L] int64 (-1: padding), slots [N] int64, one (k, v) cache a layer.
+
+        Returns the residual stream after the last layer, [N L, H] float32, before the final norm.
+        """
+        x = self.model.embed_tokens(tokens.flatten()).float()
+        rope = self.model.rotary_emb(positions.flatten())
+        for layer, (k_cache, v_cache) in zip(self.model.layers, caches, strict=True):
+            x = layer(x, rope, slots, positions, k_cache, v_cache)
+        return x
+
+    def unembed(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Residual stream [R, H] float32 to the four results of gptoss::unembed."""
+        return torch.ops.gptoss.unembed(hidden, self.model.norm.weight, self.lm_head.weight, self.model.norm.eps)

@@ -1,0 +1,109 @@
+"""gptoss::experts_sublayer: the second half of a decoder layer, from residual stream to residual stream.
+
+    normed           = norm(x)
+    weights, indices = the `choices` largest of  normed @ router_weight.T + router_bias,  softmax over them
+    returns            x + experts(normed, weights, indices)            gptoss::mxfp4_experts
+
+It is one op because at batch 1 norm, router, top-k, weighted sum and residual are a dozen kernels of a
+microsecond each around two that take time. A target that has no kernel for it takes the reference, which
+leaves gptoss::mxfp4_experts.
+
+Shapes
+  x              [T, H] float32
+  norm_weight    [H]
+  router_weight  [E, H],   router_bias [E]
+  gate_up_blocks to down_bias   as in gptoss::mxfp4_experts
+  positions      [T] int64      -1: padding, routed to no expert
+  choices        int            experts a token goes to, 1 to E
+  alpha, limit, eps   float
+  returns        [T, H] float32
+
+The router is computed in float32, and of equal logits the lower expert index wins. The experts see
+`normed` in the dtype of the weights, or with more digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from ..ops import experts
+from .norm import rms_norm
+from .op import Op
+
+
+def route(
+    normed: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, choices: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """normed [T, H] float32 to weights [T, K] float32 and expert indices [T, K] int64."""
+    logits = F.linear(normed, weight.float(), bias.float())
+    # A stable sort settles ties the same way on every device; topk leaves them open.
+    values, indices = torch.sort(logits, dim=-1, descending=True, stable=True)
+    return values[:, :choices].softmax(dim=-1), indices[:, :choices]
+
+
+def compose(
+    mixture: Callable[..., torch.Tensor],
+    x, norm_weight, router_weight, router_bias,
+    gate_up_blocks, gate_up_scales, gate_up_bias, down_blocks, down_scales, down_bias,
+    positions, choices, alpha, limit, eps,
+) -> torch.Tensor:  # fmt: skip
+    """The op's meaning in plain PyTorch, over an implementation of gptoss::mxfp4_experts."""
+    normed = rms_norm(x, norm_weight, eps)
+    weights, indices = route(normed, router_weight, router_bias, choices)
+    indices = torch.where((positions >= 0)[:, None], indices, -1)
+    return x + mixture(
+        normed.to(norm_weight.dtype), weights, indices,
+        gate_up_blocks, gate_up_scales, gate_up_bias, down_blocks, down_scales, down_bias, alpha, limit,
+    )  # fmt: skip
+
+
+def reference(
+    x: torch.Tensor,
+    norm_weight: torch.Tensor,
+    router_weight: torch.Tensor,
+    router_bias: torch.Tensor,
+    gate_up_blocks: torch.Tensor,
+    gate_up_scales: torch.Tensor,
+    gate_up_bias: torch.Tensor,
+    down_blocks: torch.Tensor,
+    down_scales: torch.Tensor,
+    down_bias: torch.Tensor,
+    positions: torch.Tensor,
+    choices: int,
+    alpha: float,
+    limit: float,
+    eps: float,
+) -> torch.Tensor:
+    return compose(
+        torch.ops.gptoss.mxfp4_experts,
+        x, norm_weight, router_weight, router_bias,
+        gate_up_blocks, gate_up_scales, gate_up_bias, down_blocks, down_scales, down_bias,
+        positions, choices, alpha, limit, eps,
+    )  # fmt: skip
+
+
+def fake(x, *_: Any) -> torch.Tensor:
+    return x.new_empty(x.shape)
+
+
+def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """The cases of the experts, with a router in front; a tie in the router, a token that is idle."""
+    for label, (x, _, indices, *weights, alpha, limit) in experts.cases(device, dtype):
+        random = torch.Generator().manual_seed(len(label))
+        (tokens, hidden), count = x.shape, weights[0].size(0)
+        router = (torch.randn(count, hidden, generator=random) * hidden**-0.5).to(device, dtype)
+        bias = torch.randn(count, generator=random).to(device, dtype)
+        if label == "one token":  # seven equal winners for four places
+            router[2:], bias[2:] = router[2].clone(), bias[2] + 8
+            router[0], bias[0] = router[2], bias[2]
+        norm = (1 + 0.1 * torch.randn(hidden, generator=random)).to(device, dtype)
+        idle = indices[:, 0] < 0
+        positions = torch.where(idle, -1, torch.arange(tokens, device=device))
+        yield label, (x.float(), norm, router, bias, *weights, positions, indices.size(1), alpha, limit, 1e-5)
+
+
+OP = Op(name="experts_sublayer", reference=reference, fake=fake, cases=cases, parts=("mxfp4_experts",))

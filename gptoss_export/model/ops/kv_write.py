@@ -1,0 +1,82 @@
+"""gptoss::kv_write: the keys and values of a step go to their rows of a layer's KV cache, in place.
+
+    k_cache[slot, :, row] = key[t]     v_cache[slot, :, row] = value[t]
+    row = p % R for a token at position p of the sequence in that slot, R for padding
+
+It is an op because the write is a scatter into a tensor that the program only borrows. A compiler that
+knows scatters of PyTorch takes the reference, which is an index_put, and fuses it; for one that does not,
+or that would copy the cache to change a row of it, there is a kernel to call.
+
+Shapes (T = N L tokens)
+  k_cache    [S, Hkv, R + 1, D]   written in place; S slots, rows as gptoss::sink_attention has them
+  v_cache    [S, Hkv, R + 1, D]   written in place
+  key        [T, Hkv, D]          turned by RoPE already; dtype of the caches
+  value      [T, Hkv, D]          dtype of the caches; both may be views, the values lie in the qkv product
+  slots      [N] int64            which cache slot sequence n lives in
+  positions  [N, L] int64         -1: padding, which goes to the scratch row R
+  returns    nothing
+
+Limits: the positions of one call that share a slot lie in different rows: no two of them are R apart.
+Padding of one slot shares the scratch row, where any of it may stay: nobody reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ...model import kv_cache
+from .op import Op
+
+
+def reference(
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+) -> None:
+    """The op's meaning in plain PyTorch."""
+    slot_of, position_of = slots[:, None].expand_as(positions).flatten(), positions.flatten()
+    kv_cache.write(k_cache, slot_of, position_of, key)
+    kv_cache.write(v_cache, slot_of, position_of, value)
+
+
+def fake(k_cache, v_cache, key, value, slots, positions) -> None:
+    return None
+
+
+def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Decode and chunk, idle rows, a ring that wraps within the chunk, heads off the tiles."""
+    shapes = {
+        # label: (slots in cache, kv heads, head_dim, rows, first positions, L)
+        "decode, ragged, one idle": (5, 2, 32, 24, [200, 0, -1, 23], 1),
+        "chunk, padded, ring wraps": (3, 2, 64, 48, [30], 40),
+        "head_dim 80": (2, 3, 80, 20, [17, 5], 6),
+    }
+    for label, (slots, kv_heads, dim, rows, starts, length) in shapes.items():
+        random = torch.Generator().manual_seed(len(label))
+
+        def draw(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, generator=random).to(device, dtype)  # noqa: B023
+
+        first = torch.tensor(starts)[:, None]
+        positions = torch.where(first >= 0, first + torch.arange(length), -1)
+        if length > 6:
+            positions[:, -5:] = -1  # a padded chunk
+        # As in the model: the values are a view, behind the query heads and the keys.
+        qkv = draw(positions.numel(), 2 * kv_heads + 2 * kv_heads, dim)
+        yield label, (
+            draw(slots, kv_heads, rows + 1, dim),
+            draw(slots, kv_heads, rows + 1, dim),
+            draw(positions.numel(), kv_heads, dim),
+            qkv[:, -kv_heads:],
+            torch.randperm(slots, generator=random)[: len(starts)].to(device),
+            positions.to(device),
+        )
+
+
+OP = Op(name="kv_write", reference=reference, fake=fake, cases=cases, mutates=("k_cache", "v_cache"))

@@ -1,0 +1,63 @@
+"""Choosing the next token on the host, in numpy: as sampler.py does it on the device in torch, with the same
+tokens for the same logits, seed and position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .sampling_params import Sampling
+
+# Odd multipliers and the finalizer of SplitMix64 (Steele, Lea, Flood 2014).
+_SEED, _POSITION, _TOKEN = (np.uint64(0x1E3779B97F4A7C15), np.uint64(0x3C6EF372FE94F82B), np.uint64(0x5851F42D4C957F2D))
+_MIX1, _MIX2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+
+def choose(
+    logits: np.ndarray, positions: Sequence[int], options: Mapping[int, Sampling]
+) -> tuple[np.ndarray, np.ndarray]:
+    """One token a row of logits [B, V] float32, and its log probability at temperature 1: [B] int64, [B] float32.
+
+    positions [B]: of the tokens before. `options` by row; other rows take the most likely token.
+    """
+    tokens = logits.argmax(axis=-1)
+    for row, option in options.items():
+        if np.float32(option.temperature) > 0:
+            tokens[row] = _sample(logits[row], positions[row], option)
+    return tokens, logprob(logits, tokens)
+
+
+def logprob(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Natural log of the probability, at temperature 1, of tokens [B] by logits [B, V]; [B] float32."""
+    top = logits.max(axis=-1, keepdims=True)
+    total = np.log(np.exp(logits - top).sum(axis=-1)) + top[:, 0]
+    return np.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - total
+
+
+def _sample(logits: np.ndarray, position: int, option: Sampling) -> int:
+    scaled = logits / np.float32(option.temperature)
+    ids = np.argsort(-scaled, kind="stable")
+    ordered = scaled[ids]
+    power = np.exp(ordered - ordered[0])
+    probability = power / power.sum()
+    before = np.cumsum(probability) - probability
+    kept = np.arange(len(ids)) < (option.top_k or len(ids))
+    if option.top_p < 1:  # sums of 200,000 small numbers reach 1 early
+        kept &= before < np.float32(option.top_p)
+    kept[0] = True
+    noisy = ordered + gumbel(option.seed, position, ids)
+    return int(ids[np.where(kept, noisy, -np.inf).argmax()])
+
+
+def gumbel(seed: int, position: int, token: np.ndarray) -> np.ndarray:
+    """Standard Gumbel noise [n] float32 of token ids [n], by a hash of all three."""
+    with np.errstate(over="ignore"):  # modulo 2^64, as meant
+        bits = np.array(seed % 2**64, np.uint64) * _SEED + np.array(position % 2**64, np.uint64) * _POSITION
+        bits = bits + token.astype(np.uint64) * _TOKEN
+        bits = (bits ^ (bits >> np.uint64(30))) * _MIX1
+        bits = (bits ^ (bits >> np.uint64(27))) * _MIX2
+    bits = bits ^ (bits >> np.uint64(31))
+    # 23 bits and a half: exact in float32 and never 0 or 1.
+    uniform = ((bits >> np.uint64(41)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
+    return -np.log(-np.log(uniform))
