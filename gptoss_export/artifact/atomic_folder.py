@@ -1,9 +1,10 @@
-"""Folders that appear whole or not at all."""
+"""Folders that appear complete or not at all."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +12,11 @@ from pathlib import Path
 
 from ..errors import GptOssExportError
 
-
 PARTIAL = ".partial"
 
 
 def check_new_folder(folder: Path, error: type[GptOssExportError]) -> None:
-    """Raise `error` where `folder` cannot be made: it exists, or its parent is no folder."""
+    """Raise `error` if `folder` cannot be made: it exists, or its parent is not a folder."""
     if folder.exists():
         raise error(f"{folder}: exists already; choose another name or remove it first")
     if not folder.absolute().parent.is_dir():
@@ -25,28 +25,35 @@ def check_new_folder(folder: Path, error: type[GptOssExportError]) -> None:
 
 @contextmanager
 def replace_folder(folder: Path, error: type[GptOssExportError]) -> Iterator[Path]:
-    """Yield a temporary sibling of `folder` to write into; it is renamed at the end, removed on failure.
+    """Yield a temporary sibling of `folder` to write into. It is renamed to `folder` at the end, or removed on failure.
 
-    The sibling's name starts with a dot and ends in `PARTIAL`, which nothing loads from: what a killed process
-    leaves behind is never taken for a whole folder, and can be removed.
+    The sibling's name starts with a dot and ends in `PARTIAL`. A killed process leaves it behind. Nothing loads a
+    folder of such a name, and it can be removed.
     """
     check_new_folder(folder, error)
     parent = folder.absolute().parent
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=PARTIAL, dir=parent))
     try:
         yield partial
-        _open_up(partial)
+        _set_usual_permissions(partial)
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _open_up(folder: Path) -> None:
-    """mkdtemp and safetensors make things private; give them the permissions that any new file gets."""
-    umask = os.umask(0)
-    os.umask(umask)
-    folder.chmod(0o777 & ~umask)
+def _set_usual_permissions(folder: Path) -> None:
+    """Give the folder and its files the permissions of new files. mkdtemp and safetensors make them private.
+
+    The umask is read from a file that is made for it: asking the system means to change it for a moment, for all
+    threads of the process.
+    """
+    probe = folder / ".umask"
+    os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o777))
+    allowed = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    folder.chmod(allowed)
     for path in folder.rglob("*"):
-        if path.is_file() and path.stat().st_nlink == 1:  # not a file that is linked from elsewhere
-            path.chmod(0o666 & ~umask)
+        # A file with more than one link is shared with a folder that is not ours.
+        if path.is_file() and path.stat().st_nlink == 1:
+            path.chmod(allowed & 0o666)

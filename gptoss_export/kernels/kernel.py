@@ -1,98 +1,73 @@
-"""What a package offers for an op: kernels, and the ways in which their launches can be cut.
-
-A launch is cut into programs, tiles, warps and stages. Which cut is fast depends on the shapes and on the GPU, so it is no
-constant of a kernel. An op of kernels that can be cut takes the contract's arguments of its op, and two more:
-
-    tiles  list[int]   the cut: the values of `Cut.default`, part after part
-    arch   str         what it is compiled for, such as sm_90
-
-`Kernel.bind` supplies them: the cut from a table that `gptoss-export tune` has written (tables.py), or the kernel's own guess.
-"""
+"""A kernel: what a package offers for an op, and how it gets its launch config."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
-
-    from .tuned_configs import CutTable
-
-Tiles = Mapping[str, tuple[int, ...]]  # part of a cut -> a NamedTuple of its numbers
-Options = Mapping[str, Mapping[str, Sequence[int]]]  # part -> number -> what tuning tries for it
+from ..compat.pytorch import triton_op_body
+from ..model.ops import Arguments, Op
+from .launch_config import ConfigSpace, LaunchConfig, flatten
+from .tuned_configs import TunedConfigs
 
 
-@dataclass(frozen=True)
-class Cut:
-    """How the launches of one op are cut, for arguments of one shape.
+@dataclass
+class ConfigChooser:
+    """Chooses launch configs for one arch and records each choice.
 
-    name     the kernels that are launched; ops that launch the same ones share their entries in a table
-    shape    all that the cut depends on, beside the arch
-    sizes    of `shape`, the numbers for which an entry of a near one does
-    default  the cut where no table has one
-    options  what tuning tries
+    tuned   the tuned configs to look in, the first that serves a call wins; those of other archs are ignored
+    chosen  the calls so far and the tuned configs that each one used, None for the kernel's own guess
     """
 
-    name: str
-    shape: Mapping[str, int | str]
-    sizes: tuple[str, ...]
-    default: Tiles
-    options: Options
+    arch: str
+    tuned: Sequence[TunedConfigs] = ()
+    chosen: dict[str, TunedConfigs | None] = field(default_factory=dict)
 
-    def __str__(self) -> str:
-        return f"{self.name} ({', '.join(f'{name} {value}' for name, value in self.shape.items())})"
+    def choose(self, space: ConfigSpace) -> LaunchConfig:
+        """The launch config of a call. Raises UsageError where tuned configs do not belong to the kernel."""
+        for configs in self.tuned:
+            if configs.arch == self.arch and (found := configs.find(space)) is not None:
+                self.chosen[str(space)] = configs
+                return found
+        self.chosen[str(space)] = None
+        return space.default
+
+    @property
+    def used(self) -> list[TunedConfigs]:
+        """The tuned configs that served a call, in the order in which they are looked in."""
+        return [configs for configs in self.tuned if any(configs is used for used in self.chosen.values())]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """An op's kernels.
+    """The kernels of one op.
 
-    op   gptoss_triton::<name>, a torch.library.triton_op
-    cut  the op's arguments, which may be fakes, to their Cut; None where nothing of it can be cut. Without it the op takes
-         the contract's arguments alone
+    op            gptoss_triton::<name>, a torch.library.triton_op that takes the arguments of the gptoss:: op by name
+    config_space  arguments, which may be fake tensors, to the launch configs that the call can have. With it the op takes
+                  `config` and `arch` as well
+    covers        arguments to whether the kernels are made for the call. Other calls are computed by the op's reference,
+                  whose smaller ops may have kernels of their own. None: all calls
     """
 
     op: Callable[..., Any]
-    cut: Callable[..., Cut | None] | None = None
+    config_space: Callable[[Arguments], ConfigSpace] | None = None
+    covers: Callable[[Arguments], bool] | None = None
 
-    def bind(self, arch: str, tables: Sequence[CutTable] = ()) -> Callable[..., Any]:
-        """The op with the contract's arguments, compiled for `arch` and cut as the first of `tables` that knows says."""
-        return self._bound(self.op, arch, tables)
+    def bind(self, op: Op, chooser: ConfigChooser, as_launches: bool = False) -> Callable[..., Any]:
+        """The implementation of `op` with the launch configs that `chooser` chooses.
 
-    def launches(self, arch: str, tables: Sequence[CutTable] = ()) -> Callable[..., Any]:
-        """The same as the launches that it is made of, which stay in a traced graph one by one."""
-        # A triton_op hides its launches from export; the function it was made of is its own fake implementation.
-        return self._bound(self.op._abstract_fn, arch, tables)
+        as_launches: the traced graph shows each kernel launch in place of one node for the op.
+        """
+        function = triton_op_body(self.op) if as_launches else self.op
 
-    def _bound(self, function: Callable[..., Any], arch: str, tables: Sequence[CutTable]) -> Callable[..., Any]:
-        if self.cut is None:
-            return function
+        def implementation(*args: Any, **kwargs: Any) -> Any:
+            arguments = op.arguments(args, kwargs)
+            if self.covers is not None and not self.covers(arguments):
+                return op.reference(**arguments)
+            if self.config_space is None:
+                return function(**arguments)
+            config = chooser.choose(self.config_space(arguments))
+            return function(**arguments, config=flatten(config), arch=chooser.arch)
 
-        def bound(*arguments: Any) -> Any:
-            cut = self.cut(*arguments)
-            found = (table.find(cut) for table in tables if table.arch == arch) if cut else ()
-            tiles = next((tiles for tiles in found if tiles), cut.default if cut else {})
-            return function(*arguments, flat(tiles), arch)
-
-        return bound
-
-
-def shape_of(dtype: torch.dtype, **sizes: int) -> dict[str, int | str]:
-    """`Cut.shape` of sizes and a dtype."""
-    return {**sizes, "dtype": str(dtype).removeprefix("torch.")}
-
-
-def flat(tiles: Tiles) -> list[int]:
-    """As a kernel op takes them."""
-    return [number for part in tiles.values() for number in part]
-
-
-def parts(tiles: Sequence[int], *kinds: type[NamedTuple]) -> list[Any]:
-    """The parts of flat `tiles`, in the order of their `kinds`."""
-    made, at = [], 0
-    for kind in kinds:
-        made.append(kind(*tiles[at : at + len(kind._fields)]))
-        at += len(kind._fields)
-    return made
+        return implementation

@@ -1,7 +1,7 @@
-"""The shape of a gpt-oss model, read from config.json in either of its two spellings.
+"""The shape of a gpt-oss model, read from a config.json in one of two spellings.
 
-Sources: the Hugging Face `GptOssConfig` and the config.json beside the original weights
-(`num_experts`, `experts_per_token`, `initial_context_length`, `rope_scaling_factor`, ...).
+Sources: Hugging Face's `GptOssConfig`, and the config.json next to the original weights (`num_experts`,
+`experts_per_token`, `initial_context_length`, `rope_scaling_factor`, ...).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..errors import CheckpointError, raise_all
 
 SLIDING = "sliding_attention"
 FULL = "full_attention"
-MXFP4_GROUP = 32  # weights that share one scale: OCP Microscaling Formats 1.0, section 5.2
+MXFP4_GROUP = 32  # weights that share one scale; OCP Microscaling Formats 1.0, section 5.2
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Yarn:
 
     @property
     def concentration(self) -> float:
-        """What cos and sin are multiplied by: 0.1 ln(factor) + 1 (section 3.4), unless config gives it."""
+        """The factor of cos and sin: `attention_factor` if the config gives it, else 0.1 ln(factor) + 1 (section 3.4)."""
         if self.attention_factor is not None:
             return self.attention_factor
         return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
@@ -42,7 +42,7 @@ class Yarn:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything about the model that the graph depends on. Names are Hugging Face's."""
+    """Everything about the model that the programs depend on. The names are those of Hugging Face."""
 
     hidden_size: int
     intermediate_size: int
@@ -63,10 +63,11 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
 
     def window(self, layer: int) -> int:
-        """Positions that a query of `layer` sees, itself included; 0 means all of them."""
+        """How many positions a query of `layer` sees, its own included. 0 means all of them."""
         return self.sliding_window if self.layer_types[layer] == SLIDING else 0
 
     def to_json(self) -> dict[str, Any]:
+        """The config as an object of JSON."""
         return dataclasses.asdict(self) | {
             "layer_types": list(self.layer_types),
             "eos_token_ids": list(self.eos_token_ids),
@@ -74,7 +75,7 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModelConfig:
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`. Checks nothing: see `violations`."""
         fields = dict(data)
         fields["rope"] = Yarn(**fields["rope"])
         fields["layer_types"] = tuple(fields["layer_types"])
@@ -83,9 +84,9 @@ class ModelConfig:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """Read `folder`/config.json in the Hugging Face or the original spelling.
+    """Read `folder`/config.json, in the spelling of Hugging Face or of the original.
 
-    Raises CheckpointError naming every key that is missing, of the wrong kind or out of range.
+    Raises CheckpointError. It names every key that is missing, of the wrong type or out of range.
     """
     path = folder / "config.json"
     try:
@@ -100,7 +101,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def parse_config(raw: dict[str, Any], source: str) -> ModelConfig:
-    """Turn the parsed config.json into a ModelConfig; `source` names it in errors."""
+    """Turn the parsed config.json into a ModelConfig. `source` is its name in errors. Raises as `read_config`."""
     keys = _Keys(raw)
     config = _original(keys) if "rope_scaling_factor" in raw else _hugging_face(keys)
     problems = keys.problems or violations(config)
@@ -109,13 +110,17 @@ def parse_config(raw: dict[str, Any], source: str) -> ModelConfig:
 
 
 class _Keys:
-    """Typed look-ups that collect what is wrong in place of raising at the first."""
+    """Typed look-ups in an object of JSON. They collect what is wrong in `problems` instead of raising an error.
+
+    After a problem a look-up returns a value of the right type, so that the keys after it are checked too.
+    """
 
     def __init__(self, raw: dict[str, Any], prefix: str = "", problems: list[str] | None = None) -> None:
         self.raw, self.prefix = raw, prefix
         self.problems: list[str] = [] if problems is None else problems
 
-    def number(self, key: str, kind: type, default: float | None = None) -> Any:
+    def number(self, key: str, kind: type[int] | type[float], default: float | None = None) -> Any:
+        """A finite number of type `kind`. An absent key and null give the default; without one they are a problem."""
         value = self.raw.get(key)
         value = default if value is None else value
         if value is None:
@@ -128,11 +133,19 @@ class _Keys:
         return kind(value)
 
     def fixed(self, key: str, expected: Any) -> None:
-        """A key that this architecture allows one value for; absent counts as that value."""
+        """Check a key that has one possible value in gpt-oss. An absent key counts as that value."""
         if (value := self.raw.get(key, expected)) != expected:
             self.problems.append(f"{self.prefix}{key}: found {value!r}, gpt-oss has {expected!r}")
 
+    def first(self, key: str, other: str) -> str:
+        """The one of two keys that is there; the second if neither is."""
+        return key if key in self.raw else other
+
     def section(self, *names: str) -> _Keys:
+        """Look-ups in the first of these keys that holds an object.
+
+        If none does, that is one problem, and missing keys inside of it are no further ones.
+        """
         for name in names:
             if isinstance(value := self.raw.get(name), dict):
                 return _Keys(value, f"{name}.", self.problems)
@@ -141,7 +154,7 @@ class _Keys:
 
 
 def _common(keys: _Keys) -> dict[str, Any]:
-    """What both spellings call the same."""
+    """The fields that have the same key in both spellings."""
     return dict(
         hidden_size=keys.number("hidden_size", int),
         intermediate_size=keys.number("intermediate_size", int),
@@ -157,13 +170,13 @@ def _common(keys: _Keys) -> dict[str, Any]:
 
 
 def _hugging_face(keys: _Keys) -> ModelConfig:
-    for key, expected in (
-        ("model_type", "gpt_oss"), ("hidden_act", "silu"), ("attention_bias", True),
-        ("tie_word_embeddings", False),
-    ):  # fmt: skip
-        keys.fixed(key, expected)
+    keys.fixed("model_type", "gpt_oss")
+    keys.fixed("hidden_act", "silu")
+    keys.fixed("attention_bias", True)
+    keys.fixed("tie_word_embeddings", False)
     layers = keys.number("num_hidden_layers", int)
-    # transformers 5 writes rope_parameters with rope_theta inside; 4 wrote rope_scaling beside it.
+    # transformers 5 writes rope_parameters, which holds rope_theta. Version 4 wrote rope_scaling and, outside of it,
+    # rope_theta.
     rope = keys.section("rope_parameters", "rope_scaling")
     kind = rope.raw.get("rope_type", rope.raw.get("type"))
     if rope.raw and kind != "yarn":
@@ -186,12 +199,8 @@ def _hugging_face(keys: _Keys) -> ModelConfig:
     return ModelConfig(
         **_common(keys),
         num_hidden_layers=layers,
-        num_local_experts=keys.number(
-            "num_local_experts" if "num_local_experts" in keys.raw else "num_experts", int
-        ),
-        num_experts_per_tok=keys.number(
-            "num_experts_per_tok" if "num_experts_per_tok" in keys.raw else "experts_per_token", int
-        ),
+        num_local_experts=keys.number(keys.first("num_local_experts", "num_experts"), int),
+        num_experts_per_tok=keys.number(keys.first("num_experts_per_tok", "experts_per_token"), int),
         sliding_window=keys.number("sliding_window", int, None if SLIDING in layer_types else 0),
         layer_types=tuple(layer_types),
         max_position_embeddings=keys.number("max_position_embeddings", int),
@@ -230,11 +239,12 @@ def _original(keys: _Keys) -> ModelConfig:
 
 
 def alternating(layers: int) -> list[str]:
-    """The order of gpt-oss: a sliding layer first, then every other one."""
+    """The layer types of gpt-oss: sliding and full in turn, a sliding layer first."""
     return [SLIDING if layer % 2 == 0 else FULL for layer in range(layers)]
 
 
 def _token_ids(keys: _Keys) -> tuple[int, ...]:
+    """eos_token_id is a number, a list of numbers, or absent."""
     value = keys.raw.get("eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(token) is int for token in ids):
@@ -244,8 +254,8 @@ def _token_ids(keys: _Keys) -> tuple[int, ...]:
 
 
 def violations(config: ModelConfig) -> list[str]:
-    """What is wrong with the sizes of a model, a line each."""
-    found = []
+    """What is wrong with the sizes of a model: one line for each problem, none for a model that can be built."""
+    found: list[str] = []
     for owner, prefix in ((config, ""), (config.rope, "rope.")):
         for field in dataclasses.fields(owner):
             value = getattr(owner, field.name)

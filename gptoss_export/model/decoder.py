@@ -62,7 +62,7 @@ class RotaryEmbedding(nn.Module):
         self.concentration = config.rope.concentration
 
     def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.ops.gptoss.rotary(positions, self.inv_freq, self.concentration)
+        return torch.ops.gptoss.rotary(positions=positions, inv_freq=self.inv_freq, concentration=self.concentration)
 
 
 class Attention(nn.Module):
@@ -79,10 +79,25 @@ class Attention(nn.Module):
 
     def forward(self, x, norm: RMSNorm, rope, slots, positions, k_cache, v_cache) -> torch.Tensor:
         """x [T, H] float32; positions [N, L] with N L = T; caches are written in place."""
+        cos, sin = rope
         return torch.ops.gptoss.attention_sublayer(
-            x, norm.weight, self.qkv_proj.weight, self.qkv_proj.bias, self.o_proj.weight, self.o_proj.bias,
-            self.sinks, k_cache, v_cache, *rope, slots, positions, self.window, self.scale, norm.eps,
-        )  # fmt: skip
+            x=x,
+            norm_weight=norm.weight,
+            qkv_weight=self.qkv_proj.weight,
+            qkv_bias=self.qkv_proj.bias,
+            o_weight=self.o_proj.weight,
+            o_bias=self.o_proj.bias,
+            sinks=self.sinks,
+            k_cache=k_cache,
+            v_cache=v_cache,
+            cos=cos,
+            sin=sin,
+            slots=slots,
+            positions=positions,
+            window=self.window,
+            scale=self.scale,
+            eps=norm.eps,
+        )
 
 
 class Router(nn.Module):
@@ -127,11 +142,22 @@ class Mlp(nn.Module):
         """x [T, H] float32, positions [T]."""
         experts = self.experts
         return torch.ops.gptoss.experts_sublayer(
-            x, norm.weight, self.router.weight, self.router.bias,
-            experts.gate_up_proj_blocks, experts.gate_up_proj_scales, experts.gate_up_proj_bias,
-            experts.down_proj_blocks, experts.down_proj_scales, experts.down_proj_bias,
-            positions, self.choices, self.alpha, self.limit, norm.eps,
-        )  # fmt: skip
+            x=x,
+            norm_weight=norm.weight,
+            router_weight=self.router.weight,
+            router_bias=self.router.bias,
+            gate_up_blocks=experts.gate_up_proj_blocks,
+            gate_up_scales=experts.gate_up_proj_scales,
+            gate_up_bias=experts.gate_up_proj_bias,
+            down_blocks=experts.down_proj_blocks,
+            down_scales=experts.down_proj_scales,
+            down_bias=experts.down_proj_bias,
+            positions=positions,
+            choices=self.choices,
+            alpha=self.alpha,
+            limit=self.limit,
+            eps=norm.eps,
+        )
 
 
 class Layer(nn.Module):
@@ -181,4 +207,6 @@ class GptOss(nn.Module):
 
     def unembed(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Residual stream [R, H] float32 to the four results of gptoss::unembed."""
-        return torch.ops.gptoss.unembed(hidden, self.model.norm.weight, self.lm_head.weight, self.model.norm.eps)
+        return torch.ops.gptoss.unembed(
+            x=hidden, norm_weight=self.model.norm.weight, weight=self.lm_head.weight, eps=self.model.norm.eps
+        )

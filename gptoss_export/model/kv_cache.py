@@ -36,8 +36,13 @@ class CacheShape:
         return self.slots, config.num_key_value_heads, self.rows(config, layer) + 1, config.head_dim
 
 
-def write(cache: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, values: torch.Tensor) -> None:
-    """Store `values` [T, kv heads, head_dim] at `positions` [T] of `slots` [T], in place; -1 goes to scratch."""
+def write(cache: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor) -> None:
+    """Store `values` [T, kv heads, head_dim] at `positions` [T] of `slots` [T], in place. Position -1 goes to the scratch row."""
     rows = cache.size(2) - 1
     row = (positions % rows).where(positions >= 0, rows)
     cache[slots, :, row] = values
+
+
+def live_rows(cache: torch.Tensor) -> torch.Tensor:
+    """A cache without its scratch row, whose contents mean nothing."""
+    return cache[:, :, :-1]

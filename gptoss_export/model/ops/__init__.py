@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from ..ops import attention, attention_sublayer, experts, experts_sublayer, kv_write, rotary, unembed
-from .op import Op
+from . import attention, attention_sublayer, experts, experts_sublayer, kv_write, rotary, unembed
+from .draw import Arguments
+from .op import Case, Op, Result
 
 OPS: dict[str, Op] = {
-    op.name: op.define()
-    for op in (
-        attention.OP, experts.OP, rotary.OP, kv_write.OP, attention_sublayer.OP, experts_sublayer.OP, unembed.OP
-    )  # fmt: skip
+    module.OP.name: module.OP.define()
+    for module in (
+        attention,
+        attention_sublayer,
+        experts,
+        experts_sublayer,
+        kv_write,
+        rotary,
+        unembed,
+    )
 }
 
-__all__ = ["OPS", "Op"]
+__all__ = ["OPS", "Arguments", "Case", "Op", "Result"]

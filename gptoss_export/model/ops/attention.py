@@ -31,11 +31,10 @@ one + R.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
-
 import torch
 
-from .op import Op
+from . import draw
+from .op import Case, Op
 
 
 def reference(
@@ -73,11 +72,11 @@ def reference(
     return out.reshape(sequences, length, query_heads, head_dim).to(query.dtype).contiguous()
 
 
-def fake(query, k_cache, v_cache, sinks, slots, positions, window, scale) -> torch.Tensor:
+def fake(query: torch.Tensor, *_: object) -> torch.Tensor:
     return query.new_empty(query.shape)
 
 
-def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
+def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     """Decode and prefill, full and sliding, ring wrapped and not, idle rows, GQA 1, 2 and 8."""
     shapes = {
         # label: (slots in cache, kv heads, group, head_dim, rows, window, queries' first positions, L)
@@ -93,23 +92,31 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple
     for label, (slots, kv_heads, group, dim, rows, window, starts, length) in shapes.items():
         random = torch.Generator().manual_seed(len(label))
 
-        def draw(*shape: int) -> torch.Tensor:
+        def normal(*shape: int) -> torch.Tensor:
             return torch.randn(shape, generator=random).to(device, dtype)  # noqa: B023
 
         first = torch.tensor(starts)[:, None]
         positions = torch.where(first >= 0, first + torch.arange(length), -1)
         if length > 1:
             positions[:, -5:] = -1  # a padded chunk
-        yield label, (
-            draw(len(starts), length, kv_heads * group, dim),
-            draw(slots, kv_heads, rows + 1, dim),
-            draw(slots, kv_heads, rows + 1, dim),
-            2 * draw(kv_heads * group),
-            torch.randperm(slots, generator=random)[: len(starts)].to(device),
-            positions.to(device),
-            window,
-            dim**-0.5,
-        )
+        arguments = {
+            "query": normal(len(starts), length, kv_heads * group, dim),
+            "k_cache": normal(slots, kv_heads, rows + 1, dim),
+            "v_cache": normal(slots, kv_heads, rows + 1, dim),
+            "sinks": 2 * normal(kv_heads * group),
+            "slots": torch.randperm(slots, generator=random)[: len(starts)].to(device),
+            "positions": positions.to(device),
+            "window": window,
+            "scale": dim**-0.5,
+        }
+        yield Case(label, arguments)
 
 
-OP = Op(name="sink_attention", reference=reference, fake=fake, cases=cases)
+OP = Op(
+    name="sink_attention",
+    reference=reference,
+    fake=fake,
+    cases=cases,
+    realistic={"positions": draw.positions, "slots": draw.slots},
+    as_kernel=True,
+)

@@ -29,14 +29,15 @@ implementation may keep more digits than the reference, which rounds between the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch.nn import functional as F
 
+from ..kv_cache import live_rows
+from . import draw
 from .norm import rms_norm
-from .op import Op
+from .op import Case, Op
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -44,23 +45,6 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     first, second = x.float().chunk(2, dim=-1)
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
-
-
-def compose(
-    attend: Callable[..., torch.Tensor],
-    write: Callable[..., None],
-    x, norm_weight, qkv_weight, qkv_bias, o_weight, o_bias, sinks, k_cache, v_cache, cos, sin, slots, positions,
-    window, scale, eps,
-) -> torch.Tensor:  # fmt: skip
-    """The op's meaning in plain PyTorch, over implementations of gptoss::sink_attention and gptoss::kv_write."""
-    heads, kv_heads, head_dim = sinks.size(0), k_cache.size(1), k_cache.size(3)
-    qkv = F.linear(rms_norm(x, norm_weight, eps).to(qkv_weight.dtype), qkv_weight, qkv_bias)
-    qkv = qkv.view(-1, heads + 2 * kv_heads, head_dim)
-    query, key, value = qkv.split([heads, kv_heads, kv_heads], dim=1)
-    query, key = rotate(query, cos, sin).view(*positions.shape, heads, head_dim), rotate(key, cos, sin)
-    write(k_cache, v_cache, key, value, slots, positions)
-    out = attend(query, k_cache, v_cache, sinks, slots, positions, window, scale)
-    return x + F.linear(out.view(x.size(0), -1), o_weight, o_bias)
 
 
 def reference(
@@ -81,18 +65,22 @@ def reference(
     scale: float,
     eps: float,
 ) -> torch.Tensor:
-    return compose(
-        torch.ops.gptoss.sink_attention, torch.ops.gptoss.kv_write,
-        x, norm_weight, qkv_weight, qkv_bias, o_weight, o_bias, sinks, k_cache, v_cache, cos, sin, slots,
-        positions, window, scale, eps,
-    )  # fmt: skip
+    """The op's meaning in plain PyTorch, over gptoss::sink_attention and gptoss::kv_write."""
+    heads, kv_heads, head_dim = sinks.size(0), k_cache.size(1), k_cache.size(3)
+    qkv = F.linear(rms_norm(x, norm_weight, eps).to(qkv_weight.dtype), qkv_weight, qkv_bias)
+    qkv = qkv.view(-1, heads + 2 * kv_heads, head_dim)
+    query, key, value = qkv.split([heads, kv_heads, kv_heads], dim=1)
+    query, key = rotate(query, cos, sin).view(*positions.shape, heads, head_dim), rotate(key, cos, sin)
+    torch.ops.gptoss.kv_write(k_cache, v_cache, key, value, slots, positions)
+    out = torch.ops.gptoss.sink_attention(query, k_cache, v_cache, sinks, slots, positions, window, scale)
+    return x + F.linear(out.view(x.size(0), -1), o_weight, o_bias)
 
 
-def fake(x, *_: Any) -> torch.Tensor:
+def fake(x: torch.Tensor, *_: object) -> torch.Tensor:
     return x.new_empty(x.shape)
 
 
-def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
+def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     """Decode and chunk, full and sliding, the ring wrapped and not, idle rows, heads off the tiles."""
     shapes = {
         # label: (slots in cache, hidden, kv heads, group, head_dim, rows, window, first positions, L)
@@ -109,7 +97,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple
     for label, (slots, hidden, kv_heads, group, dim, rows, window, starts, length) in shapes.items():
         random = torch.Generator().manual_seed(len(label))
 
-        def draw(*shape: int, dtype: torch.dtype = dtype, scale: float = 1.0) -> torch.Tensor:
+        def normal(*shape: int, dtype: torch.dtype = dtype, scale: float = 1.0) -> torch.Tensor:
             return (scale * torch.randn(shape, generator=random)).to(device, dtype)  # noqa: B023
 
         first = torch.tensor(starts)[:, None]
@@ -118,22 +106,42 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple
             positions[:, -5:] = -1
         heads, tokens = kv_heads * group, positions.numel()
         width = (heads + 2 * kv_heads) * dim
-        angle = draw(tokens, dim // 2, dtype=torch.float32)
-        yield label, (
-            draw(tokens, hidden, dtype=torch.float32),
-            1 + draw(hidden, scale=0.1),
-            draw(width, hidden, scale=hidden**-0.5), draw(width),
-            draw(hidden, heads * dim, scale=(heads * dim) ** -0.5), draw(hidden),
-            2 * draw(heads),
-            draw(slots, kv_heads, rows + 1, dim), draw(slots, kv_heads, rows + 1, dim),
-            1.2 * angle.cos(), 1.2 * angle.sin(),
-            torch.randperm(slots, generator=random)[: len(starts)].to(device),
-            positions.to(device),
-            window, dim**-0.5, 1e-5,
-        )  # fmt: skip
+        angle = normal(tokens, dim // 2, dtype=torch.float32)
+        arguments = {
+            "x": normal(tokens, hidden, dtype=torch.float32),
+            "norm_weight": 1 + normal(hidden, scale=0.1),
+            "qkv_weight": normal(width, hidden, scale=hidden**-0.5),
+            "qkv_bias": normal(width),
+            "o_weight": normal(hidden, heads * dim, scale=(heads * dim) ** -0.5),
+            "o_bias": normal(hidden),
+            "sinks": 2 * normal(heads),
+            "k_cache": normal(slots, kv_heads, rows + 1, dim),
+            "v_cache": normal(slots, kv_heads, rows + 1, dim),
+            "cos": 1.2 * angle.cos(),
+            "sin": 1.2 * angle.sin(),
+            "slots": torch.randperm(slots, generator=random)[: len(starts)].to(device),
+            "positions": positions.to(device),
+            "window": window,
+            "scale": dim**-0.5,
+            "eps": 1e-5,
+        }
+        yield Case(label, arguments)
 
 
 OP = Op(
-    name="attention_sublayer", reference=reference, fake=fake, cases=cases, mutates=("k_cache", "v_cache"),
+    name="attention_sublayer",
+    reference=reference,
+    fake=fake,
+    cases=cases,
+    mutates=("k_cache", "v_cache"),
     parts=("sink_attention", "kv_write"),
+    realistic={
+        "qkv_weight": draw.matrix,
+        "o_weight": draw.matrix,
+        "cos": draw.angles,
+        "sin": draw.angles,
+        "positions": draw.positions,
+        "slots": draw.slots,
+    },
+    written=lambda arguments: [live_rows(arguments[name]) for name in ("k_cache", "v_cache")],
 )

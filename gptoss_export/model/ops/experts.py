@@ -26,12 +26,13 @@ An implementation may round `act` to the dtype of x between the two products.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
-from ...model import mxfp4
-from .op import Op
+from .. import mxfp4
+from . import draw
+from .draw import Draw
+from .op import Case, Op
 
 
 def reference(
@@ -96,11 +97,11 @@ def swiglu(hidden: torch.Tensor, alpha: float, limit: float) -> torch.Tensor:
     return (up + 1) * gate * torch.sigmoid(alpha * gate)
 
 
-def fake(x, *_: Any) -> torch.Tensor:
+def fake(x: torch.Tensor, *_: object) -> torch.Tensor:
     return x.new_empty(x.shape)
 
 
-def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
+def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     """One token to a chunk, K = 1 and 4, unchosen entries, experts nobody chose, sizes off the tiles."""
     shapes = {
         # label: (tokens, hidden, intermediate, experts, choices, routing)
@@ -115,7 +116,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple
     for label, (tokens, hidden, inter, experts, choices, routing) in shapes.items():
         random = torch.Generator().manual_seed(len(label))
 
-        def draw(*shape: int) -> torch.Tensor:
+        def normal(*shape: int) -> torch.Tensor:
             return torch.randn(shape, generator=random).to(device, dtype)  # noqa: B023
 
         def packed(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,17 +131,45 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple
         if routing == "idle":
             indices[1:] = -1
         weights = torch.rand(tokens, choices, generator=random).softmax(dim=1)
-        yield label, (
-            draw(tokens, hidden),
-            weights.to(device),
-            indices.to(device),
-            *packed(2 * inter, hidden),
-            3 * draw(experts, 2 * inter),
-            *packed(hidden, inter),
-            draw(experts, hidden),
-            1.702,
-            7.0,
-        )
+        gate_up, down = packed(2 * inter, hidden), packed(hidden, inter)
+        arguments = {
+            "x": normal(tokens, hidden),
+            "routing_weights": weights.to(device),
+            "expert_indices": indices.to(device),
+            "gate_up_blocks": gate_up[0],
+            "gate_up_scales": gate_up[1],
+            "gate_up_bias": 3 * normal(experts, 2 * inter),
+            "down_blocks": down[0],
+            "down_scales": down[1],
+            "down_bias": normal(experts, hidden),
+            "alpha": 1.702,
+            "limit": 7.0,
+        }
+        yield Case(label, arguments)
 
 
-OP = Op(name="mxfp4_experts", reference=reference, fake=fake, cases=cases)
+def _indices(draw: Draw, like: torch.Tensor) -> torch.Tensor:
+    """Choices [T, K] of distinct experts, each expert as likely as any other."""
+    experts = draw.arguments["down_blocks"].size(0)
+    return draw.uniform(like.size(0), experts).topk(like.size(1), dim=1).indices
+
+
+def _routing_weights(draw: Draw, like: torch.Tensor) -> torch.Tensor:
+    """Weights [T, K] that sum to 1 for each token."""
+    return draw.uniform(*like.shape).softmax(dim=1)
+
+
+PACKED_WEIGHTS = {
+    "gate_up_blocks": draw.blocks,
+    "gate_up_scales": draw.scales,
+    "down_blocks": draw.blocks,
+    "down_scales": draw.scales,
+}
+OP = Op(
+    name="mxfp4_experts",
+    reference=reference,
+    fake=fake,
+    cases=cases,
+    realistic={**PACKED_WEIGHTS, "expert_indices": _indices, "routing_weights": _routing_weights},
+    as_kernel=True,
+)

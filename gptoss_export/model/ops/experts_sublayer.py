@@ -24,15 +24,14 @@ The router is computed in float32, and of equal logits the lower expert index wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch.nn import functional as F
 
-from ..ops import experts
+from . import draw, experts
 from .norm import rms_norm
-from .op import Op
+from .op import Case, Op
 
 
 def route(
@@ -43,22 +42,6 @@ def route(
     # A stable sort settles ties the same way on every device; topk leaves them open.
     values, indices = torch.sort(logits, dim=-1, descending=True, stable=True)
     return values[:, :choices].softmax(dim=-1), indices[:, :choices]
-
-
-def compose(
-    mixture: Callable[..., torch.Tensor],
-    x, norm_weight, router_weight, router_bias,
-    gate_up_blocks, gate_up_scales, gate_up_bias, down_blocks, down_scales, down_bias,
-    positions, choices, alpha, limit, eps,
-) -> torch.Tensor:  # fmt: skip
-    """The op's meaning in plain PyTorch, over an implementation of gptoss::mxfp4_experts."""
-    normed = rms_norm(x, norm_weight, eps)
-    weights, indices = route(normed, router_weight, router_bias, choices)
-    indices = torch.where((positions >= 0)[:, None], indices, -1)
-    return x + mixture(
-        normed.to(norm_weight.dtype), weights, indices,
-        gate_up_blocks, gate_up_scales, gate_up_bias, down_blocks, down_scales, down_bias, alpha, limit,
-    )  # fmt: skip
 
 
 def reference(
@@ -78,23 +61,35 @@ def reference(
     limit: float,
     eps: float,
 ) -> torch.Tensor:
-    return compose(
-        torch.ops.gptoss.mxfp4_experts,
-        x, norm_weight, router_weight, router_bias,
-        gate_up_blocks, gate_up_scales, gate_up_bias, down_blocks, down_scales, down_bias,
-        positions, choices, alpha, limit, eps,
-    )  # fmt: skip
+    """The op's meaning in plain PyTorch, over gptoss::mxfp4_experts."""
+    normed = rms_norm(x, norm_weight, eps)
+    weights, indices = route(normed, router_weight, router_bias, choices)
+    indices = torch.where((positions >= 0)[:, None], indices, -1)
+    return x + torch.ops.gptoss.mxfp4_experts(
+        normed.to(norm_weight.dtype),
+        weights,
+        indices,
+        gate_up_blocks,
+        gate_up_scales,
+        gate_up_bias,
+        down_blocks,
+        down_scales,
+        down_bias,
+        alpha,
+        limit,
+    )
 
 
-def fake(x, *_: Any) -> torch.Tensor:
+def fake(x: torch.Tensor, *_: object) -> torch.Tensor:
     return x.new_empty(x.shape)
 
 
-def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
+def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     """The cases of the experts, with a router in front; a tie in the router, a token that is idle."""
-    for label, (x, _, indices, *weights, alpha, limit) in experts.cases(device, dtype):
+    for label, given in experts.cases(device, dtype):
         random = torch.Generator().manual_seed(len(label))
-        (tokens, hidden), count = x.shape, weights[0].size(0)
+        x, indices = given["x"], given["expert_indices"]
+        (tokens, hidden), count = x.shape, given["down_blocks"].size(0)
         router = (torch.randn(count, hidden, generator=random) * hidden**-0.5).to(device, dtype)
         bias = torch.randn(count, generator=random).to(device, dtype)
         if label == "one token":  # seven equal winners for four places
@@ -102,8 +97,27 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple
             router[0], bias[0] = router[2], bias[2]
         norm = (1 + 0.1 * torch.randn(hidden, generator=random)).to(device, dtype)
         idle = indices[:, 0] < 0
-        positions = torch.where(idle, -1, torch.arange(tokens, device=device))
-        yield label, (x.float(), norm, router, bias, *weights, positions, indices.size(1), alpha, limit, 1e-5)
+        arguments = {
+            "x": x.float(),
+            "norm_weight": norm,
+            "router_weight": router,
+            "router_bias": bias,
+            **{name: given[name] for name in WEIGHTS},
+            "positions": torch.where(idle, -1, torch.arange(tokens, device=device)),
+            "choices": indices.size(1),
+            "alpha": given["alpha"],
+            "limit": given["limit"],
+            "eps": 1e-5,
+        }
+        yield Case(label, arguments)
 
 
-OP = Op(name="experts_sublayer", reference=reference, fake=fake, cases=cases, parts=("mxfp4_experts",))
+WEIGHTS = ("gate_up_blocks", "gate_up_scales", "gate_up_bias", "down_blocks", "down_scales", "down_bias")
+OP = Op(
+    name="experts_sublayer",
+    reference=reference,
+    fake=fake,
+    cases=cases,
+    parts=("mxfp4_experts",),
+    realistic={**experts.PACKED_WEIGHTS, "router_weight": draw.matrix, "positions": draw.positions},
+)

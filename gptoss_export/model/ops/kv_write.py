@@ -23,12 +23,12 @@ Padding of one slot shares the scratch row, where any of it may stay: nobody rea
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
-from ...model import kv_cache
-from .op import Op
+from .. import kv_cache
+from . import draw
+from .op import Case, Op
 
 
 def reference(
@@ -41,15 +41,15 @@ def reference(
 ) -> None:
     """The op's meaning in plain PyTorch."""
     slot_of, position_of = slots[:, None].expand_as(positions).flatten(), positions.flatten()
-    kv_cache.write(k_cache, slot_of, position_of, key)
-    kv_cache.write(v_cache, slot_of, position_of, value)
+    kv_cache.write(k_cache, key, slot_of, position_of)
+    kv_cache.write(v_cache, value, slot_of, position_of)
 
 
-def fake(k_cache, v_cache, key, value, slots, positions) -> None:
+def fake(*_: object) -> None:
     return None
 
 
-def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
+def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     """Decode and chunk, idle rows, a ring that wraps within the chunk, heads off the tiles."""
     shapes = {
         # label: (slots in cache, kv heads, head_dim, rows, first positions, L)
@@ -60,7 +60,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple
     for label, (slots, kv_heads, dim, rows, starts, length) in shapes.items():
         random = torch.Generator().manual_seed(len(label))
 
-        def draw(*shape: int) -> torch.Tensor:
+        def normal(*shape: int) -> torch.Tensor:
             return torch.randn(shape, generator=random).to(device, dtype)  # noqa: B023
 
         first = torch.tensor(starts)[:, None]
@@ -68,15 +68,25 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple
         if length > 6:
             positions[:, -5:] = -1  # a padded chunk
         # As in the model: the values are a view, behind the query heads and the keys.
-        qkv = draw(positions.numel(), 2 * kv_heads + 2 * kv_heads, dim)
-        yield label, (
-            draw(slots, kv_heads, rows + 1, dim),
-            draw(slots, kv_heads, rows + 1, dim),
-            draw(positions.numel(), kv_heads, dim),
-            qkv[:, -kv_heads:],
-            torch.randperm(slots, generator=random)[: len(starts)].to(device),
-            positions.to(device),
-        )
+        qkv = normal(positions.numel(), 2 * kv_heads + 2 * kv_heads, dim)
+        arguments = {
+            "k_cache": normal(slots, kv_heads, rows + 1, dim),
+            "v_cache": normal(slots, kv_heads, rows + 1, dim),
+            "key": normal(positions.numel(), kv_heads, dim),
+            "value": qkv[:, -kv_heads:],
+            "slots": torch.randperm(slots, generator=random)[: len(starts)].to(device),
+            "positions": positions.to(device),
+        }
+        yield Case(label, arguments)
 
 
-OP = Op(name="kv_write", reference=reference, fake=fake, cases=cases, mutates=("k_cache", "v_cache"))
+OP = Op(
+    name="kv_write",
+    reference=reference,
+    fake=fake,
+    cases=cases,
+    mutates=("k_cache", "v_cache"),
+    realistic={"positions": draw.positions, "slots": draw.slots},
+    written=lambda arguments: [kv_cache.live_rows(arguments[name]) for name in ("k_cache", "v_cache")],
+    as_kernel=True,
+)

@@ -16,11 +16,11 @@ Shapes
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
-from .op import Op
+from . import draw
+from .op import Case, Op
 
 
 def reference(
@@ -30,18 +30,20 @@ def reference(
     return angle.cos() * concentration, angle.sin() * concentration
 
 
-def fake(positions, inv_freq, concentration) -> tuple[torch.Tensor, torch.Tensor]:
+def fake(
+    positions: torch.Tensor, inv_freq: torch.Tensor, concentration: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     shape = positions.size(0), inv_freq.size(0)
     return inv_freq.new_empty(shape), inv_freq.new_empty(shape)
 
 
-def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
+def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     """Far positions, and a number of frequencies that is no power of two."""
     far = torch.tensor([0, 1, 127, 4096, 131071], device=device)
     for half in 32, 40:
         inv_freq = 150000.0 ** -(torch.arange(half, device=device) / half)
-        yield f"{half} frequencies", (far, inv_freq, 1.3)
-    yield "one position", (far[-1:], inv_freq, 1.0)
+        yield Case(f"{half} frequencies", {"positions": far, "inv_freq": inv_freq, "concentration": 1.3})
+    yield Case("one position", {"positions": far[-1:], "inv_freq": inv_freq, "concentration": 1.0})
 
 
-OP = Op(name="rotary", reference=reference, fake=fake, cases=cases)
+OP = Op(name="rotary", reference=reference, fake=fake, cases=cases, realistic={"positions": draw.positions})

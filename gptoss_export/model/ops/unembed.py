@@ -19,13 +19,13 @@ Shapes
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from . import draw
 from .norm import rms_norm
-from .op import Op
+from .op import Case, Op
 
 
 def reference(
@@ -36,13 +36,15 @@ def reference(
     return logits, top, logits.gather(-1, top[:, None]).squeeze(-1) - log_total, log_total
 
 
-def fake(x, norm_weight, weight, eps) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def fake(
+    x: torch.Tensor, norm_weight: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     rows = x.size(0)
     logits, top = x.new_empty(rows, weight.size(0)), x.new_empty(rows, dtype=torch.int64)
     return logits, top, x.new_empty(rows), x.new_empty(rows)
 
 
-def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
+def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     """One row to many, sizes off the tiles, equal logits."""
     for label, (rows, hidden, vocabulary) in {
         "one row": (1, 96, 300),
@@ -56,7 +58,13 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple
         if label == "equal logits":
             weight[[33, 150, 199]] = 3 * x[0] / hidden
         norm = 1 + 0.1 * torch.randn(hidden, generator=random)
-        yield label, (x.to(device), norm.to(device, dtype), weight.to(device, dtype), 1e-5)
+        arguments = {
+            "x": x.to(device),
+            "norm_weight": norm.to(device, dtype),
+            "weight": weight.to(device, dtype),
+            "eps": 1e-5,
+        }
+        yield Case(label, arguments)
 
 
-OP = Op(name="unembed", reference=reference, fake=fake, cases=cases)
+OP = Op(name="unembed", reference=reference, fake=fake, cases=cases, realistic={"weight": draw.matrix})

@@ -1,0 +1,200 @@
+"""The programs of an artifact: what each one takes and gives. This is the only description of them.
+
+  decode         one token for each of B sequences   tokens [B], positions [B], slots [B], caches  -> as unembed_<B>
+  prefill_<C>    up to C tokens of one sequence      tokens [C], positions [C], slots [1], caches  -> hidden [C, H]
+  unembed_<R>    logits of R hidden states           hidden [R, H]
+                                                     -> logits [R, V], top [R], top_logprob [R], log_total [R]
+
+Tracing makes its inputs from it, the manifest stores it, the runner binds buffers by its names, `verify` and the targets
+read it. A program takes its data first, then the KV caches (written in place), then the weights. All shapes are static.
+
+A prefill returns hidden states and no logits: only the last token of a prompt needs the unembedding, while scoring a text
+needs it for every token. Weights and caches are inputs, so that all programs share one copy of each.
+
+Imports no torch, so that an artifact can be read where there is none.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ..model.config import ModelConfig
+from ..model.kv_cache import CacheShape
+from ..model.parameters import UNEMBEDDING, parameters
+
+SCORE_ROWS = 64  # rows of the second unembedding: enough that reading its matrix once pays
+
+
+class Role(StrEnum):
+    """data: a buffer of the caller's; cache: read and written in place, shared by programs; weight: read only, shared."""
+
+    DATA = "data"
+    CACHE = "cache"
+    WEIGHT = "weight"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a program, contiguous. dtype: torch's name without `torch.`."""
+
+    name: str
+    role: Role
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.dtype} {list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The call of a program: its inputs and outputs, in order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def inputs_of(self, role: Role) -> tuple[TensorSpec, ...]:
+        """The inputs of one role, in order."""
+        return tuple(item for item in self.inputs if item.role == role)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The static sizes of an artifact: sequences at a time, tokens a sequence can hold, tokens a prefill call takes."""
+
+    max_batch: int
+    max_context: int
+    prefill_chunks: tuple[int, ...]
+
+    @property
+    def cache(self) -> CacheShape:
+        return CacheShape(self.max_batch, self.max_context, max(self.prefill_chunks))
+
+
+class Program(ABC):
+    """One kind of program, with its size."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The name that the program has in the artifact."""
+
+    @abstractmethod
+    def signature(self, config: ModelConfig, sizes: Sizes, dtype: str) -> Signature:
+        """The call, for a model whose matrices are in `dtype`."""
+
+
+@dataclass(frozen=True)
+class Decode(Program):
+    """The next token of `width` sequences."""
+
+    width: int
+
+    @property
+    def name(self) -> str:
+        return "decode"
+
+    def signature(self, config: ModelConfig, sizes: Sizes, dtype: str) -> Signature:
+        data = (_ids("tokens", self.width), _ids("positions", self.width), _ids("slots", self.width))
+        weights = _weights(config, dtype)
+        return Signature((*data, *kv_caches(config, sizes, dtype), *weights), _choice(config, self.width))
+
+
+@dataclass(frozen=True)
+class Prefill(Program):
+    """Up to `chunk` tokens of one sequence; the rest is padding."""
+
+    chunk: int
+
+    @property
+    def name(self) -> str:
+        return f"prefill_{self.chunk}"
+
+    def signature(self, config: ModelConfig, sizes: Sizes, dtype: str) -> Signature:
+        data = (_ids("tokens", self.chunk), _ids("positions", self.chunk), _ids("slots", 1))
+        weights = tuple(item for item in _weights(config, dtype) if item.name not in UNEMBEDDING)
+        return Signature((*data, *kv_caches(config, sizes, dtype), *weights), (_hidden(config, self.chunk),))
+
+
+@dataclass(frozen=True)
+class Unembed(Program):
+    """The logits of `rows` hidden states."""
+
+    rows: int
+
+    @property
+    def name(self) -> str:
+        return f"unembed_{self.rows}"
+
+    def signature(self, config: ModelConfig, sizes: Sizes, dtype: str) -> Signature:
+        weights = tuple(item for item in _weights(config, dtype) if item.name in UNEMBEDDING)
+        return Signature((_hidden(config, self.rows), *weights), _choice(config, self.rows))
+
+
+def programs_of(sizes: Sizes) -> tuple[Program, ...]:
+    """The programs of an artifact of these sizes."""
+    return (
+        Decode(sizes.max_batch),
+        *(Prefill(chunk) for chunk in sizes.prefill_chunks),
+        Unembed(1),
+        Unembed(SCORE_ROWS),
+    )
+
+
+def kv_cache_names(config: ModelConfig) -> tuple[tuple[str, str], ...]:
+    """The names of the key cache and of the value cache of each layer."""
+    return tuple((f"k_cache.{layer}", f"v_cache.{layer}") for layer in range(config.num_hidden_layers))
+
+
+def kv_caches(config: ModelConfig, sizes: Sizes, dtype: str) -> tuple[TensorSpec, ...]:
+    """The caches of all layers, keys before values."""
+    return tuple(
+        TensorSpec(name, Role.CACHE, sizes.cache.tensor(config, layer), dtype)
+        for layer, names in enumerate(kv_cache_names(config))
+        for name in names
+    )
+
+
+def signature_differences(name: str, found: Signature, expected: Signature) -> Iterator[str]:
+    """Where the call of a program is not the expected one. Of many tensors with wrong sizes one line names the first."""
+    yield from _differences(f"program {name}: input", found.inputs, expected.inputs)
+    yield from _differences(f"program {name}: output", found.outputs, expected.outputs)
+
+
+def _differences(label: str, found: Sequence[TensorSpec], expected: Sequence[TensorSpec]) -> Iterator[str]:
+    for index in range(max(len(found), len(expected))):
+        have = repr(found[index].name) if index < len(found) else "nothing"
+        want = repr(expected[index].name) if index < len(expected) else "nothing"
+        if have != want:
+            yield f"{label} {index} is {have}, expected {want}"
+            return
+    wrong = [(have, want) for have, want in zip(found, expected, strict=True) if have != want]
+    if wrong:
+        have, want = wrong[0]
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        yield f"{label} {have.name}{more} is {have}, expected {want} by the model and the sizes of the artifact"
+
+
+def _ids(name: str, count: int) -> TensorSpec:
+    return TensorSpec(name, Role.DATA, (count,), "int64")
+
+
+def _hidden(config: ModelConfig, rows: int) -> TensorSpec:
+    return TensorSpec("hidden", Role.DATA, (rows, config.hidden_size), "float32")
+
+
+def _choice(config: ModelConfig, rows: int) -> tuple[TensorSpec, ...]:
+    """What gptoss::unembed returns for `rows` rows."""
+    return (
+        TensorSpec("logits", Role.DATA, (rows, config.vocab_size), "float32"),
+        TensorSpec("top", Role.DATA, (rows,), "int64"),
+        TensorSpec("top_logprob", Role.DATA, (rows,), "float32"),
+        TensorSpec("log_total", Role.DATA, (rows,), "float32"),
+    )
+
+
+def _weights(config: ModelConfig, dtype: str) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(item.name, Role.WEIGHT, item.shape, item.dtype) for item in parameters(config, dtype))

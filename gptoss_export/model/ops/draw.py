@@ -1,0 +1,71 @@
+"""Draws arguments like those of real use: random weights, random routing, queries at a given position.
+
+Times measured on other values mislead: with zeros all tokens choose one expert and stand at position 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+
+Arguments: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a drawing function may use: a generator, the last position of the queries, and all arguments of the call."""
+
+    generator: torch.Generator
+    position: int
+    arguments: Arguments
+
+    @property
+    def device(self) -> torch.device:
+        return self.generator.device
+
+    def uniform(self, *shape: int) -> torch.Tensor:
+        """Float32 numbers between 0 and 1."""
+        return torch.rand(shape, generator=self.generator, device=self.device)
+
+
+def normal(draw: Draw, like: torch.Tensor) -> torch.Tensor:
+    """Activations, biases and norms. Raises TypeError for a dtype that is not floating point: the op has to say how such an
+    argument is drawn (`Op.realistic`)."""
+    if not like.is_floating_point():
+        raise TypeError(f"no rule to draw an argument of {like.dtype}, {list(like.shape)}; add one to the op's `realistic`")
+    return torch.randn(like.shape, dtype=like.dtype, generator=draw.generator, device=draw.device)
+
+
+def matrix(draw: Draw, like: torch.Tensor) -> torch.Tensor:
+    """A weight matrix [N, K], scaled so that products with it stay near 1."""
+    return normal(draw, like) * like.shape[-1] ** -0.5
+
+
+def positions(draw: Draw, like: torch.Tensor) -> torch.Tensor:
+    """Positions [N, L] or [T] int64 of queries of one chunk, which ends near `draw.position`."""
+    length = like.shape[-1]
+    start = max(0, draw.position + 1 - length) // length * length
+    return torch.arange(start, start + length, device=draw.device).expand(like.shape)
+
+
+def slots(draw: Draw, like: torch.Tensor) -> torch.Tensor:
+    """Slots [N] int64: sequence n lives in slot n."""
+    return torch.arange(like.numel(), device=draw.device)
+
+
+def blocks(draw: Draw, like: torch.Tensor) -> torch.Tensor:
+    """MXFP4 blocks: every code."""
+    return torch.randint(0, 256, like.shape, dtype=torch.uint8, generator=draw.generator, device=draw.device)
+
+
+def scales(draw: Draw, like: torch.Tensor) -> torch.Tensor:
+    """MXFP4 scales that keep products near 1."""
+    return torch.randint(118, 123, like.shape, dtype=torch.uint8, generator=draw.generator, device=draw.device)
+
+
+def angles(draw: Draw, like: torch.Tensor) -> torch.Tensor:
+    """Cosines or sines."""
+    return draw.uniform(*like.shape) * 2 - 1

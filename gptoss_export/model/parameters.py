@@ -1,0 +1,74 @@
+"""The parameters of the decoder, from its config alone. Imports no torch: a manifest is checked where there is none.
+
+`decoder.GptOss` has these parameters in this order (a test compares the two).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .config import MXFP4_GROUP, ModelConfig
+
+LAYERS = "model.layers."
+EMBEDDING = "model.embed_tokens.weight"
+INV_FREQ = "model.rotary_emb.inv_freq"  # the only parameter that no checkpoint stores: it follows from config.json
+UNEMBEDDING = ("model.norm.weight", "lm_head.weight")  # what the unembedding reads
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter's name, shape and dtype (torch's name without `torch.`)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def parameters(config: ModelConfig, dtype: str) -> tuple[Parameter, ...]:
+    """All parameters of the decoder. Matrices are in `dtype`, MXFP4 blocks and scales in uint8."""
+    hidden, vocabulary = config.hidden_size, config.vocab_size
+    found = [
+        Parameter(EMBEDDING, (vocabulary, hidden), dtype),
+        Parameter(INV_FREQ, (config.head_dim // 2,), "float32"),
+    ]
+    for layer in range(config.num_hidden_layers):
+        found += _layer(config, f"{LAYERS}{layer}.", dtype)
+    norm, lm_head = UNEMBEDDING
+    return (*found, Parameter(norm, (hidden,), dtype), Parameter(lm_head, (vocabulary, hidden), dtype))
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that a parameter belongs to; None for one outside of the layers."""
+    if not name.startswith(LAYERS):
+        return None
+    return int(name.removeprefix(LAYERS).partition(".")[0])
+
+
+def is_expert_weight(name: str) -> bool:
+    """Whether a parameter belongs to the experts, of which a token reads only those that it is routed to."""
+    return ".mlp.experts." in name
+
+
+def _layer(config: ModelConfig, prefix: str, dtype: str) -> Iterator[Parameter]:
+    hidden, inter, experts = config.hidden_size, config.intermediate_size, config.num_local_experts
+    heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    width = (heads + 2 * kv_heads) * head_dim
+    for name, shape, kind in (
+        ("input_layernorm.weight", (hidden,), dtype),
+        ("self_attn.sinks", (heads,), dtype),
+        ("self_attn.qkv_proj.weight", (width, hidden), dtype),
+        ("self_attn.qkv_proj.bias", (width,), dtype),
+        ("self_attn.o_proj.weight", (hidden, heads * head_dim), dtype),
+        ("self_attn.o_proj.bias", (hidden,), dtype),
+        ("post_attention_layernorm.weight", (hidden,), dtype),
+        ("mlp.router.weight", (experts, hidden), dtype),
+        ("mlp.router.bias", (experts,), dtype),
+        ("mlp.experts.gate_up_proj_blocks", (experts, 2 * inter, hidden // MXFP4_GROUP, MXFP4_GROUP // 2), "uint8"),
+        ("mlp.experts.gate_up_proj_scales", (experts, 2 * inter, hidden // MXFP4_GROUP), "uint8"),
+        ("mlp.experts.gate_up_proj_bias", (experts, 2 * inter), dtype),
+        ("mlp.experts.down_proj_blocks", (experts, hidden, inter // MXFP4_GROUP, MXFP4_GROUP // 2), "uint8"),
+        ("mlp.experts.down_proj_scales", (experts, hidden, inter // MXFP4_GROUP), "uint8"),
+        ("mlp.experts.down_proj_bias", (experts, hidden), dtype),
+    ):
+        yield Parameter(prefix + name, shape, kind)
