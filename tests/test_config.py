@@ -1,23 +1,33 @@
-"""config.json in both spellings, and what is refused."""
+"""config.json is read in both spellings, and a wrong one is refused."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gptoss_export.checkpoint.synthetic import PRESETS, hugging_face_config
-from gptoss_export.model.config import ModelConfig, parse_config, read_config
+from gptoss_export.checkpoint.layouts.hugging_face import plain_config_json
+from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.errors import CheckpointError
+from gptoss_export.model.config import ModelConfig, parse_config, read_config
 
 
-def test_spellings_agree(checkpoints):
+def test_spellings_agree(checkpoints: dict[str, Path]) -> None:
     hugging_face, original = read_config(checkpoints["hf"]), read_config(checkpoints["original"])
     assert original.rope == hugging_face.rope
-    same = ("hidden_size", "num_local_experts", "num_experts_per_tok", "layer_types", "swiglu_limit",
-            "max_position_embeddings", "sliding_window")  # fmt: skip
+    same = (
+        "hidden_size",
+        "num_local_experts",
+        "num_experts_per_tok",
+        "layer_types",
+        "swiglu_limit",
+        "max_position_embeddings",
+        "sliding_window",
+    )
     assert [getattr(original, key) for key in same] == [getattr(hugging_face, key) for key in same]
 
 
-def test_equals_what_transformers_reads(checkpoints):
+def test_equals_what_transformers_reads(checkpoints: dict[str, Path]) -> None:
     from transformers import AutoConfig
 
     theirs, ours = AutoConfig.from_pretrained(checkpoints["hf"]), read_config(checkpoints["hf"])
@@ -27,24 +37,24 @@ def test_equals_what_transformers_reads(checkpoints):
     assert ours.rope.theta == theirs.rope_parameters["rope_theta"]
 
 
-def test_json_round_trip():
+def test_json_round_trip() -> None:
     for config in PRESETS.values():
         assert ModelConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
-def test_newer_spelling_of_rope():
-    raw = hugging_face_config(PRESETS["20b"])
+def test_newer_spelling_of_rope() -> None:
+    raw = plain_config_json(PRESETS["20b"])
     rope = raw.pop("rope_scaling") | {"rope_theta": raw.pop("rope_theta")}
     assert parse_config(raw | {"rope_parameters": rope}, "config.json") == PRESETS["20b"]
 
 
-def test_a_model_without_sliding_layers_needs_no_window():
-    raw = hugging_face_config(PRESETS["tiny"]) | {"layer_types": ["full_attention"] * 4, "sliding_window": None}
+def test_a_model_without_sliding_layers_needs_no_window() -> None:
+    raw = plain_config_json(PRESETS["tiny"]) | {"layer_types": ["full_attention"] * 4, "sliding_window": None}
     assert parse_config(raw, "config.json").window(0) == 0
 
 
-def test_all_problems_are_named_at_once():
-    raw = hugging_face_config(PRESETS["20b"])
+def test_all_problems_are_named_at_once() -> None:
+    raw = plain_config_json(PRESETS["20b"])
     del raw["hidden_size"]
     raw |= {"num_attention_heads": "many", "hidden_act": "gelu"}
     raw["rope_scaling"]["rope_type"] = "linear"
@@ -70,17 +80,17 @@ def test_all_problems_are_named_at_once():
         ({"eos_token_id": 10**9}, "eos_token_id"),
         ({"hidden_size": 10**400}, "hidden_size"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type: found 'linear'"),
-        ({"rope_scaling": hugging_face_config(PRESETS["20b"])["rope_scaling"] | {"beta_slow": 0}}, "rope.beta_slow"),
+        ({"rope_scaling": plain_config_json(PRESETS["20b"])["rope_scaling"] | {"beta_slow": 0}}, "rope.beta_slow"),
         ({"rope_scaling": None}, "rope_parameters: missing"),
         ({"hidden_size": float("nan")}, "finite"),
     ],
 )
-def test_refused(change, message):
+def test_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        parse_config(hugging_face_config(PRESETS["20b"]) | change, "config.json")
+        parse_config(plain_config_json(PRESETS["20b"]) | change, "config.json")
 
 
-def test_file_problems(tmp_path):
+def test_file_problems(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not found"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text("{")

@@ -1,4 +1,4 @@
-"""Reading gpt-oss checkpoints in the three layouts they come in, and writing random ones."""
+"""Reads gpt-oss checkpoints in the layouts they come in, and writes synthetic ones."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Opens a checkpoint folder and accounts for every tensor in it. Nothing is read but headers and config.
+"""Opens a checkpoint folder and checks every tensor in it. Opening reads config.json and the shards' headers alone.
 
-Tensors are memory-mapped by safetensors; `parameter` brings one parameter of the model into memory at a
-time, which is how the build keeps its footprint flat whatever the model's size.
+safetensors maps the shards into memory. A checkpoint's parameters are read one at a time or one layer at a time, so
+that a build needs about as much memory for a large model as for a small one.
 """
 
 from __future__ import annotations
@@ -9,29 +9,36 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..model import mxfp4
-from ..model.config import ModelConfig, read_config
 from ..errors import CheckpointError, raise_all
-from .layouts import LAYOUTS, Layout, Recipe, Stored
+from ..model.config import ModelConfig, read_config
+from ..model.parameters import layer_of
+from .layouts import Layout, layout_of
+from .layouts.layout import Recipe, StoredTensor
 
 INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checked checkpoint. `files` tells in which shard each stored tensor lies."""
+    """A checked checkpoint. `files` gives the shard of each stored tensor, `recipes` is what the layout says."""
 
     folder: Path
     config: ModelConfig
     layout: Layout
     recipes: dict[str, Recipe]
     files: dict[str, Path]
+
+    @property
+    def converts(self) -> bool:
+        """Whether any parameter has to be computed, so that a build cannot use the shards as they are."""
+        return any(recipe.convert is not None for recipe in self.recipes.values())
 
     def stored(self, name: str) -> torch.Tensor:
         """A stored tensor by its name in the checkpoint, memory-mapped."""
@@ -41,37 +48,58 @@ class Checkpoint:
     def parameters(self) -> Iterator[str]:
         """Names of the model's parameters that come from the checkpoint."""
         for name, recipe in self.recipes.items():
-            yield from (f"{name}_blocks", f"{name}_scales") if recipe.quantize else (name,)
+            yield from recipe.parameters(name)
 
     def parameter(self, name: str) -> torch.Tensor:
-        """A parameter of the model, in the dtype of the checkpoint (uint8 for blocks and scales)."""
-        if name in self.recipes:
-            parts = [self.stored(part.name) for part in self.recipes[name].parts]
-            return torch.cat(parts) if len(parts) > 1 else parts[0]
-        stem, _, half = name.rpartition("_")
-        return self.quantized(stem)[("blocks", "scales").index(half)]
+        """A parameter of the model, in the dtype of the checkpoint (uint8 for MXFP4 blocks and scales).
 
-    def quantized(self, stem: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """MXFP4 blocks and scales of the experts' matrix `stem`, an expert at a time."""
-        (part,) = self.recipes[stem].parts
-        with safe_open(self.files[part.name], framework="pt") as shard:
-            rows = shard.get_slice(part.name)
-            pairs = [mxfp4.quantize(rows[expert].T) for expert in range(part.shape[0])]
-        return torch.stack([blocks for blocks, _ in pairs]), torch.stack([scales for _, scales in pairs])
+        A parameter that a converter makes is computed again on each call, together with the others of its recipe.
+        `converted_groups` computes each once.
+        """
+        for stem, recipe in self.recipes.items():
+            if name in recipe.parameters(stem):
+                return self._make(stem)[name]
+        raise KeyError(name)
+
+    def converted_groups(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        """All parameters, grouped by layer: the stem of a file name, such as layer-003, and tensors by name.
+
+        A parameter outside of the layers is a group of its own, named as the parameter. The iterator keeps no
+        reference to a group: a caller that deletes one before it takes the next holds one layer in memory.
+        """
+        groups: dict[str, list[str]] = {}
+        for name in self.recipes:
+            layer = layer_of(name)
+            groups.setdefault(name if layer is None else f"layer-{layer:03}", []).append(name)
+        for group, names in groups.items():
+            yield group, {key: value for name in names for key, value in self._make(name).items()}
+
+    def _make(self, stem: str) -> dict[str, torch.Tensor]:
+        """The parameters of the recipe listed under `stem`."""
+        recipe = self.recipes[stem]
+        names = [part.name for part in recipe.parts]
+        if recipe.convert is None:
+            parts = [self.stored(name) for name in names]
+            return {stem: torch.cat(parts) if len(parts) > 1 else parts[0]}
+        with ExitStack() as stack:
+            paths = dict.fromkeys(self.files[name] for name in names)
+            shards = {path: stack.enter_context(safe_open(path, framework="pt")) for path in paths}
+            made = recipe.convert.convert([shards[self.files[name]].get_slice(name) for name in names])
+        return dict(zip(recipe.parameters(stem), made, strict=True))
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Check `folder` and return its Checkpoint.
 
-    Raises CheckpointError naming every tensor that is missing, unknown, duplicate, or of the wrong shape or
-    dtype, and every shard that is missing or unreadable.
+    Raises CheckpointError. It names every tensor that is missing, unknown, stored twice, or of the wrong shape or
+    dtype, and every shard that is missing or cannot be read.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: not a folder; expected one with config.json and *.safetensors")
     config = read_config(folder)
     shards = _shards(folder)
     names = Counter(name for tensors in shards.values() for name in tensors)
-    layout = next((layout for layout in LAYOUTS.values() if layout.matches(names)), None)
+    layout = layout_of(names)
     if layout is None:
         raise CheckpointError(
             f"{folder}: tensors of no known layout (such as {', '.join(sorted(names)[:3]) or 'none at all'}); "
@@ -92,7 +120,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, config, layout, recipes, files)
 
 
-def _mismatch(path: Path, wanted: Stored, shape: tuple[int, ...], dtype: str) -> Iterator[str]:
+def _mismatch(path: Path, wanted: StoredTensor, shape: tuple[int, ...], dtype: str) -> Iterator[str]:
     if shape != wanted.shape:
         yield f"{wanted.name} ({path.name}): shape {list(shape)}, expected {list(wanted.shape)} by config.json"
     if dtype not in wanted.dtypes:
@@ -100,40 +128,41 @@ def _mismatch(path: Path, wanted: Stored, shape: tuple[int, ...], dtype: str) ->
 
 
 def _shards(folder: Path) -> dict[Path, dict[str, tuple[tuple[int, ...], str]]]:
-    """Shape and dtype of every tensor of every shard, from the files' headers."""
+    """Shape and dtype of every tensor of every shard, from the shards' headers."""
     problems: list[str] = []
     paths = sorted(folder.glob("*.safetensors"))
     index = _read_index(folder)
-    problems += [f"{name}: named by {INDEX}, not in the folder" for name in sorted(set(index.values()))
-                 if not (folder / name).is_file()]  # fmt: skip
+    named = sorted(set(index.values()))
+    problems += [f"{name}: named by {INDEX}, not in the folder" for name in named if not (folder / name).is_file()]
     if not paths and not problems:
         problems.append("no *.safetensors file")
-    shards = {}
+    shards: dict[Path, dict[str, tuple[tuple[int, ...], str]]] = {}
     for path in paths:
         try:
             with safe_open(path, framework="pt") as shard:
                 slices = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118
-                shards[path] = {
-                    name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()
-                }
+                shards[path] = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
         except (SafetensorError, OSError) as error:
             problems.append(f"{path.name}: cannot be read as safetensors ({error})")
     readable = {path.name: tensors for path, tensors in shards.items()}
-    problems += [f"{name}: {INDEX} says it is in {file}, which does not hold it" for name, file in index.items()
-                 if file in readable and name not in readable[file]]  # fmt: skip
+    problems += [
+        f"{name}: {INDEX} says it is in {file}, which does not hold it"
+        for name, file in index.items()
+        if file in readable and name not in readable[file]
+    ]
     raise_all(CheckpointError, f"{folder}: shards are missing or broken", problems)
     return shards
 
 
 def _read_index(folder: Path) -> dict[str, str]:
-    """Tensor name to file name, empty where the folder has no index."""
+    """The file name of each tensor, from the index. Empty if the folder has no index."""
     path = folder / INDEX
     if not path.is_file():
         return {}
     try:
         weight_map = json.loads(path.read_text())["weight_map"]
         if not all(isinstance(item, str) for pair in weight_map.items() for item in pair):
-            raise TypeError("weight_map holds something other than names")
+            raise TypeError("weight_map must map names of tensors to names of files")
         return weight_map
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a safetensors index ({type(error).__name__}: {error})") from None

@@ -34,7 +34,7 @@ class Yarn:
 
     @property
     def concentration(self) -> float:
-        """The factor of cos and sin: `attention_factor` if the config gives it, else 0.1 ln(factor) + 1 (section 3.4)."""
+        """The factor of cos and sin: `attention_factor` if it is given, else 0.1 ln(factor) + 1 (section 3.4)."""
         if self.attention_factor is not None:
             return self.attention_factor
         return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
@@ -284,8 +284,7 @@ def violations(config: ModelConfig) -> list[str]:
         )
     if len(config.layer_types) != config.num_hidden_layers:
         found.append(
-            f"layer_types: {len(config.layer_types)} entries, expected num_hidden_layers "
-            f"({config.num_hidden_layers})"
+            f"layer_types: {len(config.layer_types)} entries, expected num_hidden_layers ({config.num_hidden_layers})"
         )
     if unknown := sorted(set(config.layer_types) - {SLIDING, FULL}):
         found.append(f"layer_types: found {', '.join(unknown)}, expected {SLIDING} or {FULL}")

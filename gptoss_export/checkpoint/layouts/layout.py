@@ -1,0 +1,158 @@
+"""What a checkpoint layout is: which tensors a checkpoint holds, and how the model's parameters come from them.
+
+The parameters of `gptoss_export.model` are the common form. A recipe says which stored tensors make up a
+parameter. Most recipes only concatenate. A recipe with a converter computes parameters, for example MXFP4 blocks
+and scales from plain matrices. A converter also goes the other way, which is how synthetic checkpoints are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+import torch
+
+from ...model.config import MXFP4_GROUP, ModelConfig
+
+if TYPE_CHECKING:
+    from transformers import GptOssForCausalLM
+
+# Names of dtypes as safetensors writes them.
+FLOATS = ("BF16", "F32", "F16")
+PACKED = ("U8",)
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that the checkpoint must hold, in one of `dtypes`."""
+
+    name: str
+    shape: Shape
+    dtypes: tuple[str, ...] = FLOATS
+
+
+class LazyTensor(Protocol):
+    """A stored tensor whose slices are read when they are asked for. safetensors' slices and tensors are such."""
+
+    def __getitem__(self, index: Any, /) -> torch.Tensor: ...
+
+
+class Converter(Protocol):
+    """Computes model parameters from stored tensors, and the stored tensors from model parameters."""
+
+    def parameters(self, name: str) -> tuple[str, ...]:
+        """Names of the model parameters that a recipe listed under `name` makes."""
+
+    def convert(self, stored: Sequence[LazyTensor]) -> tuple[torch.Tensor, ...]:
+        """The parameters, in the order of `parameters`, from the stored tensors, in the order of the recipe's parts.
+
+        Reads one expert at a time, so that memory stays flat.
+        """
+
+    def invert(self, parameters: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """The stored tensors for these parameters, both in the orders of `convert`."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How parameters come from stored tensors.
+
+    Without a converter, the parts, concatenated along dimension 0, are one parameter, stored as the model holds it.
+    """
+
+    parts: tuple[StoredTensor, ...]
+    convert: Converter | None = None
+
+    def parameters(self, name: str) -> tuple[str, ...]:
+        """Names of the model parameters that this recipe, listed under `name`, makes."""
+        return (name,) if self.convert is None else self.convert.parameters(name)
+
+    def invert(self, parameters: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The stored tensors by name, for the parameters in the order of `parameters`."""
+        if self.convert is not None:
+            pieces: Sequence[torch.Tensor] = self.convert.invert(parameters)
+        else:
+            (whole,) = parameters
+            pieces = whole.split([part.shape[0] for part in self.parts])
+        return {part.name: piece for part, piece in zip(self.parts, pieces, strict=True)}
+
+
+class ParameterSource(Protocol):
+    """An opened checkpoint, as far as a layout needs it. `gptoss_export.checkpoint.Checkpoint` is one."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The shape of the model."""
+
+    def parameters(self) -> Iterator[str]:
+        """Names of the model's parameters that come from the checkpoint."""
+
+    def parameter(self, name: str) -> torch.Tensor:
+        """One of them, as the model holds it."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to store a gpt-oss model.
+
+    name               what the project calls it, for example in the manifest
+    names, experts     the values of --layout and --experts of make-checkpoint that mean this layout
+    matches            whether a checkpoint with these tensor names is in this layout
+    recipes            the recipe of every parameter, by the parameter's name. A recipe that makes several parameters
+                       is listed under the name that they begin with
+    config_json        what config.json holds in this layout
+    load_transformers  takes an opened checkpoint, a dtype and a device; returns Hugging Face's model with the weights
+                       that a build of the checkpoint has, and with eager attention. Imports transformers
+    """
+
+    name: str
+    names: str
+    experts: Literal["mxfp4", "bf16"]
+    matches: Callable[[Collection[str]], bool]
+    recipes: Callable[[ModelConfig], dict[str, Recipe]]
+    config_json: Callable[[ModelConfig], dict[str, Any]]
+    load_transformers: Callable[[ParameterSource, torch.dtype, torch.device], GptOssForCausalLM]
+
+
+def stored(name: str, *shape: int) -> Recipe:
+    """The recipe of a parameter that is one float tensor of the checkpoint."""
+    return Recipe((StoredTensor(name, shape),))
+
+
+class ExpertMatrix(NamedTuple):
+    """One of the two weight matrices of every expert: its name in the model, its outputs and its inputs."""
+
+    name: str
+    rows: int
+    columns: int
+
+
+def expert_matrices(config: ModelConfig) -> tuple[ExpertMatrix, ExpertMatrix]:
+    """The two weight matrices of an expert, in the order in which a token meets them."""
+    return (
+        ExpertMatrix("gate_up_proj", 2 * config.intermediate_size, config.hidden_size),
+        ExpertMatrix("down_proj", config.hidden_size, config.intermediate_size),
+    )
+
+
+def mxfp4_shapes(experts: int, rows: int, columns: int) -> tuple[Shape, Shape]:
+    """Shapes of the MXFP4 blocks and scales of `experts` matrices [rows, columns]."""
+    groups = columns // MXFP4_GROUP
+    return (experts, rows, groups, MXFP4_GROUP // 2), (experts, rows, groups)
+
+
+def stored_mxfp4(blocks: str, scales: str, experts: int, matrix: ExpertMatrix) -> tuple[Recipe, Recipe]:
+    """The recipes of an expert matrix whose MXFP4 blocks and scales are tensors of the checkpoint."""
+    shapes = mxfp4_shapes(experts, matrix.rows, matrix.columns)
+    blocks_recipe, scales_recipe = (
+        Recipe((StoredTensor(name, shape, PACKED),)) for name, shape in zip((blocks, scales), shapes, strict=True)
+    )
+    return blocks_recipe, scales_recipe
