@@ -1,3 +1,50 @@
-"""gptoss-export: compile gpt-oss checkpoints ahead of time, run the artifact anywhere its target runs."""
+"""gptoss-export: compile gpt-oss checkpoints ahead of time and run the artifacts.
 
-__version__ = "0.1.0"
+build           checkpoint folder -> artifact folder
+load            artifact folder -> Runner
+verify          compare an artifact with an oracle
+Runner          a loaded artifact
+SamplingParams  how a sequence chooses its tokens
+
+Each name is imported when it is first used, so that `import gptoss_export` is quick and needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.2.0"
+
+if TYPE_CHECKING:
+    from .building import BuildOptions, build
+    from .loading import load
+    from .runtime.generation import Generation, Token
+    from .runtime.runner import Runner
+    from .runtime.sampling_params import SamplingParams
+    from .verification.verify import verify
+
+_PUBLIC = {
+    "BuildOptions": "building",
+    "Generation": "runtime.generation",
+    "Runner": "runtime.runner",
+    "SamplingParams": "runtime.sampling_params",
+    "Token": "runtime.generation",
+    "build": "building",
+    "load": "loading",
+    "verify": "verification.verify",
+}
+
+__all__ = ["BuildOptions", "Generation", "Runner", "SamplingParams", "Token", "build", "load", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

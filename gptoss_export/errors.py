@@ -1,11 +1,12 @@
-"""What can go wrong, by who has to mend it.
+"""What can go wrong, by who has to fix it.
 
-GptOssExportError        base; a message that says what was found, what was expected and what to do
+GptOssExportError        base; the message says what was found, what was expected and what to do
 ├── UsageError           an option or argument is wrong
 ├── CheckpointError      the checkpoint folder does not hold a gpt-oss model
-├── BuildError           the model cannot be compiled for this target here
-│   └── LoweringError    an op has no implementation that the target accepts
-├── ArtifactError        the artifact is damaged, incomplete or not for this machine
+├── BuildError           the model cannot be compiled for this target on this machine
+│   ├── LoweringError    an op has no implementation that the target accepts
+│   └── CompatibilityError   torch or Triton lacks a private name that the build needs
+├── ArtifactError        the artifact is damaged, incomplete or not made for this machine
 └── RunError             a request does not fit the loaded artifact
 
 The command line turns each of them into one message on stderr and exit code 2.
@@ -29,15 +30,19 @@ class CheckpointError(GptOssExportError):
 
 
 class BuildError(GptOssExportError):
-    """The model cannot be compiled for this target here."""
+    """The model cannot be compiled for this target on this machine."""
 
 
 class LoweringError(BuildError):
     """An op has no implementation that the target accepts."""
 
 
+class CompatibilityError(BuildError):
+    """torch or Triton lacks a private name that the build needs."""
+
+
 class ArtifactError(GptOssExportError):
-    """The artifact is damaged, incomplete or not for this machine."""
+    """The artifact is damaged, incomplete or not made for this machine."""
 
 
 class RunError(GptOssExportError):
@@ -45,9 +50,9 @@ class RunError(GptOssExportError):
 
 
 def raise_all(kind: type[GptOssExportError], heading: str, problems: Iterable[str]) -> None:
-    """Raise one `kind` naming every problem, or nothing where there is none.
+    """Raise one `kind` naming every problem; do nothing where there is none.
 
-    Checks collect what is wrong and end with this call, so that a user mends all of it in one go.
+    Checks collect what is wrong and end with this call, so that a user can fix everything at once.
     """
     found = list(problems)
     if found:

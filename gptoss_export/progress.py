@@ -1,30 +1,39 @@
-"""The steps of long work: what is being done, and how long each took. Knows nothing about terminals."""
+"""The progress of long work: what is being done, how long each stage took. Knows nothing about terminals."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-
-# Called with the step's name when it starts and with its seconds when it ends.
-Listener = Callable[[str, float | None], None]
+from typing import Any
 
 
-class Steps:
-    """Times named steps, and tells a listener as they start and end."""
+class Progress:
+    """Times named stages. A subclass shows them; this one shows nothing."""
 
-    def __init__(self, listener: Listener = lambda name, seconds: None) -> None:
+    def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._listener = listener
-
-    def at(self, name: str) -> None:
-        """Say how far the step is; not timed."""
-        self._listener(name, None)
 
     @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        self._listener(name, None)
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage. A stage that fails has no time."""
+        self.started(name)
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
-        self._listener(name, self.seconds[name])
+        self.finished(name, self.seconds[name])
+
+    def started(self, name: str) -> None:
+        """A stage begins."""
+
+    def finished(self, name: str, seconds: float) -> None:
+        """A stage has ended."""
+
+    def update(self, text: str) -> None:
+        """How far the present stage is."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know, such as a copy of many gigabytes."""
+
+    def facts(self, title: str, values: Mapping[str, Any]) -> None:
+        """Named values that the user should see before the work starts."""

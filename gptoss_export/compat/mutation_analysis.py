@@ -22,7 +22,7 @@ _NAMES = ("identify_accessed_tensors", "identify_mutated_tensors")  # since torc
 
 
 @contextmanager
-def asked_once() -> Iterator[None]:
+def cached_mutation_analysis() -> Iterator[None]:
     """Until the end torch remembers what it found of a kernel; enter it anew for another arch."""
     from torch._higher_order_ops import triton_kernel_wrap
 

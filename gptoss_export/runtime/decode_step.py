@@ -1,96 +1,105 @@
-"""The decode step: one program call, the choice of the next token and the advance to it, on the device.
+"""The decode step on the device: one call of the decode program, the choice of the next token, the advance of positions.
 
-On CUDA the step is captured once into a CUDA graph, so that it costs the host one launch. Tokens and
-positions live in buffers that the step itself rewrites: its own choice is the next step's input, and the
-host may read it while the next step runs.
+On CUDA the step is captured once into a CUDA graph, so that it costs the host one launch. Tokens and positions are in
+buffers that the step itself rewrites: its choice is the next step's input, and the host may read it while the next step
+runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from .cuda.driver import own_stream
 from .cuda.early_launch import launch_early
-from .sampler_torch import SamplingBuffers, Scores, choose
+from .executor import PendingTokens
+from .sampler_torch import SamplingBuffers, StepOutput, choose
 
 
 @dataclass(frozen=True)
-class _Captured:
-    """A recorded step, its results, and how many of its kernels are launched early."""
+class CapturedStep:
+    """A captured step, its results, and how many of its kernels are launched early."""
 
     graph: torch.cuda.CUDAGraph
-    scores: Scores
+    output: StepOutput
     logprobs: torch.Tensor
-    early: int
+    early_launches: int
 
 
 class DecodeStep:
-    """tokens, positions [B] int64 in and out (position -1: idle), advance [B] int64 by how much a step moves each
-    position (1, or 0 where idle); after `run`, scores and logprobs [B]."""
+    """The step over all slots.
+
+    decode     runs the decode program on the buffers below
+    tokens     [B] int64, read and replaced by the chosen tokens
+    positions  [B] int64, read and advanced; -1: the slot is idle
+    advance    [B] int64, by how much a step moves each position: 1, or 0 where idle
+
+    After `run`, `output` and `logprobs` [B] are those of the step.
+    """
 
     def __init__(
         self,
-        decode: Callable[[], Sequence[torch.Tensor]],
+        decode: Callable[[], StepOutput],
         tokens: torch.Tensor,
         positions: torch.Tensor,
         advance: torch.Tensor,
-        options: SamplingBuffers,
+        params: SamplingBuffers,
     ) -> None:
-        # Before `_decode`, so that graphs go first when the step does: it may hold the code of their kernels.
-        self._captured: dict[bool, _Captured] = {}
+        # Declared first: attributes are freed in this order, and graphs must go before the code of their kernels.
+        self.captured: dict[bool, CapturedStep] = {}
         self.tokens, self.positions, self.advance = tokens, positions, advance
-        self._decode, self._options = decode, options
-        self.scores: Scores | None = None
+        self._decode, self._params = decode, params
+        self.output: StepOutput | None = None
         self.logprobs: torch.Tensor | None = None
 
-    def run(self, sampled: bool) -> None:
-        """Advance every active sequence by one token; `sampled` False: all of them take the most likely."""
+    def run(self, sampled: bool) -> StepOutput:
+        """Advance every active sequence by one token. sampled False: all take the most likely token."""
         if self.tokens.device.type != "cuda":
-            self.scores, self.logprobs = self._advance(sampled)
-            return
-        if sampled not in self._captured:
-            self._captured[sampled] = self._capture(sampled)
-        captured = self._captured[sampled]
-        self.scores, self.logprobs = captured.scores, captured.logprobs
+            self.output, self.logprobs = self._advance(sampled)
+            return self.output
+        if sampled not in self.captured:
+            self.captured[sampled] = self._capture(sampled)
+        captured = self.captured[sampled]
+        self.output, self.logprobs = captured.output, captured.logprobs
         captured.graph.replay()
+        return self.output
 
     def forget(self) -> None:
-        """Record steps anew before they are run again."""
-        self._captured.clear()
+        """Drop the captured steps; each is captured again before it runs again."""
+        self.captured.clear()
 
     def capture(self) -> None:
-        """Record the greedy step now; a sampled one is recorded when it is first asked for."""
-        self._captured[False] = self._capture(sampled=False)
+        """Capture the greedy step now. A sampled one is captured when it is first needed."""
+        self.captured[False] = self._capture(sampled=False)
 
-    def _capture(self, sampled: bool) -> _Captured:
-        """Record the step. It runs on idle sequences before, which leaves the caches untouched."""
+    def _capture(self, sampled: bool) -> CapturedStep:
+        """Capture the step. All slots are idle meanwhile, which leaves the caches as they are."""
         buffers = self.tokens, self.positions, self.advance
         saved = [buffer.clone() for buffer in buffers]
         self.positions.fill_(-1)
         self.advance.zero_()
-        self._advance(sampled)
+        self._advance(sampled)  # the first call allocates
         graph = torch.cuda.CUDAGraph(keep_graph=True)
         with torch.cuda.graph(graph, stream=own_stream(self.tokens.device)):
-            results = self._advance(sampled)
-        early = launch_early(graph.raw_cuda_graph())
+            output, logprobs = self._advance(sampled)
+        early_launches = launch_early(graph.raw_cuda_graph())
         graph.instantiate()
         for buffer, before in zip(buffers, saved, strict=True):
             buffer.copy_(before)
-        return _Captured(graph, *results, early)
+        return CapturedStep(graph, output, logprobs, early_launches)
 
-    def _advance(self, sampled: bool) -> tuple[Scores, torch.Tensor]:
-        scores = Scores(*self._decode())
-        tokens, logprobs = choose(scores, self.positions, self._options, sampled)
+    def _advance(self, sampled: bool) -> tuple[StepOutput, torch.Tensor]:
+        output = self._decode()
+        tokens, logprobs = choose(output, self.positions, self._params, sampled)
         self.tokens.copy_(tokens)
         self.positions.add_(self.advance)
-        return scores, logprobs
+        return output, logprobs
 
 
-class Reading:
-    """Tokens and log probabilities of a step on their way to the host, so that the next can be launched."""
+class PendingTorchTokens(PendingTokens):
+    """Copies tokens and log probabilities to pinned memory; the next step can be launched meanwhile."""
 
     def __init__(self, tokens: torch.Tensor, logprobs: torch.Tensor, logits: torch.Tensor | None) -> None:
         self._event = torch.cuda.Event() if tokens.device.type == "cuda" else None

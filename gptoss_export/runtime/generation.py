@@ -1,25 +1,25 @@
-"""Generating text's tokens from prompts: prefill each, then decode all together until each has ended."""
+"""Generates tokens: prefill each prompt, then decode all of them together until each has ended."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..errors import RunError
-from .sampling_params import Sampling
-
-if TYPE_CHECKING:
-    from .runner import Runner
+from .executor import ChunkOutput, Executor
+from .sampling_params import SamplingParams
+from .slots import Slots
 
 
 @dataclass(frozen=True)
 class Token:
-    """A generated token: which prompt it belongs to, its id, its log probability at temperature 1.
+    """A generated token.
 
-    logits [V] float32 on the CPU, what it was chosen from, where they were asked for: a tensor, or an array where the
-    runner needs no torch.
+    prompt   index of the prompt that it continues
+    id       token id
+    logprob  natural log of its probability, at temperature 1
+    logits   [V] float32 on the host that it was chosen from, where they were asked for
     """
 
     prompt: int
@@ -30,8 +30,12 @@ class Token:
 
 @dataclass
 class Generation:
-    """What came out for one prompt. finish: "stop" (a stop token, which is the last of tokens), "length"
-    (max_new_tokens) or "context" (the cache is full). Times are seconds since the call and tokens a second."""
+    """The continuation of one prompt.
+
+    finish        "stop" (a stop token, the last of `tokens`), "length" (max_new_tokens) or "context" (the cache is full)
+    ttft_s        seconds from the call to the first token
+    decode_tok_s  tokens a second after the first, None where there is one token only
+    """
 
     prompt_tokens: list[int]
     tokens: list[int] = field(default_factory=list)
@@ -42,55 +46,79 @@ class Generation:
     decode_tok_s: float | None = None
 
 
-def stream(
-    runner: Runner,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    sampling: Sequence[Sampling],
-    stop_tokens: frozenset[int],
-    keep_logits: bool,
-) -> Iterator[Token]:
-    """Tokens as they are chosen, the sequences of a step in order of their prompts."""
-    claim = runner._begin(sampling)
-    sampled = any(options.temperature > 0 for options in sampling)
-    for slot, prompt in enumerate(prompts):
-        runner._start(slot, prompt)
-    active = dict.fromkeys(range(len(prompts)), max_new_tokens)
-    runner._choose(list(active), sampled)
-    while active:
-        reading = runner._reading(keep_logits)
-        # Those that go on whatever they drew, unless it ends their text: on a GPU their next step starts now,
-        # so that it does not wait for the host to have read this one.
-        going = [slot for slot in active if active[slot] > 1 and runner.length(slot) < runner.manifest.max_context]
-        early = going if runner._overlaps else []
+@dataclass(frozen=True)
+class Request:
+    """Checked prompts and how each is continued. Prompt i runs in slot i."""
+
+    prompts: Sequence[Sequence[int]]
+    max_new_tokens: int
+    sampling: Sequence[SamplingParams]
+    stop_tokens: frozenset[int]
+    keep_logits: bool
+
+    @property
+    def sampled(self) -> bool:
+        """Whether a token of some prompt is drawn at random."""
+        return any(params.temperature > 0 for params in self.sampling)
+
+
+def prefill_prompt(executor: Executor, slots: Slots, slot: int, tokens: Sequence[int]) -> ChunkOutput:
+    """Append tokens to a slot's sequence; the output after the last of them."""
+    last: list[ChunkOutput] = []
+    for chunk in executor.prefill(slot, slots.lengths()[slot], tokens, every_token=False):
+        slots.extend(slot, chunk.count)
+        last = list(chunk.outputs) or last
+    return last[-1]
+
+
+def stream(executor: Executor, slots: Slots, request: Request) -> Iterator[Token]:
+    """Tokens as they are chosen, those of one step in the order of their prompts. Takes over all slots when it starts."""
+    epoch = slots.begin_call()
+    for slot in range(len(slots)):
+        slots.clear(slot)
+    executor.set_sampling(request.sampling)
+    for slot, prompt in enumerate(request.prompts):
+        executor.keep_output(slot, prefill_prompt(executor, slots, slot, prompt))
+    remaining = dict.fromkeys(range(len(request.prompts)), request.max_new_tokens)
+    executor.choose_first(list(remaining), slots.lengths(), request.sampled)
+
+    def step(active: list[int]) -> None:
+        executor.step(active, slots.lengths(), request.sampled)
+        for slot in active:
+            slots.extend(slot, 1)
+
+    while remaining:
+        pending = executor.pending_tokens(request.keep_logits)
+        # These go on whatever they chose, unless it is a stop token. On a GPU their next step starts now, so that it does
+        # not wait for the host to read this one's tokens.
+        going = [slot for slot in remaining if remaining[slot] > 1 and slots.length(slot) < slots.max_context]
+        early = going if executor.overlaps_steps else []
         if early:
-            runner._next(early, sampled)
-            runner._ahead = set(early)  # until their tokens are taken; another call takes them back
-        tokens, logprobs, logits = reading.wait()
-        ended = {slot for slot in going if tokens[slot] in stop_tokens}
+            step(early)
+            slots.speculate(early)
+        tokens, logprobs, logits = pending.wait()
+        ended = {slot for slot in going if tokens[slot] in request.stop_tokens}
         if early:
-            runner._take_back(ended)
+            slots.rollback(ended)
         try:
-            for slot in active:
-                yield Token(slot, tokens[slot], logprobs[slot], logits[slot] if keep_logits else None)
-                runner._check_claim(claim)
-        except GeneratorExit:  # the caller wants no more
-            if runner._claims == claim:
-                runner._take_back(runner._ahead)
+            for slot in remaining:
+                yield Token(slot, tokens[slot], logprobs[slot], logits[slot] if request.keep_logits else None)
+                slots.check_epoch(epoch)
+        except GeneratorExit:  # the caller wants no more tokens
+            if slots.epoch == epoch:
+                slots.rollback(slots.speculated)
             raise
-        runner._ahead = set()
-        active = {slot: active[slot] - 1 for slot in going if slot not in ended}
-        if active and not early:
-            runner._next(list(active), sampled)
+        slots.confirm()
+        remaining = {slot: remaining[slot] - 1 for slot in going if slot not in ended}
+        if remaining and not early:
+            step(list(remaining))
 
 
-def collect(
-    prompts: Sequence[Sequence[int]], tokens: Iterator[Token], stop_tokens: frozenset[int], max_new_tokens: int
-) -> list[Generation]:
-    """Run a stream to its end, one Generation a prompt."""
-    generations = [Generation(list(prompt)) for prompt in prompts]
+def collect(request: Request, tokens: Iterator[Token]) -> list[Generation]:
+    """Run a stream to its end; one Generation a prompt."""
+    generations = [Generation(list(prompt)) for prompt in request.prompts]
     start = time.perf_counter()
-    last = [start] * len(prompts)
+    last = [start] * len(generations)
     for token in tokens:
         result = generations[token.prompt]
         last[token.prompt] = time.perf_counter()
@@ -100,22 +128,11 @@ def collect(
         result.logprobs.append(token.logprob)
         if token.logits is not None:
             result.logits.append(token.logits)
-    for slot, result in enumerate(generations):
-        steps, seconds = len(result.tokens) - 1, last[slot] - start - result.ttft_s
+    for index, result in enumerate(generations):
+        steps, seconds = len(result.tokens) - 1, last[index] - start - result.ttft_s
         result.decode_tok_s = steps / seconds if steps and seconds > 0 else None
-        if result.tokens[-1] in stop_tokens:
+        if result.tokens[-1] in request.stop_tokens:
             result.finish = "stop"
-        elif len(result.tokens) < max_new_tokens:
+        elif len(result.tokens) < request.max_new_tokens:
             result.finish = "context"
     return generations
-
-
-def check_request(runner: Runner, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Raise RunError where prompts do not fit the artifact."""
-    limit = runner.manifest
-    if not 1 <= len(prompts) <= limit.max_batch:
-        raise RunError(
-            f"{len(prompts)} prompts: this artifact runs 1 to {limit.max_batch} at a time (--max-batch of its build)"
-        )
-    if max_new_tokens < 1:
-        raise RunError(f"max_new_tokens: found {max_new_tokens}, expected 1 or more")

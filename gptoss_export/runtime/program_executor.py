@@ -1,137 +1,134 @@
-"""Runs compiled programs of static shape: binds every buffer once, and calls them (targets that compile programs)."""
+"""Runs compiled programs of static shape: every buffer is bound once, by the names in the programs' signatures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 
-from ..model.config import SLIDING
-from ..errors import ArtifactError, raise_all
 from ..artifact.manifest import Manifest
-from ..progress import Steps
-from ..targets import Callables, Target
-from .cuda.memory import spare_process
-from .sampler_torch import Scores
-from .torch_executor import TorchRunner
-from .weights import load_weights
+from ..artifact.programs import Decode, Prefill, Role, Unembed, programs_of
+from ..errors import ArtifactError, raise_all
+from ..model.config import SLIDING
+from ..model.dtypes import torch_dtype
+from .executor import ChunkOutput, PrefilledChunk
+from .sampler_torch import StepOutput
+from .torch_executor import TorchExecutor
+
+# A loaded program: its inputs in the order of its signature to its outputs in that order.
+LoadedProgram: TypeAlias = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
 
 
-class ProgramRunner(TorchRunner):
-    """A Runner over the programs decode, prefill_<C> and unembed_<R> of an artifact."""
+@dataclass(frozen=True)
+class BoundProgram:
+    """A program with its buffers. Calling it gives the outputs by name."""
 
-    @classmethod
-    def _open(cls, manifest: Manifest, folder: Path, target: Target, steps: Steps, own_process: bool) -> ProgramRunner:
-        if not manifest.programs:
-            raise ArtifactError(f"{folder}: the manifest names no programs; build the artifact again")
-        device = torch.device(manifest.device)
-        if device.type == "cuda":
-            if own_process:
-                spare_process()
-            device = torch.device("cuda", torch.cuda.current_device())
-        with steps.step("load weights"):
-            weights = load_weights(manifest, folder, device)
-        with steps.step("load programs"):
-            programs = target.load(manifest, folder, device)
-        with steps.step("allocate and warm up"):
-            return cls(manifest, folder, device, weights, programs)
+    run: LoadedProgram
+    inputs: Mapping[str, torch.Tensor]
+    output_names: tuple[str, ...]
+
+    def __call__(self) -> dict[str, torch.Tensor]:
+        return dict(zip(self.output_names, self.run(list(self.inputs.values())), strict=True))
+
+
+class ProgramExecutor(TorchExecutor):
+    """An executor over all programs of an artifact (`programs_of`)."""
 
     def __init__(
         self,
         manifest: Manifest,
         folder: Path,
         device: torch.device,
-        weights: dict[str, torch.Tensor],
-        programs: Callables,
+        weights: Mapping[str, torch.Tensor],
+        programs: Mapping[str, LoadedProgram],
     ) -> None:
-        self._programs = programs
-        self._buffers = _bind(manifest, folder, device, weights)
-        decode = self._buffers["decode"]
-        tokens, positions, slots = decode[:3]
-        slots.copy_(torch.arange(manifest.max_batch))
-        super().__init__(manifest, folder, tokens, positions, partial(programs["decode"], decode))
-        sliding = [i for i, kind in enumerate(manifest.model.layer_types) if kind == SLIDING]
-        self._ring = self._cache_rows(sliding[0]) if sliding else 0
-
-    def _cache_bytes(self) -> int:
-        inputs = zip(self.manifest.programs["decode"].inputs, self._buffers["decode"], strict=True)
-        return sum(tensor.nbytes for item, tensor in inputs if item.role == "cache")
-
-    def _cache_rows(self, layer: int) -> int:
-        inputs = self.manifest.programs["decode"].inputs
-        return next(item.shape[2] - 1 for item in inputs if item.name == f"k_cache.{layer}")
-
-    def _prefill(self, ids: Sequence[int], slot: int) -> Scores:
-        for hidden in self._hidden(ids, slot):
-            last = hidden[-1:].clone()  # a view would keep the chunk beside the next one's intermediates
-            del hidden
-        return self._unembed(last)
-
-    @torch.inference_mode()
-    def _scores_of(self, ids: Sequence[int], slot: int, claim: int) -> Iterator[Scores]:
-        self._check_claim(claim)
-        for hidden in self._hidden(ids, slot):
-            for rows in hidden.split(self._score_rows):
-                yield self._unembed(rows)
-                self._check_claim(claim)
-
-    def _hidden(self, tokens: Sequence[int], slot: int) -> Iterator[torch.Tensor]:
-        """Prefill in chunks: the hidden states [n, H] float32 of each chunk's tokens."""
-        done = 0
-        while done < len(tokens):
-            chunk = self._chunk(len(tokens) - done)
-            piece = tokens[done : done + chunk]
-            start, padding = self._slots[slot].length, chunk - len(piece)
-            name = f"prefill_{chunk}"
-            ids, positions, place = self._buffers[name][:3]
-            ids.copy_(torch.tensor([*piece, *([0] * padding)]))
-            positions.copy_(torch.tensor([*range(start, start + len(piece)), *([-1] * padding)]))
-            place.fill_(slot)
-            (hidden,) = self._programs[name](self._buffers[name])
-            self._slots[slot].extend(len(piece))
-            yield hidden[: len(piece)]
-            del hidden
-            done += len(piece)
+        self.programs = bind_programs(manifest, folder, device, weights, programs)
+        kinds = programs_of(manifest.sizes)
+        decode_name = next(kind.name for kind in kinds if isinstance(kind, Decode))
+        decode = self.programs[decode_name]
+        self._prefills = {kind.chunk: self.programs[kind.name] for kind in kinds if isinstance(kind, Prefill)}
+        self._unembeds = {kind.rows: self.programs[kind.name] for kind in kinds if isinstance(kind, Unembed)}
+        self._caches = [decode.inputs[item.name] for item in manifest.programs[decode_name].inputs_of(Role.CACHE)]
+        decode.inputs["slots"].copy_(torch.arange(manifest.sizes.max_batch))
+        sliding = [layer for layer, kind in enumerate(manifest.model.layer_types) if kind == SLIDING]
+        self.ring_rows = manifest.sizes.cache.rows(manifest.model, sliding[0]) if sliding else 0
+        super().__init__(
+            manifest, decode.inputs["tokens"], decode.inputs["positions"], lambda: StepOutput(**decode())
+        )
 
     @property
-    def _score_rows(self) -> int:
-        return max(spec.inputs[0].shape[0] for name, spec in self.manifest.programs.items() if name.startswith("unembed_"))
+    def kv_cache_bytes(self) -> int:
+        return sum(cache.nbytes for cache in self._caches)
 
-    def _unembed(self, hidden: torch.Tensor) -> Scores:
-        """Scores of up to `_score_rows` hidden states."""
+    def _prefill(self, slot: int, start: int, tokens: Sequence[int], every_token: bool) -> Iterator[PrefilledChunk]:
+        done = 0
+        while done < len(tokens):
+            chunk = self._chunk_for(len(tokens) - done)
+            piece = tokens[done : done + chunk]
+            hidden = self._hidden(slot, start + done, piece, chunk)
+            done += len(piece)
+            if every_token:
+                rows = hidden
+            else:  # a copy: a view would keep the chunk's hidden states in memory
+                rows = hidden[-1:].clone() if done == len(tokens) else hidden[:0].clone()
+            del hidden
+            yield PrefilledChunk(len(piece), self._outputs(rows))
+            del rows
+
+    def _hidden(self, slot: int, start: int, tokens: Sequence[int], chunk: int) -> torch.Tensor:
+        """The hidden states [n, H] float32 of a chunk's tokens, whose first position is `start`."""
+        program, padding = self._prefills[chunk], chunk - len(tokens)
+        program.inputs["tokens"].copy_(torch.tensor([*tokens, *([0] * padding)]))
+        program.inputs["positions"].copy_(torch.tensor([*range(start, start + len(tokens)), *([-1] * padding)]))
+        program.inputs["slots"].fill_(slot)
+        return program()["hidden"][: len(tokens)]
+
+    def _outputs(self, hidden: torch.Tensor) -> Iterator[ChunkOutput]:
+        for rows in hidden.split(max(self._unembeds)) if len(hidden) else ():
+            yield self._unembed(rows)
+
+    def _unembed(self, hidden: torch.Tensor) -> StepOutput:
+        """The outputs of a few hidden states, by the smallest program that takes them."""
         count = hidden.size(0)
-        name = "unembed_1" if count == 1 else f"unembed_{self._score_rows}"
-        self._buffers[name][0][:count].copy_(hidden)
-        return Scores(*(output[:count] for output in self._programs[name](self._buffers[name])))
+        program = self._unembeds[min(rows for rows in self._unembeds if rows >= count)]
+        program.inputs["hidden"][:count].copy_(hidden)
+        return StepOutput(**{name: output[:count] for name, output in program().items()})
 
 
-def _bind(
-    manifest: Manifest, folder: Path, device: torch.device, weights: dict[str, torch.Tensor]
-) -> dict[str, list[torch.Tensor]]:
-    """The input list of every program: own data buffers, the shared caches, the shared weights."""
+def bind_programs(
+    manifest: Manifest,
+    folder: Path,
+    device: torch.device,
+    weights: Mapping[str, torch.Tensor],
+    programs: Mapping[str, LoadedProgram],
+) -> dict[str, BoundProgram]:
+    """Every program with its inputs: its own data buffers, the shared caches, the shared weights.
+
+    Raises ArtifactError where a weight is missing or is not what the program was compiled for.
+    """
     shared = dict(weights)
-    bound: dict[str, list[torch.Tensor]] = {}
+    bound: dict[str, BoundProgram] = {}
     problems = []
-    for program, spec in manifest.programs.items():
-        bound[program] = []
-        for item in spec.inputs:
-            dtype = getattr(torch, item.dtype)
-            if item.role == "weight" and item.name not in shared:
-                problems.append(f"{program}: weight {item.name} is not in the manifest")
+    for name, signature in manifest.programs.items():
+        inputs: dict[str, torch.Tensor] = {}
+        for item in signature.inputs:
+            dtype = torch_dtype(item.dtype)
+            if item.role == Role.WEIGHT and item.name not in shared:
+                problems.append(f"{name}: weight {item.name} is not in the manifest")
                 continue
-            if item.role == "data" or item.name not in shared:
+            if item.role == Role.DATA:
                 tensor = torch.zeros(item.shape, dtype=dtype, device=device)
-                if item.role == "cache":
-                    shared[item.name] = tensor
-            else:
+            elif item.name in shared:
                 tensor = shared[item.name]
+            else:
+                tensor = shared[item.name] = torch.zeros(item.shape, dtype=dtype, device=device)
             if tuple(tensor.shape) != item.shape or tensor.dtype != dtype or not tensor.is_contiguous():
-                problems.append(
-                    f"{program}: {item.name} is {tensor.dtype} {list(tensor.shape)}, expected contiguous "
-                    f"{dtype} {list(item.shape)}"
-                )
-            bound[program].append(tensor)
-    raise_all(ArtifactError, f"{folder}: manifest contradicts itself", problems)
+                found = f"{tensor.dtype} {list(tensor.shape)}"
+                problems.append(f"{name}: {item.name} is {found}, expected contiguous {dtype} {list(item.shape)}")
+            inputs[item.name] = tensor
+        bound[name] = BoundProgram(programs[name], inputs, tuple(item.name for item in signature.outputs))
+    raise_all(ArtifactError, f"{folder}: the manifest contradicts itself; build the artifact again", problems)
     return bound

@@ -1,160 +1,113 @@
-"""Runner: an artifact, loaded. What all runners have in common; what they run is in modules of their own.
+"""Runner: a loaded artifact.
 
-    runner = Runner.load("artifacts/tiny")
+    runner = gptoss_export.load("artifacts/20b")
     print(runner.generate([1, 2, 3], max_new_tokens=20).tokens)
 
-A runner holds `max_batch` slots, each with the KV cache of one sequence. `prefill` and `decode` work on
-them directly, with tokens that the caller chooses; `generate` and `stream` drive them with sampled ones.
+A runner has `max_batch` slots, each with the KV cache of one sequence. `prefill` and `decode` work on slots directly, with
+tokens that the caller chooses. `generate` and `stream` choose the tokens themselves.
 
-A call that changes slots ends what an unfinished `stream` or `prefill_logits` was doing: going on with one
-raises RunError.
+A call that changes slots ends an unfinished `stream` or `prefill_logits`: going on with one raises RunError.
 
-Arrays are torch's where the artifact's target needs torch to run, numpy's where it does not.
+Arrays are torch tensors where the artifact's target needs torch to run, and numpy arrays where it does not.
 """
 
 from __future__ import annotations
 
-import importlib
 import operator
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArtifactError, RunError, UsageError, raise_all
-from ..artifact.manifest import Manifest, check_files, check_hashes, load_manifest, weight_files
-from ..progress import Steps
-from ..targets import TARGETS, Target
-from ..runtime import generation as generating
-from .generation import Generation, Token
-from .sampling_params import Sampling
-from .slots import Slot, check_truncate
-
-# What artifacts hold (Target.runs), by the module and the class that run it.
-_RUNNERS = {
-    "programs": ("programs", "ProgramRunner"),
-    "host_session": ("host_session", "HostSessionRunner"),
-    "device_session": ("device_session", "DeviceSessionRunner"),
-}
+from ..artifact.manifest import Manifest
+from ..errors import RunError
+from .executor import ChunkOutput, Executor
+from .generation import Generation, Request, Token, collect, prefill_prompt, stream
+from .sampling_params import SamplingParams
+from .slots import Slots
 
 
-class Runner(ABC):
-    """An artifact, loaded. Not thread-safe: one caller at a time."""
+class Runner:
+    """An artifact, loaded. Not thread-safe: one caller at a time.
 
-    _overlaps = False  # whether a step is launched before the host has the tokens of the one before
+    manifest, folder  what was loaded
+    executor          what computes, for tools such as `bench`
+    load_seconds      how long each stage of loading took
+    """
 
-    @classmethod
-    def load(
-        cls, path: str | Path, verify_hashes: bool = True, steps: Steps | None = None, own_process: bool = False
-    ) -> Runner:
-        """Check the artifact at `path` against its manifest and this machine, and make it ready to run.
-
-        verify_hashes False skips reading every file to compare its sha256; sizes are compared all the same.
-        own_process True saves GPU memory by settings of the whole process (footprint.py).
-        Raises ArtifactError saying what does not fit.
-        """
-        folder, steps = Path(path), steps or Steps()
-        with steps.step("check files"):
-            manifest = load_manifest(folder)
-            if manifest.target not in TARGETS:
-                raise ArtifactError(f"{folder}: built for target {manifest.target!r}, known are {', '.join(TARGETS)}")
-            try:
-                target = TARGETS[manifest.target]
-            except UsageError as error:
-                raise ArtifactError(f"{folder}: {error}") from error
-            raise_all(ArtifactError, f"{folder}: cannot run on this machine", target.problems(manifest, folder))
-            check_files(manifest, folder)
-        module, name = _RUNNERS[target.runs(manifest.device)]
-        kind = getattr(importlib.import_module(f".{module}", __package__), name)
-        # Code is compared before it is loaded; the weights while they are copied, from the same pages.
-        large = weight_files(manifest)
-        with ThreadPoolExecutor(1) as background:
-            if verify_hashes:
-                with steps.step("hash the code"):
-                    check_hashes(manifest, folder, manifest.files.keys() - set(large))
-                hashing = background.submit(check_hashes, manifest, folder, large)
-            try:
-                runner = kind._open(manifest, folder, target, steps, own_process)
-            finally:  # of two errors, a changed file is the reason for the other
-                if verify_hashes:
-                    with steps.step("hash the weights, the rest of it"):
-                        hashing.result()
-        runner.load_seconds = dict(steps.seconds)
-        return runner
-
-    @classmethod
-    @abstractmethod
-    def _open(cls, manifest: Manifest, folder: Path, target: Target, steps: Steps, own_process: bool) -> Runner:
-        """Load what the artifact holds, which was checked but for the hashes of the weights."""
-
-    def __init__(self, manifest: Manifest, folder: Path) -> None:
-        self.manifest, self.folder = manifest, folder
-        self.load_seconds: dict[str, float] = {}
-        self._slots = [Slot() for _ in range(manifest.max_batch)]
-        self._claims = 0
-        self._ahead: set[int] = set()  # slots that a stream's next step has extended before its token was taken
-        self._ring = 0  # positions that sliding layers keep; 0: all
+    def __init__(self, manifest: Manifest, folder: Path, executor: Executor, load_seconds: Mapping[str, float]) -> None:
+        self.manifest, self.folder, self.executor = manifest, folder, executor
+        self.load_seconds = dict(load_seconds)
+        sizes, window = manifest.sizes, manifest.model.sliding_window
+        self._slots = Slots(sizes.max_batch, sizes.max_context, window, executor.ring_rows)
 
     # Sequences
 
     def length(self, slot: int = 0) -> int:
         """Tokens whose keys and values are in the slot's cache."""
-        return self._slot(slot).length - (slot in self._ahead)
+        return self._slots.length(slot)
 
     def reset(self, slot: int | None = None) -> None:
-        """Forget the sequence of a slot, or of all."""
-        self._claim()
+        """Forget the sequence of a slot, or of all slots."""
+        self._slots.begin_call()
         for index in range(len(self._slots)) if slot is None else (slot,):
-            self._slot(index)
-            self._slots[index] = Slot()
+            self._slots.clear(index)
 
     def truncate(self, length: int, slot: int = 0) -> None:
-        """Cut a slot's sequence back to its first `length` tokens.
+        """Shorten a slot's sequence to its first `length` tokens.
 
-        Raises RunError where sliding layers have overwritten what the next token would have to see: a cut
-        reaches back at most one prefill chunk once the ring of window + chunk positions is full.
+        Raises RunError where sliding layers have overwritten what the next token has to see. Once the ring of window + chunk
+        positions is full, a sequence can be shortened by at most one prefill chunk.
         """
-        self._slot(slot)
-        self._claim()
-        check_truncate(self._slots[slot], length, self.manifest.model.sliding_window, self._ring)
-        self._slots[slot].length = length
-        if length == 0:
-            self._slots[slot] = Slot()
+        self._slots.length(slot)
+        self._slots.begin_call()
+        self._slots.truncate(slot, length)
 
-    @abstractmethod
     def prefill(self, tokens: Sequence[int], slot: int = 0) -> Any:
         """Append tokens to a slot's sequence; returns the logits [V] float32 after the last of them."""
+        ids = self._checked(tokens, slot)
+        self._slots.begin_call()
+        return prefill_prompt(self.executor, self._slots, slot, ids).logits[0]
 
-    @abstractmethod
     def prefill_logits(self, tokens: Sequence[int], slot: int = 0) -> Iterator[Any]:
         """As `prefill`, but yields the logits after every token, in blocks [n, V] float32."""
+        ids = self._checked(tokens, slot)
+        return (output.logits for output in self._outputs(ids, slot, self._slots.begin_call()))
 
-    @abstractmethod
     def score(self, tokens: Sequence[int], slot: int = 0) -> Any:
-        """Log probability of each token after the first, given those before it: [n - 1] float32, on CPU.
+        """Log probability of each token after the first, given those before it: [n - 1] float32, on the host.
 
         Uses the slot, whose sequence is `tokens` afterwards.
         """
+        if len(tokens) < 2:
+            raise RunError(f"score: found {len(tokens)} tokens, expected 2 or more")
+        ids = self._checked(tokens, slot, fresh=True)
+        epoch = self._slots.begin_call()
+        self._slots.clear(slot)
+        following, row, scores = self.executor.token_array([*ids[1:], 0]), 0, []
+        for output in self._outputs(ids, slot, epoch):
+            count = len(output.logits)
+            scores.append(output.logprob(following[row : row + count]))
+            row += count
+        return self.executor.to_host(scores)[:-1]
 
     def decode(self, tokens: Sequence[int | None]) -> Any:
-        """Append one token to each slot's sequence, None leaving it alone; returns logits [B, V] float32.
+        """Append one token to each slot's sequence, None leaves it alone; returns logits [B, V] float32.
 
         Rows of slots that were left alone mean nothing.
         """
-        if len(tokens) != self.manifest.max_batch:
-            raise RunError(f"decode: found {len(tokens)} tokens, expected one (or None) for each of "
-                           f"{self.manifest.max_batch} slots")  # fmt: skip
-        active = [slot for slot, token in enumerate(tokens) if token is not None]
-        ids = dict(zip(active, self._ids([tokens[slot] for slot in active]), strict=True))
-        for slot in active:
-            self._check_room(slot, 1)
-        self._claim()
-        return self._decode(ids)
-
-    @abstractmethod
-    def _decode(self, ids: dict[int, int]) -> Any:
-        """`decode` of checked token ids by slot."""
+        if len(tokens) != len(self._slots):
+            raise RunError(
+                f"decode: found {len(tokens)} tokens, expected one (or None) for each of {len(self._slots)} slots"
+            )
+        given = {slot: token for slot, token in enumerate(tokens) if token is not None}
+        ids = dict(zip(given, self._ids(list(given.values())), strict=True))
+        for slot in ids:
+            self._slots.check_room(slot, 1)
+        self._slots.begin_call()
+        logits = self.executor.decode(ids, self._slots.lengths())
+        for slot in ids:
+            self._slots.extend(slot, 1)
+        return logits
 
     # Generation
 
@@ -162,105 +115,70 @@ class Runner(ABC):
         self,
         prompt: Sequence[int],
         max_new_tokens: int = 128,
-        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        sampling: SamplingParams | None = None,
         stop_tokens: Sequence[int] | None = None,
         keep_logits: bool = False,
     ) -> Generation:
-        """Continue one prompt. stop_tokens None: those of the checkpoint. Takes over slot 0."""
-        return self.generate_batch([prompt], max_new_tokens, [sampling], stop_tokens, keep_logits)[0]
+        """Continue one prompt, in slot 0. sampling None: the most likely tokens. stop_tokens None: the checkpoint's."""
+        return self.generate_batch([prompt], max_new_tokens, [sampling or SamplingParams()], stop_tokens, keep_logits)[0]
 
     def generate_batch(
         self,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int = 128,
-        sampling: Sequence[Sampling] | None = None,
+        sampling: Sequence[SamplingParams] | None = None,
         stop_tokens: Sequence[int] | None = None,
         keep_logits: bool = False,
     ) -> list[Generation]:
         """Continue prompts of any lengths together, each until its own end. Takes over all slots."""
-        stops = self._stops(stop_tokens)
-        tokens = self._stream(prompts, max_new_tokens, sampling, stops, keep_logits)
-        return generating.collect(prompts, tokens, stops, max_new_tokens)
+        request = self._request(prompts, max_new_tokens, sampling, stop_tokens, keep_logits)
+        return collect(request, stream(self.executor, self._slots, request))
 
     def stream(
         self,
         prompt: Sequence[int],
         max_new_tokens: int = 128,
-        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        sampling: SamplingParams | None = None,
         stop_tokens: Sequence[int] | None = None,
     ) -> Iterator[Token]:
-        """As `generate`, a token at a time as they are chosen."""
-        return self._stream([prompt], max_new_tokens, [sampling], self._stops(stop_tokens), False)
+        """As `generate`, one token at a time as they are chosen."""
+        request = self._request([prompt], max_new_tokens, [sampling or SamplingParams()], stop_tokens, False)
+        return stream(self.executor, self._slots, request)
 
-    def _stops(self, stop_tokens: Sequence[int] | None) -> frozenset[int]:
-        return frozenset(self.manifest.stop_tokens if stop_tokens is None else stop_tokens)
+    # Checks
 
-    def _stream(self, prompts, max_new_tokens, sampling, stops, keep_logits) -> Iterator[Token]:
-        generating.check_request(self, prompts, max_new_tokens)
-        options = list(sampling) if sampling is not None else [Sampling()] * len(prompts)
-        if len(options) != len(prompts):
-            raise RunError(f"sampling: {len(options)} options for {len(prompts)} prompts, expected one each")
-        for option in options:
-            option.check()
-        ids = [self._prompt(prompt, slot, fresh=True) for slot, prompt in enumerate(prompts)]
-        return generating.stream(self, ids, max_new_tokens, options, stops, keep_logits)
+    def _request(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        sampling: Sequence[SamplingParams] | None,
+        stop_tokens: Sequence[int] | None,
+        keep_logits: bool,
+    ) -> Request:
+        if not 1 <= len(prompts) <= len(self._slots):
+            raise RunError(
+                f"{len(prompts)} prompts: this artifact runs 1 to {len(self._slots)} at a time (--max-batch of its build)"
+            )
+        if max_new_tokens < 1:
+            raise RunError(f"max_new_tokens: found {max_new_tokens}, expected 1 or more")
+        params = list(sampling) if sampling is not None else [SamplingParams()] * len(prompts)
+        if len(params) != len(prompts):
+            raise RunError(f"sampling: {len(params)} parameters for {len(prompts)} prompts, expected one each")
+        ids = [self._checked(prompt, slot, fresh=True) for slot, prompt in enumerate(prompts)]
+        stops = frozenset(self.manifest.stop_tokens if stop_tokens is None else stop_tokens)
+        return Request(ids, max_new_tokens, params, stops, keep_logits)
 
-    # What `generating.stream` drives, in this order; not for other callers
-
-    def _begin(self, options: Sequence[Sampling]) -> int:
-        """Empty all slots for a stream; the number tells later whether it still owns them."""
-        self.reset()
-        self._set(options)
-        return self._claims
-
-    def _check_claim(self, claim: int) -> None:
-        if claim != self._claims:
-            raise RunError("another call used this runner meanwhile; finish a stream before the next call")
-
-    @abstractmethod
-    def _set(self, options: Sequence[Sampling]) -> None:
-        """How the first slots draw their tokens from now on."""
-
-    @abstractmethod
-    def _start(self, slot: int, prompt: Sequence[int]) -> None:
-        """Prefill a prompt and keep the logits that its first token is chosen from."""
-
-    @abstractmethod
-    def _choose(self, slots: Sequence[int], sampled: bool) -> None:
-        """Choose the first token of each slot from the logits that `start` kept."""
-
-    @abstractmethod
-    def _next(self, slots: Sequence[int], sampled: bool) -> None:
-        """Decode the chosen tokens of `slots` and choose the next ones."""
-
-    @abstractmethod
-    def _reading(self, keep_logits: bool) -> Any:
-        """The tokens chosen last and their log probabilities, by slot, and what they were chosen from."""
-
-    def _take_back(self, slots: Iterable[int]) -> None:
-        """Forget the last token of slots: a step that was started before it was known to be one too many."""
-        for slot in slots:
-            self._slots[slot].length -= 1
-        self._ahead = self._ahead - set(slots)
-
-    # Checks and bookkeeping
-
-    @abstractmethod
-    def _cache_bytes(self) -> int:
-        """Memory of the KV caches."""
-
-    def _claim(self) -> int:
-        self._claims += 1
-        self._take_back(self._ahead)
-        return self._claims
-
-    def _slot(self, slot: int) -> Slot:
-        if not 0 <= slot < len(self._slots):
-            raise RunError(f"slot {slot}: expected 0 to {len(self._slots) - 1} (--max-batch of the build)")
-        return self._slots[slot]
+    def _outputs(self, ids: Sequence[int], slot: int, epoch: int) -> Iterator[ChunkOutput]:
+        """Prefill, with the output after every token, in blocks. Checks before each block that the slots are still ours."""
+        self._slots.check_epoch(epoch)
+        for chunk in self.executor.prefill(slot, self._slots.lengths()[slot], ids, every_token=True):
+            self._slots.extend(slot, chunk.count)
+            for output in chunk.outputs:
+                yield output
+                self._slots.check_epoch(epoch)
 
     def _ids(self, tokens: Sequence[int]) -> list[int]:
-        """Token ids as plain integers. Raises RunError where one is none of the vocabulary's."""
+        """Token ids as plain integers. Raises RunError for one outside of the vocabulary."""
         size = self.manifest.model.vocab_size
         try:
             ids = [operator.index(token) for token in tokens]
@@ -271,24 +189,10 @@ class Runner(ABC):
             raise RunError(f"token {wrong[0]}: expected ids of 0 to {size - 1}, the model's vocabulary")
         return ids
 
-    def _prompt(self, tokens: Sequence[int], slot: int, fresh: bool = False) -> list[int]:
+    def _checked(self, tokens: Sequence[int], slot: int, fresh: bool = False) -> list[int]:
         """Token ids that fit behind a slot's sequence, or (`fresh`) in place of it."""
         ids = self._ids(tokens)
         if not ids:
             raise RunError("no tokens, expected one or more")
-        self._check_room(slot, len(ids), fresh)
+        self._slots.check_room(slot, len(ids), fresh)
         return ids
-
-    def _check_room(self, slot: int, count: int, fresh: bool = False) -> None:
-        held = self.length(slot)
-        length = 0 if fresh else held
-        if length + count > self.manifest.max_context:
-            raise RunError(
-                f"slot {slot}: {length} tokens and {count} more exceed the context of "
-                f"{self.manifest.max_context} (--max-context of the build)"
-            )
-
-    def _chunk(self, remaining: int) -> int:
-        """The smallest chunk that takes all that remains, or the largest there is."""
-        chunks = sorted(self.manifest.prefill_chunks)
-        return next((chunk for chunk in chunks if chunk >= remaining), chunks[-1])

@@ -1,5 +1,4 @@
-"""Choosing the next token on the host, in numpy: as sampler.py does it on the device in torch, with the same
-tokens for the same logits, seed and position."""
+"""Chooses the next token on the host, in numpy. The same logits, seed and position give the same token as in sampler_torch."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .sampling_params import Sampling
+from .sampling_params import SamplingParams
 
 # Odd multipliers and the finalizer of SplitMix64 (Steele, Lea, Flood 2014).
 _SEED, _POSITION, _TOKEN = (np.uint64(0x1E3779B97F4A7C15), np.uint64(0x3C6EF372FE94F82B), np.uint64(0x5851F42D4C957F2D))
@@ -15,16 +14,16 @@ _MIX1, _MIX2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 def choose(
-    logits: np.ndarray, positions: Sequence[int], options: Mapping[int, Sampling]
+    logits: np.ndarray, positions: Sequence[int], params: Mapping[int, SamplingParams]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One token a row of logits [B, V] float32, and its log probability at temperature 1: [B] int64, [B] float32.
+    """Choose one token a row of logits [B, V] float32; also its log probability at temperature 1: [B] int64, [B] float32.
 
-    positions [B]: of the tokens before. `options` by row; other rows take the most likely token.
+    positions [B]: of the tokens before. params: by row; other rows take the most likely token.
     """
     tokens = logits.argmax(axis=-1)
-    for row, option in options.items():
-        if np.float32(option.temperature) > 0:
-            tokens[row] = _sample(logits[row], positions[row], option)
+    for row, param in params.items():
+        if np.float32(param.temperature) > 0:
+            tokens[row] = _sample(logits[row], positions[row], param)
     return tokens, logprob(logits, tokens)
 
 
@@ -35,24 +34,24 @@ def logprob(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return np.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - total
 
 
-def _sample(logits: np.ndarray, position: int, option: Sampling) -> int:
-    scaled = logits / np.float32(option.temperature)
+def _sample(logits: np.ndarray, position: int, param: SamplingParams) -> int:
+    scaled = logits / np.float32(param.temperature)
     ids = np.argsort(-scaled, kind="stable")
     ordered = scaled[ids]
     power = np.exp(ordered - ordered[0])
     probability = power / power.sum()
     before = np.cumsum(probability) - probability
-    kept = np.arange(len(ids)) < (option.top_k or len(ids))
-    if option.top_p < 1:  # sums of 200,000 small numbers reach 1 early
-        kept &= before < np.float32(option.top_p)
+    kept = np.arange(len(ids)) < (param.top_k or len(ids))
+    if param.top_p < 1:  # sums of 200,000 small numbers reach 1 early
+        kept &= before < np.float32(param.top_p)
     kept[0] = True
-    noisy = ordered + gumbel(option.seed, position, ids)
+    noisy = ordered + gumbel(param.seed, position, ids)
     return int(ids[np.where(kept, noisy, -np.inf).argmax()])
 
 
 def gumbel(seed: int, position: int, token: np.ndarray) -> np.ndarray:
     """Standard Gumbel noise [n] float32 of token ids [n], by a hash of all three."""
-    with np.errstate(over="ignore"):  # modulo 2^64, as meant
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64
         bits = np.array(seed % 2**64, np.uint64) * _SEED + np.array(position % 2**64, np.uint64) * _POSITION
         bits = bits + token.astype(np.uint64) * _TOKEN
         bits = (bits ^ (bits >> np.uint64(30))) * _MIX1

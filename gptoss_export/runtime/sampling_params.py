@@ -1,4 +1,4 @@
-"""How a sequence draws its tokens: the options, without what applies them."""
+"""How a sequence chooses its tokens: the parameters, without what applies them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from ..errors import RunError, raise_all
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How a sequence draws its tokens.
+class SamplingParams:
+    """How a sequence chooses its tokens.
 
-    temperature  0 takes the most likely token; above, logits are divided by it
-    top_k        only the k most likely tokens, 0: all
-    top_p        only the smallest set of most likely tokens whose probability, of all tokens, reaches p
-    seed         any integer; the same seed draws the same tokens
+    temperature  0 takes the most likely token; otherwise logits are divided by it
+    top_k        only the k most likely tokens; 0: all
+    top_p        only the smallest set of most likely tokens whose probability, among all tokens, reaches p
+    seed         any 64-bit integer; the same seed draws the same tokens
+
+    Raises RunError naming every value that is out of range.
     """
 
     temperature: float = 0.0
@@ -22,8 +24,7 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
 
-    def check(self) -> None:
-        """Raise RunError naming every value out of range."""
+    def __post_init__(self) -> None:
         problems = []
         if not 0 <= self.temperature < float("inf"):
             problems.append(f"temperature: found {self.temperature}, expected 0 or more")
@@ -33,4 +34,4 @@ class Sampling:
             problems.append(f"top_p: found {self.top_p}, expected above 0 and at most 1")
         if not -(2**63) <= self.seed < 2**63:
             problems.append(f"seed: found {self.seed}, expected a 64-bit integer")
-        raise_all(RunError, "sampling options out of range", problems)
+        raise_all(RunError, "sampling parameters out of range", problems)

@@ -1,7 +1,7 @@
-"""Binds the weights: from the artifact's safetensors files to one allocation on the device.
+"""Loads the weights: from the artifact's safetensors files to the device.
 
-On CPU a weight that is stored whole and in the dtype the programs want is used where it is mapped, without
-a copy; everything else is copied into one buffer, so that weights fragment nothing and share an alignment.
+On a CPU a weight that is stored whole, and in the dtype that the programs want, is used where it is mapped. Everything else
+is copied into one allocation: weights fragment no memory and all have the same alignment.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import ArtifactError, raise_all
+from ..model.dtypes import torch_dtype
 from ..artifact.manifest import Manifest, WeightSpec
 from .cuda.upload import Copy, upload
 
@@ -20,7 +21,10 @@ _ALIGNMENT = 256  # bytes; compiled CUDA code clones inputs that are not aligned
 
 
 def load_weights(manifest: Manifest, folder: Path, device: torch.device) -> dict[str, torch.Tensor]:
-    """Every weight by name, with the shape and dtype that the manifest gives. Raises ArtifactError."""
+    """Every weight by name, with the shape and dtype of the manifest.
+
+    Raises ArtifactError naming every file that cannot be read and every stored tensor that does not match.
+    """
     with ExitStack() as stack:
         files = {}
         for name in sorted({part.file for weight in manifest.weights.values() for part in weight.parts}):
@@ -32,8 +36,10 @@ def load_weights(manifest: Manifest, folder: Path, device: torch.device) -> dict
             problem for name, spec in manifest.weights.items() if (problem := _mismatch(name, spec, files))
         ]
         raise_all(ArtifactError, f"{folder}: weights do not match the manifest", problems)
-        stored = {name: [files[part.file].get_tensor(part.tensor) for part in spec.parts]
-                  for name, spec in manifest.weights.items()}  # fmt: skip
+        stored = {
+            name: [files[part.file].get_tensor(part.tensor) for part in spec.parts]
+            for name, spec in manifest.weights.items()
+        }
         return _place(manifest, stored, device)
 
 
@@ -56,7 +62,7 @@ def _place(
     offsets: dict[str, int] = {}
     size = 0
     for name, spec in manifest.weights.items():
-        dtype = getattr(torch, spec.dtype)
+        dtype = torch_dtype(spec.dtype)
         if device.type == "cpu" and len(stored[name]) == 1 and stored[name][0].dtype == dtype:
             weights[name] = stored[name][0]
             continue
@@ -67,7 +73,7 @@ def _place(
     copies: list[Copy] = []
     for name, offset in offsets.items():
         spec = manifest.weights[name]
-        dtype, shape = getattr(torch, spec.dtype), torch.Size(spec.shape)
+        dtype, shape = torch_dtype(spec.dtype), torch.Size(spec.shape)
         weight = buffer[offset : offset + shape.numel() * dtype.itemsize].view(dtype).view(shape)
         row = 0
         for part in stored[name]:

@@ -1,42 +1,59 @@
-"""The targets. A new one is one new file here and one line below."""
+"""The targets. A new one is one new folder here and one line below."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
-from functools import cache
+from types import ModuleType
 
 from ..errors import UsageError
-from .target import Availability, Callables, Plan, Table, Target
+from .target import Availability, CompileJob, Compilation, Compiler, Loader, NoOptions, Table
 
-_CLASSES = {"aoti": "Aoti", "tensorrt": "TensorRT", "onnx": "Onnx"}
-
-
-class _Targets(Mapping[str, Target]):
-    """Targets by name. Each is imported when it is asked for, since not every one needs the same packages; UsageError
-    where one is missing."""
-
-    def __getitem__(self, name: str) -> Target:
-        return _load(name, _CLASSES[name])
-
-    def __contains__(self, name: object) -> bool:
-        return name in _CLASSES
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(_CLASSES)
-
-    def __len__(self) -> int:
-        return len(_CLASSES)
+TARGETS = (
+    "aoti",
+    "tensorrt",
+    "onnx",
+)
 
 
-@cache
-def _load(name: str, kind: str) -> Target:
+def compiler(name: str) -> Compiler:
+    """The compiler of a target, which is imported now: not every target needs the same packages.
+
+    Raises UsageError where there is no such target, or where a package that it needs is missing.
+    """
+    return _module(name, "compile").COMPILER
+
+
+def loader(name: str) -> Loader:
+    """The loader of a target. Raises UsageError as `compiler`."""
+    return _module(name, "load").LOADER
+
+
+def options_class(name: str) -> type:
+    """The options of a target, a frozen dataclass. Imports nothing but its declaration."""
+    return _module(name, "options").Options
+
+
+def _module(name: str, half: str) -> ModuleType:
+    if name not in TARGETS:
+        raise UsageError(f"--target {name}: expected {', '.join(TARGETS)}")
     try:
-        return getattr(importlib.import_module(f".{name}", __package__), kind)()
-    except ImportError as error:
-        raise UsageError(f"target {name} cannot be used here: {error}") from error
+        return importlib.import_module(f"{__name__}.{name}.{half}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == __name__.split(".")[0]:
+            raise  # a module of this project is missing: a bug, not a missing package
+        raise UsageError(f"target {name} cannot be used: package {error.name} is not installed") from error
 
 
-TARGETS: Mapping[str, Target] = _Targets()
-
-__all__ = ["TARGETS", "Availability", "Callables", "Plan", "Table", "Target"]
+__all__ = [
+    "TARGETS",
+    "Availability",
+    "Compilation",
+    "CompileJob",
+    "Compiler",
+    "Loader",
+    "NoOptions",
+    "Table",
+    "compiler",
+    "loader",
+    "options_class",
+]

@@ -1,42 +1,44 @@
-"""What a target is: where it can be built and run, what it compiles, how it is loaded. Imports no torch, which not every
-artifact needs to run."""
+"""What a target is: a compiler, which makes an artifact's code, and a loader, which makes it run.
+
+Each target is a folder here with `compile.py` (its `COMPILER`), `load.py` (its `LOADER`) and `options.py` (its `Options`).
+The loader and what it imports never import the compiling half. Imports no torch, which not every artifact needs.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..model.config import ModelConfig
 from ..artifact.manifest import Manifest, WeightSpec
-from ..progress import Steps
+from ..artifact.programs import Program, Sizes
+from ..model.config import ModelConfig
+from ..progress import Progress
 
-if TYPE_CHECKING:  # the runtime loads artifacts without the exporter
+if TYPE_CHECKING:  # a loader imports this module and must not import the compiling half
     import torch
 
-    from ..compiler.export import Program, Shapes
+    from ..compiler.export import TracedProgram
     from ..compiler.lower import Implementations
-    from ..kernels.tuned_configs import CutTable
-
-# Loaded programs: tensors in, tensors out, in the manifest's order.
-Callables = dict[str, Callable[[Sequence[Any]], list[Any]]]
+    from ..kernels.kernel import ConfigChooser
+    from ..runtime.executor import Executor
 
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether a target can build for a device here, and if not, why and what mends it."""
+    """Whether a target can build for a device on this machine; if not, why, and what fixes it."""
 
     ready: bool
     detail: str
-    mend: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a target tells of an artifact, for people."""
+    """A table that a target shows of an artifact (`inspect`)."""
 
     title: str
     headings: tuple[str, ...]
@@ -44,98 +46,122 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is built: the model and its sizes, for what, how kernels are cut, and the folder, in which the weights lie
-    already."""
+class NoOptions:
+    """The options of a target that has none."""
+
+
+@dataclass(frozen=True)
+class CompileJob:
+    """What is compiled for one arch, and where the code goes. The weights lie in `folder` already and stay as they are."""
 
     config: ModelConfig
-    shapes: Shapes
+    sizes: Sizes
     device: str
     arch: str
-    tables: tuple[CutTable, ...]
+    options: Any  # of the compiler's `Options`
     stop_tokens: tuple[int, ...]
-    weights: dict[str, WeightSpec]
+    weights: Mapping[str, WeightSpec]
     folder: Path
-    steps: Steps
+    progress: Progress
 
 
-class Target(ABC):
-    """One way to compile the programs of an artifact and to run them."""
+class Compilation(ABC):
+    """The compiling of one arch's programs: each is compiled once, then `finish` is called."""
+
+    @abstractmethod
+    def compile(self, program: TracedProgram) -> None:
+        """Compile one lowered program. Raises BuildError or LoweringError naming the program."""
+
+    @abstractmethod
+    def finish(self) -> list[Path]:
+        """Write what all programs share; returns the files of the code, relative to the job's folder."""
+
+
+class Compiler(ABC):
+    """The compiling half of a target."""
 
     name: ClassVar[str]
-    dtypes: ClassVar[dict[str, tuple[str, ...]]]  # device -> dtypes it builds for, the default first
+    dtypes: ClassVar[Mapping[str, tuple[str, ...]]]  # device -> the dtypes it compiles for, the default first
+    Options: ClassVar[type] = NoOptions  # a frozen dataclass; each field becomes an option of `build`
 
     @abstractmethod
     def available(self, device: str) -> Availability:
         """Whether `build --device <device>` can work on this machine."""
 
     @abstractmethod
-    def here(self, device: str) -> str | None:
-        """Name of this machine's code for `device`, such as sm_90; None where it has no such device."""
+    def current_arch(self, device: str) -> str | None:
+        """The arch of this machine's `device`, such as sm_90; None where it has no such device."""
 
     @abstractmethod
     def archs(self, device: str) -> tuple[str, ...]:
-        """Names of the machine codes that a build for `device` can make here."""
+        """The archs that this machine can compile for."""
+
+    def default_archs(self, device: str, options: Any) -> tuple[str, ...]:
+        """The archs that are compiled for unless the user names some; empty where this machine has no such device."""
+        found = self.current_arch(device)
+        return () if found is None else (found,)
+
+    def default_prefill_chunks(self, device: str) -> tuple[int, ...]:
+        """The prefill chunks that suit a device. A GPU needs long ones to be busy, and short ones for short prompts."""
+        return (128, 2048) if device == "cuda" else (128,)
+
+    def option_problems(self, device: str, arch: str | None, options: Any) -> list[str]:
+        """What is wrong with the target's own options beside --device and --arch (None: not given)."""
+        return []
 
     @abstractmethod
     def versions(self) -> dict[str, str]:
-        """Packages besides torch that a build here depends on, and their versions."""
+        """The packages that a build depends on, besides torch, and their versions."""
+
+    def compiles_many_archs(self, device: str) -> bool:
+        """Whether one artifact can hold code for several archs."""
+        return False
+
+    def has_kernels(self, device: str) -> bool:
+        """Whether the code is made of the project's kernels, which launch configs are for."""
+        return device == "cuda"
+
+    def programs(self, all_programs: tuple[Program, ...]) -> tuple[Program, ...]:
+        """Which of an artifact's programs the target compiles."""
+        return all_programs
+
+    def stores_programs(self) -> bool:
+        """Whether the compiled programs are called one by one. Otherwise the target compiles a model of its own."""
+        return True
 
     def trace_device(self, device: str) -> torch.device:
-        """Where the fake tensors lie that programs for `device` are traced with."""
+        """Where the fake tensors lie that a program is traced with."""
         import torch
 
         return torch.device(device)
 
-    def runs(self, device: str) -> str:
-        """What an artifact holds and which runner runs it (runtime/runner.py): "programs", or one model, of which the
-        manifest tells no programs: "host_session", "device_session"."""
-        return "programs"
-
-    def takes(self, program: str) -> bool:
-        """Whether it compiles the program of that name; the others are not traced."""
-        return True
-
-    def many_archs(self, device: str) -> bool:
-        """Whether one artifact can hold code for several archs, of which a machine runs its own."""
-        return False
-
-    def compiling(self, device: str, arch: str) -> AbstractContextManager[None]:
-        """What programs for an arch are traced, lowered and compiled in."""
+    def environment(self, device: str, arch: str) -> AbstractContextManager[None]:
+        """The context in which programs for an arch are traced, lowered and compiled."""
         return nullcontext()
 
-    def has_kernels(self, device: str) -> bool:
-        """Whether programs for `device` are made of the kernels, which tables of cuts are for."""
-        return device == "cuda"
+    @abstractmethod
+    def implementations(self, device: str, chooser: ConfigChooser) -> Implementations:
+        """What computes each op in the target's programs."""
 
     @abstractmethod
-    def implementations(self, plan: Plan) -> Implementations:
-        """What stands for each op in its programs."""
+    def start(self, job: CompileJob) -> Compilation:
+        """Begin to compile for one arch."""
 
-    @abstractmethod
-    def compile(self, programs: Iterable[Program], plan: Plan) -> list[Path]:
-        """Compile lowered programs into `plan.folder`; returns the files, relative to it. The weights that lie there stay as they
-        are: they are being hashed."""
+
+class Loader(ABC):
+    """The running half of a target."""
 
     @abstractmethod
     def problems(self, manifest: Manifest, folder: Path) -> list[str]:
         """Why this machine cannot run the artifact; empty where it can. Opens no compiled code."""
 
     @abstractmethod
-    def load(self, manifest: Manifest, folder: Path, device: Any) -> Any:
-        """The artifact's code, ready to call; `problems` came back empty before. Callables where it is programs, otherwise
-        what the runner named by `runs` calls. device: a torch.device; None for a host session."""
+    def load(self, manifest: Manifest, folder: Path, progress: Progress, tune_process: bool) -> Executor:
+        """Load an artifact for which `problems` found nothing. Raises ArtifactError.
+
+        tune_process: settings of the whole process may be changed to save GPU memory.
+        """
 
     def tables(self, manifest: Manifest, folder: Path) -> list[Table]:
-        """What `inspect` tells beyond the manifest. Opens no compiled code."""
+        """What `inspect` shows besides the manifest. Opens no compiled code."""
         return []
-
-
-def gpu_arch() -> str | None:
-    """sm_<number> of torch's current GPU."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    major, minor = torch.cuda.get_device_capability()
-    return f"sm_{major}{minor}"

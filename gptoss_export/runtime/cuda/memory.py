@@ -19,7 +19,7 @@ from .driver import call
 _STACK_SIZE = 0  # CU_LIMIT_STACK_SIZE
 
 
-def spare_process() -> None:
+def reduce_process_memory() -> None:
     """Choose settings of the whole process that need less memory; called before it uses CUDA.
 
     The stack limit is where threads begin: the driver raises it for a kernel that needs more, unless the

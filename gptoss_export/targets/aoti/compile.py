@@ -1,197 +1,186 @@
 """AOTInductor: the programs of an artifact as a package of shared libraries for each arch, `programs-<arch>.pt2`.
 
-On CPU the ops are their references, fused by Inductor into C++. On CUDA they are Triton kernels, whose
-cubins are embedded in the libraries; running them takes neither Triton nor a compiler.
+On a CPU the ops are their references, which Inductor fuses into C++. On CUDA they are Triton kernels, whose cubins are
+embedded in the libraries: running them takes neither Triton nor a compiler.
 
-Weights and caches are inputs of every program, not constants of it. So the package holds code alone (a few
-MB whatever the model's size), the programs share one copy of the weights, and what is bound to them is
-checked against the manifest by the runner: AOTInductor itself checks neither shapes nor strides.
+Weights and caches are inputs of every program, not constants of it. So a package holds code only, a few megabytes whatever
+the model's size, and the programs share one copy of the weights. AOTInductor checks neither shapes nor strides, so the
+runner compares every tensor with the manifest when it binds them.
 
-Code for a GPU that the machine does not have is compiled with a stand-in for it (stand_in.py). With the GPU itself Inductor
-times the configurations of the small kernels that it makes; with the stand-in it takes the first of each. What torch wants to know
-of our kernels is found once a kind of call (kernel_accesses.py), which is a third of the time.
+Code for a GPU that the machine does not have is compiled with a fake GPU (cross_compile.py). With the GPU itself Inductor
+times the configs of the small kernels that it makes; with the fake GPU it takes the first of each.
 
 Code that runs on a CPU uses the instructions of a level (cpu_isa.py), not all that the building machine has.
-
-The loader unpacks the libraries into the temporary folder,
-which must not be mounted noexec.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import platform
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
-from ...errors import ArtifactError, BuildError
-from ...artifact.manifest import Manifest
-from ..aoti import cpu_isa
-from ...compat import mutation_analysis as kernel_accesses, fake_gpu as stand_in
-from ..target import Availability, Callables, Plan, Target, gpu_arch
+from ...compat.cpu_instructions import cpu_instructions
+from ...compat.mutation_analysis import cached_mutation_analysis
+from ...compat.pytorch import compile_to_files, write_package
+from ...compat.versions import installed, version_problem
+from ...compiler.export import TracedProgram
+from ...compiler.lower import Implementations, kernel_implementations, reference_implementations
+from ...errors import BuildError
+from ...kernels.kernel import ConfigChooser
+from ..gpu import current_gpu_arch
+from ..target import Availability, Compilation, CompileJob, Compiler
+from . import cpu_isa, cross_compile
+from .options import Options
+from .package import package_name
 
-if TYPE_CHECKING:
-    from ...compiler.export import Program
-    from ...compiler.lower import Implementations
+_ENTRY_SYMBOL = b"AOTInductorModelContainerCreateWithDevice"  # what a loader calls first
+_FUSED_BY_INDUCTOR = ("kv_write",)  # a scatter in place: Inductor fuses the reference with what comes before
+_CPU_LEVELS = {"portable": "DEFAULT", "avx2": "AVX2", "avx512": "AVX512"}
 
 
-# Packages of 2.11 and 2.13 were seen to run under each other's runtime; 2.12 lies between them.
-_TORCH_VERSIONS = ("2.11", "2.12", "2.13")
-_ENTRY = b"AOTInductorModelContainerCreateWithDevice"  # what a loader calls first
-
-
-class Aoti(Target):
+class AotiCompiler(Compiler):
     name = "aoti"
     dtypes: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("float32", "bfloat16"), "cuda": ("bfloat16",)}
+    Options = Options
 
     def available(self, device: str) -> Availability:
-        if not _supported(torch.__version__):
-            return Availability(
-                False, f"torch {torch.__version__}; tested with {', '.join(_TORCH_VERSIONS)}",
-                f"pip install 'torch>={_TORCH_VERSIONS[0]},<2.14'",
-            )  # fmt: skip
-        if shutil.which("g++") is None or shutil.which("strip") is None:
-            return Availability(False, "g++ or strip not found; AOTInductor compiles C++", "apt-get install g++ binutils")
+        if problem := version_problem("torch"):
+            return Availability(False, problem, "install a supported version")
+        compiler = os.environ.get("CXX", "g++")
+        if shutil.which(compiler) is None or shutil.which("strip") is None:
+            detail = f"{compiler} or strip not found; AOTInductor compiles C++"
+            return Availability(False, detail, "apt-get install g++ binutils, or name a C++ compiler with CXX")
         if device == "cpu":
-            return Availability(True, f"torch {torch.__version__}, {self.here('cpu')}")
+            return Availability(True, f"torch {torch.__version__}, {self.current_arch('cpu')}")
         if importlib.util.find_spec("triton") is None:
-            return Availability(False, "triton not found", "pip install 'gptoss-export[cuda]'")
-        here, elsewhere = self.here("cuda"), stand_in.problems()
-        if here is None and elsewhere:
-            return Availability(False, "; ".join(["no CUDA GPU found by torch", *elsewhere]), "pip install 'gptoss-export[cuda]'")
-        detail = f"torch {torch.__version__}, {torch.cuda.get_device_name() if here else 'no GPU, which it does not need'}"
-        return Availability(True, f"{detail}; archs {', '.join(self.archs('cuda'))}", "; ".join(elsewhere))
+            return Availability(False, "triton: not installed", "pip install 'gptoss-export[cuda]'")
+        current, problems = self.current_arch("cuda"), cross_compile.problems()
+        if current is None and problems:
+            detail = "; ".join(["torch finds no CUDA GPU", *problems])
+            return Availability(False, detail, "pip install 'gptoss-export[cuda]'")
+        gpu = torch.cuda.get_device_name() if current else "no GPU, which a build does not need"
+        detail = f"torch {torch.__version__}, {gpu}; archs {', '.join(self.archs('cuda'))}"
+        return Availability(True, detail, "; ".join(problems))
 
-    def here(self, device: str) -> str | None:
-        return cpu_isa.here() if device == "cpu" else gpu_arch()
+    def current_arch(self, device: str) -> str | None:
+        return cpu_isa.current_arch() if device == "cpu" else current_gpu_arch()
 
     def archs(self, device: str) -> tuple[str, ...]:
         if device == "cpu":
             return cpu_isa.archs()
-        here, elsewhere = self.here(device), () if stand_in.problems() else tuple(stand_in.GPUS)
-        return tuple(dict.fromkeys((here, *elsewhere) if here else elsewhere))
+        current, others = self.current_arch(device), () if cross_compile.problems() else tuple(cross_compile.GPUS)
+        return tuple(dict.fromkeys((current, *others) if current else others))
 
-    def many_archs(self, device: str) -> bool:
+    def default_archs(self, device: str, options: Options) -> tuple[str, ...]:
+        if options.cpu_isa is not None:
+            return (f"{cpu_isa.X86}-{_CPU_LEVELS[options.cpu_isa]}",)
+        return super().default_archs(device, options)
+
+    def option_problems(self, device: str, arch: str | None, options: Options) -> list[str]:
+        if options.cpu_isa is None:
+            return []
+        found = []
+        if device != "cpu":
+            found.append(f"--cpu-isa {options.cpu_isa}: is for --device cpu, found --device {device}; leave it out")
+        if arch is not None:
+            found.append(f"--cpu-isa {options.cpu_isa}: found --arch {arch} as well, which names the same; give one of them")
+        machine = cpu_isa.current_arch().partition("-")[0]
+        if machine != cpu_isa.X86:
+            found.append(f"--cpu-isa {options.cpu_isa}: is for {cpu_isa.X86}, this machine is {machine}; leave it out")
+        return found
+
+    def versions(self) -> dict[str, str]:
+        return {name: found for name in ("triton",) if (found := installed(name)) is not None}
+
+    def compiles_many_archs(self, device: str) -> bool:
         return True
 
     @contextmanager
-    def compiling(self, device: str, arch: str) -> Iterator[None]:
+    def environment(self, device: str, arch: str) -> Iterator[None]:
         with ExitStack() as stack:
-            if device == "cuda" and arch != self.here(device):
-                stack.enter_context(stand_in.stand_in(arch))
+            if device == "cuda" and arch != self.current_arch(device):
+                stack.enter_context(cross_compile.cross_compile(arch))
             if device == "cuda":
-                stack.enter_context(kernel_accesses.asked_once())
-            stack.enter_context(cpu_isa.instructions(cpu_isa.GLUE if device == "cuda" else arch.partition("-")[2]))
+                stack.enter_context(cached_mutation_analysis())
+            level = cpu_isa.HOST_LEVEL if device == "cuda" else arch.partition("-")[2]
+            stack.enter_context(cpu_instructions(level))
             yield
 
-    def versions(self) -> dict[str, str]:
-        try:
-            return {"triton": version("triton")}
-        except PackageNotFoundError:
-            return {}
+    def implementations(self, device: str, chooser: ConfigChooser) -> Implementations:
+        references = reference_implementations()
+        if device == "cpu":
+            return references
+        return {**kernel_implementations(chooser), **{name: references[name] for name in _FUSED_BY_INDUCTOR}}
 
-    def implementations(self, plan: Plan) -> Implementations:
-        from ...compiler.lower import kernel_ops, references
-
-        return references() if plan.device == "cpu" else kernel_ops(plan.arch, plan.tables)
-
-    def compile(self, programs: Iterable[Program], plan: Plan) -> list[Path]:
-        from torch.export.pt2_archive._package import package_pt2
-
-        options: dict[str, Any] = {"aot_inductor.package": True}
-        if plan.device == "cuda":
-            options["aot_inductor.embed_kernel_binary"] = True
-            options["memory_planning"] = True  # intermediates in one allocation, whose parts are used again
-            options["aot_inductor.compile_wrapper_opt_level"] = "O0"  # it only launches; optimizing it takes g++ longest
-        package = _package(plan.arch)
-        with TemporaryDirectory(prefix="gptoss-export-") as scratch:
-            compiled = {name: _without_sources(files, Path(scratch, name)) for name, files in _compiled(programs, options)}
-            package_pt2(plan.folder / package, aoti_files=compiled)
-        return [Path(package)]
-
-    def problems(self, manifest: Manifest, folder: Path) -> list[str]:
-        found = [f"files: {_package(arch)} is missing from the manifest" for arch in manifest.archs
-                 if _package(arch) not in manifest.files]  # fmt: skip
-        built_with, torch_here = manifest.versions["torch"], torch.__version__
-        if not (_supported(built_with) and _supported(torch_here)) and _minor(built_with) != _minor(torch_here):
-            found.append(
-                f"torch: artifact built with {built_with}, found {torch_here}; packages run across "
-                f"{', '.join(_TORCH_VERSIONS)} only: install torch {_minor(built_with)} or build again"
-            )
-        if manifest.provenance.machine != platform.machine():
-            found.append(f"machine: artifact was built on {manifest.provenance.machine}, this machine is {platform.machine()}; "
-                         "build it on such a machine")
-        if manifest.device == "cuda" and not torch.cuda.is_available():
-            found.append(f"device: artifact is for a CUDA GPU ({manifest.arch}), torch finds none here")
-        elif self._own(manifest) is None:
-            here = self.here(manifest.device)
-            found.append(f"arch: artifact has code for {', '.join(manifest.archs)}, this machine is {here}; build with --arch {here}")
-        return found
-
-    def _own(self, manifest: Manifest) -> str | None:
-        """The arch of the artifact that this machine runs."""
-        here = self.here(manifest.device)
-        runs = cpu_isa.runs if manifest.device == "cpu" else str.__eq__
-        return max((arch for arch in manifest.archs if runs(arch, here)), key=cpu_isa.rank, default=None)
-
-    def load(self, manifest: Manifest, folder: Path, device: torch.device) -> Callables:
-        index = device.index or 0 if device.type == "cuda" else -1
-        programs: Callables = {}
-        package = folder / _package(self._own(manifest))
-        for name in manifest.programs:
-            try:
-                loader = torch._C._aoti.AOTIModelPackageLoader(str(package), name, True, 1, index)
-            except RuntimeError as error:
-                raise ArtifactError(f"{package}: program {name} cannot be loaded: {error}") from error
-            programs[name] = partial(_run, loader)
-        return programs
+    def start(self, job: CompileJob) -> Compilation:
+        return _Package(job)
 
 
-def _compiled(programs: Iterable[Program], options: dict[str, Any]) -> Iterator[tuple[str, list[Any]]]:
-    """The files of each program, in Inductor's cache, where they have to stay as they are."""
-    from torch._inductor import aot_compile
+class _Package(Compilation):
+    """The package of one arch. Inductor's cache holds the libraries until the package is written."""
 
-    for program in programs:
+    def __init__(self, job: CompileJob) -> None:
+        self._job = job
+        self._scratch = TemporaryDirectory(prefix="gptoss-export-")  # removed with this object
+        self._files: dict[str, list[str]] = {}
+        self._options: dict[str, Any] = {"aot_inductor.package": True}
+        if job.device == "cuda":
+            self._options |= {
+                "aot_inductor.embed_kernel_binary": True,
+                "memory_planning": True,  # intermediates share one allocation
+                "aot_inductor.compile_wrapper_opt_level": "O0",  # the host's part only launches kernels
+            }
+
+    def compile(self, program: TracedProgram) -> None:
         arguments, _ = program.exported.example_inputs
         module = program.exported.module(check_guards=False)
         try:
-            files = aot_compile(module, arguments, options=options)
+            files = compile_to_files(module, arguments, self._options)
         except Exception as error:  # Inductor raises any kind; the user needs the program's name
             raise BuildError(f"AOTInductor failed on program {program.name}: {error}") from error
         _check_linked(program.name, files)
-        yield program.name, files
+        self._files[program.name] = _without_sources(files, Path(self._scratch.name, program.name))
+
+    def finish(self) -> list[Path]:
+        name = package_name(self._job.arch)
+        with self._scratch:
+            write_package(self._job.folder / name, self._files)
+        return [Path(name)]
 
 
 def _check_linked(program: str, files: Sequence[Any]) -> None:
-    """A library with a C++ runtime of its own inside crashes in the process that loads it, which has torch's."""
+    """Refuse a library with its own C++ runtime inside: it crashes in the process that loads it, which has torch's."""
     for library in (Path(file) for file in files if str(file).endswith(".so")):
         code = library.read_bytes()
-        if _ENTRY not in code:
-            raise BuildError(f"program {program}: {library} has no {_ENTRY.decode()}; Inductor's cache is damaged, remove it")
+        if _ENTRY_SYMBOL not in code:
+            symbol = _ENTRY_SYMBOL.decode()
+            raise BuildError(f"program {program}: {library} has no {symbol}; Inductor's cache is damaged, remove it")
         if not any(name in code for name in (b"libstdc++.so", b"libc++.so")):
             raise BuildError(
-                f"the C++ compiler ({os.environ.get('CXX', 'g++')}) links its standard library statically, and "
-                "such code crashes when it is loaded; set CXX to a compiler that does not, such as CXX=/usr/bin/g++"
+                f"the C++ compiler ({os.environ.get('CXX', 'g++')}) links its standard library statically, and such code "
+                "crashes when it is loaded; use a compiler that links libstdc++ dynamically, such as CXX=/usr/bin/g++"
             )
 
 
-def _without_sources(files: Sequence[Any], folder: Path) -> list[Any]:
-    """Copies of what loading needs: the library, without its debug information, and its description. Sources, and the paths
-    of the machine that they were compiled on, stay here; but torch 2.11 looks for a source's name, so an empty one goes along."""
+def _without_sources(files: Sequence[Any], folder: Path) -> list[str]:
+    """Copies of what loading needs: the library without debug information, and its description.
+
+    Sources stay out, with the paths of the building machine in them. torch 2.11 looks for the name of a source, so that an
+    empty file of that name is added.
+    """
     folder.mkdir()
-    kept = [shutil.copy(file, folder) for file in files if str(file).endswith((".so", ".wrapper_metadata.json"))]
+    kept = [str(shutil.copy(file, folder)) for file in files if str(file).endswith((".so", ".wrapper_metadata.json"))]
     for library in [file for file in kept if file.endswith(".so")]:
-        done = subprocess.run(["strip", "--strip-debug", "--remove-section=.comment", library], capture_output=True, text=True)
+        command = ["strip", "--strip-debug", "--remove-section=.comment", library]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BuildError(f"strip failed on {library}: {done.stderr.strip()}")
         source = Path(library).with_suffix(".cpp")
@@ -200,18 +189,4 @@ def _without_sources(files: Sequence[Any], folder: Path) -> list[Any]:
     return kept
 
 
-def _package(arch: str) -> str:
-    """The file of an arch's programs."""
-    return f"programs-{arch}.pt2"
-
-
-def _run(loader: Any, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    return loader.run(list(inputs))
-
-
-def _minor(version: str) -> str:
-    return ".".join(version.split(".")[:2])
-
-
-def _supported(version: str) -> bool:
-    return _minor(version) in _TORCH_VERSIONS
+COMPILER = AotiCompiler()

@@ -13,39 +13,33 @@ what the compiler makes of `native`.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 
-from ...compat.replace import replace
-
-_X86 = "x86_64"
-_MARCH = {"DEFAULT": "x86-64", "AVX2": "x86-64-v3", "AVX512": "x86-64-v4"}
-LEVELS = tuple(_MARCH)
-GLUE = "AVX2"  # for what runs on the CPU beside a GPU
+X86 = "x86_64"
+LEVELS = ("DEFAULT", "AVX2", "AVX512")
+HOST_LEVEL = "AVX2"  # of the host's part of code for a GPU
 
 
-def here() -> str:
+def current_arch() -> str:
     """The arch of this machine."""
     return f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}"
 
 
 def archs() -> tuple[str, ...]:
     """Archs that can be compiled for here: those that this machine can run, the highest first."""
-    machine, _, level = here().partition("-")
-    if machine != _X86 or level not in LEVELS:
-        return (here(),)
-    return tuple(f"{machine}-{name}" for name in reversed(LEVELS) if runs(f"{machine}-{name}", here()))
+    machine, _, level = current_arch().partition("-")
+    if machine != X86 or level not in LEVELS:
+        return (current_arch(),)
+    return tuple(f"{machine}-{name}" for name in reversed(LEVELS) if runs(f"{machine}-{name}", current_arch()))
 
 
 def runs(built_for: str, on: str) -> bool:
     """Whether a machine of arch `on` has all instructions of `built_for`."""
     machine, _, level = built_for.partition("-")
-    machine_here, _, level_here = on.partition("-")
-    if level in LEVELS and level_here in LEVELS:
-        return machine == machine_here and LEVELS.index(level) <= LEVELS.index(level_here)
+    own_machine, _, own_level = on.partition("-")
+    if level in LEVELS and own_level in LEVELS:
+        return machine == own_machine and LEVELS.index(level) <= LEVELS.index(own_level)
     return built_for == on
 
 
@@ -53,25 +47,3 @@ def rank(arch: str) -> int:
     """Higher for more instructions."""
     level = arch.partition("-")[2]
     return LEVELS.index(level) if level in LEVELS else 0
-
-
-@contextmanager
-def instructions(level: str) -> Iterator[None]:
-    """Compile with the instructions of a level alone, where this machine has levels."""
-    if platform.machine() != _X86 or level not in LEVELS:
-        yield
-        return
-    from torch._inductor import cpp_builder, cpu_vec_isa
-
-    kinds = {"AVX2": cpu_vec_isa.VecAVX2, "AVX512": cpu_vec_isa.VecAVX512}
-    vectors = [kinds[level]()] if level in kinds else []
-    cflags = cpp_builder._get_optimization_cflags
-
-    def with_level(*arguments: Any, **options: Any) -> Any:
-        flags, linking = cflags(*arguments, **options)
-        return [f"march={_MARCH[level]}" if flag == "march=native" else flag for flag in flags], linking
-
-    with ExitStack() as stack:
-        replace(stack, cpu_vec_isa, "valid_vec_isa_list", lambda: list(vectors))
-        replace(stack, cpp_builder, "_get_optimization_cflags", with_level)
-        yield

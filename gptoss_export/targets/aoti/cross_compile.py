@@ -1,6 +1,6 @@
 """Stands in for a GPU while code is compiled for it, on a machine that has none (or has another).
 
-    with stand_in("sm_90"):
+    with cross_compile("sm_90"):
         aot_compile(...)
 
 Compiling needs no GPU, but torch, Inductor and Triton ask one for what they could look up. Here they are answered:
@@ -36,17 +36,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from ..errors import BuildError
-from .replace import replace
-
-TESTED = {"torch": ("2.11", "2.12", "2.13"), "triton": ("3.6", "3.7")}
+from ...compat.replace import add, replace
+from ...compat.versions import SUPPORTED, installed, version_problem
+from ...errors import BuildError
 
 
 @dataclass(frozen=True)
@@ -89,19 +87,14 @@ _REMEMBER = (
 def problems() -> list[str]:
     """Why code for a GPU cannot be compiled here."""
     found = []
-    for package, tested in TESTED.items():
-        here = _version(package)
-        if here is None:
-            found.append(f"{package} not found, expected {' or '.join(tested)}")
-        elif ".".join(here.split(".")[:2]) not in tested:
-            found.append(f"{package} {here}: compiling for a GPU was tested with {' and '.join(tested)} only")
+    found += [problem for package in SUPPORTED if (problem := version_problem(package)) is not None]
     if _headers() is None:
         found.append("CUDA's header nv/target not found; it comes with nvidia-cuda-cccl or a CUDA toolkit")
     return found
 
 
 @contextmanager
-def stand_in(arch: str) -> Iterator[None]:
+def cross_compile(arch: str) -> Iterator[None]:
     """Compile for `arch`, one of GPUS. Raises BuildError where that cannot be."""
     if arch not in GPUS:
         raise BuildError(f"--arch {arch}: expected one of {', '.join(GPUS)}")
@@ -152,7 +145,7 @@ def _answer_torch(stack: ExitStack, gpu: Gpu) -> None:
     replace(stack, interface, "get_raw_stream", staticmethod(lambda device: 0))
     if torch.version.cuda is None:
         replace(stack, torch.version, "cuda", "13.0")
-    replace(stack, torch._C, "_cuda_getCurrentRawStream", lambda device: 0)
+    add(stack, torch._C, "_cuda_getCurrentRawStream", lambda device: 0)
     replace(stack, fake_tensor.FakeTensorMode, "avoid_device_init", True)
     replace(stack, fake_tensor, "init_gpu_context", lambda device: None)
     known_properties = device_interface.caching_worker_device_properties
@@ -219,7 +212,7 @@ def _answer_compiler(stack: ExitStack) -> None:
     from torch.utils import cpp_extension
 
     sources = Path(triton.__file__).parent / "backends" / "nvidia" / "include", _headers()
-    key = repr((sources, *map(_version, TESTED)))
+    key = repr((sources, *map(installed, SUPPORTED)))
     home = Path(cache_dir()) / f"cuda-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not home.exists():  # its path is part of what Inductor names its files by: it stays, and is always the same
         home.parent.mkdir(parents=True, exist_ok=True)
@@ -308,10 +301,3 @@ def _forget() -> None:
 
 def _folder(stack: ExitStack) -> Path:
     return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gptoss-export-")))
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

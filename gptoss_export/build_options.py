@@ -1,0 +1,181 @@
+"""What the user asks of a build, and what it is resolved to: every default filled in, every value checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .artifact.programs import Sizes
+from .errors import BuildError, UsageError, raise_all
+from .kernels.kernel import ConfigChooser
+from .kernels.registry import shipped_tuned_configs
+from .kernels.tuned_configs import TunedConfigs, read_tuned_configs
+from .targets import Compiler, compiler
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the user asks of a build. None: chosen by the target, the arch and the machine.
+
+    target          what to compile to
+    device          "cpu" or "cuda". None: the device of `arch`; else the GPU, if this machine has one and the target builds
+                    for it; else the target's first device
+    arch            one arch such as sm_90, or several with commas between them. None: this machine's
+    dtype           dtype of the matrix products and the KV caches. None: the target's first for the device
+    max_batch       sequences at a time
+    max_context     tokens that a sequence can hold
+    prefill_chunks  tokens that a prefill call takes, one program each. None: what suits the device
+    stop_tokens     None: those of the checkpoint
+    tuned_configs   files of tuned configs, which are looked in before those that are shipped
+    target_options  the target's own options, of its `Options`. None: their defaults
+    """
+
+    target: str = "aoti"
+    device: str | None = None
+    arch: str | None = None
+    dtype: str | None = None
+    max_batch: int = 1
+    max_context: int = 4096
+    prefill_chunks: tuple[int, ...] | None = None
+    stop_tokens: tuple[int, ...] | None = None
+    tuned_configs: tuple[Path, ...] = ()
+    target_options: Any = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Resolved build options. `stop_tokens` are empty until the checkpoint is read, unless the user gave some."""
+
+    target: str
+    device: str
+    archs: tuple[str, ...]
+    dtype: str
+    sizes: Sizes
+    stop_tokens: tuple[int, ...]
+    tuned_configs: tuple[Path, ...]
+    target_options: Any
+
+    def to_json(self) -> dict[str, Any]:
+        """The options by name, as `inspect` shows them."""
+        return {
+            "target": self.target,
+            "device": self.device,
+            "arch": ",".join(self.archs),
+            "dtype": self.dtype,
+            "max_batch": self.sizes.max_batch,
+            "max_context": self.sizes.max_context,
+            "prefill_chunks": list(self.sizes.prefill_chunks),
+            "stop_tokens": list(self.stop_tokens),
+            "tuned_configs": [path.name for path in self.tuned_configs],
+        } | dataclasses.asdict(self.target_options)
+
+
+def resolve(options: BuildOptions) -> tuple[Compiler, Settings, dict[str, ConfigChooser]]:
+    """The compiler of the target, the resolved options, and a chooser of launch configs for each arch.
+
+    Reads nothing but files of tuned configs. Raises UsageError for options that are wrong, BuildError for what cannot be
+    built on this machine.
+    """
+    target = compiler(options.target)
+    target_options = target.Options() if options.target_options is None else options.target_options
+    if type(target_options) is not target.Options:
+        found = type(target_options).__name__
+        raise UsageError(f"target_options: found {found}, expected {target.Options.__name__} of target {target.name}")
+    device = resolve_device(target, options)
+    problems = [*_dtype_problems(target, device, options.dtype), *target.option_problems(device, options.arch, target_options)]
+    sizes, size_problems = resolve_sizes(
+        options.max_batch, options.max_context, options.prefill_chunks, target.default_prefill_chunks(device)
+    )
+    raise_all(UsageError, "options that cannot be built", problems + size_problems)
+    available = target.available(device)
+    if not available.ready:
+        raise BuildError(f"{target.name} for {device} cannot be built here: {available.detail}; {available.fix}")
+    archs = _resolve_archs(target, device, options.arch, target_options)
+    tuned = _tuned_configs(target, device, archs, options.tuned_configs)
+    settings = Settings(
+        target=target.name,
+        device=device,
+        archs=archs,
+        dtype=options.dtype or target.dtypes[device][0],
+        sizes=sizes,
+        stop_tokens=options.stop_tokens or (),
+        tuned_configs=options.tuned_configs,
+        target_options=target_options,
+    )
+    return target, settings, {arch: ConfigChooser(arch, tuned) for arch in archs}
+
+
+def resolve_device(target: Compiler, options: BuildOptions) -> str:
+    """The device to build for. Raises UsageError where the target does not build for the device that was named."""
+    if options.device is not None:
+        if options.device not in target.dtypes:
+            raise UsageError(f"--device {options.device}: target {target.name} builds for {', '.join(target.dtypes)}")
+        return options.device
+    if options.arch is not None:
+        wanted = options.arch.split(",")
+        matching = [device for device in target.dtypes if set(wanted) & set(target.archs(device))]
+        if len(matching) == 1:
+            return matching[0]
+    with_machine = [device for device in reversed(target.dtypes) if target.current_arch(device) is not None]
+    return with_machine[0] if with_machine else next(iter(target.dtypes))
+
+
+def resolve_sizes(
+    max_batch: int, max_context: int, chunks: tuple[int, ...] | None, default_chunks: tuple[int, ...]
+) -> tuple[Sizes, list[str]]:
+    """The sizes of an artifact, and what is wrong with them. Default chunks are shortened to the context."""
+    problems = []
+    for option, values in {
+        "--max-batch": (max_batch,),
+        "--max-context": (max_context,),
+        "--prefill-chunk": (0,) if chunks == () else chunks or (),
+    }.items():
+        problems += [f"{option} {value}: expected 1 or more" for value in values if value < 1]
+    if chunks and max(chunks) > max_context:
+        problems.append(f"--prefill-chunk {max(chunks)}: expected at most --max-context ({max_context})")
+    used = chunks or tuple(min(chunk, max(1, max_context)) for chunk in default_chunks)
+    return Sizes(max_batch, max_context, tuple(sorted(set(used)))), problems
+
+
+def _dtype_problems(target: Compiler, device: str, dtype: str | None) -> list[str]:
+    known = target.dtypes[device]
+    if dtype is None or dtype in known:
+        return []
+    return [f"--dtype {dtype}: {target.name} on {device} builds {', '.join(known)}"]
+
+
+def _resolve_archs(target: Compiler, device: str, arch: str | None, target_options: Any) -> tuple[str, ...]:
+    known = target.archs(device)
+    archs = tuple(dict.fromkeys(arch.split(","))) if arch else target.default_archs(device, target_options)
+    if not archs:
+        raise UsageError(f"--arch: this machine has no {device} device to build for; choose one of {', '.join(known)}")
+    problems = [f"--arch {name}: {target.name} compiles here for {', '.join(known)}" for name in archs if name not in known]
+    if len(archs) > 1 and not target.compiles_many_archs(device):
+        problems.append(f"--arch {arch}: {target.name} builds for one arch at a time; build an artifact for each")
+    raise_all(BuildError, "archs that cannot be built", problems)
+    return archs
+
+
+def _tuned_configs(
+    target: Compiler, device: str, archs: tuple[str, ...], paths: tuple[Path, ...]
+) -> tuple[TunedConfigs, ...]:
+    """The user's tuned configs, then those that are shipped."""
+    if not target.has_kernels(device):
+        if paths:
+            raise UsageError(f"--tuned-configs: {target.name} for {device} has none of the project's kernels; leave it out")
+        return ()
+    given, problems = [], []
+    for path in paths:
+        try:
+            given.append(read_tuned_configs(path))
+        except UsageError as error:
+            problems.append(str(error))
+    problems += [
+        f"--tuned-configs {configs.path}: is for {configs.arch}, expected one of {', '.join(archs)}"
+        for configs in given
+        if configs.arch not in archs
+    ]
+    raise_all(UsageError, "tuned configs that this build cannot use", problems)
+    return (*given, *shipped_tuned_configs())

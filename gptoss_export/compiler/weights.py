@@ -1,0 +1,80 @@
+"""Puts a checkpoint's weights into an artifact.
+
+A checkpoint whose tensors are used as stored is linked, shard by shard, so that it costs no space. Where the file system
+cannot link, the shards are copied, and the user is told how much. A layout with a converter is written again, one layer at
+a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from ..artifact.manifest import Part, WeightSpec
+from ..checkpoint import Checkpoint
+from ..model.decoder import yarn_inv_freq
+from ..model.parameters import INV_FREQ, parameters
+from ..progress import Progress
+
+WEIGHTS = "weights"  # folder of the checkpoint's tensors
+DERIVED = "derived.safetensors"  # tensors that follow from config.json
+# What a file system answers that has no hard links, or none to another file system.
+_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def write_weights(checkpoint: Checkpoint, dtype: str, folder: Path, progress: Progress) -> dict[str, WeightSpec]:
+    """Write the weights below `folder`; returns for each weight which stored tensors it is made of. Raises OSError."""
+    (folder / WEIGHTS).mkdir()
+    write = _write_converted if checkpoint.converts else _link_shards
+    parts = write(checkpoint, folder, progress)
+    inv_freq = yarn_inv_freq(checkpoint.config.rope, checkpoint.config.head_dim)
+    save_file({INV_FREQ: inv_freq}, folder / DERIVED)
+    parts[INV_FREQ] = (Part(DERIVED, INV_FREQ),)
+    return {item.name: WeightSpec(item.shape, item.dtype, parts[item.name]) for item in parameters(checkpoint.config, dtype)}
+
+
+def weight_file_names(weights: dict[str, WeightSpec]) -> set[Path]:
+    """The files that the weights lie in, relative to the artifact."""
+    return {Path(part.file) for weight in weights.values() for part in weight.parts}
+
+
+def _link_shards(checkpoint: Checkpoint, folder: Path, progress: Progress) -> dict[str, tuple[Part, ...]]:
+    shards = sorted(set(checkpoint.files.values()))
+    for index, path in enumerate(shards):
+        source, destination = path.resolve(), folder / WEIGHTS / path.name
+        try:
+            os.link(source, destination)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            left = shards[index:]
+            size = sum(shard.stat().st_size for shard in left)
+            progress.note(
+                f"{folder.parent}: cannot hard-link {path} ({error.strerror}); copying {len(left)} files, {size / 1e9:.1f} GB. "
+                "To save the space, build on the file system of the checkpoint"
+            )
+            for count, shard in enumerate(left, start=1):
+                progress.update(f"copy {shard.name}, {count} of {len(left)}")
+                shutil.copyfile(shard.resolve(), folder / WEIGHTS / shard.name)
+            break
+    return {
+        name: tuple(Part(f"{WEIGHTS}/{checkpoint.files[part.name].name}", part.name) for part in recipe.parts)
+        for name, recipe in checkpoint.recipes.items()
+    }
+
+
+def _write_converted(checkpoint: Checkpoint, folder: Path, progress: Progress) -> dict[str, tuple[Part, ...]]:
+    parts: dict[str, tuple[Part, ...]] = {}
+    tensors: dict[str, torch.Tensor]
+    for stem, tensors in checkpoint.converted_groups():
+        progress.update(f"convert {stem}")
+        file = f"{WEIGHTS}/{stem}.safetensors"
+        save_file(tensors, folder / file)
+        parts |= {name: (Part(file, name),) for name in tensors}
+        del tensors  # so that one layer is in memory at a time
+    return parts
