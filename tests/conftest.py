@@ -12,10 +12,9 @@ import pytest
 import torch
 from filelock import FileLock  # which torch depends on
 
-from gptoss_export.build import BuildOptions, build
-from gptoss_export.checkpoint.synthetic import PRESETS, write_random
+from gptoss_export import BuildOptions, Runner, build, load
 from gptoss_export.checkpoint.layouts import LAYOUTS
-from gptoss_export.runtime import Runner
+from gptoss_export.checkpoint.synthetic import PRESETS, write_synthetic
 
 SEED = 7
 OPTIONS = {"max_batch": 3, "max_context": 4400, "prefill_chunks": (16, 64)}
@@ -26,7 +25,7 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
     """The same tiny model in every layout."""
     root = tmp_path_factory.mktemp("checkpoints")
     for layout in LAYOUTS.values():
-        write_random(root / layout.name, PRESETS["tiny"], layout, SEED, torch.device("cpu"), tokenizer=True)
+        write_synthetic(root / layout.name, PRESETS["tiny"], layout, SEED, torch.device("cpu"), tokenizer=True)
     return {name: root / name for name in LAYOUTS}
 
 
@@ -55,7 +54,7 @@ def artifact(checkpoints, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def loaded(artifact) -> Runner:
-    return Runner.load(artifact)
+    return load(artifact)
 
 
 @pytest.fixture
