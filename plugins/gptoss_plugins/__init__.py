@@ -1,9 +1,9 @@
-"""What gptoss_export finds by entry point: kernels that implement its ops on a particular machine.
+"""Triton kernels for the ops of gptoss_export, one file an op.
 
-One file an op. Nothing here is imported until a build for CUDA asks for it, so only these files may
-import Triton at their top.
+gptoss_export finds them by entry point and imports them only for a build for NVIDIA GPUs. So this file must not
+import Triton, and the other files may.
 """
 
 from pathlib import Path
 
-TABLES = Path(__file__).parent / "tables"  # measured cuts, a file for each GPU and Triton (gptoss_export/tables.py)
+TUNED_CONFIGS = Path(__file__).parent / "tuned_configs"  # a file for each GPU and Triton version

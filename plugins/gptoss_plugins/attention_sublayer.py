@@ -1,34 +1,34 @@
-"""gptoss_triton::attention_sublayer: `gptoss::attention_sublayer` for NVIDIA GPUs.
+"""gptoss_triton::attention_sublayer: `gptoss::attention_sublayer` for NVIDIA GPUs, for up to FEW_TOKENS tokens.
 
-The contract is gptoss_export/ops/attention_sublayer.py's. A chunk is PyTorch around the attention kernel:
-its products are cuBLAS's, its cache write is an index_put, since AOTInductor fuses those. Up to FEW_TOKENS
-tokens are three or four kernels, in which everything that is not a weight is done by the product that it
-belongs to:
+The contract is in gptoss_export/model/ops/attention_sublayer.py. More tokens (a chunk) are computed by the op's
+reference: its products are cuBLAS's, its attention is gptoss_triton::sink_attention.
 
-    _qkv_pdl       norm, product, bias, RoPE, cache write. A program has PAIRS pairs of rows of one head, d
-                   and d + D / 2, which RoPE turns against each other.
-    _attend_next_pdl (or _attend_pdl), _combine_pdl  gptoss_plugins/attention.py
+The op is three or four kernels. Each step that is not a product is part of the product that it belongs to:
+
+    _qkv_pdl       norm, product, bias, RoPE, cache write. A program has PAIRS pairs of rows of one head, d and
+                   d + D / 2, which RoPE rotates against each other.
+    _attend_next_pdl (or _attend_pdl), _combine_pdl   see attention.py
     _project_pdl   product, bias, residual
 
-Limits: as gptoss_plugins/attention.py has them; head_dim is even.
+Limits: those of attention.py. head_dim is even.
 """
 
 from __future__ import annotations
-
-from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
-from gptoss_export.kernels.kernel import Cut, Kernel, parts
-from gptoss_export.model.ops.attention_sublayer import compose
-from gptoss_export.model.ops.kv_write import reference as write
+from gptoss_export.kernels.kernel import Kernel
+from gptoss_export.kernels.launch_config import ConfigSpace, unflatten
+from gptoss_export.model.ops import Arguments
 
-from .attention import Attend, attend, cut_attention, sink_attention
-from .dependent_launch import early, let_next_start, wait_for_previous, wait_then_let_next_start
-from .rows import ROW_OPTIONS, Rows, dot_rows, dot_rows_of_norm, few, load_rows
+from .arch import has_dependent_launch
+from .attention import AttentionInputs, attend
+from .attention_config import Attend, attention_space
+from .dependent_launch import let_next_start, wait_for_previous, wait_then_let_next_start
+from .rows import FEW_TOKENS, ROW_OPTIONS, Rows, dot_rows, dot_rows_of_norm, load_rows
 
 QKV = Rows(rows=4, length=1024, warps=4)
 PROJECT = Rows(rows=2, length=256, warps=1)
@@ -36,12 +36,30 @@ PROJECT = Rows(rows=2, length=256, warps=1)
 
 @triton.jit
 def _qkv_pdl(
-    x, norm_weight, weight, bias, cos, sin, slots, positions, query, k_cache, v_cache,
-    TOKENS: tl.constexpr, LENGTH: tl.constexpr, HIDDEN: tl.constexpr,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, EPS: tl.constexpr,
-    PAIRS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    """PAIRS pairs of rows of one head, for every token; LENGTH tokens a sequence."""
+    x,
+    norm_weight,
+    weight,
+    bias,
+    cos,
+    sin,
+    slots,
+    positions,
+    query,
+    k_cache,
+    v_cache,
+    TOKENS: tl.constexpr,
+    LENGTH: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    EPS: tl.constexpr,
+    PAIRS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """The results of PAIRS pairs of rows of one head, for every token; a sequence has LENGTH tokens."""
     HALF: tl.constexpr = HEAD_DIM // 2
     parts: tl.constexpr = HALF // PAIRS
     head = tl.program_id(0) // parts
@@ -85,11 +103,19 @@ def _qkv_pdl(
 
 @triton.jit
 def _project_pdl(
-    x, weight, bias, residual, out,
-    TOKENS: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
+    x,
+    weight,
+    bias,
+    residual,
+    out,
+    TOKENS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
-):  # fmt: skip
-    """out [T, HIDDEN] float32 = residual + x [T, WIDTH] times the rows + bias; R rows, for every token."""
+):
+    """R of the HIDDEN results of every token: residual + x [T, WIDTH] times the rows + bias, float32."""
     row = (tl.program_id(0) + let_next_start(EARLY)) * R + tl.arange(0, R)
     inside = row < HIDDEN
     safe = tl.minimum(row, HIDDEN - 1)
@@ -122,60 +148,88 @@ def attention_sublayer(
     window: int,
     scale: float,
     eps: float,
-    tiles: list[int],
+    config: list[int],
     arch: str,
 ) -> torch.Tensor:
-    """`gptoss::attention_sublayer`, the same result; tiles and arch as in gptoss_export/kernel.py."""
-    tokens, hidden = x.shape
-    if not few(tokens):
-        return compose(
-            partial(sink_attention, tiles=tiles, arch=arch), write, x, norm_weight, qkv_weight, qkv_bias, o_weight, o_bias,
-            sinks, k_cache, v_cache, cos, sin, slots, positions, window, scale, eps,
-        )  # fmt: skip
+    """`gptoss::attention_sublayer`: same result. `config` and `arch` as in gptoss_export/kernels/launch_config.py."""
+    (tokens, hidden), early = x.shape, has_dependent_launch(arch)
     heads, kv_heads, head_dim = sinks.size(0), k_cache.size(1), k_cache.size(3)
-    half = head_dim // 2
-    qkv, inner, project = parts(tiles, Rows, Attend, Rows)
+    qkv, inner, project = unflatten(config, Rows, Attend, Rows)
     pairs = qkv.rows // 2
     query = x.new_empty((*positions.shape, heads, head_dim), dtype=qkv_weight.dtype)
-    wrap_triton(_qkv_pdl)[((heads + 2 * kv_heads) * half // pairs,)](
-        x.contiguous(), norm_weight, qkv_weight, qkv_bias, cos.contiguous(), sin.contiguous(), slots,
-        positions.contiguous(), query, k_cache, v_cache,
-        TOKENS=tokens, LENGTH=positions.size(1), HIDDEN=hidden,
-        HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, ROWS=k_cache.size(2) - 1, EPS=eps,
-        PAIRS=pairs, BLOCK=qkv.length, EARLY=early(arch), num_warps=qkv.warps,
-    )  # fmt: skip
-    attended = attend(
-        query, k_cache, v_cache, sinks, slots, positions, window, scale, inner, arch, behind_its_key=True
-    )  # fmt: skip
-    width = heads * head_dim
+    wrap_triton(_qkv_pdl)[((heads + 2 * kv_heads) * (head_dim // 2) // pairs,)](
+        x.contiguous(),
+        norm_weight,
+        qkv_weight,
+        qkv_bias,
+        cos.contiguous(),
+        sin.contiguous(),
+        slots,
+        positions.contiguous(),
+        query,
+        k_cache,
+        v_cache,
+        TOKENS=tokens,
+        LENGTH=positions.size(1),
+        HIDDEN=hidden,
+        HEADS=heads,
+        KV_HEADS=kv_heads,
+        HEAD_DIM=head_dim,
+        ROWS=k_cache.size(2) - 1,
+        EPS=eps,
+        PAIRS=pairs,
+        BLOCK=qkv.length,
+        EARLY=early,
+        num_warps=qkv.warps,
+    )
+    inputs = AttentionInputs(
+        query=query,
+        k_cache=k_cache,
+        v_cache=v_cache,
+        sinks=sinks,
+        slots=slots,
+        positions=positions,
+        window=window,
+        scale=scale,
+    )
+    attended = attend(inputs, inner, arch, after_its_query=True)
     out = torch.empty_like(x)
     wrap_triton(_project_pdl)[(triton.cdiv(hidden, project.rows),)](
-        attended, o_weight, o_bias, x.contiguous(), out,
-        TOKENS=tokens, WIDTH=width, HIDDEN=hidden, R=project.rows, BLOCK=project.length, EARLY=early(arch),
+        attended,
+        o_weight,
+        o_bias,
+        x.contiguous(),
+        out,
+        TOKENS=tokens,
+        WIDTH=heads * head_dim,
+        HIDDEN=hidden,
+        R=project.rows,
+        BLOCK=project.length,
+        EARLY=early,
         num_warps=project.warps,
-    )  # fmt: skip
+    )
     return out
 
 
-def cut(
-    x, norm_weight, qkv_weight, qkv_bias, o_weight, o_bias, sinks, k_cache, v_cache, cos, sin, slots, positions, window,
-    scale, eps,
-) -> Cut:  # fmt: skip
-    tokens, hidden = x.shape
-    inner = cut_attention(positions, sinks.size(0), k_cache, window, qkv_weight.dtype)
-    if not few(tokens):
-        return inner
-    half, width = k_cache.size(3) // 2, o_weight.size(1)
-    qkv, project = QKV.fit(hidden), PROJECT.fit(width)
-    halves = [2 * pairs for pairs in (4, 2, 1) if half % pairs == 0]  # rows that a head can be cut into
-    qkv = qkv._replace(rows=next(rows for rows in halves if rows <= qkv.rows))
-    return Cut(
+def covers(arguments: Arguments) -> bool:
+    return arguments["x"].size(0) <= FEW_TOKENS
+
+
+def config_space(arguments: Arguments) -> ConfigSpace:
+    k_cache, hidden, heads = arguments["k_cache"], arguments["x"].size(1), arguments["sinks"].size(0)
+    dtype = arguments["qkv_weight"].dtype
+    inner = attention_space(arguments["positions"], heads, k_cache, arguments["window"], dtype)
+    half, width = k_cache.size(3) // 2, arguments["o_weight"].size(1)
+    row_counts = [2 * pairs for pairs in (4, 2, 1) if half % pairs == 0]  # rows of a program: they divide a head
+    qkv = QKV.for_rows_of(hidden)
+    qkv = qkv._replace(rows=next(rows for rows in row_counts if rows <= qkv.rows))
+    return ConfigSpace(
         name="attention_step",
         shape={**inner.shape, "hidden": hidden},
-        sizes=inner.sizes,
-        default={"qkv": qkv, **inner.default, "project": project},
-        options={"qkv": {**ROW_OPTIONS, "rows": halves}, **inner.options, "project": ROW_OPTIONS},
+        scaled=inner.scaled,
+        default={"qkv": qkv, **inner.default, "project": PROJECT.for_rows_of(width)},
+        options={"qkv": {**ROW_OPTIONS, "rows": row_counts}, **inner.options, "project": ROW_OPTIONS},
     )
 
 
-KERNEL = Kernel(attention_sublayer, cut)
+KERNEL = Kernel(attention_sublayer, config_space, covers)

@@ -1,8 +1,8 @@
 """gptoss_triton::mxfp4_experts: `gptoss::mxfp4_experts` for NVIDIA GPUs, in Triton.
 
-The contract (shapes, SwiGLU, routing, -1) is gptoss_export/ops/experts.py's, the MXFP4 layout is
-gptoss_export/mxfp4.py's. Weights are read as the checkpoint stores them and unpacked in registers. Two
-regimes, by the number of (token, choice) pairs: experts_few.py and experts_many.py.
+The contract (shapes, SwiGLU, routing, -1) is in gptoss_export/model/ops/experts.py, the MXFP4 layout in
+gptoss_export/model/mxfp4.py. The kernels read the weights as the checkpoint stores them and unpack them in registers.
+Up to FEW_PAIRS (token, choice) pairs are computed by experts_few.py, more by experts_many.py.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ from __future__ import annotations
 import torch
 from torch.library import triton_op
 
-from gptoss_export.kernels.kernel import Cut, Kernel, parts
+from gptoss_export.kernels.kernel import Kernel
+from gptoss_export.kernels.launch_config import ConfigSpace, unflatten
+from gptoss_export.model.ops import Arguments
 
-from .experts_few import FEW_PAIRS, Down, GateUp, arrange, cut_few, few
-from .experts_many import Blocks, Product, cut_many, many
+from .arranged import arrange
+from .experts_few import FEW_PAIRS, Down, GateUp, Routing, few_pairs_space, launch_few_pairs
+from .experts_many import Blocks, Product, launch_many_pairs, many_pairs_space
+from .mxfp4 import Experts
 
 
 @triton_op("gptoss_triton::mxfp4_experts", mutates_args={})
@@ -29,32 +33,38 @@ def mxfp4_experts(
     down_bias: torch.Tensor,
     alpha: float,
     limit: float,
-    tiles: list[int],
+    config: list[int],
     arch: str,
 ) -> torch.Tensor:
-    """`gptoss::mxfp4_experts`, the same result; tiles and arch as in gptoss_export/kernel.py."""
-    weights = (gate_up_blocks, gate_up_scales, gate_up_bias, down_blocks, down_scales, down_bias)
-    routing = routing_weights.contiguous(), expert_indices.contiguous()
-    if expert_indices.numel() <= FEW_PAIRS:
-        out = few(*arrange(x), *routing, *weights, None, expert_indices.size(1), alpha, limit, *parts(tiles, GateUp, Down), arch)
+    """`gptoss::mxfp4_experts`: same result. `config` and `arch` as in gptoss_export/kernels/launch_config.py."""
+    experts = Experts(
+        gate_up_blocks=gate_up_blocks,
+        gate_up_scales=gate_up_scales,
+        gate_up_bias=gate_up_bias,
+        down_blocks=down_blocks,
+        down_scales=down_scales,
+        down_bias=down_bias,
+        alpha=alpha,
+        limit=limit,
+    )
+    weights, indices = routing_weights.contiguous(), expert_indices.contiguous()
+    if indices.numel() <= FEW_PAIRS:
+        gate_up, down = unflatten(config, GateUp, Down)
+        out = launch_few_pairs(
+            arrange(x, arch), Routing(weights, indices, indices.size(1)), experts, gate_up, down, arch
+        )
     else:
-        out = many(x, *routing, *weights, alpha, limit, *parts(tiles, Blocks, Product, Product), arch)
+        blocks, gate_up, down = unflatten(config, Blocks, Product, Product)
+        out = launch_many_pairs(x, weights, indices, experts, blocks, gate_up, down, arch)
     return out.to(x.dtype)
 
 
-def cut_experts(tokens: int, choices: int, down_blocks: torch.Tensor, dtype: torch.dtype) -> Cut:
-    """Of one call: `tokens` of `choices` each, x in `dtype`."""
-    experts, hidden, groups, _ = down_blocks.shape
+def config_space(arguments: Arguments) -> ConfigSpace:
+    (tokens, choices), dtype = arguments["expert_indices"].shape, arguments["x"].dtype
+    experts, hidden, groups, _ = arguments["down_blocks"].shape
     if tokens * choices <= FEW_PAIRS:
-        return cut_few(tokens, choices, experts, hidden, groups * 32, dtype)
-    return cut_many(tokens * choices, experts, hidden, groups * 32, dtype)
+        return few_pairs_space(tokens, choices, experts, hidden, groups * 32, dtype)
+    return many_pairs_space(tokens * choices, experts, hidden, groups * 32, dtype)
 
 
-def cut(
-    x, routing_weights, expert_indices, gate_up_blocks, gate_up_scales, gate_up_bias, down_blocks, down_scales,
-    down_bias, alpha, limit,
-) -> Cut:  # fmt: skip
-    return cut_experts(*expert_indices.shape, down_blocks, x.dtype)
-
-
-KERNEL = Kernel(mxfp4_experts, cut)
+KERNEL = Kernel(mxfp4_experts, config_space)

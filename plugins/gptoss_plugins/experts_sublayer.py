@@ -1,32 +1,37 @@
-"""gptoss_triton::experts_sublayer: `gptoss::experts_sublayer` for NVIDIA GPUs.
+"""gptoss_triton::experts_sublayer: `gptoss::experts_sublayer` for NVIDIA GPUs, for up to FEW_PAIRS (token, choice)
+pairs.
 
-The contract is gptoss_export/ops/experts_sublayer.py's. A chunk is PyTorch around the experts' kernels. Few
-pairs are three kernels: `_router_pdl`, and `_gate_up_pdl` and `_down_pdl` of experts_few.py, the last of
-which adds the residual.
+The contract is in gptoss_export/model/ops/experts_sublayer.py. More pairs (a chunk) are computed by the op's
+reference, whose experts are gptoss_triton::mxfp4_experts.
 
-All that the router costs is the time until its logits are there, while the memory has nothing to do. So it
-is spread over programs of a few experts, which have their rows in registers when x comes; one more program
-brings x into the order of the experts' kernels; and top-k is left to those. It lets them start only when
-it has waited itself: they have nothing to do before the routing is known, and their programs would crowd
-where the kernel before leaves room, and stay unevenly spread over the chip.
+The op is three kernels: `_router_pdl`, then `_gate_up_pdl` and `_down_pdl` of experts_few.py. The last one adds the
+residual.
+
+While the router runs, the memory is idle, so the time until the logits are ready counts in full. The logits are
+therefore spread over programs of a few experts each, which have their rows in registers when x is ready. One more
+program for each token brings x into the order of the experts' kernels. Top-k is left to the experts' kernels. They
+start only after the router's wait: they have nothing to do before the routing is known, and if started earlier they
+would fill the SMs unevenly.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
-from gptoss_export.kernels.kernel import Cut, Kernel, parts
-from gptoss_export.model.ops.experts_sublayer import compose
+from gptoss_export.kernels.kernel import Kernel
+from gptoss_export.kernels.launch_config import ConfigSpace, unflatten
+from gptoss_export.model.ops import Arguments
 
-from .dependent_launch import early, wait_then_let_next_start
-from .experts import cut_experts, mxfp4_experts
-from .experts_few import FEW_PAIRS, UNIT, Down, GateUp, empty_arranged, exact, few, place_of, power_for
+from .arch import has_dependent_launch
+from .arranged import UNIT, empty_arranged, is_exact, place_of, power_for
+from .dependent_launch import wait_then_let_next_start
+from .experts_few import FEW_PAIRS, Down, GateUp, Routing, few_pairs_space, launch_few_pairs
+from .mxfp4 import Experts
 from .rows import ROW_OPTIONS, Rows, dot_rows_of_norm, load_rows
 
 ROUTER = Rows(rows=4, length=1024, warps=4)
@@ -34,11 +39,26 @@ ROUTER = Rows(rows=4, length=1024, warps=4)
 
 @triton.jit
 def _router_pdl(
-    x, norm_weight, weight, bias, logits, arranged, undo,
-    HIDDEN: tl.constexpr, EXPERTS: tl.constexpr, EPS: tl.constexpr,
-    R: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, EXACT: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    """R logits of one token; the last program of a token arranges it. WIDTH: HIDDEN up to a power of two."""
+    x,
+    norm_weight,
+    weight,
+    bias,
+    logits,
+    arranged,
+    undo,
+    HIDDEN: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    EPS: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    EXACT: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """R logits of one token; the last program of a token brings x into the order of the experts' kernels.
+
+    WIDTH is HIDDEN rounded up to a power of two.
+    """
     token = tl.program_id(1)
     x += token * HIDDEN
     if tl.program_id(0) < tl.num_programs(0) - 1:
@@ -79,46 +99,61 @@ def experts_sublayer(
     alpha: float,
     limit: float,
     eps: float,
-    tiles: list[int],
+    config: list[int],
     arch: str,
 ) -> torch.Tensor:
-    """`gptoss::experts_sublayer`, the same result; tiles and arch as in gptoss_export/kernel.py."""
-    weights = (gate_up_blocks, gate_up_scales, gate_up_bias, down_blocks, down_scales, down_bias)
-    (tokens, hidden), experts = x.shape, router_weight.size(0)
-    if tokens * choices > FEW_PAIRS:
-        return compose(
-            partial(mxfp4_experts, tiles=tiles, arch=arch), x, norm_weight, router_weight, router_bias, *weights,
-            positions, choices, alpha, limit, eps,
-        )  # fmt: skip
-    router, *inner = parts(tiles, Rows, GateUp, Down)
+    """`gptoss::experts_sublayer`: same result. `config` and `arch` as in gptoss_export/kernels/launch_config.py."""
+    (tokens, hidden), count = x.shape, router_weight.size(0)
+    router, gate_up, down = unflatten(config, Rows, GateUp, Down)
+    exact = is_exact(norm_weight.dtype, arch)
     x = x.contiguous()
-    arranged, undo = empty_arranged(x, norm_weight.dtype)
-    logits = x.new_empty((tokens, experts))
-    wrap_triton(_router_pdl)[(triton.cdiv(experts, router.rows) + 1, tokens)](
-        x, norm_weight, router_weight, router_bias, logits, arranged, undo,
-        HIDDEN=hidden, EXPERTS=experts, EPS=eps, R=router.rows, BLOCK=router.length,
-        WIDTH=triton.next_power_of_2(hidden), EXACT=exact(norm_weight.dtype), EARLY=early(arch),
+    arranged = empty_arranged(x, exact)
+    logits = x.new_empty((tokens, count))
+    wrap_triton(_router_pdl)[(triton.cdiv(count, router.rows) + 1, tokens)](
+        x,
+        norm_weight,
+        router_weight,
+        router_bias,
+        logits,
+        *arranged,
+        HIDDEN=hidden,
+        EXPERTS=count,
+        EPS=eps,
+        R=router.rows,
+        BLOCK=router.length,
+        WIDTH=triton.next_power_of_2(hidden),
+        EXACT=exact,
+        EARLY=has_dependent_launch(arch),
         num_warps=router.warps,
-    )  # fmt: skip
-    return few(
-        arranged, undo, logits, positions.contiguous(), *weights, x, choices, alpha, limit, *inner, arch, experts
     )
+    routing = Routing(logits, positions.contiguous(), choices, computed_from=count)
+    experts = Experts(
+        gate_up_blocks=gate_up_blocks,
+        gate_up_scales=gate_up_scales,
+        gate_up_bias=gate_up_bias,
+        down_blocks=down_blocks,
+        down_scales=down_scales,
+        down_bias=down_bias,
+        alpha=alpha,
+        limit=limit,
+    )
+    return launch_few_pairs(arranged, routing, experts, gate_up, down, arch, residual=x)
 
 
-def cut(
-    x, norm_weight, router_weight, router_bias, gate_up_blocks, gate_up_scales, gate_up_bias,
-    down_blocks, down_scales, down_bias, positions, choices, alpha, limit, eps,
-) -> Cut:  # fmt: skip
-    (tokens, hidden), dtype = x.shape, norm_weight.dtype
-    inner = cut_experts(tokens, choices, down_blocks, dtype)
-    if tokens * choices > FEW_PAIRS:
-        return inner
+def covers(arguments: Arguments) -> bool:
+    return arguments["x"].size(0) * arguments["choices"] <= FEW_PAIRS
+
+
+def config_space(arguments: Arguments) -> ConfigSpace:
+    (tokens, hidden), dtype = arguments["x"].shape, arguments["norm_weight"].dtype
+    experts, _, groups, _ = arguments["down_blocks"].shape
+    inner = few_pairs_space(tokens, arguments["choices"], experts, hidden, groups * 32, dtype)
     return replace(
         inner,
         name="experts_step",
-        default={"router": ROUTER.fit(hidden), **inner.default},
+        default={"router": ROUTER.for_rows_of(hidden), **inner.default},
         options={"router": ROW_OPTIONS, **inner.options},
     )
 
 
-KERNEL = Kernel(experts_sublayer, cut)
+KERNEL = Kernel(experts_sublayer, config_space, covers)

@@ -1,11 +1,13 @@
-"""gptoss_triton::kv_write: `gptoss::kv_write` for NVIDIA GPUs, one program a token and kv head.
+"""gptoss_triton::kv_write: `gptoss::kv_write` for NVIDIA GPUs, one program for each token and KV head.
 
-The contract is gptoss_export/ops/kv_write.py's. A program moves one head of one token, its key and its
-value, as they are: no sums, no tiles of tokens, whose rows of a ring need not be neighbours. It is for a
-target whose compiler has no scatter into a tensor that it does not own. AOTInductor has: there a chunk takes
-the reference, and a step of few tokens writes the cache in `_qkv_pdl` (gptoss_plugins/attention_sublayer.py).
+The contract is in gptoss_export/model/ops/kv_write.py. A program copies the key and the value of one head of one
+token. It does not handle several tokens at once, because their rows in a ring need not be neighbours.
 
-Limits: the caches are contiguous; keys and values are copied where they are not.
+The kernel is for compilers that cannot scatter into a tensor that the program does not own. AOTInductor can: it
+compiles the op's reference. A step of few tokens does not call this op: `_qkv_pdl` in attention_sublayer.py writes
+the cache.
+
+Limits: the caches are contiguous. Keys and values that are not contiguous are copied first.
 """
 
 from __future__ import annotations
@@ -20,10 +22,19 @@ from gptoss_export.kernels.kernel import Kernel
 
 @triton.jit
 def _write_kv(
-    k_cache, v_cache, key, value, slots, positions,
-    LENGTH: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr,
-):  # fmt: skip
-    """One head of one token; LENGTH tokens a sequence."""
+    k_cache,
+    v_cache,
+    key,
+    value,
+    slots,
+    positions,
+    LENGTH: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    ROWS: tl.constexpr,
+    DIM: tl.constexpr,
+):
+    """The key and the value of one head of one token; a sequence has LENGTH tokens."""
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     d = tl.arange(0, DIM)
@@ -46,13 +57,22 @@ def kv_write(
     slots: torch.Tensor,
     positions: torch.Tensor,
 ) -> None:
-    """`gptoss::kv_write`, same arguments, same caches afterwards."""
+    """`gptoss::kv_write`: same arguments, same contents of the caches afterwards."""
     tokens, kv_heads, head_dim = key.shape
     wrap_triton(_write_kv)[(tokens, kv_heads)](
-        k_cache, v_cache, key.contiguous(), value.contiguous(), slots, positions.contiguous(),
-        LENGTH=positions.size(1), KV_HEADS=kv_heads, HEAD_DIM=head_dim, ROWS=k_cache.size(2) - 1,
-        DIM=triton.next_power_of_2(head_dim), num_warps=1,
-    )  # fmt: skip
+        k_cache,
+        v_cache,
+        key.contiguous(),
+        value.contiguous(),
+        slots,
+        positions.contiguous(),
+        LENGTH=positions.size(1),
+        KV_HEADS=kv_heads,
+        HEAD_DIM=head_dim,
+        ROWS=k_cache.size(2) - 1,
+        DIM=triton.next_power_of_2(head_dim),
+        num_warps=1,
+    )
 
 
 KERNEL = Kernel(kv_write)

@@ -98,7 +98,9 @@ class PluginMaker:
         }
         constants = {name: arguments[name] for name in kernel.arg_names if name not in tensors}
         grid = (*grid, 1, 1)[:3]
-        signature = repr((kernel.cache_key, sorted(constants.items()), tensors, grid, sorted(held), self._arch, options))
+        signature = repr(
+            (kernel.cache_key, sorted(constants.items()), tensors, grid, sorted(held), self._arch, options)
+        )
         name = f"{kernel.__name__.strip('_')}-{hashlib.sha256(signature.encode()).hexdigest()[:8]}"
         if name not in self._made:
             self._made[name] = self._compile(name, kernel, tensors, constants, grid, held, options)
@@ -108,14 +110,24 @@ class PluginMaker:
         place = {argument: index for index, argument in enumerate(kernel.arg_names)}
         source = ASTSource(
             kernel,
-            signature={argument: f"*{_TYPES[tensors[argument][0]]}" if argument in tensors else "constexpr" for argument in place},
+            signature={
+                argument: f"*{_TYPES[tensors[argument][0]]}" if argument in tensors else "constexpr"
+                for argument in place
+            },
             constexprs=constants,
             attrs={(place[argument],): [["tt.divisibility", 16]] for argument in tensors},
         )
         compiled = triton.compile(source, target=GPUTarget("cuda", self._capability, 32), options=options)
         metadata = compiled.metadata
-        if metadata.global_scratch_size or metadata.profile_scratch_size or metadata.num_ctas != 1 or metadata.tensordesc_meta:
-            raise ValueError(f"{kernel.__name__}: uses scratch memory, clusters or descriptors, which a plugin cannot have")
+        if (
+            metadata.global_scratch_size
+            or metadata.profile_scratch_size
+            or metadata.num_ctas != 1
+            or metadata.tensordesc_meta
+        ):
+            raise ValueError(
+                f"{kernel.__name__}: uses scratch memory, clusters or descriptors, which a plugin cannot have"
+            )
         stored = _stored(compiled.asm["ttir"])
         inputs = tuple(argument for argument in tensors if argument in held or argument not in stored)
         outputs = tuple(argument for argument in tensors if argument in stored)
@@ -141,7 +153,9 @@ def _with_parameters(
     head = re.search(rf"\.visible \.entry {re.escape(function)}\((.*?)\)", ptx, re.DOTALL)
     parameters = [line.strip().rstrip(",") for line in head[1].strip().splitlines()]
     if len(parameters) != len(tensors) + _SCRATCH:
-        raise ValueError(f"{function}: PTX has {len(parameters)} parameters, expected {len(tensors)} and {_SCRATCH} for scratch")
+        raise ValueError(
+            f"{function}: PTX has {len(parameters)} parameters, expected {len(tensors)} and {_SCRATCH} for scratch"
+        )
     body = ptx[head.end() :]
     for parameter in parameters[len(tensors) :]:
         name = parameter.split()[-1]

@@ -74,9 +74,7 @@ def _implement(made: Any, plugin: Plugin) -> Any:
 
     def implement(*_: Any) -> Any:
         x, y, z = plugin.grid
-        launch = made.KernelLaunchParams(
-            grid_x=x, grid_y=y, grid_z=z, block_x=plugin.threads, shared_mem=plugin.shared
-        )
+        launch = made.KernelLaunchParams(grid_x=x, grid_y=y, grid_z=z, block_x=plugin.threads, shared_mem=plugin.shared)
         return plugin.function, plugin.ptx, launch, made.SymIntExprs(0)
 
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD

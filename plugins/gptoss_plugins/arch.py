@@ -1,0 +1,25 @@
+"""The archs that kernels are launched for, and what each of them can do.
+
+An arch is `sm_<number>`, such as sm_90 for compute capability 9.0. `INTERPRETER` stands for Triton's interpreter,
+which runs kernels on a CPU in tests. A launch depends on its arguments and on the arch that it is given. It does not
+depend on the machine or on the process that traces it.
+"""
+
+from __future__ import annotations
+
+INTERPRETER = "interpreter"
+
+
+def has_dependent_launch(arch: str) -> bool:
+    """Whether a kernel may start before the one before it has ended: Hopper and later. See dependent_launch.py."""
+    return arch != INTERPRETER and int(arch.removeprefix("sm_")) >= 90
+
+
+def has_inline_assembly(arch: str) -> bool:
+    """Whether kernels may contain PTX."""
+    return arch != INTERPRETER
+
+
+def has_asynchronous_products(arch: str) -> bool:
+    """Whether Triton begins tensor core products without waiting for their end (wgmma): Hopper alone."""
+    return arch == "sm_90"

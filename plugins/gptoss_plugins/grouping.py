@@ -1,0 +1,101 @@
+"""Groups (token, choice) pairs by expert, for the grouped products of experts_many.py.
+
+The grouping is two kernels. In each of them an expert has a program that reads all pairs. After `_count_pairs` every
+expert knows where its blocks begin, and `_place_pairs` writes them. There is no sort: the row of a pair is its rank
+among the pairs of its expert, which is a running count, after the blocks of the experts before. In plain PyTorch this
+takes seven small kernels even after fusion, and each target would need all of these operators.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch.library import wrap_triton
+
+
+@triton.jit
+def _count_pairs(indices, counts, PAIRS: tl.constexpr, TILE: tl.constexpr):
+    """Counts the pairs of one expert."""
+    expert = tl.program_id(0)
+    found = tl.zeros([TILE], tl.int32)
+    for start in range(0, PAIRS, TILE):
+        pair = start + tl.arange(0, TILE)
+        found += (tl.load(indices + pair, mask=pair < PAIRS, other=-1) == expert).to(tl.int32)
+    tl.store(counts + expert, tl.sum(found, 0))
+
+
+@triton.jit
+def _place_pairs(
+    indices,
+    counts,
+    expert_of_block,
+    pair_of_slot,
+    PAIRS: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    COUNT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Writes the blocks of one expert, which follow those of the experts before it.
+
+    A slot is a row of a block, and SLOTS is their number. COUNT and WIDTH are EXPERTS and SLOTS rounded up to powers of
+    two.
+    """
+    expert = tl.program_id(0)
+    other = tl.arange(0, COUNT)
+    needed = tl.cdiv(tl.load(counts + other, mask=other < EXPERTS, other=0), SLOTS)
+    first = tl.sum(tl.where(other < expert, needed, 0), 0)
+    count = tl.load(counts + expert)
+    end = first + tl.cdiv(count, SLOTS)
+
+    placed = first * SLOTS
+    for start in range(0, PAIRS, TILE):
+        pair = start + tl.arange(0, TILE)
+        mine = tl.load(indices + pair, mask=pair < PAIRS, other=-1) == expert
+        rank = tl.cumsum(mine.to(tl.int32), 0)  # from 1
+        tl.store(pair_of_slot + placed + rank - 1, pair, mask=mine)
+        placed += tl.sum(mine.to(tl.int32), 0)
+    spare = placed + tl.arange(0, WIDTH)
+    tl.store(pair_of_slot + spare, tl.full([WIDTH], -1, tl.int32), mask=spare < end * SLOTS)
+
+    upto = tl.where(expert == EXPERTS - 1, BLOCKS, end)  # the last expert marks the blocks that are not needed
+    for start in range(first, upto, TILE):
+        block = start + tl.arange(0, TILE)
+        tl.store(expert_of_block + block, tl.where(block < end, expert, -1), mask=block < upto)
+
+
+def group_pairs(indices: torch.Tensor, experts: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pairs sorted by expert, in blocks of `rows` pairs that belong to one expert.
+
+    indices  [pairs] int64: the expert of each pair, -1 for none
+    returns  the expert of each block [blocks] int32, -1 for a block that is not needed; and the pair of each row
+             [blocks * rows] int32, -1 for none. The rows of a block without an expert are not written
+
+    The number of blocks is the static worst case. The pairs of an expert are in ascending order, so equal inputs are
+    grouped equally.
+    """
+    pairs = indices.numel()
+    blocks = (pairs + min(experts, pairs) * (rows - 1)) // rows  # the most that rounding up can need
+    counts, expert_of_block, pair_of_row = (
+        torch.empty(size, dtype=torch.int32, device=indices.device) for size in (experts, blocks, blocks * rows)
+    )
+    tile = min(1024, triton.next_power_of_2(max(pairs, 1)))
+    wrap_triton(_count_pairs)[(experts,)](indices, counts, PAIRS=pairs, TILE=tile, num_warps=4)
+    wrap_triton(_place_pairs)[(experts,)](
+        indices,
+        counts,
+        expert_of_block,
+        pair_of_row,
+        PAIRS=pairs,
+        EXPERTS=experts,
+        BLOCKS=blocks,
+        SLOTS=rows,
+        COUNT=triton.next_power_of_2(experts),
+        WIDTH=triton.next_power_of_2(rows),
+        TILE=tile,
+        num_warps=4,
+    )
+    return expert_of_block, pair_of_row

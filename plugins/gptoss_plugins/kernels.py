@@ -1,0 +1,17 @@
+"""The kernels that this package offers, by op. A new kernel is one file and one line here."""
+
+from __future__ import annotations
+
+from gptoss_export.kernels.kernel import Kernel
+
+from . import attention, attention_sublayer, experts, experts_sublayer, kv_write, rotary, unembed
+
+KERNELS: dict[str, Kernel] = {
+    "attention_sublayer": attention_sublayer.KERNEL,
+    "experts_sublayer": experts_sublayer.KERNEL,
+    "kv_write": kv_write.KERNEL,
+    "mxfp4_experts": experts.KERNEL,
+    "rotary": rotary.KERNEL,
+    "sink_attention": attention.KERNEL,
+    "unembed": unembed.KERNEL,
+}

@@ -1,0 +1,65 @@
+"""Attention over a range of keys with the online softmax (Milakov and Gimelshein 2018; FlashAttention, Dao 2022).
+
+It is computed in float32 with powers of two. A row has three numbers: its largest score (peak), the sum of its
+weights 2^(score - peak) (total), and the sum of the values times their weights, which is not normalised.
+
+How NaN is avoided: a masked score is -inf, but a peak starts at the finite -1e30, so the difference of the two is
+-inf and never NaN. A row that saw no key has total 0 and sum 0, and its denominator is the sink alone. Rows of V
+after the last position are loaded as 0, since the cache may hold any number there.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+NOTHING = tl.constexpr(-1e30)  # the peak of a row that has seen no key
+
+
+@triton.jit
+def scan(
+    q,
+    q_at,
+    peak,
+    total,
+    acc,
+    keys,
+    values,
+    begin,
+    end,
+    WINDOW: tl.constexpr,
+    ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    SCALE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DIM: tl.constexpr,
+    PRECISION: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Online softmax of the rows `q` [BLOCK_M, DIM] over positions begin..end-1 of one cache slot.
+
+    Without MASKED every row sees every key, and end - begin is a multiple of BLOCK_N.
+    """
+    d = tl.arange(0, DIM)[None, :]
+    for start in range(begin, end, BLOCK_N):
+        at = start + tl.arange(0, BLOCK_N)
+        cells = (at % ROWS)[:, None] * HEAD_DIM + d
+        there = d < HEAD_DIM
+        if MASKED:
+            there = there & (at < end)[:, None]
+        k = tl.load(keys + cells, mask=there, other=0.0).to(q.dtype)
+        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (SCALE * LOG2E)
+        if MASKED:
+            seen = (at[None, :] <= q_at[:, None]) & (at < end)[None, :]
+            if WINDOW:
+                seen = seen & (at[None, :] > q_at[:, None] - WINDOW)
+            score = tl.where(seen, score, float("-inf"))
+        top = tl.maximum(peak, tl.max(score, 1))
+        weight = tl.exp2(score - top[:, None])
+        shrink = tl.exp2(peak - top)
+        v = tl.load(values + cells, mask=there, other=0.0).to(q.dtype)
+        acc = tl.dot(weight.to(q.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+        total = total * shrink + tl.sum(weight, 1)
+        peak = top
+    return peak, total, acc

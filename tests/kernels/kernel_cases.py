@@ -1,0 +1,248 @@
+"""Cases of the kernel tests, and how a kernel is compared with the reference of its op.
+
+The cases are those of the ops and some more, which cover what the Triton kernels in particular could get wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gptoss_export.kernels.kernel import ConfigChooser
+from gptoss_export.kernels.registry import kernels
+from gptoss_export.kernels.tuned_configs import TunedConfigs
+from gptoss_export.model.ops import OPS, Case
+from gptoss_export.verification.metric import Deviation, deviation
+
+CPU = torch.device("cpu")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def attention_arguments(
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    slots: int,
+    kv_heads: int,
+    group: int,
+    dim: int,
+    rows: int,
+    window: int,
+    starts: Sequence[int],
+    length: int,
+    valid: int | None = None,
+    sinks: torch.dtype | None = None,
+) -> dict[str, Any]:
+    """Sequences of `length` queries from each of `starts` on. Only the first `valid` queries are not padding."""
+    random = torch.Generator(device).manual_seed(rows)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=random, device=device).to(dtype)
+
+    step = torch.arange(length, device=device)
+    positions = torch.tensor(starts, device=device)[:, None] + step
+    positions[:, step >= (length if valid is None else valid)] = -1
+    caches = [draw(slots, kv_heads, rows + 1, dim) for _ in range(2)]
+    for cache in caches:
+        cache[:, :, rows] = float("nan")  # the scratch row: no kernel may read it
+    return {
+        "query": draw(len(starts), length, kv_heads * group, dim),
+        "k_cache": caches[0],
+        "v_cache": caches[1],
+        "sinks": 2 * draw(kv_heads * group).to(sinks or dtype),
+        "slots": torch.arange(slots, device=device).flip(0)[: len(starts)].contiguous(),
+        "positions": positions,
+        "window": window,
+        "scale": dim**-0.5,
+    }
+
+
+def expert_arguments(
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    tokens: int,
+    hidden: int,
+    inter: int,
+    experts: int,
+    choices: int,
+    scales: tuple[int, int] = (118, 123),
+) -> dict[str, Any]:
+    """Random bytes as weights, so that every code occurs; scales from a range."""
+    random = torch.Generator(device).manual_seed(tokens)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=random, device=device).to(dtype)
+
+    def packed(rows: int, columns: int) -> list[torch.Tensor]:
+        shape = experts, rows, columns // 32
+        return [
+            torch.randint(low, high, size, dtype=torch.uint8, generator=random, device=device)
+            for low, high, size in ((0, 256, (*shape, 16)), (*scales, shape))
+        ]
+
+    routing = torch.rand(tokens, experts, generator=random, device=device).topk(choices, dim=1)
+    x = draw(tokens, hidden)
+    gate_up, gate_up_bias = packed(2 * inter, hidden), draw(experts, 2 * inter)
+    down, down_bias = packed(hidden, inter), draw(experts, hidden)
+    return {
+        "x": x,
+        "routing_weights": routing.values.softmax(dim=1),
+        "expert_indices": routing.indices,
+        "gate_up_blocks": gate_up[0],
+        "gate_up_scales": gate_up[1],
+        "gate_up_bias": gate_up_bias,
+        "down_blocks": down[0],
+        "down_scales": down[1],
+        "down_bias": down_bias,
+        "alpha": 1.702,
+        "limit": 7.0,
+    }
+
+
+def _attention_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """What the op's own cases leave out: many shares, odd sizes, NaN in the scratch row."""
+    names = "slots", "kv_heads", "group", "dim", "rows", "window", "starts", "length"
+    shapes = {
+        "decode, window over shares, wrapped": (3, 2, 4, 32, 640, 600, [1500, 700, -1], 1),
+        "decode, fewer keys than shares": (2, 1, 8, 64, 2000, 0, [1999, 40], 1),
+        "decode, head_dim 80, group 3": (2, 2, 3, 80, 200, 0, [199, 63], 1),
+        "decode, group 20": (1, 1, 20, 16, 200, 0, [150], 1),
+        "prefill, two sequences": (3, 2, 2, 48, 160, 0, [64, 0], 33),
+        "prefill, window not of tiles": (1, 1, 3, 32, 120, 37, [119], 80),
+    }
+    for label, shape in shapes.items():
+        yield Case(label, attention_arguments(device, dtype, **dict(zip(names, shape, strict=True))))
+    padding = dict(zip(names, (1, 1, 8, 32, 300, 0, [50], 100), strict=True))
+    yield Case("prefill, tiles of padding", attention_arguments(device, dtype, **padding, valid=3, sinks=torch.float32))
+
+
+def _expert_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """Both sides of the boundary between few and many pairs, and scales at the ends of E8M0."""
+
+    def arguments(tokens: int, hidden: int, inter: int, experts: int, choices: int) -> dict[str, Any]:
+        return expert_arguments(
+            device, dtype, tokens=tokens, hidden=hidden, inter=inter, experts=experts, choices=choices
+        )
+
+    yield Case("most tokens of few pairs", arguments(8, 32, 32, 8, 4))
+    yield Case("fewest tokens of many pairs", arguments(9, 96, 64, 8, 4))
+    yield Case("experts in several blocks", arguments(150, 64, 96, 3, 2))
+    yield Case("chunk of one choice, 160 wide", arguments(40, 160, 160, 4, 1))
+    yield Case("results in two parts", arguments(17, 1568, 32, 2, 2))
+    if dtype != torch.float16:  # float16 cannot hold these weights
+        for pairs, tokens in ("few", 1), ("many", 40):
+            given = arguments(tokens, 64, 64, 8, 2)
+            given["gate_up_scales"][..., 0] = 0  # 2^-127
+            given["gate_up_scales"][..., 1] = 200  # 2^73: every gate and up is clamped
+            yield Case(f"smallest and large scales, {pairs}", given)
+    given = arguments(1, 64, 64, 8, 2)
+    given["down_scales"][:, 5, 1] = 255
+    yield Case("a scale that is NaN", given)
+
+
+def _router_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """More experts than a program of the router takes, and a number of choices that is no power of two."""
+    for label, tokens, experts, choices in (("40 experts", 1, 40, 4), ("130 experts, 3 choices", 2, 130, 3)):
+        given = expert_arguments(device, dtype, tokens=tokens, hidden=64, inter=32, experts=experts, choices=choices)
+        x = given.pop("x")
+        del given["routing_weights"], given["expert_indices"]
+        random = torch.Generator(device).manual_seed(experts)
+        router = torch.randn(experts, 64, generator=random, device=device).to(dtype)
+        arguments = {
+            **given,
+            "x": x.float(),
+            "norm_weight": torch.ones_like(x[0]),
+            "router_weight": router,
+            "router_bias": router[:, 0].contiguous(),
+            "positions": torch.arange(tokens, device=device),
+            "choices": choices,
+            "eps": 1e-5,
+        }
+        yield Case(label, OPS["experts_sublayer"].arguments((), arguments))
+
+
+_MORE_CASES = {
+    "sink_attention": _attention_cases,
+    "mxfp4_experts": _expert_cases,
+    "experts_sublayer": _router_cases,
+}
+
+
+def all_cases(name: str, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    yield from OPS[name].cases(device, dtype)
+    if name in _MORE_CASES:
+        yield from _MORE_CASES[name](device, dtype)
+
+
+def is_covered(name: str, arguments: dict[str, Any]) -> bool:
+    covers = kernels()[name].covers
+    return covers is None or covers(arguments)
+
+
+def covered_cases(name: str, device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
+    """The arguments of the cases that the kernel of an op is made for, by label."""
+    return {label: arguments for label, arguments in all_cases(name, device, dtype) if is_covered(name, arguments)}
+
+
+def covered_keys(dtypes: Sequence[str]) -> list[tuple[str, str, str]]:
+    """(op, dtype, label) of every covered case."""
+    return [
+        (name, dtype, label) for name in OPS for dtype in dtypes for label in covered_cases(name, CPU, DTYPES[dtype])
+    ]
+
+
+def kernel_deviation(name: str, arguments: dict[str, Any], arch: str, tuned: Sequence[TunedConfigs] = ()) -> Deviation:
+    """A kernel against its op's reference computed in float32 from the same inputs: the largest deviation of all results
+    and of the arguments that are written in place."""
+    op = OPS[name]
+    exact = {key: _exact(key, value) for key, value in arguments.items()}
+    given = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in arguments.items()}
+    kernel = kernels()[name].bind(op, ConfigChooser(arch, tuned))
+    expected = op.results(op.reference(**exact), exact)
+    actual = op.results(kernel(**given), given)
+    found = [dataclasses.astuple(_deviation(got, want)) for got, want in zip(actual, expected, strict=True)]
+    return Deviation(
+        *(max(numbers, key=lambda number: (number != number, number)) for numbers in zip(*found, strict=True))
+    )
+
+
+def _exact(name: str, argument: Any) -> Any:
+    """A copy in float32. The reference multiplies unreadable rows of a cache by zero, so they must not be NaN there."""
+    if not isinstance(argument, torch.Tensor) or not argument.is_floating_point():
+        return argument.clone() if isinstance(argument, torch.Tensor) else argument
+    return argument.float().nan_to_num() if name.endswith("_cache") else argument.float().clone()
+
+
+def _deviation(actual: torch.Tensor, expected: torch.Tensor) -> Deviation:
+    """The deviation of one result. NaN and rows of zeros must be in the same places, and indices the same.
+
+    Padding has results of zero. It is left out, since it would lower the root mean square that deviations are relative to.
+    """
+    wrong = Deviation(float("nan"), float("nan"))
+    if not expected.is_floating_point():
+        return Deviation(0.0, 0.0) if torch.equal(actual, expected) else wrong
+    if not torch.equal(actual.isnan(), expected.isnan()):
+        return wrong
+    active = (expected != 0).any(dim=-1) if expected.dim() > 1 else torch.ones_like(expected, dtype=torch.bool)
+    if bool(actual[~active].any()):
+        return wrong
+    if not bool(active.any()):
+        return Deviation(0.0, 0.0)
+    return deviation(actual[active].nan_to_num(), expected[active].nan_to_num())
+
+
+class PartsByKernels(TorchDispatchMode):
+    """While it is active, gptoss:: ops are computed by their kernels, as lowering replaces the parts of a reference."""
+
+    def __init__(self, chooser: ConfigChooser) -> None:
+        super().__init__()
+        offered = kernels()
+        self._kernels = {op.overload: offered[name].bind(op, chooser) for name, op in OPS.items() if name in offered}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._kernels.get(func, func)(*args, **(kwargs or {}))

@@ -1,0 +1,96 @@
+"""The Triton kernels on a GPU against the references of their ops: float32 and bfloat16, and the sizes of gpt-oss-20b."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from kernel_cases import (
+    DTYPES,
+    attention_arguments,
+    covered_cases,
+    covered_keys,
+    expert_arguments,
+    is_covered,
+    kernel_deviation,
+)
+
+from gptoss_export.kernels.kernel import ConfigChooser
+from gptoss_export.kernels.registry import kernels, shipped_tuned_configs
+from gptoss_export.kernels.tuned_configs import TunedConfigs
+from gptoss_export.model.ops import OPS
+from gptoss_export.verification.metric import TOLERANCES
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch.cuda.is_available() is False"),
+]
+CUDA = torch.device("cuda")
+Tuned = Callable[[], tuple[TunedConfigs, ...]]
+# With the kernels' own guess, and with the shipped tuned configs of each Triton version first.
+WITH_CONFIGS = pytest.mark.parametrize(
+    "tuned",
+    [tuple, shipped_tuned_configs, lambda: shipped_tuned_configs()[::-1]],
+    ids=["guess", "tuned", "tuned with another Triton"],
+)
+
+
+def arch() -> str:
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm_{major}{minor}"
+
+
+def experts_of_20b(dtype: torch.dtype, tokens: int) -> dict[str, object]:
+    return expert_arguments(CUDA, dtype, tokens=tokens, hidden=2880, inter=2880, experts=32, choices=4)
+
+
+@pytest.mark.parametrize(("name", "dtype", "label"), covered_keys(("float32", "bfloat16")))
+def test_kernel_agrees(name: str, dtype: str, label: str) -> None:
+    found = kernel_deviation(name, covered_cases(name, CUDA, DTYPES[dtype])[label], arch())
+    assert found.within(TOLERANCES[DTYPES[dtype]]), str(found)
+
+
+@WITH_CONFIGS
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tokens", [1, 8, 512, 2048])
+def test_experts_agree_at_20b_sizes(tokens: int, dtype: str, tuned: Tuned) -> None:
+    found = kernel_deviation("mxfp4_experts", experts_of_20b(DTYPES[dtype], tokens), arch(), tuned())
+    assert found.within(TOLERANCES[DTYPES[dtype]]), str(found)
+
+
+@WITH_CONFIGS
+def test_experts_give_the_same_bits_each_time(tuned: Tuned) -> None:
+    """A product that reads overwritten weights gives other bits in nearly every run."""
+    arguments = experts_of_20b(torch.bfloat16, 2048)
+    assert is_covered("mxfp4_experts", arguments)
+    experts = kernels()["mxfp4_experts"].bind(OPS["mxfp4_experts"], ConfigChooser(arch(), tuned()))
+    first = experts(**arguments)
+    assert all(torch.equal(experts(**arguments), first) for _ in range(30))
+
+
+@WITH_CONFIGS
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("window", [0, 128])
+@pytest.mark.parametrize("length", [1, 512])
+@pytest.mark.parametrize("context", [1, 4097, 8191])
+def test_attention_agrees_at_20b_sizes(context: int, length: int, window: int, dtype: str, tuned: Tuned) -> None:
+    """The last query is at context - 1. A chunk that is longer than its context is padded."""
+    arguments = attention_arguments(
+        CUDA,
+        DTYPES[dtype],
+        slots=2,
+        kv_heads=8,
+        group=8,
+        dim=64,
+        rows=window + 512 if window else 8192,
+        window=window,
+        starts=[max(0, context - length)],
+        length=length,
+        valid=min(length, context),
+    )
+    found = kernel_deviation("sink_attention", arguments, arch(), tuned())
+    assert found.within(TOLERANCES[DTYPES[dtype]]), str(found)
