@@ -12,7 +12,7 @@ from .errors import BuildError, UsageError, raise_all
 from .kernels.kernel import ConfigChooser
 from .kernels.registry import shipped_tuned_configs
 from .kernels.tuned_configs import TunedConfigs, read_tuned_configs
-from .targets import Compiler, compiler
+from .targets.base_compiler import Compiler, compiler
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from .kernels.kernel import ConfigChooser
 from .model.config import ModelConfig
 from .model.dtypes import torch_dtype
 from .progress import Progress
-from .targets import CompileJob, Compiler
+from .targets.base_compiler import CompileJob, Compiler
 
 TOKENIZER_FILES = (
     "tokenizer.json",

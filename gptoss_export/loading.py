@@ -10,7 +10,8 @@ from .artifact.manifest import load_manifest
 from .errors import ArtifactError, UsageError, raise_all
 from .progress import Progress
 from .runtime.runner import Runner
-from .targets import TARGETS, loader
+from .targets import TARGETS
+from .targets.base_loader import loader
 
 
 def load(

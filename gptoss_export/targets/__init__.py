@@ -1,12 +1,16 @@
-"""The targets. A new one is one new folder here and one line below."""
+"""The targets. A new one is one new folder here and one line below.
+
+The folder of a target holds `compile.py` with its `COMPILER` (base_compiler.py), `load.py` with its `LOADER`
+(base_loader.py), and `options.py` with its `Options`, a frozen dataclass whose fields become options of `build`.
+"""
 
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from types import ModuleType
 
 from ..errors import UsageError
-from .target import Availability, CompileJob, Compilation, Compiler, Loader, NoOptions, Table
 
 TARGETS = (
     "aoti",
@@ -15,45 +19,36 @@ TARGETS = (
 )
 
 
-def compiler(name: str) -> Compiler:
-    """The compiler of a target, which is imported now: not every target needs the same packages.
-
-    Raises UsageError where there is no such target, or where a package that it needs is missing.
-    """
-    return _module(name, "compile").COMPILER
-
-
-def loader(name: str) -> Loader:
-    """The loader of a target. Raises UsageError as `compiler`."""
-    return _module(name, "load").LOADER
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a target that has none."""
 
 
 def options_class(name: str) -> type:
-    """The options of a target, a frozen dataclass. Imports nothing but its declaration."""
-    return _module(name, "options").Options
+    """The options of a target. Imports nothing but their declaration."""
+    return target_module(name, "options").Options
 
 
-def _module(name: str, half: str) -> ModuleType:
+def target_module(name: str, half: str) -> ModuleType:
+    """`compile`, `load` or `options` of a target.
+
+    Raises UsageError where there is no such target, or where a package that it needs is not installed.
+    """
     if name not in TARGETS:
         raise UsageError(f"--target {name}: expected {', '.join(TARGETS)}")
     try:
         return importlib.import_module(f"{__name__}.{name}.{half}")
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] == __name__.split(".")[0]:
+        if error.name is None or error.name.partition(".")[0] == __name__.partition(".")[0]:
             raise  # a module of this project is missing: a bug, not a missing package
         raise UsageError(f"target {name} cannot be used: package {error.name} is not installed") from error
 
 
-__all__ = [
-    "TARGETS",
-    "Availability",
-    "Compilation",
-    "CompileJob",
-    "Compiler",
-    "Loader",
-    "NoOptions",
-    "Table",
-    "compiler",
-    "loader",
-    "options_class",
-]
+def compiler(name):  # temporary
+    from .base_compiler import compiler as f
+    return f(name)
+
+
+def loader(name):  # temporary
+    from .base_loader import loader as f
+    return f(name)

@@ -36,7 +36,7 @@ from ...compiler.lower import Implementations, kernel_implementations, reference
 from ...errors import BuildError
 from ...kernels.kernel import ConfigChooser
 from ..gpu import current_gpu_arch
-from ..target import Availability, Compilation, CompileJob, Compiler
+from ..base_compiler import Availability, Compilation, CompileJob, Compiler
 from . import cpu_isa, cross_compile
 from .options import Options
 from .package import package_name

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ..target import NoOptions as Options
+from .. import NoOptions as Options
 
 __all__ = ["Options"]

@@ -1,0 +1,48 @@
+"""The running half of a target: what its `load.py` implements. Neither imports the compiling half.
+
+Imports no torch, which not every artifact needs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..artifact.manifest import Manifest
+from ..progress import Progress
+from ..runtime.executor import Executor
+from . import target_module
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that a target shows of an artifact (`inspect`)."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+class Loader(ABC):
+    """The running half of a target."""
+
+    @abstractmethod
+    def problems(self, manifest: Manifest, folder: Path) -> list[str]:
+        """Why this machine cannot run the artifact; empty where it can. Opens no compiled code."""
+
+    @abstractmethod
+    def load(self, manifest: Manifest, folder: Path, progress: Progress, tune_process: bool) -> Executor:
+        """Load an artifact for which `problems` found nothing. Raises ArtifactError.
+
+        tune_process: settings of the whole process may be changed to save GPU memory.
+        """
+
+    def tables(self, manifest: Manifest, folder: Path) -> list[Table]:
+        """What `inspect` shows besides the manifest. Opens no compiled code."""
+        return []
+
+
+def loader(name: str) -> Loader:
+    """The loader of a target, imported now. Raises UsageError as `base_compiler.compiler`."""
+    return target_module(name, "load").LOADER
