@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := artifacts/demo
 
-.PHONY: demo test clean
+.PHONY: demo test lint format clean
 
 demo: $(INSTALLED)
 	rm -rf $(DEMO) $(DEMO)-checkpoint
@@ -14,19 +14,29 @@ demo: $(INSTALLED)
 		--max-batch 2 --max-context 4352 --prefill-chunk 64
 	$(BIN)/gptoss-export run $(DEMO) --prompt "Hello, world" --max-new-tokens 16
 	$(BIN)/gptoss-export verify $(DEMO) --checkpoint $(DEMO)-checkpoint
-	@echo "The artifact lies in $(DEMO): try '$(BIN)/gptoss-export inspect $(DEMO)'"
+	@echo "The artifact is in $(DEMO): try '$(BIN)/gptoss-export inspect $(DEMO)'"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# torch first: the other packages then take the build that is there.
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch first: the other packages then use the build that is there.
 $(INSTALLED): pyproject.toml
 	@command -v g++ >/dev/null || { echo "g++ not found; run: apt-get install g++" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
 		{ echo "Python 3.11 or 3.12 with venv is needed (apt-get install python3-venv); name it: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --editable ".[test,lint]"
 	touch $(INSTALLED)
 
 clean:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0"
+from ._version import VERSION as __version__
+
 
 if TYPE_CHECKING:
     from .building import BuildOptions, build

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from . import __version__
+from ._version import VERSION
 from .artifact.atomic_folder import check_new_folder, replace_folder
 from .artifact.files import FileSpec, combined_hash, describe_file
 from .artifact.manifest import Manifest, Provenance, save_manifest
@@ -219,4 +219,4 @@ def _stop_tokens(source: Path, config: ModelConfig) -> tuple[int, ...]:
 
 
 def _versions() -> dict[str, str]:
-    return {"gptoss_export": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    return {"gptoss_export": VERSION, "python": platform.python_version(), "torch": torch.__version__}
