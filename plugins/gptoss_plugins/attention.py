@@ -7,9 +7,9 @@ of SPLITS shares of the context. A row is a pair (query, query head of the group
 
     row = query * group + head,   0 <= row < L * group
 
-So all heads that read a key read it in the same program, and the cache is read once for the whole group. Decode (L =
-1) fills a tensor core tile of 16 rows with the 8 heads of a group of gpt-oss. A sliding layer visits window + BLOCK_M
-/ group keys; without the flattening it would visit window + BLOCK_M.
+So all heads that read a key read it in the same program, and the cache is read once for the whole group. Decode
+(L = 1) fills a tensor core tile of 16 rows with the 8 heads of a group of gpt-oss. A sliding layer visits
+window + BLOCK_M / group keys; without the flattening it would visit window + BLOCK_M.
 
 The keys of a tile are the positions from the first one that its earliest query sees to the position of its latest
 query. Only the device knows them, so a program computes its share from the positions that it reads. All shares have

@@ -1,20 +1,21 @@
-"""A kernel as TensorRT sees it: a plugin, made from one launch of a Triton kernel.
+"""A kernel for TensorRT: a plugin, made from one launch of a Triton kernel.
 
     launch   kernel, arguments by name (tensors and constants), grid       found in a traced program
     plugin   inputs and outputs in order, grid, threads, shared memory, PTX, cubin
 
-One object serves both ways to place a plugin: between engines its cubin is launched by the runner, inside an
-engine its PTX becomes a quick-deployable plugin (gptoss_plugins/tensorrt_plugin.py). Shapes of a program are
-static, so the grid is three numbers and everything but tensors is a constant of the code: two launches with
-the same constants, dtypes and shapes are one plugin.
+One object serves both ways to use a plugin. Between engines, the runner launches its cubin. Inside an engine, its PTX
+becomes a quick-deployable plugin (tensorrt_plugin.py). The shapes of a program are static, so the grid is three
+numbers, and everything but tensors is a constant of the code. Two launches with the same constants, dtypes, shapes
+and grid are one plugin.
 
-TensorRT calls a kernel with its inputs, then its outputs. What a kernel writes is an output; where that memory
-holds something before (a cache, a tensor that several launches fill), it is an input too, and the output is its
-alias. So the parameters of Triton's PTX are put into that order, with one that nobody reads for each alias. The
-two pointers that Triton appends (scratch memory for the kernel and for its profiler) are removed, after a look
-that nothing reads them. The cubin is assembled from that very PTX, so that both ways pass the same arguments.
+TensorRT calls a kernel with its inputs, then its outputs. What a kernel writes is an output. Where that memory held
+data before the launch (a cache, a tensor that several launches fill), it is an input too, and the output is its
+alias. So the parameters of Triton's PTX are reordered, with one more parameter for each alias, which the code does
+not read. Triton appends two pointers, to scratch memory for the kernel and for its profiler. They are removed after a
+check that the code does not read them. The cubin is assembled from the same PTX, so both ways pass the same
+arguments.
 
-Limits: kernels without scratch memory, without TMA descriptors, one CTA a cluster. Tensors are aligned to 16
+Limits: kernels without scratch memory and without TMA descriptors, one CTA a cluster. Tensors are aligned to 16
 bytes. Compiling needs no GPU.
 """
 
@@ -27,7 +28,7 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import triton
@@ -37,35 +38,51 @@ from triton.compiler import ASTSource
 from triton.runtime.autotuner import Autotuner
 
 _TYPES = {
-    torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16",
-    torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8", torch.bool: "u8",
-}  # fmt: skip
-_SCRATCH = 2  # pointers that Triton appends
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.uint8: "u8",
+    torch.bool: "u8",
+}
+_SCRATCH = 2  # pointers that Triton appends to the parameters
+
+Tensors: TypeAlias = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # name -> dtype and shape
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """One kernel with its constants, for one arch."""
+    """One kernel with its constants, for one arch.
 
-    name: str  # the kernel's, and a digest of constants, dtypes, shapes and grid
-    function: str  # the entry in the code
-    inputs: tuple[str, ...]  # names of the tensors that it is given; some it may leave alone
-    outputs: tuple[str, ...]  # of those that it writes; an alias where the name is an input's too
+    name      the kernel's name and a digest of its code, constants, dtypes, shapes and grid
+    function  the entry in the code
+    inputs    names of the tensors that it is given; the code may not read all of them
+    outputs   names of the tensors that it writes; one that is an input too is an alias of that input
+    tensors   dtype and shape of each
+    threads   of a block
+    shared    bytes of shared memory of a block
+    """
+
+    name: str
+    function: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
     tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
     grid: tuple[int, int, int]
     threads: int
-    shared: int  # bytes
+    shared: int
     ptx: str
     cubin: bytes
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """In the order of the parameters."""
+        """Names of the tensors in the order of the code's parameters."""
         return self.inputs + self.outputs
 
 
 class PluginMaker:
-    """Makes plugins for one arch (sm_<number>), each once."""
+    """Makes the plugins for one arch (sm_<number>). Equal launches share one plugin."""
 
     def __init__(self, arch: str) -> None:
         self._arch, self._capability = arch, int(arch.removeprefix("sm_"))
@@ -76,13 +93,14 @@ class PluginMaker:
         kernel: Any,
         arguments: Mapping[str, torch.Tensor | int | float | str | bool],
         grid: Sequence[int],
-        held: Collection[str],
+        written_before: Collection[str],
     ) -> Plugin:
-        """The plugin of a launch. Tensors give their dtype and shape only; fakes will do.
+        """The plugin of a launch.
 
-        held: names of the tensors whose memory was written before the launch.
+        kernel          a JITFunction, or the Autotuner with one config that tracing makes of a launch with num_warps
+        arguments       tensors by name, of which dtype and shape are used, so that fake tensors serve; and constants
+        written_before  names of the tensors whose memory was written before the launch
 
-        kernel: a JITFunction, or the Autotuner of one configuration that tracing makes of a launch with num_warps.
         Raises ValueError where the kernel is outside of the limits above.
         """
         options: dict[str, int] = {}
@@ -91,46 +109,65 @@ class PluginMaker:
             options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
             arguments = {**arguments, **config.kwargs}
             kernel = kernel.fn
-        tensors = {
-            name: (arguments[name].dtype, tuple(arguments[name].shape))
-            for name in kernel.arg_names
-            if isinstance(arguments[name], torch.Tensor)
-        }
-        constants = {name: arguments[name] for name in kernel.arg_names if name not in tensors}
-        grid = (*grid, 1, 1)[:3]
+        tensors: Tensors = {}
+        constants: dict[str, Any] = {}
+        for name in kernel.arg_names:
+            value = arguments[name]
+            if isinstance(value, torch.Tensor):
+                tensors[name] = value.dtype, tuple(value.shape)
+            else:
+                constants[name] = value
+        x, y, z = (*grid, 1, 1)[:3]
         signature = repr(
-            (kernel.cache_key, sorted(constants.items()), tensors, grid, sorted(held), self._arch, options)
+            (
+                kernel.cache_key,
+                sorted(constants.items()),
+                tensors,
+                (x, y, z),
+                sorted(written_before),
+                self._arch,
+                options,
+            )
         )
         name = f"{kernel.__name__.strip('_')}-{hashlib.sha256(signature.encode()).hexdigest()[:8]}"
         if name not in self._made:
-            self._made[name] = self._compile(name, kernel, tensors, constants, grid, held, options)
+            compiled = self._compile(kernel, tensors, constants, options)
+            self._made[name] = self._plugin(name, compiled, tensors, (x, y, z), written_before)
         return self._made[name]
 
-    def _compile(self, name, kernel, tensors, constants, grid, held, options) -> Plugin:
-        place = {argument: index for index, argument in enumerate(kernel.arg_names)}
+    def _compile(self, kernel: Any, tensors: Tensors, constants: dict[str, Any], options: dict[str, int]) -> Any:
+        """Triton's compiled kernel. Raises ValueError where it needs more than a plugin can have."""
         source = ASTSource(
             kernel,
             signature={
-                argument: f"*{_TYPES[tensors[argument][0]]}" if argument in tensors else "constexpr"
-                for argument in place
+                name: f"*{_TYPES[tensors[name][0]]}" if name in tensors else "constexpr" for name in kernel.arg_names
             },
             constexprs=constants,
-            attrs={(place[argument],): [["tt.divisibility", 16]] for argument in tensors},
+            attrs={
+                (index,): [["tt.divisibility", 16]] for index, name in enumerate(kernel.arg_names) if name in tensors
+            },
         )
         compiled = triton.compile(source, target=GPUTarget("cuda", self._capability, 32), options=options)
         metadata = compiled.metadata
-        if (
-            metadata.global_scratch_size
-            or metadata.profile_scratch_size
-            or metadata.num_ctas != 1
-            or metadata.tensordesc_meta
-        ):
+        has_scratch = metadata.global_scratch_size or metadata.profile_scratch_size
+        if has_scratch or metadata.num_ctas != 1 or metadata.tensordesc_meta:
             raise ValueError(
                 f"{kernel.__name__}: uses scratch memory, clusters or descriptors, which a plugin cannot have"
             )
+        return compiled
+
+    def _plugin(
+        self,
+        name: str,
+        compiled: Any,
+        tensors: Tensors,
+        grid: tuple[int, int, int],
+        written_before: Collection[str],
+    ) -> Plugin:
+        metadata = compiled.metadata
         stored = _stored(compiled.asm["ttir"])
-        inputs = tuple(argument for argument in tensors if argument in held or argument not in stored)
-        outputs = tuple(argument for argument in tensors if argument in stored)
+        inputs = tuple(tensor for tensor in tensors if tensor in written_before or tensor not in stored)
+        outputs = tuple(tensor for tensor in tensors if tensor in stored)
         ptx = _with_parameters(compiled.asm["ptx"], metadata.name, list(tensors), inputs, outputs)
         return Plugin(
             name=name,
@@ -151,6 +188,8 @@ def _with_parameters(
 ) -> str:
     """PTX whose entry takes its inputs, then its outputs, and no scratch memory."""
     head = re.search(rf"\.visible \.entry {re.escape(function)}\((.*?)\)", ptx, re.DOTALL)
+    if head is None:
+        raise ValueError(f"{function}: PTX has no entry of this name")
     parameters = [line.strip().rstrip(",") for line in head[1].strip().splitlines()]
     if len(parameters) != len(tensors) + _SCRATCH:
         raise ValueError(
@@ -161,39 +200,48 @@ def _with_parameters(
         name = parameter.split()[-1]
         if re.search(rf"\b{re.escape(name)}\b", body):
             raise ValueError(f"{function}: reads its scratch pointer {name}, which a plugin cannot have")
-    of = dict(zip(tensors, parameters, strict=False))
-    listed = [of[name] for name in inputs]
-    listed += [f".param .u64 {function}_alias_{name}" if name in inputs else of[name] for name in outputs]
-    joined = ",\n".join(f"\t{parameter}" for parameter in listed)
+    parameter_of = dict(zip(tensors, parameters, strict=False))
+    ordered = [parameter_of[name] for name in inputs]
+    for name in outputs:
+        ordered.append(f".param .u64 {function}_alias_{name}" if name in inputs else parameter_of[name])
+    joined = ",\n".join(f"\t{parameter}" for parameter in ordered)
     return f"{ptx[: head.start()]}.visible .entry {function}(\n{joined}\n){body}"
 
 
 def _stored(ttir: str) -> set[str]:
-    """Names of the tensors that a store in the kernel's intermediate code goes to, through pointer arithmetic."""
-    source: dict[str, set[str]] = {}
+    """Names of the tensors that a kernel stores to, found in its intermediate code (TTIR).
+
+    Each value of the code is mapped to the tensors that it points into: a parameter to itself, the result of pointer
+    arithmetic to the tensors of its operands. Raises ValueError for an atomic operation or a call, which may write too.
+    """
+    points_into: dict[str, set[str]] = {}
     written: set[str] = set()
     for line in ttir.splitlines():
-        for argument in re.findall(r"(%[\w$]+): !tt\.ptr", line) if "tt.func" in line else ():
-            source[argument] = {argument.removeprefix("%")}
-        if stored := re.search(r"tt\.store (%[\w#$]+)", line):
-            written |= source.get(stored[1].split("#")[0], set())
+        if "tt.func" in line:
+            for argument in re.findall(r"(%[\w$]+): !tt\.ptr", line):
+                points_into[argument] = {argument.removeprefix("%")}
+        if store := re.search(r"tt\.store (%[\w#$]+)", line):
+            written |= points_into.get(store[1].split("#")[0], set())
         elif "tt.atomic" in line or "tt.call" in line:
-            raise ValueError(f"what a kernel writes cannot be told from: {line.strip()}")
-        elif made := re.match(r"\s*(%[\w$]+)(?::\d+)? = (.*)", line):
-            used = set().union(*(source.get(name, set()) for name in re.findall(r"%[\w$]+", made[2])))
-            if "tt.ptr" in made[2] or "tt.addptr" in made[2]:
-                source[made[1]] = used
+            raise ValueError(f"cannot find out what a kernel writes from: {line.strip()}")
+        elif assignment := re.match(r"\s*(%[\w$]+)(?::\d+)? = (.*)", line):
+            result, expression = assignment.groups()
+            if "tt.ptr" in expression or "tt.addptr" in expression:
+                operands = re.findall(r"%[\w$]+", expression)
+                points_into[result] = set().union(*(points_into.get(operand, set()) for operand in operands))
     return written
 
 
 def _assemble(ptx: str, capability: int) -> bytes:
-    """PTX to a cubin, by the assembler that comes with Triton."""
-    target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)[1]
+    """PTX to a cubin, with the assembler that Triton brings. Raises ValueError with its message where it fails."""
+    target = re.search(r"^\.target (\w+)", ptx, re.MULTILINE)
+    if target is None:
+        raise ValueError("PTX has no .target")
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(ptx)
-        command = [get_ptxas(capability).path, f"--gpu-name={target}", str(source), "-o", str(cubin)]
+        command = [get_ptxas(capability).path, f"--gpu-name={target[1]}", str(source), "-o", str(cubin)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise ValueError(f"ptxas refuses the kernel for {target}: {done.stderr.strip()}")
+            raise ValueError(f"ptxas cannot assemble the kernel for {target[1]}: {done.stderr.strip()}")
         return cubin.read_bytes()

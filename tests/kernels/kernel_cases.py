@@ -197,8 +197,10 @@ def covered_keys(dtypes: Sequence[str]) -> list[tuple[str, str, str]]:
 
 
 def kernel_deviation(name: str, arguments: dict[str, Any], arch: str, tuned: Sequence[TunedConfigs] = ()) -> Deviation:
-    """A kernel against its op's reference computed in float32 from the same inputs: the largest deviation of all results
-    and of the arguments that are written in place."""
+    """A kernel against its op's reference, which is computed in float32 from the same inputs.
+
+    Returns the largest deviation of all results and of the arguments that are written in place.
+    """
     op = OPS[name]
     exact = {key: _exact(key, value) for key, value in arguments.items()}
     given = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in arguments.items()}
@@ -221,7 +223,7 @@ def _exact(name: str, argument: Any) -> Any:
 def _deviation(actual: torch.Tensor, expected: torch.Tensor) -> Deviation:
     """The deviation of one result. NaN and rows of zeros must be in the same places, and indices the same.
 
-    Padding has results of zero. It is left out, since it would lower the root mean square that deviations are relative to.
+    Padding has results of zero. It is left out, since deviations are relative to the root mean square of all results.
     """
     wrong = Deviation(float("nan"), float("nan"))
     if not expected.is_floating_point():

@@ -1,7 +1,7 @@
 """Every Triton kernel compiles for the H200 at the sizes of gpt-oss-20b, on a machine without a GPU.
 
-The op is called on meta tensors with `wrap_triton` replaced by a recorder. So what is compiled is what the op launches: its
-arguments, constants, warps and stages are written nowhere else.
+The op is called on meta tensors with `wrap_triton` replaced by a recorder. So what is compiled is what the op
+launches: its arguments, constants, warps and stages are written nowhere else.
 """
 
 from __future__ import annotations

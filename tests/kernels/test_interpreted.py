@@ -1,8 +1,8 @@
 """The Triton kernels in Triton's interpreter, against the references of their ops, on any machine.
 
-The dtypes are float32 and float16: the interpreter computes tl.dot wrongly for bfloat16. The interpreter has to be switched
-on before Triton is first imported, and another test of this process may have imported it. So the cases run in subprocesses,
-which are this file run as a script, and each test reads its own entry of their output.
+The dtypes are float32 and float16: the interpreter computes tl.dot wrongly for bfloat16. The interpreter has to be
+switched on before Triton is first imported, and another test of this process may have imported it. So the cases run
+in subprocesses, which are this file run as a script, and each test reads its own entry of their output.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The Triton kernels on a GPU against the references of their ops: float32 and bfloat16, and the sizes of gpt-oss-20b."""
+"""The Triton kernels on a GPU against the references of their ops, in float32 and bfloat16, and at 20b sizes."""
 
 from __future__ import annotations
 

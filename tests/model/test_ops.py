@@ -1,63 +1,80 @@
 """The ops' contracts, and their references against Hugging Face's modules."""
 
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
-from gptoss_export import mxfp4
-from gptoss_export.verify.metric import TOLERANCES, error
+from gptoss_export.model import mxfp4
 from gptoss_export.model.ops import OPS
+from gptoss_export.verification.metric import TOLERANCES, deviation
 
-CASES = [
-    (name, label, arguments)
+CASES = {
+    f"{name}: {case.label}": (name, case.arguments)
     for name, op in OPS.items()
-    for label, arguments in op.cases(torch.device("cpu"), torch.float32)
-]
+    for case in op.cases(torch.device("cpu"), torch.float32)
+}
 
 
-@pytest.mark.parametrize(("name", "label", "arguments"), CASES, ids=[f"{name}: {label}" for name, label, _ in CASES])
-def test_opcheck(name, label, arguments):
-    torch.library.opcheck(OPS[name].overload, arguments)
+def labels(op: str) -> list[str]:
+    return [label for label, (name, _) in CASES.items() if name == op]
 
 
-EXPERTS = [(label, arguments) for name, label, arguments in CASES if name == "mxfp4_experts"]
+@pytest.mark.parametrize("label", CASES)
+def test_opcheck(label: str) -> None:
+    name, arguments = CASES[label]
+    torch.library.opcheck(OPS[name].overload, tuple(OPS[name].arguments((), arguments).values()))
 
 
-@pytest.mark.parametrize(("label", "arguments"), EXPERTS, ids=[label for label, _ in EXPERTS])
-def test_experts_reference_is_transformers(label, arguments):
+@pytest.mark.parametrize("label", CASES)
+def test_cases_give_all_arguments_in_order(label: str) -> None:
+    name, arguments = CASES[label]
+    assert tuple(arguments) == OPS[name].argument_names
+
+
+@pytest.mark.parametrize("label", labels("mxfp4_experts"))
+def test_experts_reference_is_transformers(label: str) -> None:
     from transformers import GptOssConfig
     from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
-    x, weights, indices, blocks1, scales1, bias1, blocks2, scales2, bias2, alpha, limit = arguments
-    config = GptOssConfig(hidden_size=x.size(1), intermediate_size=blocks2.size(2) * 32,
-                          num_local_experts=blocks1.size(0))  # fmt: skip
+    arguments = CASES[label][1]
+    x, indices, weights = arguments["x"], arguments["expert_indices"], arguments["routing_weights"]
+    experts, _, groups, _ = arguments["down_blocks"].shape
+    config = GptOssConfig(hidden_size=x.size(1), intermediate_size=groups * 32, num_local_experts=experts)
     module = GptOssExperts(config)
-    assert (module.alpha, module.limit) == (alpha, limit)
-    module.load_state_dict({
-        "gate_up_proj": mxfp4.dequantize(blocks1, scales1).mT, "gate_up_proj_bias": bias1,
-        "down_proj": mxfp4.dequantize(blocks2, scales2).mT, "down_proj_bias": bias2,
-    })  # fmt: skip
-    # Theirs has no -1: give those choices to an expert with weight zero.
-    chosen = indices >= 0
+    assert (module.alpha, module.limit) == (arguments["alpha"], arguments["limit"])
+    module.load_state_dict(
+        {
+            "gate_up_proj": mxfp4.dequantize(arguments["gate_up_blocks"], arguments["gate_up_scales"]).mT,
+            "gate_up_proj_bias": arguments["gate_up_bias"],
+            "down_proj": mxfp4.dequantize(arguments["down_blocks"], arguments["down_scales"]).mT,
+            "down_proj_bias": arguments["down_bias"],
+        }
+    )
+    # Theirs has no -1: such choices go to an expert with weight zero.
     with torch.no_grad():
-        expected = module(x, indices.clamp(min=0), torch.where(chosen, weights, 0.0))
-    assert error(OPS["mxfp4_experts"].reference(*arguments), expected).within(TOLERANCES[torch.float32])
+        expected = module(x, indices.clamp(min=0), torch.where(indices >= 0, weights, 0.0))
+    got = OPS["mxfp4_experts"].reference(**arguments)
+    assert deviation(got, expected).within(TOLERANCES[torch.float32])
 
 
-ATTENTION = [(label, arguments) for name, label, arguments in CASES if name == "sink_attention"]
-
-
-@pytest.mark.parametrize(("label", "arguments"), ATTENTION, ids=[label for label, _ in ATTENTION])
-def test_attention_reference_is_transformers(label, arguments):
-    """Lay the keys that each sequence may see out in order, and give them to eager_attention_forward."""
-    from types import SimpleNamespace
-
+@pytest.mark.parametrize("label", labels("sink_attention"))
+def test_attention_reference_is_transformers(label: str) -> None:
+    """The keys that each sequence may see are put in order and given to eager_attention_forward."""
     from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
-    query, k_cache, v_cache, sinks, slots, positions, window, scale = arguments
-    rows = k_cache.size(2) - 1
-    got = OPS["sink_attention"].reference(*arguments)
-    module = SimpleNamespace(num_key_value_groups=query.size(2) // k_cache.size(1), sinks=sinks, training=False)
-    for sequence, slot in enumerate(slots.tolist()):
+    arguments = CASES[label][1]
+    query, positions, window = arguments["query"], arguments["positions"], arguments["window"]
+    caches = arguments["k_cache"], arguments["v_cache"]
+    rows = caches[0].size(2) - 1
+    got = OPS["sink_attention"].reference(**arguments)
+    module = SimpleNamespace(
+        num_key_value_groups=query.size(2) // caches[0].size(1), sinks=arguments["sinks"], training=False
+    )
+    for sequence, slot in enumerate(arguments["slots"].tolist()):
         at = positions[sequence]
         valid = at >= 0
         assert torch.equal(got[sequence][~valid], torch.zeros_like(got[sequence][~valid]))
@@ -65,20 +82,56 @@ def test_attention_reference_is_transformers(label, arguments):
             continue
         first = max(0, int(at[valid].min()) - window + 1) if window else 0
         keys_at = torch.arange(first, int(at.max()) + 1)
-        keys, values = (cache[slot][:, keys_at % rows][None] for cache in (k_cache, v_cache))
+        keys, values = (cache[slot][:, keys_at % rows][None] for cache in caches)
         seen = keys_at[None] <= at[valid][:, None]
         if window:
             seen &= keys_at[None] > at[valid][:, None] - window
         mask = torch.where(seen, 0.0, float("-inf"))[None, None]
         q = query[sequence][valid].transpose(0, 1)[None]
-        expected, _ = eager_attention_forward(module, q, keys, values, mask, scaling=scale, dropout=0.0)
-        assert error(got[sequence][valid], expected[0]).within(TOLERANCES[torch.float32])
+        expected, _ = eager_attention_forward(module, q, keys, values, mask, scaling=arguments["scale"], dropout=0.0)
+        assert deviation(got[sequence][valid], expected[0]).within(TOLERANCES[torch.float32])
 
 
-def test_error_metric():
+@pytest.mark.parametrize(
+    ("args", "kwargs", "found"),
+    [
+        ((1, 2), {}, "positions, inv_freq"),
+        ((1, 2), {"inv_freq": 3}, "positions, inv_freq"),
+        ((1, 2, 3, 4), {}, "positions, inv_freq, concentration"),
+        ((1, 2), {"scale": 3}, "positions, inv_freq, scale"),
+    ],
+    ids=["missing", "given twice", "too many", "unknown"],
+)
+def test_wrong_arguments_are_refused(args: tuple[Any, ...], kwargs: dict[str, Any], found: str) -> None:
+    with pytest.raises(TypeError, match=f"gptoss::rotary: found arguments {found}, expected positions, inv_freq, conc"):
+        OPS["rotary"].arguments(args, kwargs)
+
+
+@pytest.mark.parametrize("label", CASES)
+def test_drawn_arguments_are_like_those_of_the_call(label: str) -> None:
+    """For tuning: same names, shapes and dtypes, and a call of the reference gives finite results."""
+    name, arguments = CASES[label]
+    op = OPS[name]
+    drawn = op.draw(arguments, torch.Generator().manual_seed(0), position=17)
+    assert drawn.keys() == arguments.keys()
+    for key, value in arguments.items():
+        if isinstance(value, torch.Tensor):
+            assert (drawn[key].shape, drawn[key].dtype) == (value.shape, value.dtype)
+        else:
+            assert drawn[key] == value
+    if "positions" in drawn:
+        length = drawn["positions"].size(-1)
+        first = drawn["positions"].reshape(-1, length)[0]
+        assert torch.equal(first, torch.arange(int(first[0]), int(first[0]) + length)) and int(first[0]) % length == 0
+    returned = op.reference(**drawn)
+    results = op.results(returned, drawn)
+    assert results and all(bool(torch.isfinite(result.float()).all()) for result in results)
+
+
+def test_deviation() -> None:
     want = torch.tensor([1.0, -1.0, 0.0, 1.0])
-    close = error(want + torch.tensor([0.0, 0.0, 0.03, 0.0]), want)
+    close = deviation(want + torch.tensor([0.0, 0.0, 0.03, 0.0]), want)
     assert close.max == pytest.approx(0.03 / 0.75**0.5) and close.rms == pytest.approx(close.max / 2)
-    assert not error(torch.tensor([float("nan")] * 4), want).within(close.times(1e9))
+    assert not deviation(torch.tensor([float("nan")] * 4), want).within(close.times(1e9))
     with pytest.raises(ValueError, match="shapes differ"):
-        error(want, want[:2])
+        deviation(want, want[:2])
