@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Builds, checks and times one preset on a machine with a GPU, and prints what docs/benchmarks.md records.
 #   tests/gpu_report.sh FOLDER PRESET [LAYERS]
-# TARGET=tensorrt: that target in place of aoti.
-# BESIDE=ARTIFACT: verify beside that artifact.
-# LONG=1: a context of 131,072 in place of 8,192, and no comparison with transformers, which needs it all in memory.
+# TARGET=tensorrt: build for that target. The default is aoti.
+# COMPARE_WITH=ARTIFACT: verify compares with that artifact too.
+# LONG=1: a context of 131,072. The default is 8,192. Nothing is compared with transformers then, which would need too much memory.
 set -euo pipefail
 folder=$1 preset=$2 layers=${3:-}
 cli="python3 -m gptoss_export"
@@ -21,5 +21,5 @@ if [ -n "${LONG:-}" ]; then
   $cli bench "$artifact" --context 32768,131072
 else
   $cli bench "$artifact" --context 1024,8192 --profile
-  $cli verify "$artifact" --checkpoint "$checkpoint" ${BESIDE:+--beside "$BESIDE"}
+  $cli verify "$artifact" --checkpoint "$checkpoint" ${COMPARE_WITH:+--compare-with "$COMPARE_WITH"}
 fi
