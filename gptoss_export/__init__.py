@@ -14,8 +14,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ._version import VERSION as __version__
+from ._version import VERSION
 
+__version__ = VERSION
 
 if TYPE_CHECKING:
     from .building import BuildOptions, build

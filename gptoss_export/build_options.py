@@ -20,7 +20,8 @@ class BuildOptions:
     """What the user asks of a build. None: chosen by the target, the arch and the machine.
 
     target          what to compile to
-    device          "cpu" or "cuda". None: the device of `arch`; else the GPU, if this machine has one and the target builds
+    device          "cpu" or "cuda". None: the device of `arch`; else the GPU, if this machine has one and the target
+                    builds
                     for it; else the target's first device
     arch            one arch such as sm_90, or several with commas between them. None: this machine's
     dtype           dtype of the matrix products and the KV caches. None: the target's first for the device
@@ -29,7 +30,7 @@ class BuildOptions:
     prefill_chunks  tokens that a prefill call takes, one program each. None: what suits the device
     stop_tokens     None: those of the checkpoint
     tuned_configs   files of tuned configs, which are looked in before those that are shipped
-    target_options  the target's own options, of its `Options`. None: their defaults
+    target_options  the target's own options, of its options class. None: their defaults
     """
 
     target: str = "aoti"
@@ -75,16 +76,20 @@ class Settings:
 def resolve(options: BuildOptions) -> tuple[Compiler, Settings, dict[str, ConfigChooser]]:
     """The compiler of the target, the resolved options, and a chooser of launch configs for each arch.
 
-    Reads nothing but files of tuned configs. Raises UsageError for options that are wrong, BuildError for what cannot be
-    built on this machine.
-    """
+    Reads nothing but files of tuned configs. Raises UsageError for options that are wrong, BuildError for what cannot
+    be built on this machine."""
     target = compiler(options.target)
-    target_options = target.Options() if options.target_options is None else options.target_options
-    if type(target_options) is not target.Options:
+    target_options = target.options_class() if options.target_options is None else options.target_options
+    if type(target_options) is not target.options_class:
         found = type(target_options).__name__
-        raise UsageError(f"target_options: found {found}, expected {target.Options.__name__} of target {target.name}")
+        raise UsageError(
+            f"target_options: found {found}, expected {target.options_class.__name__} of target {target.name}"
+        )
     device = resolve_device(target, options)
-    problems = [*_dtype_problems(target, device, options.dtype), *target.option_problems(device, options.arch, target_options)]
+    problems = [
+        *_dtype_problems(target, device, options.dtype),
+        *target.option_problems(device, options.arch, target_options),
+    ]
     sizes, size_problems = resolve_sizes(
         options.max_batch, options.max_context, options.prefill_chunks, target.default_prefill_chunks(device)
     )
@@ -118,7 +123,7 @@ def resolve_device(target: Compiler, options: BuildOptions) -> str:
         matching = [device for device in target.dtypes if set(wanted) & set(target.archs(device))]
         if len(matching) == 1:
             return matching[0]
-    with_machine = [device for device in reversed(target.dtypes) if target.current_arch(device) is not None]
+    with_machine = [device for device in reversed(list(target.dtypes)) if target.current_arch(device) is not None]
     return with_machine[0] if with_machine else next(iter(target.dtypes))
 
 
@@ -151,7 +156,9 @@ def _resolve_archs(target: Compiler, device: str, arch: str | None, target_optio
     archs = tuple(dict.fromkeys(arch.split(","))) if arch else target.default_archs(device, target_options)
     if not archs:
         raise UsageError(f"--arch: this machine has no {device} device to build for; choose one of {', '.join(known)}")
-    problems = [f"--arch {name}: {target.name} compiles here for {', '.join(known)}" for name in archs if name not in known]
+    problems = [
+        f"--arch {name}: {target.name} compiles here for {', '.join(known)}" for name in archs if name not in known
+    ]
     if len(archs) > 1 and not target.compiles_many_archs(device):
         problems.append(f"--arch {arch}: {target.name} builds for one arch at a time; build an artifact for each")
     raise_all(BuildError, "archs that cannot be built", problems)
@@ -164,7 +171,9 @@ def _tuned_configs(
     """The user's tuned configs, then those that are shipped."""
     if not target.has_kernels(device):
         if paths:
-            raise UsageError(f"--tuned-configs: {target.name} for {device} has none of the project's kernels; leave it out")
+            raise UsageError(
+                f"--tuned-configs: {target.name} for {device} has none of the project's kernels; leave it out"
+            )
         return ()
     given, problems = [], []
     for path in paths:

@@ -1,8 +1,7 @@
 """checkpoint folder -> artifact folder. `build` is the whole pipeline, one step after the other.
 
-The artifact is written into a temporary folder beside it, which is renamed when it is complete, and the manifest is written
-last. A build that fails or is killed leaves nothing that loads.
-"""
+The artifact is written into a temporary folder beside it, which is renamed when it is complete, and the manifest is
+written last. A build that fails or is killed leaves nothing that loads."""
 
 from __future__ import annotations
 
@@ -13,7 +12,6 @@ import platform
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -24,7 +22,7 @@ from ._version import VERSION
 from .artifact.atomic_folder import check_new_folder, replace_folder
 from .artifact.files import FileSpec, combined_hash, describe_file
 from .artifact.manifest import Manifest, Provenance, save_manifest
-from .artifact.programs import Sizes, programs_of
+from .artifact.programs import programs_of
 from .build_options import BuildOptions, Settings, resolve
 from .checkpoint import Checkpoint, open_checkpoint
 from .compiler.export import TracedProgram, trace
@@ -139,7 +137,7 @@ def _check_tuned_configs(settings: Settings, choosers: Mapping[str, ConfigChoose
         UsageError,
         "tuned configs that do not belong to this build",
         [
-            f"--tuned-configs {path}: serves none of the kernels of this build; run gptoss-export tune with the same sizes"
+            f"--tuned-configs {path}: serves none of the kernels of this build; run gptoss-export tune with its sizes"
             for path in settings.tuned_configs
             if path not in used
         ],
@@ -169,8 +167,8 @@ def _copy_tokenizer(source: Path, folder: Path) -> list[Path]:
 
 @contextmanager
 def _threads() -> Iterator[ThreadPoolExecutor]:
-    """Threads that hash the weights while programs are compiled. A few only: compiling needs cores too, and after an error
-    each thread finishes the file that it reads."""
+    """Threads that hash the weights while programs are compiled. A few only: compiling needs cores too, and after an
+    error each thread finishes the file that it reads."""
     pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
     try:
         yield pool
@@ -205,7 +203,8 @@ def _provenance(
 
 
 def _stop_tokens(source: Path, config: ModelConfig) -> tuple[int, ...]:
-    """The checkpoint's stop tokens: those of generation_config.json where it names some, otherwise those of config.json."""
+    """The checkpoint's stop tokens: those of generation_config.json where it names some, otherwise those of
+    config.json."""
     path = source / "generation_config.json"
     if not path.is_file():
         return config.eos_token_ids

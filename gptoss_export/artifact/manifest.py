@@ -67,7 +67,8 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contents of manifest.json. `programs` is empty where the target compiles no programs but a model of its own."""
+    """The contents of manifest.json. `programs` is empty where the target compiles no programs but a model of its
+    own."""
 
     target: str
     target_options: dict[str, Any]
@@ -132,16 +133,15 @@ def load_manifest(folder: Path) -> Manifest:
         manifest = _parse(data)
         problems = violations(manifest.model) or list(_violations(manifest))
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ArtifactError(
-            f"{path}: malformed ({type(error).__name__}: {error}); build the artifact again"
-        ) from None
+        raise ArtifactError(f"{path}: malformed ({type(error).__name__}: {error}); build the artifact again") from None
     raise_all(ArtifactError, f"{path}: contradicts itself; build the artifact again", problems)
     return manifest
 
 
 def rebuild_command(data: Mapping[str, Any], folder: Path) -> str:
     """The command that builds an artifact like the one whose manifest, of any schema, holds `data`."""
-    sizes = data.get("sizes") if isinstance(data.get("sizes"), dict) else data
+    nested = data.get("sizes")  # before schema 5 the sizes lay beside the other keys
+    sizes = nested if isinstance(nested, dict) else data
     words = ["gptoss-export", "build", "CHECKPOINT", "-o", f"{folder}-new"]
     for option, value in {
         "--target": data.get("target"),

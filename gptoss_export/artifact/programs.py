@@ -5,11 +5,12 @@
   unembed_<R>    logits of R hidden states           hidden [R, H]
                                                      -> logits [R, V], top [R], top_logprob [R], log_total [R]
 
-Tracing makes its inputs from it, the manifest stores it, the runner binds buffers by its names, `verify` and the targets
-read it. A program takes its data first, then the KV caches (written in place), then the weights. All shapes are static.
+Tracing makes its inputs from it, the manifest stores it, the runner binds buffers by its names, `verify` and the
+targets read it. A program takes its data first, then the KV caches (written in place), then the weights. All shapes
+are static.
 
-A prefill returns hidden states and no logits: only the last token of a prompt needs the unembedding, while scoring a text
-needs it for every token. Weights and caches are inputs, so that all programs share one copy of each.
+A prefill returns hidden states and no logits: only the last token of a prompt needs the unembedding, while scoring a
+text needs it for every token. Weights and caches are inputs, so that all programs share one copy of each.
 
 Imports no torch, so that an artifact can be read where there is none.
 """
@@ -29,7 +30,8 @@ SCORE_ROWS = 64  # rows of the second unembedding: enough that reading its matri
 
 
 class Role(StrEnum):
-    """data: a buffer of the caller's; cache: read and written in place, shared by programs; weight: read only, shared."""
+    """data: a buffer of the caller's; cache: read and written in place, shared by programs; weight: read only,
+    shared."""
 
     DATA = "data"
     CACHE = "cache"
@@ -159,7 +161,8 @@ def kv_caches(config: ModelConfig, sizes: Sizes, dtype: str) -> tuple[TensorSpec
 
 
 def signature_differences(name: str, found: Signature, expected: Signature) -> Iterator[str]:
-    """Where the call of a program is not the expected one. Of many tensors with wrong sizes one line names the first."""
+    """Where the call of a program is not the expected one. Of many tensors with wrong sizes one line names the
+    first."""
     yield from _differences(f"program {name}: input", found.inputs, expected.inputs)
     yield from _differences(f"program {name}: output", found.outputs, expected.outputs)
 
@@ -171,11 +174,11 @@ def _differences(label: str, found: Sequence[TensorSpec], expected: Sequence[Ten
         if have != want:
             yield f"{label} {index} is {have}, expected {want}"
             return
-    wrong = [(have, want) for have, want in zip(found, expected, strict=True) if have != want]
+    wrong = [pair for pair in zip(found, expected, strict=True) if pair[0] != pair[1]]
     if wrong:
-        have, want = wrong[0]
+        first, wanted = wrong[0]
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        yield f"{label} {have.name}{more} is {have}, expected {want} by the model and the sizes of the artifact"
+        yield f"{label} {first.name}{more} is {first}, expected {wanted} by the model and the sizes of the artifact"
 
 
 def _ids(name: str, count: int) -> TensorSpec:

@@ -15,12 +15,12 @@ _MARCH = {"DEFAULT": "x86-64", "AVX2": "x86-64-v3", "AVX512": "x86-64-v4"}  # GC
 
 @contextmanager
 def cpu_instructions(level: str) -> Iterator[None]:
-    """Inductor compiles with the instructions of `level` (DEFAULT, AVX2 or AVX512) alone, where this machine has levels.
+    """Inductor compiles with the instructions of `level` (DEFAULT, AVX2 or AVX512) alone, where this machine has
+    levels.
 
-    Without it: Inductor compiles with -march=native and with the widest vectors of the building machine, and the code ends
-    with an illegal instruction on a lesser CPU. Since: torch 2.11. It can go when Inductor has an option for the level of
-    vectors and of -march.
-    """
+    Without it: Inductor compiles with -march=native and with the widest vectors of the building machine, and the code
+    ends with an illegal instruction on a lesser CPU. Since: torch 2.11. It can go when Inductor has an option for the
+    level of vectors and of -march."""
     if platform.machine() != _X86 or level not in _MARCH:
         yield
         return

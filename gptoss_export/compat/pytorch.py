@@ -1,8 +1,9 @@
-"""Private names of torch that the project calls. Each says what breaks without it, since when it exists, when it can go."""
+"""Private names of torch that the project calls. Each says what breaks without it, since when it exists, when it can
+go."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +13,24 @@ import torch
 def triton_op_body(op: Callable[..., Any]) -> Callable[..., Any]:
     """The function that a torch.library.triton_op was made of: calling it keeps each kernel launch in a traced graph.
 
-    Name: CustomOpDef._abstract_fn. Without it: a traced graph shows the op as one node, and nothing says which kernels it
-    launches (needed by targets that run launches themselves). Since: torch 2.6. It can go when triton_op gives its function
-    under a public name.
-    """
-    body = op._abstract_fn  # type: ignore[attr-defined]
-    return body
+    Name: CustomOpDef._abstract_fn. Without it: a traced graph shows the op as one node, and nothing says which
+    kernels it launches (needed by targets that run launches themselves). Since: torch 2.6. It can go when triton_op
+    gives its function under a public name."""
+    return op._abstract_fn  # type: ignore[attr-defined]
 
 
 def open_package(package: Path, program: str, device: torch.device) -> Any:
     """A program of an AOTInductor package, loaded; `.run(inputs)` calls it. Raises RuntimeError where torch refuses it.
 
-    Name: torch._C._aoti.AOTIModelPackageLoader. Without it: torch._inductor.aoti_load_package does the same, but imports
-    Inductor and Triton first, which takes longer than everything else of a start. Since: torch 2.6. It can go when the
-    public function imports no compiler.
-    """
+    Name: torch._C._aoti.AOTIModelPackageLoader. Without it: torch._inductor.aoti_load_package does the same, but
+    imports Inductor and Triton first, which takes longer than everything else of a start. Since: torch 2.6. It can go
+    when the public function imports no compiler."""
     index = (device.index or 0) if device.type == "cuda" else -1
     single_threaded, runners = True, 1
     return torch._C._aoti.AOTIModelPackageLoader(str(package), program, single_threaded, runners, index)
 
 
-def write_package(package: Path, files: dict[str, Sequence[Any]]) -> None:
+def write_package(package: Path, files: Mapping[str, Sequence[Any]]) -> None:
     """Write an AOTInductor package of several programs, each given by the files of its code.
 
     Name: torch.export.pt2_archive._package.package_pt2. Without it: the public function packages one program at a time.
@@ -46,27 +44,28 @@ def write_package(package: Path, files: dict[str, Sequence[Any]]) -> None:
 def compile_to_files(module: Any, inputs: Sequence[Any], options: dict[str, Any]) -> list[Any]:
     """Compile a graph module with AOTInductor; returns the files of the code, in Inductor's cache.
 
-    Name: torch._inductor.aot_compile. Without it: the public function compiles and packages one program in one step. Since:
-    torch 2.2. It can go together with `write_package`.
-    """
+    Name: torch._inductor.aot_compile. Without it: the public function compiles and packages one program in one step.
+    Since: torch 2.2. It can go together with `write_package`."""
     from torch._inductor import aot_compile
 
-    return aot_compile(module, tuple(inputs), options=options)
+    files = aot_compile(module, tuple(inputs), options=options)
+    assert isinstance(files, list)  # with aot_inductor.package
+    return files
 
 
 def kernel_of_launch(node: Any) -> Any:
     """The Triton kernel of a launch node in a traced graph (`is_kernel_launch`).
 
-    Name: torch._higher_order_ops.triton_kernel_wrap.kernel_side_table. Without it: a launch node holds numbers only, of a
-    kernel and of its constants. Since: torch 2.3. It can go when a node holds its kernel.
-    """
+    Name: torch._higher_order_ops.triton_kernel_wrap.kernel_side_table. Without it: a launch node holds numbers only,
+    of a kernel and of its constants. Since: torch 2.3. It can go when a node holds its kernel."""
     from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
 
     return kernel_side_table.get_kernel(node.kwargs["kernel_idx"])
 
 
 def arguments_of_launch(node: Any) -> dict[str, Any]:
-    """The arguments of a launch node, by the kernel's names: nodes and constants. Private names as `kernel_of_launch`."""
+    """The arguments of a launch node, by the kernel's names: nodes and constants. Private names as
+    `kernel_of_launch`."""
     from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
 
     return {**node.kwargs["kwargs"], **kernel_side_table.get_constant_args(node.kwargs["constant_args_idx"])}
@@ -75,9 +74,8 @@ def arguments_of_launch(node: Any) -> dict[str, Any]:
 def is_kernel_launch(node: Any) -> bool:
     """Whether a node of a traced graph launches a Triton kernel.
 
-    Name: torch._higher_order_ops.triton_kernel_wrap.triton_kernel_wrapper_mutation. Without it: launches cannot be told from
-    other nodes. Since: torch 2.3. It can go when launches have a public node type.
-    """
+    Name: torch._higher_order_ops.triton_kernel_wrap.triton_kernel_wrapper_mutation. Without it: launches cannot be
+    told from other nodes. Since: torch 2.3. It can go when launches have a public node type."""
     from torch._higher_order_ops.triton_kernel_wrap import triton_kernel_wrapper_mutation
 
     return node.target is triton_kernel_wrapper_mutation

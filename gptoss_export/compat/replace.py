@@ -13,9 +13,8 @@ _MISSING = object()
 def replace(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
     """`owner.name` is `value` until `stack` unwinds.
 
-    Raises CompatibilityError where `owner` has no attribute of that name: another version of torch or Triton has renamed
-    it, and setting it would have no effect.
-    """
+    Raises CompatibilityError where `owner` has no attribute of that name: another version of torch or Triton has
+    renamed it, and setting it would have no effect."""
     if not hasattr(owner, name):
         label = getattr(owner, "__name__", type(owner).__name__)
         raise CompatibilityError(f"{label} has no attribute {name}; install a supported version of torch and Triton")
@@ -28,7 +27,8 @@ def replace(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
 
 
 def add(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
-    """`owner.name` is `value` until `stack` unwinds, whether or not it exists: for names that only some builds of torch have."""
+    """`owner.name` is `value` until `stack` unwinds, whether or not it exists: for names that only some builds of
+    torch have."""
     if hasattr(owner, name):
         replace(stack, owner, name, value)
         return

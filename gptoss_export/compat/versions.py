@@ -1,8 +1,8 @@
 """The versions of torch and Triton that this project supports. They stand here and nowhere else.
 
-The project uses private names of both (the other modules of this package), so that a version counts as supported only after
-the tests have passed with it. pyproject.toml bounds its dependencies by the same versions; a test compares the two.
-"""
+The project uses private names of both (the other modules of this package), so that a version counts as supported only
+after the tests have passed with it. pyproject.toml bounds its dependencies by the same versions; a test compares the
+two."""
 
 from __future__ import annotations
 

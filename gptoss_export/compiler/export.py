@@ -1,8 +1,7 @@
 """torch.export: one program of the model as a graph with static shapes.
 
-Nothing is traced with real memory. The model lives on the meta device and all inputs are fake tensors, so that a 120b takes
-no more memory than a tiny model. Weights and caches are inputs of the graph, not constants of it.
-"""
+Nothing is traced with real memory. The model lives on the meta device and all inputs are fake tensors, so that a 120b
+takes no more memory than a tiny model. Weights and caches are inputs of the graph, not constants of it."""
 
 from __future__ import annotations
 
@@ -57,7 +56,9 @@ def trace(
     caches = [(fakes[k], fakes[v]) for k, v in kv_cache_names(config)] if with_caches else []
     module = _MODULES[type(program)](build_model(config, dtype))
     exported = torch.export.export(_Stateless(module), (data, caches, weights), strict=False)
-    raise_all(LoweringError, f"program {program.name}: traced with other results", _result_problems(signature, exported))
+    raise_all(
+        LoweringError, f"program {program.name}: traced with other results", _result_problems(signature, exported)
+    )
     return TracedProgram(program, signature, exported)
 
 
@@ -105,7 +106,8 @@ _MODULES: dict[type[Program], type[nn.Module]] = {Decode: _Decode, Prefill: _Pre
 
 
 class _Stateless(nn.Module):
-    """A program as a function of its data, caches and weights. Flattening the arguments gives the order of the signature."""
+    """A program as a function of its data, caches and weights. Flattening the arguments gives the order of the
+    signature."""
 
     def __init__(self, program: nn.Module) -> None:
         super().__init__()

@@ -1,10 +1,9 @@
 """Replaces each gptoss:: node of a traced program by what a target accepts.
 
-All targets use one mechanism: the program is traced again with each op computed by its implementation. That is the op's
-reference (plain aten and smaller ops remain), a kernel (a `gptoss_triton::` node remains), or the kernel's launches. An
-implementation may bring in smaller ops, which the next round replaces. Decomposition tables would serve for pure functions,
-but not for an op that writes a cache in place, since export wraps such a node.
-"""
+All targets use one mechanism: the program is traced again with each op computed by its implementation. That is the
+op's reference (plain aten and smaller ops remain), a kernel (a `gptoss_triton::` node remains), or the kernel's
+launches. An implementation may bring in smaller ops, which the next round replaces. Decomposition tables would serve
+for pure functions, but not for an op that writes a cache in place, since export wraps such a node."""
 
 from __future__ import annotations
 
@@ -35,15 +34,15 @@ def unchanged_implementations() -> Implementations:
 
 
 def kernel_implementations(chooser: ConfigChooser) -> Implementations:
-    """Every op by its kernels, and an op without kernels by its reference. Raises LoweringError as `registry.kernels`."""
+    """Every op by its kernels, and an op without kernels by its reference. Raises LoweringError as
+    `registry.kernels`."""
     offered = kernels()
-    return {
-        name: offered[name].bind(op, chooser) if name in offered else op.reference for name, op in OPS.items()
-    }
+    return {name: offered[name].bind(op, chooser) if name in offered else op.reference for name, op in OPS.items()}
 
 
 def launch_implementations(chooser: ConfigChooser) -> Implementations:
-    """Ops that a compiler of plain operators does badly as the launches of their kernels, all others by their references.
+    """Ops that a compiler of plain operators does badly as the launches of their kernels, all others by their
+    references.
 
     Raises LoweringError as `registry.kernels`, and for such an op without kernels.
     """

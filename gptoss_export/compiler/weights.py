@@ -1,9 +1,8 @@
 """Puts a checkpoint's weights into an artifact.
 
-A checkpoint whose tensors are used as stored is linked, shard by shard, so that it costs no space. Where the file system
-cannot link, the shards are copied, and the user is told how much. A layout with a converter is written again, one layer at
-a time.
-"""
+A checkpoint whose tensors are used as stored is linked, shard by shard, so that it costs no space. Where the file
+system cannot link, the shards are copied, and the user is told how much. A layout with a converter is written again,
+one layer at a time."""
 
 from __future__ import annotations
 
@@ -35,7 +34,9 @@ def write_weights(checkpoint: Checkpoint, dtype: str, folder: Path, progress: Pr
     inv_freq = yarn_inv_freq(checkpoint.config.rope, checkpoint.config.head_dim)
     save_file({INV_FREQ: inv_freq}, folder / DERIVED)
     parts[INV_FREQ] = (Part(DERIVED, INV_FREQ),)
-    return {item.name: WeightSpec(item.shape, item.dtype, parts[item.name]) for item in parameters(checkpoint.config, dtype)}
+    return {
+        item.name: WeightSpec(item.shape, item.dtype, parts[item.name]) for item in parameters(checkpoint.config, dtype)
+    }
 
 
 def weight_file_names(weights: dict[str, WeightSpec]) -> set[Path]:
@@ -55,8 +56,8 @@ def _link_shards(checkpoint: Checkpoint, folder: Path, progress: Progress) -> di
             left = shards[index:]
             size = sum(shard.stat().st_size for shard in left)
             progress.note(
-                f"{folder.parent}: cannot hard-link {path} ({error.strerror}); copying {len(left)} files, {size / 1e9:.1f} GB. "
-                "To save the space, build on the file system of the checkpoint"
+                f"{path}: cannot be hard-linked ({error.strerror}); copying {len(left)} files, {size / 1e9:.1f} GB. "
+                "Build on the file system of the checkpoint to save the space"
             )
             for count, shard in enumerate(left, start=1):
                 progress.update(f"copy {shard.name}, {count} of {len(left)}")

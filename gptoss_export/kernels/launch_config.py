@@ -1,8 +1,8 @@
 """Launch configs: how many rows, warps, stages and so on the launches of one op call use.
 
-A launch config has a part for each launch that can be configured, and each part is a NamedTuple of whole numbers, such as
-`{"logits": Rows(rows=16, length=1024, warps=4)}`. Which one is fast depends on the shapes and on the GPU. So it is no
-constant of a kernel: a kernel op takes the arguments of its gptoss:: op by name and two more:
+A launch config has a part for each launch that can be configured, and each part is a NamedTuple of whole numbers,
+such as `{"logits": Rows(rows=16, length=1024, warps=4)}`. Which one is fast depends on the shapes and on the GPU. So
+it is no constant of a kernel: a kernel op takes the arguments of its gptoss:: op by name and two more:
 
     config  list[int]   the numbers of the launch config, part after part
     arch    str         the arch that it is compiled for, such as sm_90
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -55,7 +55,7 @@ def flatten(config: LaunchConfig) -> list[int]:
     return [number for part in config.values() for number in part]
 
 
-def unflatten(numbers: Sequence[int], *kinds: type[NamedTuple]) -> list[Any]:
+def unflatten(numbers: Sequence[int], *kinds: Any) -> list[Any]:
     """The parts of flat `numbers`, of the given NamedTuple classes, in order."""
     parts, start = [], 0
     for kind in kinds:

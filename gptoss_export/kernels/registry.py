@@ -1,8 +1,7 @@
 """Finds the kernels that installed packages offer, by entry point.
 
-A package names a mapping from op name to `Kernel` in the entry point group `gptoss_export.kernels`, and the folder of its
-tuned configs in `gptoss_export.tuned_configs`. Nothing here imports a kernel package by name.
-"""
+A package names a mapping from op name to `Kernel` in the entry point group `gptoss_export.kernels`, and the folder of
+its tuned configs in `gptoss_export.tuned_configs`. Nothing here imports a kernel package by name."""
 
 from __future__ import annotations
 
@@ -24,9 +23,8 @@ _INSTALL = "run: pip install 'gptoss-export[cuda]'"
 def kernels() -> Mapping[str, Kernel]:
     """The kernels of all installed packages, by op. An op may have none: its reference serves.
 
-    Raises LoweringError where no package offers any, where one cannot be imported, where two offer kernels for one op, and
-    for kernels of an op that does not exist.
-    """
+    Raises LoweringError where no package offers any, where one cannot be imported, where two offer kernels for one
+    op, and for kernels of an op that does not exist."""
     found: dict[str, Kernel] = {}
     offered_by: dict[str, str] = {}
     problems: list[str] = []
@@ -46,17 +44,21 @@ def kernels() -> Mapping[str, Kernel]:
                 found[name], offered_by[name] = kernel, _package(entry)
     raise_all(LoweringError, "kernels that cannot be used", problems)
     if not found:
-        raise LoweringError(f"no installed package offers kernels (entry point group {KERNELS}); reinstall gptoss-export")
+        raise LoweringError(
+            f"no installed package offers kernels (entry point group {KERNELS}); reinstall gptoss-export"
+        )
     return found
 
 
 def shipped_tuned_configs() -> tuple[TunedConfigs, ...]:
-    """The tuned configs that installed packages bring. Those measured with the installed Triton version come first, since
-    compilers differ in what they make fast."""
+    """The tuned configs that installed packages bring. Those measured with the installed Triton version come first,
+    since compilers differ in what they make fast."""
     folders = [Path(entry.load()) for entry in entry_points(group=TUNED_CONFIGS)]
     configs = [read_tuned_configs(path) for folder in folders for path in sorted(folder.glob("*.json"))]
     here = installed("triton")
-    return tuple(sorted(configs, key=lambda item: here is None or minor(item.versions.get("triton", "")) != minor(here)))
+    return tuple(
+        sorted(configs, key=lambda item: here is None or minor(item.versions.get("triton", "")) != minor(here))
+    )
 
 
 def _package(entry: EntryPoint) -> str:

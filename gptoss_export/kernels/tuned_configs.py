@@ -7,9 +7,8 @@ measured on, and `build --tuned-configs FILE` takes a user's own before them. A 
      "entries": [{"name": "unembed", "shape": {"rows": 1, ...}, "config": {"logits": {"rows": 16, ...}},
                   "us": 255.6, "default_us": 255.6}, ...]}
 
-An entry serves its own shape, and shapes whose scaled keys (`ConfigSpace.scaled`) are at most twice or half of its own. Of
-several entries the one with the nearest shape is used.
-"""
+An entry serves its own shape, and shapes whose scaled keys (`ConfigSpace.scaled`) are at most twice or half of its
+own. Of several entries the one with the nearest shape is used."""
 
 from __future__ import annotations
 
@@ -95,7 +94,8 @@ class TunedConfigs:
                 return {part: type(numbers)(**entry.config[part]) for part, numbers in space.default.items()}
             if distance == 0:
                 raise UsageError(
-                    f"{self._where(space)} has the numbers {entry.config}, expected some of {space.options}; {_TUNE_AGAIN}"
+                    f"{self._where(space)} has the numbers {entry.config}, expected numbers of {space.options}; "
+                    f"{_TUNE_AGAIN}"
                 )
         return None
 
@@ -128,7 +128,7 @@ def read_tuned_configs(path: Path) -> TunedConfigs:
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         found = value.get("schema") if isinstance(value, dict) else None
         raise UsageError(
-            f"tuned configs {path}: schema is {found!r}, expected {SCHEMA}; run gptoss-export tune to measure them again"
+            f"tuned configs {path}: schema is {found!r}, expected {SCHEMA}; measure them again with gptoss-export tune"
         )
     problems = [
         f"{key}: found {value.get(key)!r}, expected {kind.__name__}"

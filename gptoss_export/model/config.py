@@ -155,18 +155,18 @@ class _Keys:
 
 def _common(keys: _Keys) -> dict[str, Any]:
     """The fields that have the same key in both spellings."""
-    return dict(
-        hidden_size=keys.number("hidden_size", int),
-        intermediate_size=keys.number("intermediate_size", int),
-        num_attention_heads=keys.number("num_attention_heads", int),
-        num_key_value_heads=keys.number("num_key_value_heads", int),
-        head_dim=keys.number("head_dim", int),
-        vocab_size=keys.number("vocab_size", int),
-        rms_norm_eps=keys.number("rms_norm_eps", float, 1e-5),
-        swiglu_alpha=keys.number("swiglu_alpha", float, 1.702),
-        swiglu_limit=keys.number("swiglu_limit", float, 7.0),
-        eos_token_ids=_token_ids(keys),
-    )
+    return {
+        "hidden_size": keys.number("hidden_size", int),
+        "intermediate_size": keys.number("intermediate_size", int),
+        "num_attention_heads": keys.number("num_attention_heads", int),
+        "num_key_value_heads": keys.number("num_key_value_heads", int),
+        "head_dim": keys.number("head_dim", int),
+        "vocab_size": keys.number("vocab_size", int),
+        "rms_norm_eps": keys.number("rms_norm_eps", float, 1e-5),
+        "swiglu_alpha": keys.number("swiglu_alpha", float, 1.702),
+        "swiglu_limit": keys.number("swiglu_limit", float, 7.0),
+        "eos_token_ids": _token_ids(keys),
+    }
 
 
 def _hugging_face(keys: _Keys) -> ModelConfig:

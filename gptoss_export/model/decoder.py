@@ -1,33 +1,33 @@
-"""The gpt-oss decoder in plain PyTorch over the ops of `gptoss_export.ops`.
+"""The gpt-oss decoder in plain PyTorch, over the ops of `model.ops`.
 
-It is built on the meta device and never holds weights: `export` traces it with weights, caches and tokens
-as inputs. Parameter names are Hugging Face's, except that q, k and v are one matrix (`qkv_proj`) and the
-RoPE frequencies are a parameter, because a program's constants have to come from somewhere.
+It is built on the meta device and never holds weights: `compiler.export` traces it with weights, caches and tokens as
+inputs. Parameters have Hugging Face's names, with two exceptions: q, k and v are one matrix (`qkv_proj`), and the RoPE
+frequencies are a parameter, because a program has no constants.
 
-A layer is two ops, one a sublayer; the modules hold their weights under the names of the checkpoint. What
-the ops compute is in their files: matrix products in the dtype of the weights; the residual stream,
-RMSNorm, RoPE, the router and all softmaxes in float32.
-"""
+A layer is two ops, one for each sublayer. The modules hold the weights under the names of the checkpoint. Each op's
+file says what it computes. Matrix products are in the dtype of the weights; the residual stream, RMSNorm, RoPE, the
+router and all softmaxes are in float32."""
 
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import torch
 from torch import nn
 
-from ..model import ops  # noqa: F401  (registers torch.ops.gptoss)
+from . import ops  # noqa: F401  (registers torch.ops.gptoss)
 from .config import MXFP4_GROUP, ModelConfig, Yarn
 
-Caches = list[tuple[torch.Tensor, torch.Tensor]]
+Caches: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of each layer
+Rope: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # cos and sin [T, head_dim / 2] float32
 
 
 def yarn_inv_freq(yarn: Yarn, head_dim: int) -> torch.Tensor:
     """RoPE frequencies [head_dim / 2], float32, in radians a position (arXiv:2309.00071, section 3.2).
 
-    Dimensions that turn more than beta_fast times within the original context keep their frequency,
-    those that turn less than beta_slow times are slowed by `factor`, a linear ramp joins the two.
-    """
+    Dimensions that turn more than beta_fast times within the original context keep their frequency. Those that turn
+    less than beta_slow times are slowed by `factor`. A linear ramp joins the two."""
     half = torch.arange(0, head_dim, 2, dtype=torch.float32)
     frequency = 1.0 / (yarn.theta ** (half / head_dim))
 
@@ -45,7 +45,7 @@ def yarn_inv_freq(yarn: Yarn, head_dim: int) -> torch.Tensor:
 
 
 class RMSNorm(nn.Module):
-    """Holds the weight of a norm; the op that begins with the norm applies it."""
+    """The weight of an RMSNorm. The op that begins with the norm applies it."""
 
     def __init__(self, size: int, eps: float, dtype: torch.dtype) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class RotaryEmbedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """The weights of gptoss::attention_sublayer, but for its norm."""
+    """The weights of gptoss::attention_sublayer, without its norm."""
 
     def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -77,7 +77,16 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(heads * head_dim, config.hidden_size, dtype=dtype)
         self.sinks = nn.Parameter(torch.empty(heads, dtype=dtype))
 
-    def forward(self, x, norm: RMSNorm, rope, slots, positions, k_cache, v_cache) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        norm: RMSNorm,
+        rope: Rope,
+        slots: torch.Tensor,
+        positions: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+    ) -> torch.Tensor:
         """x [T, H] float32; positions [N, L] with N L = T; caches are written in place."""
         cos, sin = rope
         return torch.ops.gptoss.attention_sublayer(
@@ -122,15 +131,15 @@ class Experts(nn.Module):
 
 
 def _packed(experts: int, rows: int, columns: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """Blocks and scales of one matrix of every expert."""
     groups = columns // MXFP4_GROUP
-    return tuple(
-        nn.Parameter(torch.empty(shape, dtype=torch.uint8), requires_grad=False)
-        for shape in ((experts, rows, groups, MXFP4_GROUP // 2), (experts, rows, groups))
-    )
+    blocks = torch.empty((experts, rows, groups, MXFP4_GROUP // 2), dtype=torch.uint8)
+    scales = torch.empty((experts, rows, groups), dtype=torch.uint8)
+    return nn.Parameter(blocks, requires_grad=False), nn.Parameter(scales, requires_grad=False)
 
 
 class Mlp(nn.Module):
-    """The weights of gptoss::experts_sublayer, but for its norm."""
+    """The weights of gptoss::experts_sublayer, without its norm."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
         super().__init__()
@@ -161,6 +170,8 @@ class Mlp(nn.Module):
 
 
 class Layer(nn.Module):
+    """A decoder layer: attention, then experts."""
+
     def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
@@ -168,13 +179,21 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
         self.mlp = Mlp(config, dtype)
 
-    def forward(self, x, rope, slots, positions, k_cache, v_cache) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        rope: Rope,
+        slots: torch.Tensor,
+        positions: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+    ) -> torch.Tensor:
         x = self.self_attn(x, self.input_layernorm, rope, slots, positions, k_cache, v_cache)
         return self.mlp(x, self.post_attention_layernorm, positions.flatten())
 
 
 class Backbone(nn.Module):
-    """Everything between token ids and the final norm; named `model` in a checkpoint."""
+    """Everything from the embedding to the final norm. Checkpoints call it `model`."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
         super().__init__()
@@ -185,7 +204,7 @@ class Backbone(nn.Module):
 
 
 class GptOss(nn.Module):
-    """The decoder: `backbone` makes hidden states, `unembed` makes logits of some of them."""
+    """The decoder. `backbone` makes hidden states, `unembed` makes logits from some of them."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
         super().__init__()
@@ -195,7 +214,7 @@ class GptOss(nn.Module):
     def backbone(
         self, tokens: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, caches: Caches
     ) -> torch.Tensor:
-        """tokens and positions [N, L] int64 (-1: padding), slots [N] int64, one (k, v) cache a layer.
+        """tokens and positions [N, L] int64 (position -1: padding), slots [N] int64, one (k, v) cache for each layer.
 
         Returns the residual stream after the last layer, [N L, H] float32, before the final norm.
         """
@@ -206,7 +225,7 @@ class GptOss(nn.Module):
         return x
 
     def unembed(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Residual stream [R, H] float32 to the four results of gptoss::unembed."""
+        """Residual stream [R, H] float32 to the results of gptoss::unembed."""
         return torch.ops.gptoss.unembed(
             x=hidden, norm_weight=self.model.norm.weight, weight=self.lm_head.weight, eps=self.model.norm.eps
         )

@@ -1,11 +1,14 @@
-"""How many rows each layer's KV cache has, and which row a position lies in.
+"""How many rows the KV cache of each layer has, and which row holds a position.
 
-A cache is one tensor [slots, kv heads, rows + 1, head_dim] for keys and one for values. Position p lies in
-row p % rows. Layers with full attention have a row for every position of the context. Sliding layers keep
-a ring: a prefill chunk of C positions writes them all before its first query reads `window` positions
-back, so window + C rows are enough, whatever the context. The last row, `rows`, is scratch: padding and
-idle sequences write there, so that a program of static shape never touches a live position.
-"""
+A layer has two caches [slots, kv heads, R + 1, head_dim], one for keys and one for values. A slot is one sequence's
+place in them. Position p is in row p % R.
+
+Full layers have a row for every position of the context. Sliding layers keep a ring: a prefill chunk of C positions
+is written before its first query looks `window` positions back, so that R = window + C rows are enough whatever the
+context.
+
+The last row, row R, is scratch. Padding and idle sequences write there, so that a program of static shape never
+touches a live position."""
 
 from __future__ import annotations
 
@@ -14,13 +17,13 @@ from typing import TYPE_CHECKING
 
 from .config import ModelConfig
 
-if TYPE_CHECKING:  # a manifest is read where there is no torch
+if TYPE_CHECKING:  # a manifest can be read where there is no torch
     import torch
 
 
 @dataclass(frozen=True)
 class CacheShape:
-    """The caches of one artifact. `chunk` is the largest prefill chunk (1 where there is none)."""
+    """The sizes that the caches depend on. `chunk` is the largest prefill chunk."""
 
     slots: int
     max_context: int
@@ -32,12 +35,13 @@ class CacheShape:
         return min(self.max_context, window + self.chunk) if window else self.max_context
 
     def tensor(self, config: ModelConfig, layer: int) -> tuple[int, int, int, int]:
-        """Shape of the key cache of `layer`, and of its value cache."""
+        """Shape of the key cache of `layer`, which is that of its value cache too."""
         return self.slots, config.num_key_value_heads, self.rows(config, layer) + 1, config.head_dim
 
 
 def write(cache: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor) -> None:
-    """Store `values` [T, kv heads, head_dim] at `positions` [T] of `slots` [T], in place. Position -1 goes to the scratch row."""
+    """Store `values` [T, kv heads, head_dim] at `positions` [T] of `slots` [T], in place. Position -1 goes to the
+    scratch row."""
     rows = cache.size(2) - 1
     row = (positions % rows).where(positions >= 0, rows)
     cache[slots, :, row] = values

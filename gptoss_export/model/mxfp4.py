@@ -8,8 +8,8 @@ Layout, everywhere in this project (that of the gpt-oss checkpoints):
 A weight is  E2M1(nibble) * 2^(scale - 127),  with E2M1 in +-{0, 0.5, 1, 1.5, 2, 3, 4, 6}.
 Every such product with a scale in 1..253 is exact in bfloat16 and float32.
 
-All of it is written in operations without tables or constants, because the same functions are traced
-into graphs whose constants would have to be shipped as weights.
+The functions use neither tables nor constants: they are traced into graphs, whose constants would have to be shipped as
+weights.
 """
 
 from __future__ import annotations
@@ -29,29 +29,28 @@ def scale_values(scales: torch.Tensor) -> torch.Tensor:
     return torch.where(exponent == 255, 0x7FC00000, bits).view(torch.float32)
 
 
-def nibble_values(nibbles: torch.Tensor) -> torch.Tensor:
+def code_values(codes: torch.Tensor) -> torch.Tensor:
     """E2M1 codes 0..15 (any integer dtype) to float32."""
-    magnitude = (nibbles & 7).to(torch.float32)
-    # Twice the value is 0 1 2 3 4 6 8 12: three straight pieces with slopes 1, 2 and 4.
+    magnitude = (codes & 7).to(torch.float32)
+    # Twice the value is 0 1 2 3 4 6 8 12: three straight lines with slopes 1, 2 and 4.
     upper = torch.where(magnitude < 6, 2 * magnitude - 4, 4 * magnitude - 16)
     twice = torch.where(magnitude < 4, magnitude, upper)
-    return torch.where(nibbles > 7, -0.5, 0.5) * twice
+    return torch.where(codes > 7, -0.5, 0.5) * twice
 
 
 def dequantize(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """blocks uint8 [..., G, 16] and scales uint8 [..., G] to float32 [..., G * 32]."""
-    pairs = torch.stack((nibble_values(blocks & 15), nibble_values(blocks >> 4)), dim=-1)
+    pairs = torch.stack((code_values(blocks & 15), code_values(blocks >> 4)), dim=-1)
     groups = pairs.flatten(-2) * scale_values(scales).unsqueeze(-1)
     return groups.flatten(-2)
 
 
 def quantize(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights [..., K] (K a multiple of 32, any float dtype) to (blocks [..., K // 32, 16], scales).
+    """Weights [..., K] (K a multiple of 32, any float dtype) to blocks [..., K // 32, 16] and scales [..., K // 32].
 
-    The OCP rule: the shared exponent is floor(log2(largest magnitude)) - 2, elements are rounded to the
-    nearest E2M1 value, ties to the even code, and magnitudes above 6 saturate. Values that MXFP4 holds
-    exactly come back exactly. A group with NaN or infinity gets scale 255.
-    """
+    This is the OCP rule. The shared exponent is floor(log2(largest magnitude)) - 2. Elements are rounded to the
+    nearest E2M1 value, ties to the even code, and magnitudes above 6 saturate. Values that MXFP4 holds exactly come
+    back exactly. A group with NaN or infinity gets scale 255."""
     groups = weights.to(torch.float32).unflatten(-1, (-1, MXFP4_GROUP))
     largest = groups.abs().amax(dim=-1)
     finite = torch.isfinite(largest)
@@ -66,9 +65,8 @@ def quantize(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _encode(values: torch.Tensor) -> torch.Tensor:
     """float32 to E2M1 codes (uint8), round half to even, saturating.
 
-    Within each of the three straight pieces the codes are equally spaced, so rounding the position on
-    the piece (torch.round ties to even) rounds the code; codes of even value end in mantissa bit 0.
-    """
+    On each of the three straight lines the codes are equally spaced, so that rounding the position on the line rounds
+    the code. torch.round rounds ties to even, and codes of even number have mantissa bit 0."""
     twice = (2 * values.abs()).clamp(max=12)
     upper = torch.where(twice < 8, torch.round(twice / 2) + 2, torch.round(twice / 4) + 4)
     code = torch.where(twice < 4, torch.round(twice), upper)

@@ -1,4 +1,5 @@
-"""The decode step on the device: one call of the decode program, the choice of the next token, the advance of positions.
+"""The decode step on the device: one call of the decode program, the choice of the next token, the advance of
+positions.
 
 On CUDA the step is captured once into a CUDA graph, so that it costs the host one launch. Tokens and positions are in
 buffers that the step itself rewrites: its choice is the next step's input, and the host may read it while the next step

@@ -1,7 +1,7 @@
 """Executor: what a target loads and a runner drives.
 
-An executor holds the compiled code, the weights and the KV caches of all slots. It computes and keeps no lengths: each call
-says where a slot's sequence stands. A slot is one sequence's place in the KV caches.
+An executor holds the compiled code, the weights and the KV caches of all slots. It computes and keeps no lengths:
+each call says where a slot's sequence stands. A slot is one sequence's place in the KV caches.
 
 Arrays are torch tensors where the target needs torch to run, and numpy arrays where it does not.
 """
@@ -64,8 +64,8 @@ class Executor(ABC):
 
     @abstractmethod
     def decode(self, tokens: dict[int, int], lengths: Sequence[int]) -> Any:
-        """Append one token to some slots' sequences, whose lengths are given for all slots; logits [B, V] float32. Rows of
-        other slots mean nothing."""
+        """Append one token to some slots' sequences, whose lengths are given for all slots; logits [B, V] float32.
+        Rows of other slots mean nothing."""
 
     @abstractmethod
     def to_host(self, arrays: Sequence[Any]) -> Any:
@@ -91,7 +91,8 @@ class Executor(ABC):
 
     @abstractmethod
     def step(self, slots: Sequence[int], lengths: Sequence[int], sampled: bool) -> None:
-        """Append the chosen tokens of `slots` to their sequences and choose the next ones. `lengths` are those before."""
+        """Append the chosen tokens of `slots` to their sequences and choose the next ones. `lengths` are those
+        before."""
 
     @abstractmethod
     def pending_tokens(self, keep_logits: bool) -> PendingTokens:

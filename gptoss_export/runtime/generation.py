@@ -32,7 +32,8 @@ class Token:
 class Generation:
     """The continuation of one prompt.
 
-    finish        "stop" (a stop token, the last of `tokens`), "length" (max_new_tokens) or "context" (the cache is full)
+    finish        "stop" (a stop token, the last of `tokens`), "length" (max_new_tokens) or "context" (the cache is
+                  full)
     ttft_s        seconds from the call to the first token
     decode_tok_s  tokens a second after the first, None where there is one token only
     """
@@ -72,7 +73,8 @@ def prefill_prompt(executor: Executor, slots: Slots, slot: int, tokens: Sequence
 
 
 def stream(executor: Executor, slots: Slots, request: Request) -> Iterator[Token]:
-    """Tokens as they are chosen, those of one step in the order of their prompts. Takes over all slots when it starts."""
+    """Tokens as they are chosen, those of one step in the order of their prompts. Takes over all slots when it
+    starts."""
     epoch = slots.begin_call()
     for slot in range(len(slots)):
         slots.clear(slot)
@@ -89,8 +91,8 @@ def stream(executor: Executor, slots: Slots, request: Request) -> Iterator[Token
 
     while remaining:
         pending = executor.pending_tokens(request.keep_logits)
-        # These go on whatever they chose, unless it is a stop token. On a GPU their next step starts now, so that it does
-        # not wait for the host to read this one's tokens.
+        # These go on whatever they chose, unless it is a stop token. On a GPU their next step starts now, so that it
+        # does not wait for the host to read this one's tokens.
         going = [slot for slot in remaining if remaining[slot] > 1 and slots.length(slot) < slots.max_context]
         early = going if executor.overlaps_steps else []
         if early:

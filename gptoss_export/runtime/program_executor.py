@@ -55,9 +55,7 @@ class ProgramExecutor(TorchExecutor):
         decode.inputs["slots"].copy_(torch.arange(manifest.sizes.max_batch))
         sliding = [layer for layer, kind in enumerate(manifest.model.layer_types) if kind == SLIDING]
         self.ring_rows = manifest.sizes.cache.rows(manifest.model, sliding[0]) if sliding else 0
-        super().__init__(
-            manifest, decode.inputs["tokens"], decode.inputs["positions"], lambda: StepOutput(**decode())
-        )
+        super().__init__(manifest, decode.inputs["tokens"], decode.inputs["positions"], lambda: StepOutput(**decode()))
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -70,13 +68,10 @@ class ProgramExecutor(TorchExecutor):
             piece = tokens[done : done + chunk]
             hidden = self._hidden(slot, start + done, piece, chunk)
             done += len(piece)
-            if every_token:
-                rows = hidden
-            else:  # a copy: a view would keep the chunk's hidden states in memory
-                rows = hidden[-1:].clone() if done == len(tokens) else hidden[:0].clone()
+            if not every_token:  # a copy: a view would keep the chunk's hidden states in memory
+                hidden = (hidden[-1:] if done == len(tokens) else hidden[:0]).clone()
+            yield PrefilledChunk(len(piece), self._outputs(hidden))
             del hidden
-            yield PrefilledChunk(len(piece), self._outputs(rows))
-            del rows
 
     def _hidden(self, slot: int, start: int, tokens: Sequence[int], chunk: int) -> torch.Tensor:
         """The hidden states [n, H] float32 of a chunk's tokens, whose first position is `start`."""

@@ -3,8 +3,8 @@
     runner = gptoss_export.load("artifacts/20b")
     print(runner.generate([1, 2, 3], max_new_tokens=20).tokens)
 
-A runner has `max_batch` slots, each with the KV cache of one sequence. `prefill` and `decode` work on slots directly, with
-tokens that the caller chooses. `generate` and `stream` choose the tokens themselves.
+A runner has `max_batch` slots, each with the KV cache of one sequence. `prefill` and `decode` work on slots directly,
+with tokens that the caller chooses. `generate` and `stream` choose the tokens themselves.
 
 A call that changes slots ends an unfinished `stream` or `prefill_logits`: going on with one raises RunError.
 
@@ -55,9 +55,8 @@ class Runner:
     def truncate(self, length: int, slot: int = 0) -> None:
         """Shorten a slot's sequence to its first `length` tokens.
 
-        Raises RunError where sliding layers have overwritten what the next token has to see. Once the ring of window + chunk
-        positions is full, a sequence can be shortened by at most one prefill chunk.
-        """
+        Raises RunError where sliding layers have overwritten what the next token has to see. Once the ring of window
+        + chunk positions is full, a sequence can be shortened by at most one prefill chunk."""
         self._slots.length(slot)
         self._slots.begin_call()
         self._slots.truncate(slot, length)
@@ -120,7 +119,9 @@ class Runner:
         keep_logits: bool = False,
     ) -> Generation:
         """Continue one prompt, in slot 0. sampling None: the most likely tokens. stop_tokens None: the checkpoint's."""
-        return self.generate_batch([prompt], max_new_tokens, [sampling or SamplingParams()], stop_tokens, keep_logits)[0]
+        return self.generate_batch([prompt], max_new_tokens, [sampling or SamplingParams()], stop_tokens, keep_logits)[
+            0
+        ]
 
     def generate_batch(
         self,
@@ -156,9 +157,7 @@ class Runner:
         keep_logits: bool,
     ) -> Request:
         if not 1 <= len(prompts) <= len(self._slots):
-            raise RunError(
-                f"{len(prompts)} prompts: this artifact runs 1 to {len(self._slots)} at a time (--max-batch of its build)"
-            )
+            raise RunError(f"{len(prompts)} prompts: expected 1 to {len(self._slots)} (--max-batch of the build)")
         if max_new_tokens < 1:
             raise RunError(f"max_new_tokens: found {max_new_tokens}, expected 1 or more")
         params = list(sampling) if sampling is not None else [SamplingParams()] * len(prompts)
@@ -169,7 +168,8 @@ class Runner:
         return Request(ids, max_new_tokens, params, stops, keep_logits)
 
     def _outputs(self, ids: Sequence[int], slot: int, epoch: int) -> Iterator[ChunkOutput]:
-        """Prefill, with the output after every token, in blocks. Checks before each block that the slots are still ours."""
+        """Prefill, with the output after every token, in blocks. Checks before each block that the slots are still
+        ours."""
         self._slots.check_epoch(epoch)
         for chunk in self.executor.prefill(slot, self._slots.lengths()[slot], ids, every_token=True):
             self._slots.extend(slot, chunk.count)

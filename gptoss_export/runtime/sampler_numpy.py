@@ -1,4 +1,5 @@
-"""Chooses the next token on the host, in numpy. The same logits, seed and position give the same token as in sampler_torch."""
+"""Chooses the next token on the host, in numpy. The same logits, seed and position give the same token as in
+sampler_torch."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ _MIX1, _MIX2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 def choose(
     logits: np.ndarray, positions: Sequence[int], params: Mapping[int, SamplingParams]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Choose one token a row of logits [B, V] float32; also its log probability at temperature 1: [B] int64, [B] float32.
+    """Choose one token a row of logits [B, V] float32; also its log probability at temperature 1: [B] int64, [B]
+    float32.
 
     positions [B]: of the tokens before. params: by row; other rows take the most likely token.
     """

@@ -1,9 +1,8 @@
 """Chooses the next token on the device, in torch, with static shapes: the choice is part of the captured decode step.
 
-Sampling uses the Gumbel-max trick: the token with the largest log p + g, where g = -log(-log(u)), is a sample from p. The
-uniform numbers u are a hash of (seed, position, token id) and no generator's state. So a sequence draws the same tokens alone
-or in a batch, on a CPU or a GPU. `sampler_numpy` draws the same tokens without torch.
-"""
+Sampling uses the Gumbel-max trick: the token with the largest log p + g, where g = -log(-log(u)), is a sample from p.
+The uniform numbers u are a hash of (seed, position, token id) and no generator's state. So a sequence draws the same
+tokens alone or in a batch, on a CPU or a GPU. `sampler_numpy` draws the same tokens without torch."""
 
 from __future__ import annotations
 
@@ -40,9 +39,8 @@ class SamplingBuffers:
 class StepOutput(NamedTuple):
     """What a program knows of the token after each row.
 
-    logits [B, V] float32; top [B] int64, the most likely token; top_logprob [B] float32, its log probability; log_total [B]
-    float32, log sum exp of the logits.
-    """
+    logits [B, V] float32; top [B] int64, the most likely token; top_logprob [B] float32, its log probability;
+    log_total [B] float32, log sum exp of the logits."""
 
     logits: torch.Tensor
     top: torch.Tensor
@@ -73,8 +71,8 @@ def choose(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose one token a row; also its log probability at temperature 1: [B] int64, [B] float32.
 
-    positions [B] int64: of the tokens before. sampled False: every row takes the most likely token, without reading the logits.
-    """
+    positions [B] int64: of the tokens before. sampled False: every row takes the most likely token, without reading
+    the logits."""
     if not sampled:
         return output.top, output.top_logprob
     tokens = sample(output.logits, positions, params)

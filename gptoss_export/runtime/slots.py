@@ -3,9 +3,8 @@
 A call that changes slots begins a new epoch. A generator that was started in an earlier one (a stream, the blocks of
 `prefill_logits`) finds out when it goes on.
 
-While tokens are generated, the next step may be launched before the host knows the tokens of this one. Its sequences are
-one token longer than the caller knows: they are speculated, until their tokens are confirmed or rolled back.
-"""
+While tokens are generated, the next step may be launched before the host knows the tokens of this one. Its sequences
+are one token longer than the caller knows: they are speculated, until their tokens are confirmed or rolled back."""
 
 from __future__ import annotations
 
@@ -89,8 +88,8 @@ class Slots:
     def truncate(self, slot: int, length: int) -> None:
         """Shorten a slot's sequence to its first `length` tokens.
 
-        Raises RunError where sliding layers have overwritten positions that the next token has to see: their caches hold
-        the last `ring_rows` positions that were written, and the next query, at `length`, sees `window` of them.
+        Raises RunError where sliding layers have overwritten positions that the next token has to see: their caches
+        hold the last `ring_rows` positions that were written, and the next query, at `length`, sees `window` of them.
         """
         held = self._slot(slot)
         if not 0 <= length <= held.length:
@@ -99,8 +98,8 @@ class Slots:
         needed = max(0, length - self._window + 1)
         if length and needed < oldest:
             raise RunError(
-                f"truncate to {length}: sliding layers hold positions {oldest} to {held.written - 1} only, and the next "
-                f"token needs position {needed}; reset the slot and prefill the {length} tokens again"
+                f"truncate to {length}: sliding layers hold positions {oldest} to {held.written - 1} only, and the "
+                f"next token needs position {needed}; reset the slot and prefill the {length} tokens again"
             )
         held.length = length
         if length == 0:

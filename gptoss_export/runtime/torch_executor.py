@@ -1,4 +1,5 @@
-"""An executor whose next token is chosen on the device, in torch: sampling and the captured step, whatever makes the logits."""
+"""An executor whose next token is chosen on the device, in torch: sampling and the captured step, whatever makes the
+logits."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Loads the weights: from the artifact's safetensors files to the device.
 
-On a CPU a weight that is stored whole, and in the dtype that the programs want, is used where it is mapped. Everything else
-is copied into one allocation: weights fragment no memory and all have the same alignment.
-"""
+On a CPU a weight that is stored whole, and in the dtype that the programs want, is used where it is mapped.
+Everything else is copied into one allocation: weights fragment no memory and all have the same alignment."""
 
 from __future__ import annotations
 
@@ -12,9 +11,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..artifact.manifest import Manifest, WeightSpec
 from ..errors import ArtifactError, raise_all
 from ..model.dtypes import torch_dtype
-from ..artifact.manifest import Manifest, WeightSpec
 from .cuda.upload import Copy, upload
 
 _ALIGNMENT = 256  # bytes; compiled CUDA code clones inputs that are not aligned to 16
@@ -32,9 +31,7 @@ def load_weights(manifest: Manifest, folder: Path, device: torch.device) -> dict
                 files[name] = stack.enter_context(safe_open(folder / name, framework="pt"))
             except (SafetensorError, OSError) as error:
                 raise ArtifactError(f"{folder / name}: cannot be read as safetensors ({error})") from None
-        problems = [
-            problem for name, spec in manifest.weights.items() if (problem := _mismatch(name, spec, files))
-        ]
+        problems = [problem for name, spec in manifest.weights.items() if (problem := _mismatch(name, spec, files))]
         raise_all(ArtifactError, f"{folder}: weights do not match the manifest", problems)
         stored = {
             name: [files[part.file].get_tensor(part.tensor) for part in spec.parts]
@@ -55,9 +52,7 @@ def _mismatch(name: str, spec: WeightSpec, files: dict) -> str | None:
     return None
 
 
-def _place(
-    manifest: Manifest, stored: dict[str, list[torch.Tensor]], device: torch.device
-) -> dict[str, torch.Tensor]:
+def _place(manifest: Manifest, stored: dict[str, list[torch.Tensor]], device: torch.device) -> dict[str, torch.Tensor]:
     weights: dict[str, torch.Tensor] = {}
     offsets: dict[str, int] = {}
     size = 0

@@ -46,9 +46,11 @@ def target_module(name: str, half: str) -> ModuleType:
 
 def compiler(name):  # temporary
     from .base_compiler import compiler as f
+
     return f(name)
 
 
 def loader(name):  # temporary
     from .base_loader import loader as f
+
     return f(name)

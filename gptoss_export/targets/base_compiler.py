@@ -32,13 +32,14 @@ class Availability:
 
 @dataclass(frozen=True)
 class CompileJob:
-    """What is compiled for one arch, and where the code goes. The weights lie in `folder` already and stay as they are."""
+    """What is compiled for one arch, and where the code goes. The weights lie in `folder` already and stay as they
+    are."""
 
     config: ModelConfig
     sizes: Sizes
     device: str
     arch: str
-    options: Any  # of the compiler's `Options`
+    options: Any  # of the compiler's `options_class`
     stop_tokens: tuple[int, ...]
     weights: Mapping[str, WeightSpec]
     folder: Path
@@ -62,7 +63,7 @@ class Compiler(ABC):
 
     name: ClassVar[str]
     dtypes: ClassVar[Mapping[str, tuple[str, ...]]]  # device -> the dtypes it compiles for, the default first
-    Options: ClassVar[type] = NoOptions  # a frozen dataclass; each field becomes an option of `build`
+    options_class: ClassVar[type] = NoOptions  # a frozen dataclass; each field becomes an option of `build`
 
     @abstractmethod
     def available(self, device: str) -> Availability:

@@ -1,12 +1,12 @@
 """gptoss::sink_attention: causal attention over a KV cache, with a learned sink in every softmax.
 
-Each query head h owns a logit `sinks[h]` that takes part in the softmax and carries no value
+Each query head h has a logit `sinks[h]`, the sink, which takes part in the softmax and has no value
 (gpt-oss model card, arXiv:2508.10925, section 2.3):
 
     out[q] = sum_k exp(s[q, k] - m) v[k] / (sum_k exp(s[q, k] - m) + exp(sinks[h] - m))
 
-with s = scale * q.k over the keys that q may see: positions 0..p of its sequence, and on sliding layers
-only the last `window` of them, p included.
+with s = scale * q.k over the keys that q sees: positions 0..p of its sequence. On sliding layers q sees only the last
+`window` of them, p included.
 
 Shapes
   query      [N, L, Hq, D]        N sequences of L queries each; decode has L = 1, a prefill chunk N = 1
@@ -19,18 +19,16 @@ Shapes
   scale      float
   returns    [N, L, Hq, D], dtype of query; softmax and sums are float32
 
-Cache rows: position p lies in row p % R. On full layers R is the whole context, so the row is p; on
-sliding layers it is a ring of window + chunk rows. Row R is scratch: idle queries write there, nobody
+Cache rows: position p is in row p % R (model/kv_cache.py). Row R is scratch: idle queries write there, and nothing
 reads it.
 
-Limits: rows that were never written hold finite numbers (caches start as zeros). A ring holds position p
-only until p + R is written, so callers keep the largest position of a call below the smallest visible
-one + R.
-"""
+Limits: rows that were never written hold finite numbers (caches start as zeros). A ring holds position p only until p
++ R is written. So in one call the largest position is below the smallest visible one + R."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+
 import torch
 
 from . import draw
@@ -53,7 +51,7 @@ def reference(
     group = query_heads // kv_heads
     keys = k_cache[slots, :, :rows].float()
     values = v_cache[slots, :, :rows].float()
-    # The last position written tells which position each row of the ring holds.
+    # The last written position says which position each row of the ring holds.
     last = positions.amax(dim=1, keepdim=True)
     row = torch.arange(rows, device=query.device)
     held = last - torch.remainder(last - row, rows)  # [N, R]

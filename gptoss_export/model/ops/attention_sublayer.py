@@ -4,10 +4,9 @@
     q, k    = rotated by RoPE at their positions; k and v are written to the cache
     returns   x + attention(q, cache) @ o_weight.T + o_bias  attention is gptoss::sink_attention
 
-It is one op because at batch 1 nothing of it but its 53 MB of weights takes time, if each piece need not
-be a kernel of its own: norm, bias, rotation and cache write belong to the first product, the residual to
-the second. A target that has no kernel for it takes the reference, which leaves gptoss::sink_attention and
-gptoss::kv_write.
+It is one op because at batch 1 only reading its weights should take time. Norm, bias, rotation and cache write can
+then be part of the kernel of the first product, and the residual part of the second. Where no kernel covers a call,
+the reference serves, which leaves gptoss::sink_attention and gptoss::kv_write.
 
 Shapes (T = N L tokens, Hq query heads, Hkv key and value heads of size D)
   x            [T, H] float32
@@ -23,8 +22,8 @@ Shapes (T = N L tokens, Hq query heads, Hkv key and value heads of size D)
   window       int, 0: see everything;   scale, eps   float
   returns      [T, H] float32
 
-Products are in the dtype of the weights with float32 sums; norm, RoPE and softmax in float32. An
-implementation may keep more digits than the reference, which rounds between the steps.
+Products are in the dtype of the weights with float32 sums; norm, RoPE and softmax are in float32. An implementation may
+keep more digits than the reference, which rounds after each operation.
 """
 
 from __future__ import annotations

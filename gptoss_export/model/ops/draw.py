@@ -32,10 +32,12 @@ class Draw:
 
 
 def normal(draw: Draw, like: torch.Tensor) -> torch.Tensor:
-    """Activations, biases and norms. Raises TypeError for a dtype that is not floating point: the op has to say how such an
-    argument is drawn (`Op.realistic`)."""
+    """Activations, biases and norms. Raises TypeError for a dtype that is not floating point: the op has to say how
+    such an argument is drawn (`Op.realistic`)."""
     if not like.is_floating_point():
-        raise TypeError(f"no rule to draw an argument of {like.dtype}, {list(like.shape)}; add one to the op's `realistic`")
+        raise TypeError(
+            f"no rule to draw an argument of {like.dtype}, {list(like.shape)}; add one to the op's `realistic`"
+        )
     return torch.randn(like.shape, dtype=like.dtype, generator=draw.generator, device=draw.device)
 
 

@@ -6,13 +6,13 @@ For token t and each expert e among its K choices, with routing weight r:
     act      = (clamp(up, -limit, limit) + 1) * g * sigmoid(alpha * g),   g = min(gate, limit)
     out[t]  += r * (W2[e] act + b2[e])
 
-(the reference PyTorch model published with gpt-oss, and Hugging Face's GptOssExperts). W1 has 2 I rows of
-length H, W2 has H rows of length I, both MXFP4 as `gptoss_export.mxfp4` lays them out.
+(as in the reference PyTorch model published with gpt-oss, and in Hugging Face's GptOssExperts). W1 has 2 I rows of
+length H, W2 has H rows of length I. Both are MXFP4 in the layout of model/mxfp4.py.
 
 Shapes
   x                  [T, H]
   routing_weights    [T, K] float32
-  expert_indices     [T, K] int64          0 to E - 1; or -1: not computed, adds nothing; no other
+  expert_indices     [T, K] int64          0 to E - 1, or -1: adds nothing
   gate_up_blocks     [E, 2 I, H // 32, 16] uint8,   gate_up_scales [E, 2 I, H // 32] uint8
   gate_up_bias       [E, 2 I]
   down_blocks        [E, H, I // 32, 16] uint8,     down_scales    [E, H, I // 32] uint8
@@ -50,10 +50,9 @@ def reference(
 ) -> torch.Tensor:
     """The op's meaning in plain PyTorch, in float32.
 
-    A graph of static shape cannot compute "the routed experts only" in one way for all sizes: with few
-    choices it gathers the weights of each, with many (a prefill chunk) it unpacks every expert once and
-    multiplies densely, since then nearly every expert is wanted anyway.
-    """
+    A graph of static shape cannot compute "the routed experts only" in one way for all sizes. With few choices it
+    gathers the weights of each. With many (a prefill chunk) it unpacks every expert once and multiplies densely,
+    since nearly every expert is needed then."""
     experts = gate_up_blocks.size(0)
     chosen = expert_indices >= 0
     weights = torch.where(chosen, routing_weights.float(), 0.0)
@@ -77,14 +76,24 @@ def reference(
         )  # fmt: skip
         one_hot = indices.unsqueeze(-1) == torch.arange(experts, device=x.device)  # [T, K, E]
         gates = torch.where(one_hot, weights.unsqueeze(-1), 0.0).sum(dim=1)  # [T, E]
-        # A weight of zero would not hide the NaN of an expert that the token did not choose.
+        # A weight of zero times NaN is NaN: an expert that the token did not choose must not count.
         mixed = torch.where(gates.T.unsqueeze(-1) != 0, mixed, 0.0)
         out = torch.einsum("te,eth->th", gates, mixed)
     return out.to(x.dtype).contiguous()
 
 
-def _feed_forward(x, blocks1, scales1, bias1, blocks2, scales2, bias2, alpha, limit) -> torch.Tensor:
-    """[P, M, H] through P experts, in float32: one batched product a matrix."""
+def _feed_forward(
+    x: torch.Tensor,
+    blocks1: torch.Tensor,
+    scales1: torch.Tensor,
+    bias1: torch.Tensor,
+    blocks2: torch.Tensor,
+    scales2: torch.Tensor,
+    bias2: torch.Tensor,
+    alpha: float,
+    limit: float,
+) -> torch.Tensor:
+    """[P, M, H] through P experts, in float32: one batched product for each matrix."""
     hidden = torch.bmm(x, mxfp4.dequantize(blocks1, scales1).mT) + bias1.float().unsqueeze(1)
     act = swiglu(hidden, alpha, limit)
     return torch.bmm(act, mxfp4.dequantize(blocks2, scales2).mT) + bias2.float().unsqueeze(1)

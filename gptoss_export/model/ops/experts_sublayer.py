@@ -4,23 +4,21 @@
     weights, indices = the `choices` largest of  normed @ router_weight.T + router_bias,  softmax over them
     returns            x + experts(normed, weights, indices)            gptoss::mxfp4_experts
 
-It is one op because at batch 1 norm, router, top-k, weighted sum and residual are a dozen kernels of a
-microsecond each around two that take time. A target that has no kernel for it takes the reference, which
-leaves gptoss::mxfp4_experts.
+It is one op because at batch 1 norm, router, top-k, weighted sum and residual would be a dozen small kernels around
+two that take time. Where no kernel covers a call, the reference serves, which leaves gptoss::mxfp4_experts.
 
 Shapes
   x              [T, H] float32
   norm_weight    [H]
   router_weight  [E, H],   router_bias [E]
   gate_up_blocks to down_bias   as in gptoss::mxfp4_experts
-  positions      [T] int64      -1: padding, routed to no expert
+  positions      [T] int64      -1: padding, which goes to no expert
   choices        int            experts a token goes to, 1 to E
   alpha, limit, eps   float
   returns        [T, H] float32
 
-The router is computed in float32, and of equal logits the lower expert index wins. The experts see
-`normed` in the dtype of the weights, or with more digits.
-"""
+The router is computed in float32. Of equal logits the lower expert index wins. The experts get `normed` in the dtype
+of the weights, or with more digits."""
 
 from __future__ import annotations
 
@@ -39,7 +37,7 @@ def route(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """normed [T, H] float32 to weights [T, K] float32 and expert indices [T, K] int64."""
     logits = F.linear(normed, weight.float(), bias.float())
-    # A stable sort settles ties the same way on every device; topk leaves them open.
+    # A stable sort decides ties in the same way on every device; topk does not.
     values, indices = torch.sort(logits, dim=-1, descending=True, stable=True)
     return values[:, :choices].softmax(dim=-1), indices[:, :choices]
 

@@ -1,24 +1,23 @@
-"""gptoss::kv_write: the keys and values of a step go to their rows of a layer's KV cache, in place.
+"""gptoss::kv_write: writes the keys and values of some tokens to their rows of a layer's KV cache, in place.
 
     k_cache[slot, :, row] = key[t]     v_cache[slot, :, row] = value[t]
     row = p % R for a token at position p of the sequence in that slot, R for padding
 
-It is an op because the write is a scatter into a tensor that the program only borrows. A compiler that
-knows scatters of PyTorch takes the reference, which is an index_put, and fuses it; for one that does not,
-or that would copy the cache to change a row of it, there is a kernel to call.
+It is an op because the write is a scatter into an input of the program. A compiler that knows PyTorch's scatters uses
+the reference, which is an index_put, and fuses it. A compiler that does not, or that would copy the whole cache to
+change a row of it, calls a kernel.
 
 Shapes (T = N L tokens)
   k_cache    [S, Hkv, R + 1, D]   written in place; S slots, rows as gptoss::sink_attention has them
   v_cache    [S, Hkv, R + 1, D]   written in place
-  key        [T, Hkv, D]          turned by RoPE already; dtype of the caches
-  value      [T, Hkv, D]          dtype of the caches; both may be views, the values lie in the qkv product
+  key        [T, Hkv, D]          already rotated by RoPE; dtype of the caches
+  value      [T, Hkv, D]          dtype of the caches; both may be views
   slots      [N] int64            which cache slot sequence n lives in
   positions  [N, L] int64         -1: padding, which goes to the scratch row R
   returns    nothing
 
-Limits: the positions of one call that share a slot lie in different rows: no two of them are R apart.
-Padding of one slot shares the scratch row, where any of it may stay: nobody reads it.
-"""
+Limits: positions of one call that share a slot are in different rows: no two of them are R apart. All padding of a
+slot goes to the scratch row, which nothing reads."""
 
 from __future__ import annotations
 
@@ -67,7 +66,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         positions = torch.where(first >= 0, first + torch.arange(length), -1)
         if length > 6:
             positions[:, -5:] = -1  # a padded chunk
-        # As in the model: the values are a view, behind the query heads and the keys.
+        # As in the model, the values are a view of the qkv product, behind queries and keys.
         qkv = normal(positions.numel(), 2 * kv_heads + 2 * kv_heads, dim)
         arguments = {
             "k_cache": normal(slots, kv_heads, rows + 1, dim),

@@ -25,7 +25,8 @@ class Op:
     """One `gptoss::` op.
 
     name       the op is `gptoss::<name>`; kernels are offered under this name
-    reference  the op in pure PyTorch, traceable, with a contiguous result. It says what the op means, and it computes the
+    reference  the op in pure PyTorch, traceable, with a contiguous result. It says what the op means, and it computes
+               the
                op on a CPU and wherever there is no kernel. That of a composed op calls smaller ops
     fake       shape and dtype of the result, for tracing
     cases      (device, dtype) to cases that cover what implementations get wrong
@@ -33,7 +34,8 @@ class Op:
     parts      names of the smaller ops that the reference calls
     realistic  how to draw an argument like those of real use, by name; others are drawn from a normal distribution
     written    arguments to what counts of the tensors that were written in place; all of them unless it is given
-    as_kernel  True for an op that a compiler of plain operators does badly (packed weights, data-dependent reads, writes
+    as_kernel  True for an op that a compiler of plain operators does badly (packed weights, data-dependent reads,
+               writes
                in place): such a target keeps it as a kernel launch
     """
 
@@ -72,8 +74,8 @@ class Op:
         return {name: found[name] for name in names}
 
     def draw(self, arguments: Arguments, generator: torch.Generator, position: int) -> dict[str, Any]:
-        """Arguments like those of real use, on the generator's device: of the shapes and dtypes of `arguments`, which may be
-        fake tensors. Queries end at `position`. Numbers stay as they are."""
+        """Arguments like those of real use, on the generator's device: of the shapes and dtypes of `arguments`, which
+        may be fake tensors. Queries end at `position`. Numbers stay as they are."""
         drawn: dict[str, Any] = {}
         for name, value in arguments.items():
             if not isinstance(value, torch.Tensor):

@@ -1,13 +1,13 @@
-"""gptoss::rotary: cosine and sine of the angles that RoPE turns each position's heads by.
+"""gptoss::rotary: cosine and sine of the angles by which RoPE rotates the heads of each position.
 
-    angle    = position * inv_freq          YaRN's frequencies, model.yarn_inv_freq
+    angle    = position * inv_freq          YaRN's frequencies, decoder.yarn_inv_freq
     returns    cos(angle) * concentration, sin(angle) * concentration
 
-It is an op so that a step computes them once: a compiler that fuses pointwise work into its users computes
-them again for every layer.
+It is an op so that a step computes them once. A compiler that fuses pointwise operations into the kernels that use them
+would compute them again for every layer.
 
 Shapes
-  positions      [T] int64       -1: padding, whose values mean nothing
+  positions      [T] int64       -1: padding, whose results mean nothing
   inv_freq       [D / 2] float32, radians a position
   concentration  float
   returns        cos, sin [T, D / 2] float32
@@ -30,9 +30,7 @@ def reference(
     return angle.cos() * concentration, angle.sin() * concentration
 
 
-def fake(
-    positions: torch.Tensor, inv_freq: torch.Tensor, concentration: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def fake(positions: torch.Tensor, inv_freq: torch.Tensor, concentration: float) -> tuple[torch.Tensor, torch.Tensor]:
     shape = positions.size(0), inv_freq.size(0)
     return inv_freq.new_empty(shape), inv_freq.new_empty(shape)
 

@@ -1,12 +1,11 @@
-"""gptoss::unembed: logits of some tokens, the most likely token of each, and the sum that makes probabilities.
+"""gptoss::unembed: logits of some hidden states, the most likely token of each, and the sum that normalises them.
 
     logits    = norm(x) @ weight.T
     top         = index of the largest logit, the lowest of equals
     top_logprob = its log probability
     log_total   = log sum exp(logits);  log p(token) = logits[token] - log_total
 
-They come with the product because it has every logit in its hands: a greedy step then need not read 201,088
-numbers again.
+The choice comes with the product, which has every logit at hand: a greedy step then need not read the logits again.
 
 Shapes
   x            [R, H] float32, the residual stream after the last layer

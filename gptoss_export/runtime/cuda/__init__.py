@@ -1,0 +1,1 @@
+"""What the runtime does with CUDA beyond torch's calls: streams, graph edges, uploads, memory settings."""

@@ -1,4 +1,4 @@
-"""The CUDA driver, by ctypes, for what torch has no call for: there is nothing to compile."""
+"""Calls of the CUDA driver, through ctypes, for which torch has no function. Nothing has to be compiled."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ...errors import RunError
 
 
 def call(function: str, *arguments: object) -> None:
-    """Call a function of libcuda. Raises RunError with its error number where it fails."""
+    """Call a function of libcuda. Raises RunError with the error number where it fails."""
     if error := getattr(ctypes.CDLL("libcuda.so.1"), function)(*arguments):
         raise RunError(f"CUDA driver: {function} failed with error {error}")
 
 
 def version() -> int:
-    """1000 times the major and 10 times the minor CUDA version that the driver knows."""
+    """The CUDA version of the driver: 1000 times the major number plus 10 times the minor number."""
     found = ctypes.c_int()
     call("cuDriverGetVersion", ctypes.byref(found))
     return found.value
@@ -28,10 +28,11 @@ _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 
 @cache
 def own_stream(device: torch.device) -> torch.cuda.Stream:
-    """The process's one stream besides the default one, for recording graphs and for what must not run on that.
+    """One stream a device besides the default one, for capturing graphs and for work that must not run on the default
+    one.
 
-    torch's first stream makes 32 of them, which take 73 MB of an H200's memory; this one takes 2. It is never
-    destroyed: memory of graphs is bound to it.
+    torch makes 32 streams when it makes its first, and they take GPU memory (docs/benchmarks.md). This stream is never
+    destroyed, because the memory of graphs is bound to it.
     """
     handle = ctypes.c_void_p()
     with torch.cuda.device(device):

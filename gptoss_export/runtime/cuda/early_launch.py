@@ -1,12 +1,11 @@
-"""Lets kernels of a captured CUDA graph start before the ones before them have ended.
+"""Early launch: kernels of a captured CUDA graph start before the kernel before them has ended.
 
-A kernel whose name ends in `_pdl` calls `griddepcontrol.wait` before it touches what earlier kernels have
-written. The edge from a kernel to such a one can therefore be a programmatic one: the later kernel is
-launched while the earlier still runs, and has its weights in flight when the other's results come. That
-saves a microsecond or two a kernel, of some 170 in a decode step of a 20b.
+A kernel whose name ends in `_pdl` calls `griddepcontrol.wait` before it touches what earlier kernels have written. So
+the edge into such a kernel can be a programmatic one: the kernel is launched while the earlier one still runs, and
+its weights are on their way when the earlier results come.
 
-Compiled programs launch their kernels in the ordinary way, so the edges are changed in the graph, between
-capture and instantiation, through the CUDA driver (cuGraphRemoveDependencies, cuGraphAddDependencies).
+Compiled programs launch their kernels in the ordinary way. The edges are changed in the graph, between capture and
+instantiation, through the CUDA driver (cuGraphRemoveDependencies, cuGraphAddDependencies).
 
 CUDA driver API, "Graph Management"; CUDA programming guide, "Programmatic Dependent Launch".
 """
@@ -41,12 +40,11 @@ class _KernelParameters(ctypes.Structure):
 
 
 def launch_early(graph: int) -> int:
-    """Make the edges into `_pdl` kernels of a cudaGraph_t programmatic; returns how many.
+    """Make the edges into `_pdl` kernels of a cudaGraph_t programmatic; returns how many there are.
 
-    Only where a kernel follows one kernel and nothing else, which is what one captured stream gives. None on
-    GPUs before sm_90, whose kernels do not wait, and with drivers that know no such edges.
-    Raises RunError where the driver refuses.
-    """
+    Only edges from one kernel to a kernel that follows nothing else are changed; one captured stream gives such
+    edges. There are none on GPUs before sm_90, whose kernels do not wait, and with drivers that know no programmatic
+    edges. Raises RunError where the driver refuses."""
     if version() < _SINCE or torch.cuda.get_device_capability() < (9, 0):
         return 0
 
@@ -60,7 +58,7 @@ def launch_early(graph: int) -> int:
             call("cuFuncGetName", ctypes.byref(name), ctypes.c_void_p(parameters.func))
         else:
             call("cuKernelGetName", ctypes.byref(name), ctypes.c_void_p(parameters.kernel))
-        return name.value.decode()
+        return (name.value or b"").decode()
 
     handle, count = ctypes.c_void_p(graph), ctypes.c_size_t()
     call("cuGraphGetEdges_v2", handle, None, None, None, ctypes.byref(count))

@@ -1,10 +1,9 @@
 """Copies mapped weights to a GPU: several threads, each piece through pinned memory.
 
-An ordinary copy from mapped memory goes through a buffer of the driver's, a piece at a time, at 5 to 7 GB/s beside the threads that
-hash the same pages. Here a thread copies a piece into pinned memory while the GPU fetches others: a 20b's 13.8 GB in 1.7 s in place
-of 2.4 on an H200 with 16 cores (2 threads 1.7 to 2.0; 8 and 16 no faster, since the hashes then take longer). All copies are put on the
-caller's stream: there is one way to the GPU, and torch's other streams cost 75 MB of its memory at first use, however many are used.
-"""
+An ordinary copy from mapped memory goes through a buffer of the driver, one piece at a time, and is slow beside the
+threads that hash the same pages. Here a thread copies a piece into pinned memory while the GPU fetches others. More
+threads than _THREADS make it no faster, because the hashes then take longer (docs/benchmarks.md). All copies are put
+on the caller's stream: there is one way to the GPU, and torch's other streams would cost GPU memory."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ Copy = tuple[torch.Tensor, torch.Tensor]  # to, from: contiguous, of the same nu
 
 
 def upload(copies: Sequence[Copy], device: torch.device) -> None:
-    """Fill tensors of a GPU with tensors of the CPU, byte by byte; when it returns they are filled."""
+    """Fill tensors on a GPU with tensors on the CPU, byte by byte. They are filled when it returns."""
     pieces = [piece for pair in copies for piece in _pieces(*pair)]
     stream, inference = torch.cuda.current_stream(device), torch.is_inference_mode_enabled()
     free: SimpleQueue[tuple[torch.Tensor, torch.cuda.Event]] = SimpleQueue()
@@ -31,17 +30,22 @@ def upload(copies: Sequence[Copy], device: torch.device) -> None:
 
     def copy(piece: Copy) -> None:
         to, source = piece
-        pinned, fetched = free.get()  # that which has been waiting longest
+        pinned, fetched = free.get()  # the one that has waited longest
         try:
             fetched.synchronize()
-            ctypes.memmove(pinned.data_ptr(), source.data_ptr(), source.numel())  # in this thread alone, unlike torch's copy
-            with torch.inference_mode(inference):  # the caller's tensors may be of that mode, which a thread does not inherit
+            ctypes.memmove(
+                pinned.data_ptr(), source.data_ptr(), source.numel()
+            )  # in this thread only; torch's copy uses several
+            with torch.inference_mode(
+                inference
+            ):  # a thread does not inherit the caller's mode, and the caller's tensors may need it
                 to.copy_(pinned[: source.numel()], non_blocking=True)
             fetched.record(stream)
-        finally:  # another piece may wait for it
+        finally:  # another piece may wait for this memory
             free.put((pinned, fetched))
 
-    # A thread's stream, and with it its device, are set once: put back, they would be those of GPU 0, which need not be in use.
+    # The stream, and with it the device, of a thread is set once. Restoring it would select GPU 0, which may not be
+    # in use.
     with ThreadPoolExecutor(_THREADS, initializer=torch.cuda.set_stream, initargs=(stream,)) as threads:
         for _ in threads.map(copy, pieces):
             pass
@@ -49,6 +53,7 @@ def upload(copies: Sequence[Copy], device: torch.device) -> None:
 
 
 def _pieces(to: torch.Tensor, source: torch.Tensor) -> list[Copy]:
+    """A copy in pieces of at most _PIECE bytes."""
     if to.nbytes != source.nbytes:
         raise ValueError(f"{to.nbytes} bytes cannot be filled with {source.nbytes}")
     return list(zip(*(tensor.view(-1).view(torch.uint8).split(_PIECE) for tensor in (to, source)), strict=True))

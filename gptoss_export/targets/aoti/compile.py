@@ -3,12 +3,12 @@
 On a CPU the ops are their references, which Inductor fuses into C++. On CUDA they are Triton kernels, whose cubins are
 embedded in the libraries: running them takes neither Triton nor a compiler.
 
-Weights and caches are inputs of every program, not constants of it. So a package holds code only, a few megabytes whatever
-the model's size, and the programs share one copy of the weights. AOTInductor checks neither shapes nor strides, so the
-runner compares every tensor with the manifest when it binds them.
+Weights and caches are inputs of every program, not constants of it. So a package holds code only, a few megabytes
+whatever the model's size, and the programs share one copy of the weights. AOTInductor checks neither shapes nor
+strides, so the runner compares every tensor with the manifest when it binds them.
 
-Code for a GPU that the machine does not have is compiled with a fake GPU (cross_compile.py). With the GPU itself Inductor
-times the configs of the small kernels that it makes; with the fake GPU it takes the first of each.
+Code for a GPU that the machine does not have is compiled with a fake GPU (cross_compile.py). With the GPU itself
+Inductor times the configs of the small kernels that it makes; with the fake GPU it takes the first of each.
 
 Code that runs on a CPU uses the instructions of a level (cpu_isa.py), not all that the building machine has.
 """
@@ -35,8 +35,8 @@ from ...compiler.export import TracedProgram
 from ...compiler.lower import Implementations, kernel_implementations, reference_implementations
 from ...errors import BuildError
 from ...kernels.kernel import ConfigChooser
-from ..gpu import current_gpu_arch
 from ..base_compiler import Availability, Compilation, CompileJob, Compiler
+from ..gpu import current_gpu_arch
 from . import cpu_isa, cross_compile
 from .options import Options
 from .package import package_name
@@ -49,7 +49,7 @@ _CPU_LEVELS = {"portable": "DEFAULT", "avx2": "AVX2", "avx512": "AVX512"}
 class AotiCompiler(Compiler):
     name = "aoti"
     dtypes: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("float32", "bfloat16"), "cuda": ("bfloat16",)}
-    Options = Options
+    options_class = Options
 
     def available(self, device: str) -> Availability:
         if problem := version_problem("torch"):
@@ -91,7 +91,9 @@ class AotiCompiler(Compiler):
         if device != "cpu":
             found.append(f"--cpu-isa {options.cpu_isa}: is for --device cpu, found --device {device}; leave it out")
         if arch is not None:
-            found.append(f"--cpu-isa {options.cpu_isa}: found --arch {arch} as well, which names the same; give one of them")
+            found.append(
+                f"--cpu-isa {options.cpu_isa}: found --arch {arch} as well, which names the same; give one of them"
+            )
         machine = cpu_isa.current_arch().partition("-")[0]
         if machine != cpu_isa.X86:
             found.append(f"--cpu-isa {options.cpu_isa}: is for {cpu_isa.X86}, this machine is {machine}; leave it out")
@@ -165,17 +167,16 @@ def _check_linked(program: str, files: Sequence[Any]) -> None:
             raise BuildError(f"program {program}: {library} has no {symbol}; Inductor's cache is damaged, remove it")
         if not any(name in code for name in (b"libstdc++.so", b"libc++.so")):
             raise BuildError(
-                f"the C++ compiler ({os.environ.get('CXX', 'g++')}) links its standard library statically, and such code "
-                "crashes when it is loaded; use a compiler that links libstdc++ dynamically, such as CXX=/usr/bin/g++"
+                f"the C++ compiler ({os.environ.get('CXX', 'g++')}) links its standard library statically: such "
+                "code crashes when it is loaded. Use one that links libstdc++ dynamically, such as CXX=/usr/bin/g++"
             )
 
 
 def _without_sources(files: Sequence[Any], folder: Path) -> list[str]:
     """Copies of what loading needs: the library without debug information, and its description.
 
-    Sources stay out, with the paths of the building machine in them. torch 2.11 looks for the name of a source, so that an
-    empty file of that name is added.
-    """
+    Sources stay out, with the paths of the building machine in them. torch 2.11 looks for the name of a source, so
+    that an empty file of that name is added."""
     folder.mkdir()
     kept = [str(shutil.copy(file, folder)) for file in files if str(file).endswith((".so", ".wrapper_metadata.json"))]
     for library in [file for file in kept if file.endswith(".so")]:

@@ -5,10 +5,9 @@
     AVX2       AVX2, FMA, F16C, BMI                 x86-64-v3
     AVX512     AVX-512 F, BW, CD, DQ, VL as well    x86-64-v4
 
-A machine runs code of its own level and of those below. Levels are torch's names (torch.backends.cpu.get_cpu_capability),
-and an artifact's arch is the machine and the level: x86_64-AVX2. Other machines than x86 have one level, and code for it is
-what the compiler makes of `native`.
-"""
+A machine runs code of its own level and of those below. Levels are torch's names
+(torch.backends.cpu.get_cpu_capability), and an artifact's arch is the machine and the level: x86_64-AVX2. Other
+machines than x86 have one level, and code for it is what the compiler makes of `native`."""
 
 from __future__ import annotations
 

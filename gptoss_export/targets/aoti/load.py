@@ -21,8 +21,8 @@ from ...progress import Progress
 from ...runtime.cuda.memory import reduce_process_memory
 from ...runtime.program_executor import LoadedProgram, ProgramExecutor
 from ...runtime.weights import load_weights
-from ..gpu import current_gpu_arch
 from ..base_loader import Loader
+from ..gpu import current_gpu_arch
 from . import cpu_isa
 from .package import package_name, runnable_arch
 

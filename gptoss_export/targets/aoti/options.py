@@ -13,6 +13,6 @@ class Options:
     cpu_isa: Literal["portable", "avx2", "avx512"] | None = field(
         default=None,
         metadata={
-            "help": "CPU instructions that code for cpu may use, in place of this machine's level. portable: any 64-bit x86."
+            "help": "CPU instructions that code for cpu may use, in place of this machine's. portable: any 64-bit x86."
         },
     )
