@@ -1,9 +1,10 @@
-"""How fast an artifact runs, and how far that is from what the memory allows.
+"""How fast an artifact runs, and how near that is to what the memory allows.
 
-The floor of a decode step is the bytes it cannot avoid reading divided by the bandwidth measured here:
-every weight outside of the experts once (of the embedding only its rows), the experts that B tokens with K
-choices among E reach when they choose at random, E (1 - (1 - K / E)^B), and the keys and values that the
-positions see.
+The floor of a decode step is the time to read the bytes that it cannot avoid, at the bandwidth measured here:
+
+  - every weight outside of the experts once, and of the embedding the rows of the batch
+  - the experts that B tokens with K choices among E reach where they choose at random: E (1 - (1 - K / E)^B)
+  - the keys and values that the positions see
 """
 
 from __future__ import annotations
@@ -12,26 +13,37 @@ import os
 import random
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from .errors import UsageError, raise_all
 from .artifact.manifest import Manifest, WeightSpec
-from .progress import Steps
-from .runtime import Runner
+from .errors import UsageError, raise_all
+from .loading import load
+from .model.dtypes import torch_dtype
+from .model.parameters import EMBEDDING, is_expert_weight
+from .progress import Progress
+from .runtime.runner import Runner
 
-_PROFILED = 9  # steps, of which the first warms up
-STEPS = 64  # decode steps timed, the last ones up to the context
+_PROFILED = 9  # decode steps that are profiled; the first warms up
+STEPS = 64  # decode steps that are timed, the last ones up to the context
+_BANDWIDTH_PASSES = 6
 _IMPORTED = time.perf_counter()
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One batch and context: prefill and first token of a prompt as long as the context, and the decode
-    steps that lead up to it. Times in seconds; floor_s is the least a decode step can take."""
+    """The times of one batch and context, in seconds.
+
+    batch, context               sequences at a time, tokens of each
+    prefill_tok_s                tokens a second of a prefill of `context` tokens
+    ttft_s                       from the call to the first tokens of all sequences
+    decode_step_s, decode_tok_s  a decode step near the context; tokens a second of all sequences
+    floor_s                      the least that a decode step can take
+    """
 
     batch: int
     context: int
@@ -43,24 +55,32 @@ class Measurement:
 
     @property
     def share_of_floor(self) -> float:
+        """1 for a decode step that takes no longer than its floor."""
         return self.floor_s / self.decode_step_s
 
 
 @dataclass(frozen=True)
 class KernelTime:
-    """A kernel of the decode step: how often a step launches it, and the microseconds that they add to it.
+    """A kernel of the decode step: how often a step launches it, and the microseconds that it adds to the step.
 
-    Kernels overlap; each counts from the end of the one before to its own end, so that they sum to the step."""
+    Kernels overlap. Each one counts from the end of the kernel before it to its own end, so that they sum to the step.
+    """
 
     name: str
     launches: float
     us: float
 
 
-@dataclass
+@dataclass(frozen=True)
 class BenchReport:
-    """What `bench` found. bandwidth in bytes a second; memory in bytes, on the GPU (0 on CPU); startup_s the seconds
-    from the start of the process on, one step after the other."""
+    """What `bench` measured.
+
+    startup_s          seconds of each stage from the start of the process to the first token, in order
+    bandwidth          bytes a second that are read from memory
+    memory             bytes in use on the GPU by all processes; 0 on a CPU
+    weights_and_cache  bytes of the weights and of the KV caches
+    kernels            the kernels of a decode step, the longest first; empty unless they were asked for
+    """
 
     artifact: str
     machine: str
@@ -69,99 +89,114 @@ class BenchReport:
     bandwidth: float
     memory: int
     weights_and_cache: int
-    measurements: list[Measurement] = field(default_factory=list)
-    kernels: list[KernelTime] = field(default_factory=list)
+    measurements: list[Measurement]
+    kernels: list[KernelTime]
 
     def to_json(self) -> dict[str, Any]:
+        """All fields by name, and `share_of_floor` for each measurement."""
         rows = [asdict(row) | {"share_of_floor": row.share_of_floor} for row in self.measurements]
         return asdict(self) | {"measurements": rows}
 
 
+class _Times(NamedTuple):
+    """Seconds of a prefill, to the first tokens, and of a decode step."""
+
+    prefill: float
+    first_token: float
+    decode_step: float
+
+
 def bench(
-    artifact: Path,
+    artifact: Path | str,
     batches: list[int],
     contexts: list[int],
     verify_hashes: bool = True,
     profile: bool = False,
-    steps: Steps | None = None,
-    own_process: bool = False,
+    progress: Progress | None = None,
+    tune_process: bool = False,
 ) -> BenchReport:
-    """Time every batch with every context that fits the artifact; UsageError where one does not.
+    """Time every batch with every context.
 
-    `profile`: the kernels of a decode step too, at the first context. `own_process`: as of `Runner.load`.
+    profile                      measure the kernels of a decode step too, at the first context (CUDA only)
+    verify_hashes, tune_process  as of `load`
+
+    Raises UsageError for what does not fit the artifact, ArtifactError as `load`.
     """
-    steps = steps or Steps()
+    progress = progress or Progress()
     startup = {"start Python, import torch": _seconds_of_process()}
-    with steps.step("load the artifact"):
-        runner = Runner.load(artifact, verify_hashes, own_process=own_process)
+    with progress.stage("load the artifact"):
+        runner = load(artifact, verify_hashes, tune_process=tune_process)
     startup |= runner.load_seconds
     manifest, device = runner.manifest, torch.device(runner.manifest.device)
-    if profile and device.type != "cuda":
-        raise UsageError(f"--profile: {artifact} is for {device.type}; expected an artifact for CUDA")
-    problems = [f"--batch {n}: expected 1 to {manifest.max_batch}" for n in batches if not 1 <= n <= manifest.max_batch]
-    problems += [f"--context {n}: expected 2 to {manifest.max_context}"
-                 for n in contexts if not 2 <= n <= manifest.max_context]  # fmt: skip
-    problems += [f"{option}: expected one or more numbers" for option, values in
-                 {"--batch": batches, "--context": contexts}.items() if not values]  # fmt: skip
-    if profile and contexts and contexts[0] <= _PROFILED:
-        problems.append(f"--context {contexts[0]}: expected more than {_PROFILED} with --profile, which runs as many steps")
-    raise_all(UsageError, f"{artifact}: too small for this benchmark", problems)
+    _check_request(artifact, manifest, batches, contexts, profile)
     prompt = _prompt(manifest, contexts[0])
     startup[f"first prompt, {len(prompt):,} tokens"] = _seconds(lambda: runner.generate(prompt, 1), device)
-    timings = {}
+    times: dict[tuple[int, int], _Times] = {}
     for context in contexts:
         for batch in batches:
-            with steps.step(f"batch {batch}, context {context}"):
-                timings[batch, context] = _times(runner, batch, context)
-    memory = 0
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        memory = total - free
-    with steps.step("measure the bandwidth"):  # last, since it needs memory that is not the artifact's
+            with progress.stage(f"batch {batch}, context {context}"):
+                times[batch, context] = _times(runner, batch, context)
+    memory = _memory_in_use(device)
+    with progress.stage("measure the bandwidth"):  # after the memory, since it needs some of its own
         bandwidth = read_bandwidth(device)
-    report = BenchReport(
+    kernels: list[KernelTime] = []
+    if profile:
+        with progress.stage("profile a decode step"):
+            kernels = kernel_times(runner, contexts[0])
+    return BenchReport(
         artifact=str(artifact),
         machine=torch.cuda.get_device_name() if device.type == "cuda" else manifest.arch,
         versions=manifest.versions,
         startup_s=startup,
         bandwidth=bandwidth,
         memory=memory,
-        weights_and_cache=_weight_bytes(manifest) + runner._cache_bytes(),
+        weights_and_cache=sum(map(_size, manifest.weights.values())) + runner.executor.kv_cache_bytes,
+        measurements=[
+            Measurement(
+                batch=batch,
+                context=context,
+                prefill_tok_s=context / found.prefill,
+                ttft_s=found.first_token,
+                decode_step_s=found.decode_step,
+                decode_tok_s=batch / found.decode_step,
+                floor_s=floor_bytes(manifest, batch, context) / bandwidth,
+            )
+            for (batch, context), found in times.items()
+        ],
+        kernels=kernels,
     )
-    for (batch, context), (prefill, ttft, step) in timings.items():
-        floor = floor_bytes(manifest, batch, context) / bandwidth
-        report.measurements.append(
-            Measurement(batch, context, context / prefill, ttft, step, decode_tok_s=batch / step, floor_s=floor)
-        )
-    if profile:
-        with steps.step("profile a decode step"):
-            report.kernels = kernel_times(runner, contexts[0])
-    return report
 
 
 def kernel_times(runner: Runner, context: int) -> list[KernelTime]:
-    """The kernels of a decode step of all slots at `context`, the longest first."""
+    """The kernels of a decode step of all slots at `context` tokens, the longest first. Resets the runner."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
-    slots = list(range(runner.manifest.max_batch))
+    slots = list(range(runner.manifest.sizes.max_batch))
+    start = context - _PROFILED
     runner.reset()
     for slot in slots:
-        runner.prefill(_prompt(runner.manifest, context - _PROFILED, slot), slot)
-    with torch.inference_mode():
-        runner._place(slots)
-        runner._step.run(sampled=False)
-        with record(activities=[ProfilerActivity.CUDA]) as recorded:
-            for _ in range(_PROFILED - 1):
-                runner._step.run(sampled=False)
-            torch.cuda.synchronize(torch.device(runner.manifest.device))
+        runner.prefill(_prompt(runner.manifest, start, slot), slot)
+
+    def step(index: int) -> None:
+        runner.executor.step(slots, [start + index] * len(slots), sampled=False)
+
+    step(0)
+    with record(activities=[ProfilerActivity.CUDA]) as recorded:
+        for index in range(1, _PROFILED):
+            step(index)
+        torch.cuda.synchronize(torch.device(runner.manifest.device))
     runner.reset()
     events = [event for event in recorded.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     events.sort(key=lambda event: event.time_range.end)
     steps = _PROFILED - 1
-    times, counts, previous = Counter(), Counter(), 0
+    each = len(events) // steps
+    times: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    previous = 0
     for index, event in enumerate(events):
-        first = index % (len(events) // steps) == 0  # before it the host launched the step, which is no kernel's time
+        # The host launches a step before its first kernel. That time belongs to no kernel.
+        first = index % each == 0
         times[event.name] += event.time_range.end - (event.time_range.start if first else previous)
         counts[event.name] += 1
         previous = event.time_range.end
@@ -169,13 +204,13 @@ def kernel_times(runner: Runner, context: int) -> list[KernelTime]:
 
 
 def read_bandwidth(device: torch.device) -> float:
-    """Bytes a second that a plain reduction reads from memory, the best of several passes."""
+    """Bytes a second that a plain sum reads from memory, the best of several passes."""
     size = 1 << 28
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         size = min(4 << 30, free // 2 & -4096)
     data = torch.ones(size // 4, dtype=torch.float32, device=device)
-    bandwidth = size / min(_seconds(data.sum, device) for _ in range(6))
+    bandwidth = size / min(_seconds(data.sum, device) for _ in range(_BANDWIDTH_PASSES))
     del data
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -183,28 +218,61 @@ def read_bandwidth(device: torch.device) -> float:
 
 
 def floor_bytes(manifest: Manifest, batch: int, context: int) -> float:
-    """Bytes that one decode step must read."""
+    """Bytes that a decode step of `batch` sequences of `context` tokens must read."""
     config = manifest.model
-    experts, choices = config.num_local_experts, config.num_experts_per_tok
-    reached = 1 - (1 - choices / experts) ** batch
+    reached = 1 - (1 - config.num_experts_per_tok / config.num_local_experts) ** batch
     total = 0.0
     for name, spec in manifest.weights.items():
-        size = _size(spec)
-        if name == "model.embed_tokens.weight":
+        size: float = _size(spec)
+        if name == EMBEDDING:
             size = size // spec.shape[0] * batch
-        total += size * reached if ".mlp.experts." in name else size
-    position = 2 * config.num_key_value_heads * config.head_dim * getattr(torch, manifest.dtype).itemsize
+        total += size * reached if is_expert_weight(name) else size
+    position = 2 * config.num_key_value_heads * config.head_dim * torch_dtype(manifest.dtype).itemsize
     for layer in range(config.num_hidden_layers):
         total += batch * min(context, config.window(layer) or context) * position
     return total
 
 
-def _weight_bytes(manifest: Manifest) -> int:
-    return sum(map(_size, manifest.weights.values()))
+def _check_request(
+    artifact: Path | str, manifest: Manifest, batches: list[int], contexts: list[int], profile: bool
+) -> None:
+    if profile and manifest.device != "cuda":
+        raise UsageError(f"--profile: {artifact} is for {manifest.device}; expected an artifact for cuda")
+    sizes = manifest.sizes
+    problems = [f"--batch {n}: expected 1 to {sizes.max_batch}" for n in batches if not 1 <= n <= sizes.max_batch]
+    problems += [
+        f"--context {n}: expected 2 to {sizes.max_context}" for n in contexts if not 2 <= n <= sizes.max_context
+    ]
+    for option, values in {"--batch": batches, "--context": contexts}.items():
+        if not values:
+            problems.append(f"{option}: expected one or more numbers")
+    if profile and contexts and contexts[0] <= _PROFILED:
+        problems.append(
+            f"--context {contexts[0]}: expected more than {_PROFILED} with --profile, which runs as many decode steps"
+        )
+    raise_all(UsageError, f"{artifact}: too small for this benchmark", problems)
+
+
+def _times(runner: Runner, batch: int, context: int) -> _Times:
+    prompts = [_prompt(runner.manifest, context, seed) for seed in range(batch)]
+    runner.reset()
+    # The first call of a program allocates memory. This prompt runs every prefill program.
+    runner.prefill(prompts[0][: 2 * max(runner.manifest.sizes.prefill_chunks)])
+    runner.reset()
+    prefill = _seconds(lambda: runner.prefill(prompts[0]), torch.device(runner.manifest.device))
+    start = time.perf_counter()
+    runner.generate_batch(prompts, 1, stop_tokens=())
+    first_token = time.perf_counter() - start
+    steps = min(STEPS, context - 1)
+    shorter = [prompt[: context - steps] for prompt in prompts]
+    results = runner.generate_batch(shorter, steps + 1, stop_tokens=())
+    decode_tok_s = results[0].decode_tok_s
+    assert decode_tok_s is not None  # there are two tokens or more
+    return _Times(prefill, first_token, 1 / decode_tok_s)
 
 
 def _size(spec: WeightSpec) -> int:
-    return torch.Size(spec.shape).numel() * getattr(torch, spec.dtype).itemsize
+    return torch.Size(spec.shape).numel() * torch_dtype(spec.dtype).itemsize
 
 
 def _prompt(manifest: Manifest, length: int, seed: int = 0) -> list[int]:
@@ -212,32 +280,25 @@ def _prompt(manifest: Manifest, length: int, seed: int = 0) -> list[int]:
     return [generator.randrange(manifest.model.vocab_size) for _ in range(length)]
 
 
+def _memory_in_use(device: torch.device) -> int:
+    """Bytes of the GPU's memory that all processes use; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
+
+
 def _seconds_of_process() -> float:
-    """Seconds since this process was started, or since this module was imported where the system does not tell."""
+    """Seconds since this process was started. Where the system does not say, since this module was imported."""
     try:
-        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError, ValueError):
         return time.perf_counter() - _IMPORTED
 
 
-def _times(runner: Runner, batch: int, context: int) -> tuple[float, float, float]:
-    """Seconds of prefill, to the first token, and of a decode step."""
-    prompts = [_prompt(runner.manifest, context, seed) for seed in range(batch)]
-    runner.reset()
-    runner.prefill(prompts[0][: 2 * max(runner.manifest.prefill_chunks)])  # the first call of a program allocates
-    runner.reset()
-    prefill = _seconds(lambda: runner.prefill(prompts[0]), torch.device(runner.manifest.device))
-    start = time.perf_counter()
-    runner.generate_batch(prompts, 1, stop_tokens=())
-    ttft = time.perf_counter() - start
-    steps = min(STEPS, context - 1)
-    shorter = [prompt[: context - steps] for prompt in prompts]
-    results = runner.generate_batch(shorter, steps + 1, stop_tokens=())
-    return prefill, ttft, 1 / results[0].decode_tok_s
-
-
-def _seconds(work, device: torch.device) -> float:
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that `work` takes, until the device has finished it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()

@@ -1,61 +1,103 @@
-"""The calls of kernels that the programs of a model make.
+"""Finds the distinct op calls that the programs of an artifact make.
 
-The programs are traced as a build traces them, and the ops in their graphs are looked at twice: as they are, and with the
-larger ones opened, since a target may compile either.
+Every program is traced and lowered as a build does it, with kernels that record their calls. A composed op has a
+kernel of its own, and some targets compile its reference instead, whose smaller ops have kernels too. So each program
+is lowered twice: with the references of the composed ops, and with their kernels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from ..artifact.programs import Sizes, programs_of
+from ..compiler.export import trace
+from ..compiler.lower import Implementations, lower
+from ..kernels.kernel import ConfigChooser, Kernel
+from ..kernels.launch_config import ConfigSpace
+from ..kernels.registry import kernels
 from ..model.config import ModelConfig
-from ..compiler.export import Program, Shapes, trace
-from ..kernels.kernel import Cut, Kernel
-from ..compiler.lower import kernels, lower
-from ..model.ops import OPS
+from ..model.ops import OPS, Arguments, Op
+from ..progress import Progress
 
 
 @dataclass(frozen=True)
-class Call:
-    """One op as a program calls it: argument names, and fake tensors or constants."""
+class OpCall:
+    """An op call whose kernels can be launched in several ways.
 
-    op: str
+    op         the op that is called
+    kernel     its kernels
+    space      the launch configs that the call can have
+    arguments  by name; tensors are on the meta device: they have shapes and dtypes and no values
+    """
+
+    op: Op
     kernel: Kernel
-    cut: Cut
+    space: ConfigSpace
     arguments: dict[str, Any]
 
 
-def calls(config: ModelConfig, shapes: Shapes, dtype: torch.dtype) -> list[Call]:
-    """Every call whose launches can be cut, once for each shape."""
-    offered = kernels()
-    opened = {name: op.reference if op.parts else op.overload for name, op in OPS.items()}
-    found: dict[str, Call] = {}
-    for trace_now in trace(_short(config), shapes, dtype, torch.device("cpu")).values():
-        program = trace_now()
-        for name, arguments in (*_ops(lower(program, opened)), *_ops(program)):
-            kernel = offered[name]
-            cut = kernel.cut(*arguments.values()) if kernel.cut else None
-            if cut is not None:
-                found.setdefault(str(cut), Call(name, kernel, cut, arguments))
-    return list(found.values())
+def op_calls(
+    config: ModelConfig, sizes: Sizes, dtype: torch.dtype, arch: str, progress: Progress | None = None
+) -> list[OpCall]:
+    """All op calls of an artifact for `arch` with a choice of launch configs, one for each shape.
+
+    Raises LoweringError as `kernels.registry.kernels`.
+    """
+    progress = progress or Progress()
+    recorder = _Recorder(kernels(), ConfigChooser(arch))
+    short = _shortest(config)
+    for program in programs_of(sizes):
+        progress.update(f"trace {program.name}")
+        traced = trace(program, short, sizes, dtype, torch.device("cpu"))
+        lower(traced, recorder.implementations(composed_by_reference=True))
+        lower(traced, recorder.implementations(composed_by_reference=False))
+    return [replace(call, arguments=_on_meta(call.arguments)) for call in recorder.calls.values()]
 
 
-def _short(config: ModelConfig) -> ModelConfig:
-    """The model with as many layers as it takes to have every kind."""
+class _Recorder:
+    """Implementations of ops by kernels, which record the calls that the kernels get."""
+
+    def __init__(self, offered: Mapping[str, Kernel], chooser: ConfigChooser) -> None:
+        self.calls: dict[str, OpCall] = {}
+        self._offered, self._chooser = offered, chooser
+
+    def implementations(self, composed_by_reference: bool) -> Implementations:
+        """What computes each op. composed_by_reference: ops made of smaller ops are computed by their references."""
+        return {
+            name: op.reference
+            if name not in self._offered or (composed_by_reference and op.parts)
+            else self._recording(op, self._offered[name]).bind(op, self._chooser)
+            for name, op in OPS.items()
+        }
+
+    def _recording(self, op: Op, kernel: Kernel) -> Kernel:
+        """A kernel that records a call whenever it is asked for the call's config space."""
+        config_space = kernel.config_space
+        if config_space is None:
+            return kernel
+
+        def recorded(arguments: Arguments) -> ConfigSpace:
+            space = config_space(arguments)
+            self.calls.setdefault(str(space), OpCall(op, kernel, space, dict(arguments)))
+            return space
+
+        return replace(kernel, config_space=recorded)
+
+
+def _shortest(config: ModelConfig) -> ModelConfig:
+    """The model with its first layers only, as many as it takes to have every kind of layer."""
     kinds = config.layer_types
     count = next(count for count in range(1, len(kinds) + 1) if set(kinds[:count]) == set(kinds))
     return replace(config, num_hidden_layers=count, layer_types=kinds[:count])
 
 
-def _ops(program: Program) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and arguments of each gptoss:: node."""
-    names = {op.overload: name for name, op in OPS.items()}
-    for node in program.exported.graph.nodes:
-        if node.target in names:
-            values = [value.meta["val"] if isinstance(value, torch.fx.Node) else value for value in node.args]
-            parameters = [argument.name for argument in node.target._schema.arguments]
-            yield names[node.target], dict(zip(parameters, values, strict=True))
+def _on_meta(arguments: Arguments) -> dict[str, Any]:
+    """The arguments of a traced call without the tracer's own tensors."""
+    return {
+        name: torch.empty(value.shape, dtype=value.dtype, device="meta") if isinstance(value, torch.Tensor) else value
+        for name, value in arguments.items()
+    }

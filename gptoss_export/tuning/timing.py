@@ -1,7 +1,8 @@
-"""How long one call takes, as in a decode step: in a graph with early launches, with weights from memory.
+"""Times one op call as a decode step runs it: in a CUDA graph with early launches, with weights that come from memory.
 
-Calls go round over several sets of inputs, lest the cache of the chip hold the weights of the one before; and each set
-stands at another position, evenly over the context, since a cut has to serve them all.
+The calls of one timing go through several sets of inputs. So the weights of a call are not in the GPU's cache from
+the call before. The inputs are drawn by the op (`Op.draw`), and each set is at another position, evenly over the
+context, since one launch config has to serve all positions.
 """
 
 from __future__ import annotations
@@ -11,119 +12,153 @@ from typing import Any
 
 import torch
 
-from .op_calls import Call
-from ..runtime.cuda.driver import own_stream
 from ..errors import RunError
-from ..kernels.kernel import Tiles, flat
-from ..verify.metric import TOLERANCES, error
-from ..model.ops import OPS
+from ..kernels.launch_config import LaunchConfig, flatten
+from ..runtime.cuda.driver import own_stream
 from ..runtime.cuda.early_launch import launch_early
-from .inputs import real_inputs
+from ..verification.metric import TOLERANCES, deviation
+from .op_calls import OpCall
 
 SETS = 4
-_SECONDS = 0.01  # of one timing
-_TIMINGS = 5
+_SECONDS = 0.01  # that one timing takes, about
+_TIMINGS = 5  # of which the shortest counts
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A cut that cannot be used, and why; `wrong`: it runs, and its results are not those of the kernel's own guess."""
+    """A launch config that cannot be used, and why.
 
-    tiles: Tiles
+    wrong  True where the kernels ran, and their results differ from those with the kernel's own guess
+    """
+
+    config: LaunchConfig
     why: str
     wrong: bool = False
 
     def __str__(self) -> str:
-        return f"{ {part: numbers._asdict() for part, numbers in self.tiles.items()} }: {self.why}"
+        return f"{config_numbers(self.config)}: {self.why}"
+
+
+def config_numbers(config: LaunchConfig) -> dict[str, dict[str, int]]:
+    """The numbers of a launch config by part and name, as JSON holds them."""
+    return {part: numbers._asdict() for part, numbers in config.items()}
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """The errors by which Triton says that it cannot compile or launch kernels with these numbers."""
+    from triton.compiler.errors import CompilationError
+    from triton.runtime.errors import OutOfResources, PTXASError
+
+    return CompilationError, OutOfResources, PTXASError
 
 
 class Timing:
-    """One call with its inputs on the GPU.
+    """Times one op call with any launch config. Its inputs are on the GPU.
 
-    A cut that does not compile or run, or whose results (what it returns and what it writes in place, for every set) are not
-    those of the first cut timed, takes forever, and `refused` says why. Raises RunError where the GPU's memory does not hold
-    two sets.
+    A launch config is refused where the kernels do not compile or do not fit on the GPU, and where their results
+    differ from those of the launch config that was timed first. Results are what the op returns and what it writes in
+    place, for every set of inputs. `refused` lists these launch configs.
+
+    Raises RunError where the GPU's memory does not hold two sets of inputs.
     """
 
-    def __init__(self, call: Call, arch: str, context: int, device: torch.device) -> None:
+    def __init__(self, call: OpCall, arch: str, context: int, device: torch.device) -> None:
+        self.refused: list[Refused] = []
         self._call, self._arch, self._device = call, arch, device
-        torch.cuda.empty_cache()  # what the kernel before this one has left counts as used otherwise
-        positions = [context * (2 * place + 1) // (2 * SETS) for place in range(SETS)]
-        first = real_inputs(call, 0, self._device, positions[0])
-        size = sum(value.nbytes for value in first if isinstance(value, torch.Tensor))
-        free, _ = torch.cuda.mem_get_info(self._device)
+        torch.cuda.empty_cache()  # memory that torch keeps from the call before would count as used
+        positions = [context * (2 * index + 1) // (2 * SETS) for index in range(SETS)]
+        first = self._draw(0, positions[0])
+        size = sum(value.nbytes for value in first.values() if isinstance(value, torch.Tensor))
+        free, _ = torch.cuda.mem_get_info(device)
         count = min(SETS, 1 + int(0.7 * free) // max(size, 1))
         if count < 2:
-            raise RunError(f"{call.cut}: {size:,} bytes of inputs are needed twice, {free:,} are free beside the first; "
-                           "leave this kernel out with --only")  # fmt: skip
-        self._sets = [first, *(real_inputs(call, seed, self._device, positions[seed]) for seed in range(1, count))]
-        written = [list(call.arguments).index(name) for name in OPS[call.op].mutates]
-        self._written = [{index: inputs[index].clone() for index in written} for inputs in self._sets]
+            raise RunError(
+                f"{call.space}: {size:,} bytes of inputs are needed twice, {free:,} are free beside the first; "
+                "leave this kernel out with --only"
+            )
+        self._sets = [first, *(self._draw(seed, positions[seed]) for seed in range(1, count))]
+        self._before = [{name: inputs[name].clone() for name in call.op.mutates} for inputs in self._sets]
         self._expected: list[list[torch.Tensor]] | None = None
-        self.refused: list[Refused] = []
 
     @torch.inference_mode()
-    def microseconds(self, tiles: Tiles) -> float:
-        """Of one call; infinite where the cut is refused. Raises RunError where the GPU fails for good."""
-        from triton.compiler.errors import CompilationError
-        from triton.runtime.errors import OutOfResources, PTXASError
+    def microseconds(self, config: LaunchConfig) -> float:
+        """The time of one call; infinite where the launch config is refused.
 
+        Raises RunError where the GPU fails for good, and the errors of bugs in kernels as they are.
+        """
         try:
-            results = [self._results(flat(tiles), index) for index in range(len(self._sets))]
-            differs = self._expected is not None and self._differs(results)
-        except torch.AcceleratorError as problem:  # no call of this process works on the GPU any more
-            raise RunError(f"{self._call.cut}: the GPU fails with {Refused(tiles, str(problem))}; name the other kernels "
-                           "with --only") from problem  # fmt: skip
-        except (CompilationError, OutOfResources, PTXASError, RuntimeError, ValueError, AssertionError) as problem:
-            return self._refuse(Refused(tiles, next(iter(str(problem).splitlines()), type(problem).__name__)))
-        if differs:
-            return self._refuse(Refused(tiles, "its results are others than those of the kernel's own guess", wrong=True))
+            results = [self._results(config, index) for index in range(len(self._sets))]
+        except torch.AcceleratorError as problem:  # no call of this process works on the GPU from now on
+            raise RunError(
+                f"{self._call.space}: the GPU fails with {Refused(config, str(problem))}; "
+                "name the other kernels with --only"
+            ) from problem
+        except Exception as problem:
+            if not _is_refusal(problem):
+                problem.add_note(f"raised by {self._call.space} with {config_numbers(config)}")
+                raise
+            return self._refuse(Refused(config, next(iter(str(problem).splitlines()), type(problem).__name__)))
         if self._expected is None:
             self._expected = results
-        return self._time(flat(tiles))
+        elif _differ(results, self._expected):
+            why = "its results differ from those with the kernel's own guess"
+            return self._refuse(Refused(config, why, wrong=True))
+        return self._time(config)
+
+    def _draw(self, seed: int, position: int) -> dict[str, Any]:
+        generator = torch.Generator(self._device).manual_seed(seed)
+        return self._call.op.draw(self._call.arguments, generator, position)
 
     def _refuse(self, refused: Refused) -> float:
         self.refused.append(refused)
         return float("inf")
 
-    def _results(self, numbers: list[int], index: int) -> list[torch.Tensor]:
-        """What the call returns, and what it has written over what was there before any call."""
+    def _run(self, config: LaunchConfig, index: int) -> Any:
+        return self._call.kernel.op(**self._sets[index], config=flatten(config), arch=self._arch)
+
+    def _results(self, config: LaunchConfig, index: int) -> list[torch.Tensor]:
+        """The results of a call that finds the arguments it writes in place as they were drawn."""
         inputs = self._sets[index]
-        for place, before in self._written[index].items():
-            inputs[place].copy_(before)
-        results = self._run(numbers, index)
-        returned = results if isinstance(results, tuple) else (results,)
-        # Without the scratch row, where any of the padding may stay.
-        return [*returned, *(inputs[place][:, :, :-1].clone() for place in self._written[index])]
+        for name, before in self._before[index].items():
+            inputs[name].copy_(before)
+        returned = self._run(config, index)
+        return [result.clone() for result in self._call.op.results(returned, inputs)]
 
-    def _run(self, numbers: list[int], index: int) -> Any:
-        return self._call.kernel.op(*self._sets[index], numbers, self._arch)
-
-    def _differs(self, results: list[list[torch.Tensor]]) -> bool:
-        bound = TOLERANCES[torch.bfloat16]
-        pairs = [pair for set_, expected in zip(results, self._expected, strict=True) for pair in zip(set_, expected, strict=True)]
-        return not all(
-            error(got, wanted).within(bound) if got.is_floating_point() else torch.equal(got, wanted) for got, wanted in pairs
-        )
-
-    def _time(self, numbers: list[int]) -> float:
+    def _time(self, config: LaunchConfig) -> float:
         graph = torch.cuda.CUDAGraph(keep_graph=True)
         with torch.cuda.graph(graph, stream=own_stream(self._device)):
             for index in range(len(self._sets)):
-                self._run(numbers, index)
+                self._run(config, index)
         launch_early(graph.raw_cuda_graph())
         graph.instantiate()
-        self._replay(graph, 1)
-        once = self._replay(graph, 1)
-        replays = max(1, int(_SECONDS / once))
-        return min(self._replay(graph, replays) for _ in range(_TIMINGS)) / len(self._sets) * 1e6
+        _replay(graph, 1)
+        replays = max(1, int(_SECONDS / _replay(graph, 1)))
+        return min(_replay(graph, replays) for _ in range(_TIMINGS)) / len(self._sets) * 1e6
 
-    def _replay(self, graph: torch.cuda.CUDAGraph, count: int) -> float:
-        """Seconds of one replay of `count`."""
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        for _ in range(count):
-            graph.replay()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / count / 1e3
+
+def _is_refusal(problem: Exception) -> bool:
+    """Whether an error says that the launch config cannot be used. Any other error is a bug, here or in a kernel."""
+    if isinstance(problem, (torch.OutOfMemoryError, *refusals())):
+        return True
+    # Triton's passes have no error class of their own.
+    return isinstance(problem, RuntimeError) and str(problem).startswith("PassManager::run failed")
+
+
+def _differ(results: list[list[torch.Tensor]], expected: list[list[torch.Tensor]]) -> bool:
+    bound = TOLERANCES[torch.bfloat16]
+    pairs = [pair for found, wanted in zip(results, expected, strict=True) for pair in zip(found, wanted, strict=True)]
+    return not all(
+        deviation(found, wanted).within(bound) if found.is_floating_point() else torch.equal(found, wanted)
+        for found, wanted in pairs
+    )
+
+
+def _replay(graph: torch.cuda.CUDAGraph, count: int) -> float:
+    """Seconds that one replay takes, the mean of `count`."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(count):
+        graph.replay()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / count / 1e3

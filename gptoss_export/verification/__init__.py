@@ -1,0 +1,1 @@
+"""Compares an artifact's logits with an oracle's on the same checkpoint: `gptoss-export verify`."""

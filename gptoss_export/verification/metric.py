@@ -1,7 +1,7 @@
 """How far two tensors are apart: two numbers and their bounds. Tests and `verify` use no other metric.
 
-Each element's error is relative to its expected magnitude, or to the root mean square of the expected tensor where that is
-larger. So entries near zero do not dominate:
+Each element's error is relative to its expected magnitude, or to the root mean square of the expected tensor where
+that is larger. So entries near zero do not dominate:
 
     e = |actual - expected| / max(|expected|, rms(expected)),     max = max(e),  rms = sqrt(mean(e^2))
 """
@@ -25,6 +25,7 @@ class Deviation:
         return self.max <= bound.max and self.rms <= bound.rms
 
     def times(self, factor: float) -> Deviation:
+        """Both numbers times `factor`."""
         return Deviation(factor * self.max, factor * self.rms)
 
     def __str__(self) -> str:
@@ -43,7 +44,7 @@ _PIECE = 1 << 24  # elements converted to float64 at a time
 
 
 def deviation(actual: torch.Tensor, expected: torch.Tensor) -> Deviation:
-    """The deviation of `actual` from `expected`, of the same shape, computed in float64. Raises ValueError for other shapes."""
+    """The deviation of `actual` from `expected`, computed in float64. Raises ValueError where the shapes differ."""
     if actual.shape != expected.shape:
         raise ValueError(f"shapes differ: {tuple(actual.shape)} and {tuple(expected.shape)}")
     if not bool(torch.isfinite(actual).all()):

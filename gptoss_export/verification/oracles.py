@@ -1,95 +1,56 @@
-"""What an artifact's logits are held against: the same checkpoint, run by something else.
+"""Oracles: other implementations of the model, whose logits an artifact's are compared with.
 
-  transformers   Hugging Face's GptOssForCausalLM, eager attention, in float32 or bfloat16
-  reference      this project's graph run eagerly over the ops' references in float32; no other software
-                 to install, but it shares the graph with what it checks
+  transformers   Hugging Face's model with eager attention
+  reference      this project's decoder, run eagerly over the references of its ops. It needs no other software, but it
+                 shares the decoder with what it checks
 
-The build rounds plain experts (layout hf-bf16) to MXFP4. There the oracle's experts are rounded the same
-way, so that `verify` shows what compiling changed and not what quantizing did.
+Both have the weights that a build of the checkpoint has. A build rounds experts that are stored as plain matrices to
+MXFP4, and the oracles use the rounded experts too. So `verify` shows what compiling changed, and not what rounding
+changed.
 """
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
-from ..model import mxfp4
+from ..artifact.programs import Sizes, kv_cache_names, kv_caches
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..errors import UsageError
 from ..compiler.export import build_model
-from ..model.kv_cache import CacheShape
-from ..model.decoder import GptOss, yarn_inv_freq
+from ..errors import UsageError
+from ..model.decoder import Caches, GptOss, yarn_inv_freq
+from ..model.dtypes import dtype_name, torch_dtype
 from ..model.ops.norm import rms_norm
-
-if TYPE_CHECKING:
-    from transformers import GptOssForCausalLM
-
-_ODD = 6364136223846793005  # spreads the digests of layers over 64 bits
+from ..model.parameters import INV_FREQ
+from .near_ties import Routing
 
 
 @dataclass(frozen=True)
-class Routing:
-    """How the routers of a pass chose for each token, over all layers.
+class OracleOutput:
+    """logits: position -> [V] float32 on the CPU, for the positions that were asked for. routing: of all tokens."""
 
-    margin [n] float32, in logits: by how much the last chosen expert beat the next one, the least of all layers;
-    infinite where every expert is chosen. A margin under the rounding of the dtype may fall either way.
-    chosen [n] int64: a digest of the experts chosen, equal for tokens whose experts are equal in every layer.
-    """
-
-    margin: torch.Tensor
-    chosen: torch.Tensor
-
-    @classmethod
-    def of_layer(cls, logits: torch.Tensor, chosen: torch.Tensor) -> Routing:
-        """Of one layer: router logits [n, E], indices of the chosen experts [n, k]."""
-        values = torch.randint(-(2**62), 2**62, (logits.size(-1),), generator=torch.Generator().manual_seed(0))
-        return cls(_margin(logits, chosen.size(-1)), values[chosen.cpu()].sum(dim=-1))  # whatever their order
-
-    @classmethod
-    def through(cls, layers: list[Routing]) -> Routing:
-        """Of all layers, given in order."""
-        chosen = torch.zeros_like(layers[0].chosen)
-        for layer in layers:
-            chosen = chosen * _ODD + layer.chosen  # wraps around
-        return cls(torch.stack([layer.margin for layer in layers]).amin(dim=0), chosen)
-
-    @classmethod
-    def joined(cls, pieces: list[Routing]) -> Routing:
-        """Of consecutive tokens."""
-        return cls(torch.cat([piece.margin for piece in pieces]), torch.cat([piece.chosen for piece in pieces]))
+    logits: dict[int, torch.Tensor]
+    routing: Routing
 
 
 class Oracle(ABC):
-    """One forward pass over a whole sequence."""
+    """A model that runs a whole sequence."""
 
     @abstractmethod
-    def logits(self, tokens: list[int], rows: list[int]) -> torch.Tensor:
-        """Logits after the tokens at `rows` of a sequence: [rows, V] float32 on the CPU."""
-
-    @abstractmethod
-    def routing(self) -> Routing:
-        """Of all tokens of the last pass."""
-
-
-def open_oracle(name: str, folder: Path, dtype: torch.dtype, device: torch.device) -> Oracle:
-    """The oracle called `name` for the checkpoint at `folder`."""
-    checkpoint = open_checkpoint(folder)
-    check_oracle(name)
-    if name == "transformers":
-        return Transformers(checkpoint, dtype, device)
-    return Reference(checkpoint, dtype, device)
+    def run(self, tokens: Sequence[int], rows: Sequence[int]) -> OracleOutput:
+        """Run a sequence; the logits after its tokens at the positions `rows`."""
 
 
 def check_oracle(name: str) -> None:
-    """Raise UsageError where there is no such oracle, or it is not installed."""
-    if name not in ("transformers", "reference"):
-        raise UsageError(f"--oracle {name}: expected transformers or reference")
+    """Raise UsageError where there is no such oracle, or where it is not installed."""
+    if name not in _ORACLES:
+        raise UsageError(f"--oracle {name}: expected {' or '.join(_ORACLES)}")
     if name == "transformers" and importlib.util.find_spec("transformers") is None:
         raise UsageError(
             "--oracle transformers: transformers is not installed; "
@@ -97,143 +58,92 @@ def check_oracle(name: str) -> None:
         )
 
 
-class Transformers(Oracle):
+def open_oracle(name: str, folder: Path, dtype: torch.dtype, device: torch.device) -> Oracle:
+    """The oracle called `name` for the checkpoint in `folder`. Raises UsageError as `check_oracle`, CheckpointError."""
+    check_oracle(name)
+    return _ORACLES[name](open_checkpoint(folder), dtype, device)
+
+
+class TransformersOracle(Oracle):
+    """Hugging Face's model, in one pass over the sequence."""
+
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
         import transformers
 
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        self.model = _from_layout(checkpoint, dtype, device).eval()
-        self.device = device
+        self._model: Any = checkpoint.layout.load_transformers(checkpoint, dtype, device).eval()
+        self._device = device
         self._layers: list[Routing] = []
-        for layer in self.model.model.layers:
+        for layer in self._model.model.layers:
             layer.mlp.router.register_forward_hook(self._record)
 
-    def _record(self, module: torch.nn.Module, inputs: tuple, outputs: tuple) -> None:
+    def _record(self, module: torch.nn.Module, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         logits, _, chosen = outputs
         self._layers.append(Routing.of_layer(logits, chosen))
 
     @torch.inference_mode()
-    def logits(self, tokens: list[int], rows: list[int]) -> torch.Tensor:
+    def run(self, tokens: Sequence[int], rows: Sequence[int]) -> OracleOutput:
         self._layers.clear()
-        ids = torch.tensor([tokens], device=self.device)
-        hidden = self.model.model(ids, use_cache=False).last_hidden_state[0]
-        return self.model.lm_head(hidden[torch.tensor(rows, device=self.device)]).float().cpu()
-
-    def routing(self) -> Routing:
-        return Routing.through(self._layers)
+        ids = torch.tensor([list(tokens)], device=self._device)
+        hidden = self._model.model(ids, use_cache=False).last_hidden_state[0]
+        logits = self._model.lm_head(hidden[torch.tensor(list(rows), device=self._device)]).float().cpu()
+        return OracleOutput(dict(zip(rows, logits, strict=True)), Routing.of_layers(self._layers))
 
 
-def _from_layout(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> GptOssForCausalLM:
-    from transformers import GptOssForCausalLM, Mxfp4Config
-
-    common = {"dtype": dtype, "attn_implementation": "eager", "device_map": device}
-    if checkpoint.layout.name == "hf":
-        packed = Mxfp4Config(dequantize=True)
-        return GptOssForCausalLM.from_pretrained(checkpoint.folder, quantization_config=packed, **common)
-    if checkpoint.layout.name == "hf-bf16":
-        model = GptOssForCausalLM.from_pretrained(checkpoint.folder, **common)
-        for layer in model.model.layers:
-            for matrix in (layer.mlp.experts.gate_up_proj, layer.mlp.experts.down_proj):
-                for expert in matrix.data:
-                    expert.copy_(mxfp4.dequantize(*mxfp4.quantize(expert.T)).T)
-        return model
-    return _from_parameters(checkpoint, dtype, device)
-
-
-def _from_parameters(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> GptOssForCausalLM:
-    """transformers does not read the original layout: build its model and fill it in."""
-    from transformers import GptOssConfig, GptOssForCausalLM
-
-    from ..checkpoint.synthetic import hugging_face_config
-
-    config = GptOssConfig(**hugging_face_config(checkpoint.config))
-    config._attn_implementation = "eager"
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            model = GptOssForCausalLM(config)
-    finally:
-        torch.set_default_dtype(default)
-    heads, kv_heads = checkpoint.config.num_attention_heads, checkpoint.config.num_key_value_heads
-    sizes = [count * checkpoint.config.head_dim for count in (heads, kv_heads, kv_heads)]
-    state: dict[str, torch.Tensor] = {}
-    for name in checkpoint.parameters():
-        if name.endswith("_blocks"):
-            stem = name.removesuffix("_blocks")
-            state[stem] = mxfp4.dequantize(checkpoint.parameter(name), checkpoint.parameter(f"{stem}_scales")).mT
-        elif "qkv_proj" in name:
-            for letter, piece in zip("qkv", checkpoint.parameter(name).split(sizes), strict=True):
-                state[name.replace("qkv", letter)] = piece
-        elif not name.endswith("_scales"):
-            state[name] = checkpoint.parameter(name)
-    model.load_state_dict(state, strict=True)
-    return model
-
-
-class Reference(Oracle):
-    """Eager, in chunks, so that the scores of the reference attention stay small."""
+class ReferenceOracle(Oracle):
+    """This project's decoder, in chunks, so that the scores of the reference attention stay small."""
 
     CHUNK = 128
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
-        self.config, self.device, self.dtype = checkpoint.config, device, dtype
-        self.model: GptOss = build_model(self.config, dtype).to_empty(device=device)
-        parameters = dict(self.model.named_parameters())
-        for name in checkpoint.parameters():
-            parameters[name].data.copy_(checkpoint.parameter(name))
-        inv_freq = yarn_inv_freq(self.config.rope, self.config.head_dim)
-        parameters["model.rotary_emb.inv_freq"].data.copy_(inv_freq)
-        self._pieces: list[Routing] = []
+        self._config, self._device, self._dtype = checkpoint.config, device, dtype
+        self._model: GptOss = build_model(self._config, dtype).to_empty(device=device)
+        parameters = dict(self._model.named_parameters())
+        for _, group in checkpoint.converted_groups():
+            for name, value in group.items():
+                parameters[name].data.copy_(value)
+            del group  # so that one layer of the checkpoint is in memory at a time
+        parameters[INV_FREQ].data.copy_(yarn_inv_freq(self._config.rope, self._config.head_dim))
         self._layers: list[Routing] = []
-        for layer in self.model.model.layers:
-            layer.mlp.register_forward_hook(self._record)
+        mlp: Any
+        for mlp in (layer.mlp for layer in self._model.model.layers):
+            mlp.register_forward_hook(self._record)
 
-    def _record(self, module: torch.nn.Module, inputs: tuple, outputs: torch.Tensor) -> None:
+    def _record(self, module: torch.nn.Module, inputs: tuple[Any, ...], outputs: torch.Tensor) -> None:
         x, norm = inputs[:2]
-        router = module.router
+        router: Any = module.router
         normed = rms_norm(x, norm.weight, norm.eps)
         logits = torch.nn.functional.linear(normed, router.weight.float(), router.bias.float())
-        chosen = logits.sort(dim=-1, descending=True, stable=True).indices[:, : module.choices]
+        chosen = logits.sort(dim=-1, descending=True, stable=True).indices[:, : self._config.num_experts_per_tok]
         self._layers.append(Routing.of_layer(logits, chosen))
 
     @torch.inference_mode()
-    def logits(self, tokens: list[int], rows: list[int]) -> torch.Tensor:
-        chunk, config = self.CHUNK, self.config
-        shape = CacheShape(1, len(tokens), chunk)
-        caches = [
-            tuple(
-                torch.zeros(shape.tensor(config, layer), dtype=self.dtype, device=self.device) for _ in "kv"
-            )
-            for layer in range(config.num_hidden_layers)
-        ]
-        slots, wanted, found = torch.zeros(1, dtype=torch.int64, device=self.device), sorted(set(rows)), {}
-        self._pieces.clear()
-        for start in range(0, len(tokens), chunk):
-            piece = torch.tensor([tokens[start : start + chunk]], device=self.device)
-            positions = torch.arange(start, start + piece.size(1), device=self.device)[None]
+    def run(self, tokens: Sequence[int], rows: Sequence[int]) -> OracleOutput:
+        caches, slots = self._empty_caches(len(tokens)), torch.zeros(1, dtype=torch.int64, device=self._device)
+        found: dict[int, torch.Tensor] = {}
+        pieces: list[Routing] = []
+        for start in range(0, len(tokens), self.CHUNK):
+            piece = torch.tensor([list(tokens[start : start + self.CHUNK])], device=self._device)
+            end = start + piece.size(1)
             self._layers.clear()
-            hidden = self.model.backbone(piece, positions, slots, caches)
-            self._pieces.append(Routing.through(self._layers))
-            for row in (row for row in wanted if start <= row < start + piece.size(1)):
-                found[row] = self.model.unembed(hidden[row - start][None])[0][0].cpu()
-        return torch.stack([found[row] for row in rows])
+            hidden = self._model.backbone(piece, torch.arange(start, end, device=self._device)[None], slots, caches)
+            pieces.append(Routing.of_layers(self._layers))
+            for row in rows:
+                if start <= row < end:
+                    found[row] = self._model.unembed(hidden[row - start][None])[0][0].cpu()
+        return OracleOutput({row: found[row] for row in rows}, Routing.join(pieces))
 
-    def routing(self) -> Routing:
-        return Routing.joined(self._pieces)
-
-
-def _margin(logits: torch.Tensor, choices: int) -> torch.Tensor:
-    """By how much the last chosen of [n, E] router logits beats the first one not chosen: [n] on the CPU."""
-    if logits.size(-1) == choices:
-        return torch.full((logits.size(0),), torch.inf)
-    values = logits.float().topk(choices + 1, dim=-1).values
-    return (values[:, choices - 1] - values[:, choices]).cpu()
+    def _empty_caches(self, length: int) -> Caches:
+        """The caches of one sequence of `length` tokens."""
+        specs = kv_caches(self._config, Sizes(1, length, (self.CHUNK,)), dtype_name(self._dtype))
+        tensors = {
+            item.name: torch.zeros(item.shape, dtype=torch_dtype(item.dtype), device=self._device) for item in specs
+        }
+        return [(tensors[k], tensors[v]) for k, v in kv_cache_names(self._config)]
 
 
-def release() -> None:
-    """Give the memory of a dropped model back, before the next one is loaded."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+_ORACLES: dict[str, type[TransformersOracle] | type[ReferenceOracle]] = {
+    "transformers": TransformersOracle,
+    "reference": ReferenceOracle,
+}

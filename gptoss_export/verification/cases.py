@@ -1,0 +1,119 @@
+"""The cases that `verify` runs: which prompts, and at which positions their logits are compared.
+
+One random sequence serves all cases: every prompt is a beginning of it. An artifact prefills a prompt and then
+decodes the next DECODED tokens of the sequence, one at a time, whatever its logits say (teacher forcing).
+
+Compared are the logits after the last LAST_ROWS prompt tokens and after each decoded token. The longest prompt is
+compared at positions all over it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..artifact.manifest import Manifest
+from ..errors import UsageError, raise_all
+from ..runtime.runner import Runner
+
+DECODED = 8  # decode steps after each prefill
+LAST_ROWS = 24  # prompt positions that are compared, the last ones
+MAX_LOGITS = 2**28  # logits that are compared over the longest prompt, at most
+BATCH = 8  # prompts of the batch case, at most
+
+
+@dataclass(frozen=True)
+class Case:
+    """Prompts that run together, one in each slot, given by their lengths.
+
+    sampled  True for the longest prompt: positions all over it are compared, not only its last ones
+    """
+
+    label: str
+    prompts: tuple[int, ...]
+    sampled: bool = False
+
+    @property
+    def longest(self) -> int:
+        return max(self.prompts)
+
+    def prompt_rows(self, length: int, vocabulary: int) -> set[int]:
+        """The positions of a prompt of `length` tokens whose logits are compared."""
+        last = set(range(max(0, length - LAST_ROWS), length))
+        if not self.sampled:
+            return last
+        count = max(LAST_ROWS, min(length, MAX_LOGITS // vocabulary))
+        return last | {index * length // count for index in range(count)}
+
+
+def make_cases(manifests: Sequence[Manifest], lengths: list[int] | None) -> list[Case]:
+    """A case for each length, and one of a batch, that all of these artifacts can run.
+
+    lengths None: lengths around every border of the artifacts. Raises UsageError for a length that does not fit.
+    """
+    limit = min(manifest.sizes.max_context for manifest in manifests) - DECODED
+    chosen = _check_lengths(lengths or default_lengths(manifests, limit) or [1], limit)
+    slots = min(manifest.sizes.max_batch for manifest in manifests)
+    single = [Case(str(length), (length,), sampled=length == chosen[-1]) for length in chosen]
+    return [*single, *_batch_case(slots, chosen)]
+
+
+def default_lengths(manifests: Iterable[Manifest], limit: int) -> list[int]:
+    """Prompt lengths around every border that one of these artifacts has, up to `limit`, in ascending order.
+
+    The borders are what implementations get wrong: the sliding window, the prefill chunk, the wrap of the cache of
+    sliding layers, and the position from which YaRN extrapolates.
+    """
+    lengths = {1}
+    for manifest in manifests:
+        window, chunk = manifest.model.sliding_window, max(manifest.sizes.prefill_chunks)
+        ring = window + chunk
+        yarn = manifest.model.rope.original_max_position_embeddings
+        lengths |= {border + step for border in (window, chunk, ring, 2 * ring, yarn) for step in (-1, 0, 1)}
+    return sorted(length for length in lengths if 1 <= length <= limit)
+
+
+def run_case(runner: Runner, case: Case, tokens: Sequence[int]) -> tuple[list[int], torch.Tensor]:
+    """Run the prompts of a case, which are beginnings of `tokens`.
+
+    Returns the compared positions [n] of all prompts, and the artifact's logits there, [n, V] float32 on the CPU.
+    """
+    rows: list[int] = []
+    found: list[torch.Tensor] = []
+    runner.reset()
+    for slot, length in enumerate(case.prompts):
+        wanted = case.prompt_rows(length, runner.manifest.model.vocab_size)
+        start = 0
+        for block in runner.prefill_logits(tokens[:length], slot):
+            chosen = [index for index in range(len(block)) if start + index in wanted]
+            found.append(torch.as_tensor(block[chosen]).cpu())
+            rows += [start + index for index in chosen]
+            start += len(block)
+    idle = [None] * (runner.manifest.sizes.max_batch - len(case.prompts))
+    for step in range(DECODED):
+        positions = [length + step for length in case.prompts]
+        logits = runner.decode([*(tokens[position] for position in positions), *idle])
+        rows += positions
+        found.append(torch.as_tensor(logits[: len(positions)]).cpu())
+    return rows, torch.cat(found)
+
+
+def _check_lengths(lengths: list[int], limit: int) -> list[int]:
+    raise_all(
+        UsageError,
+        f"--lengths that the artifact cannot run (context {limit + DECODED}, {DECODED} tokens are decoded)",
+        [f"{length}: expected 1 to {limit}" for length in lengths if not 1 <= length <= limit],
+    )
+    return sorted(set(lengths))
+
+
+def _batch_case(slots: int, lengths: list[int]) -> list[Case]:
+    """Prompts of different lengths in all slots (at most BATCH), the longest first. No case where there is one slot."""
+    slots = min(slots, BATCH)
+    if slots == 1:
+        return []
+    candidates = sorted({*lengths, *(max(1, lengths[-1] * part // slots) for part in range(1, slots))})
+    chosen = tuple(candidates[-1 - index * len(candidates) // slots] for index in range(slots))
+    return [Case("batch " + " ".join(map(str, chosen)), chosen)]

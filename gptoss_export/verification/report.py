@@ -1,0 +1,91 @@
+"""The report of `verify`: one row for each case."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .metric import Deviation
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What another artifact gave on the same tokens.
+
+    gated       its deviation from the oracle, as `Row.gated`
+    difference  the deviation of the first artifact from it, over the same rows
+    top1        how often the two agree on the most likely token, 0 to 1
+    """
+
+    gated: Deviation
+    difference: Deviation
+    top1: float
+
+    def within(self, bound: Deviation) -> bool:
+        """Whether it passes. Two artifacts within the bound differ by at most twice the bound."""
+        return self.gated.within(bound) and self.difference.within(bound.times(2))
+
+
+@dataclass(frozen=True)
+class Row:
+    """The comparison of one case with the oracle.
+
+    label         the lengths of its prompts
+    rows          how many positions were compared
+    sampled       whether they lie all over the prompt
+    near_ties     how many of them have a near tie (near_ties.py)
+    all           the deviation over all rows
+    no_tie        over the rows without a near tie; over all rows where each has one
+    oracle        the oracle's own deviation in the artifact's dtype, over all rows; None for float32
+    bound         what `gated` has to be within (bounds.py)
+    gated         what decides: the maximum of `no_tie`, with the rms of `all` if sampled, of `no_tie` otherwise
+    top1          how often artifact and oracle agree on the most likely token, 0 to 1
+    kl            mean Kullback-Leibler divergence of the artifact's distribution from the oracle's, in nats
+    comparison    the comparison with the other artifact, where one was given
+    """
+
+    label: str
+    rows: int
+    sampled: bool
+    near_ties: int
+    all: Deviation
+    no_tie: Deviation
+    oracle: Deviation | None
+    bound: Deviation
+    gated: Deviation
+    top1: float
+    kl: float
+    comparison: Comparison | None
+
+    @property
+    def passed(self) -> bool:
+        return self.gated.within(self.bound) and (self.comparison is None or self.comparison.within(self.bound))
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of one verification.
+
+    artifact, compare_with  folders; compare_with is None where no other artifact was given
+    oracle, dtype           the oracle's name, the artifact's dtype
+    near_tie                the router margin, in logits, below which a token has a near tie; 0 for float32
+    near_ties, tokens       how many of the sequence's tokens have one, and how many tokens it has
+    """
+
+    artifact: str
+    compare_with: str | None
+    oracle: str
+    dtype: str
+    near_tie: float
+    near_ties: int
+    tokens: int
+    rows: list[Row]
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.rows) and all(row.passed for row in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields by name, and `passed` for the report and for each row."""
+        rows = [asdict(row) | {"passed": row.passed} for row in self.rows]
+        return {"passed": self.passed} | asdict(self) | {"rows": rows}

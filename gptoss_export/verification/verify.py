@@ -1,0 +1,147 @@
+"""Is an artifact right? Compares its logits with an oracle's on the same checkpoint.
+
+cases.py       which prompts are run, and at which positions their logits are compared
+oracles.py     what they are compared with
+metric.py      how far two tensors are apart
+near_ties.py   tokens that two correct implementations may route to different experts
+bounds.py      how far an artifact may deviate
+report.py      the result
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+
+from ..artifact.manifest import Manifest, load_manifest
+from ..checkpoint import open_checkpoint
+from ..errors import UsageError, raise_all
+from ..loading import load
+from ..model.config import ModelConfig
+from ..model.dtypes import dtype_name, torch_dtype
+from ..progress import Progress
+from .bounds import Bounds
+from .cases import DECODED, Case, make_cases, run_case
+from .compare import compare_case
+from .near_ties import near_tie_margin
+from .oracles import OracleOutput, check_oracle, open_oracle
+from .report import Report
+
+# case -> the positions that were compared, and the logits [n, V] there
+Results: TypeAlias = dict[Case, tuple[list[int], torch.Tensor]]
+
+
+def verify(
+    artifact: Path | str,
+    checkpoint: Path | str,
+    oracle: str = "transformers",
+    lengths: list[int] | None = None,
+    verify_hashes: bool = True,
+    progress: Progress | None = None,
+    compare_with: Path | str | None = None,
+) -> Report:
+    """Compare the artifact with an oracle on the checkpoint that it was built from. `Report.passed` is the answer.
+
+    oracle         "transformers" or "reference"
+    lengths        prompt lengths; None: around every border of the artifact
+    verify_hashes  compare the hashes of all files of the artifact when it is loaded
+    compare_with   another artifact of the checkpoint, which is compared with the oracle and with the first one. Only
+                   cases that both can run are used
+
+    Raises UsageError for options that do not fit, CheckpointError, ArtifactError.
+    """
+    progress = progress or Progress()
+    folders = [Path(folder) for folder in (artifact, compare_with) if folder is not None]
+    checkpoint = Path(checkpoint)
+    check_oracle(oracle)
+    manifests = [load_manifest(folder) for folder in folders]
+    _check_manifests(folders, manifests, open_checkpoint(checkpoint).config)
+    manifest = manifests[0]
+    cases = make_cases(manifests, lengths)
+    tokens = _random_tokens(max(case.longest for case in cases) + DECODED, manifest.model.vocab_size)
+
+    results = [_run_artifact(folder, cases, tokens, verify_hashes, progress) for folder in folders]
+    rows = sorted({row for compared, _ in results[0].values() for row in compared})
+
+    def run_oracle(dtype: torch.dtype) -> OracleOutput:
+        with progress.stage(f"run {oracle} in {dtype_name(dtype)}"):
+            output = open_oracle(oracle, checkpoint, dtype, torch.device(manifest.device)).run(tokens, rows)
+        _free_memory()
+        return output
+
+    dtype = torch_dtype(manifest.dtype)
+    exact = run_oracle(torch.float32)
+    rounded = None if dtype == torch.float32 else run_oracle(dtype)
+    near_tie = 0.0 if rounded is None else near_tie_margin(exact.routing, rounded.routing)
+    no_tie = (exact.routing.margin >= near_tie).tolist()
+
+    sampled_rows = next(compared for case, (compared, _) in results[0].items() if case.sampled)
+    with progress.stage("compare"):
+        bounds = Bounds(exact.logits, None if rounded is None else rounded.logits, no_tie, sampled_rows)
+        others = results[1] if compare_with is not None else None
+        compared_rows = [
+            compare_case(case, compared, logits, bounds, None if others is None else others[case][1])
+            for case, (compared, logits) in results[0].items()
+        ]
+    return Report(
+        artifact=str(artifact),
+        compare_with=None if compare_with is None else str(compare_with),
+        oracle=oracle,
+        dtype=manifest.dtype,
+        near_tie=near_tie,
+        near_ties=no_tie.count(False),
+        tokens=len(tokens),
+        rows=compared_rows,
+    )
+
+
+def _run_artifact(
+    folder: Path, cases: Sequence[Case], tokens: Sequence[int], verify_hashes: bool, progress: Progress
+) -> Results:
+    with progress.stage(f"load {folder}"):
+        runner = load(folder, verify_hashes)
+    with progress.stage(f"run {folder}"):
+        results: Results = {}
+        for case in cases:
+            progress.update(f"run {folder}: prompt of {case.label} tokens")
+            results[case] = run_case(runner, case, tokens)
+    del runner
+    _free_memory()
+    return results
+
+
+def _random_tokens(count: int, vocabulary: int) -> list[int]:
+    generator = random.Random(0)
+    return [generator.randrange(vocabulary) for _ in range(count)]
+
+
+def _check_manifests(folders: Sequence[Path], manifests: Sequence[Manifest], config: ModelConfig) -> None:
+    """Raise UsageError where an artifact is of another model, or where the two artifacts cannot be compared."""
+    for manifest in manifests:
+        problems = [
+            f"{field.name}: the checkpoint has {found!r}, the artifact {built!r}"
+            for field in fields(manifest.model)
+            if (found := getattr(config, field.name)) != (built := getattr(manifest.model, field.name))
+            and field.name != "eos_token_ids"
+        ]
+        raise_all(UsageError, "--checkpoint is another model than the artifact was built from", problems)
+    first = manifests[0]
+    for folder, other in zip(folders[1:], manifests[1:], strict=True):
+        if (other.dtype, other.device) != (first.dtype, first.device):
+            raise UsageError(
+                f"--compare-with: {folder} is {other.dtype} for {other.device}, "
+                f"expected {first.dtype} for {first.device} as {folders[0]} is"
+            )
+
+
+def _free_memory() -> None:
+    """Give back the memory of a model that was dropped, before the next one is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
