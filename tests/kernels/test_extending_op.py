@@ -1,7 +1,7 @@
 """An op is one file and one line, and a kernel is optional: two ops are added from outside of the package.
 
-`gptoss::doubled` has no kernel. `gptoss::shifted` has one in plain Triton, which a package offers by entry point. Ops are
-registered with PyTorch for the whole process, so each check runs in a process of its own.
+`gptoss::doubled` has no kernel. `gptoss::shifted` has one in plain Triton, which a package offers by entry point. Ops
+are registered with PyTorch for the whole process, so each check runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ import pytest
 import torch
 from extension.ops import DOUBLED, SHIFTED
 from gptoss_export.compiler.export import TracedProgram
-from gptoss_export.compiler.lower import kernel_implementations, launch_implementations, lower, reference_implementations
+from gptoss_export.compiler.lower import kernel_implementations, launch_implementations, lower
+from gptoss_export.compiler.lower import reference_implementations
 from gptoss_export.kernels.kernel import ConfigChooser
 from gptoss_export.kernels.registry import kernels
 from gptoss_export.model.ops import OPS

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
+import triton
+from kernel_calls import LAUNCHES
 from kernel_cases import PartsByKernels, is_covered
 from launch_recorder import record
-from test_compile import LAUNCHES
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gptoss_export.errors import LoweringError, UsageError
@@ -118,7 +119,7 @@ def test_tuned_configs_of_other_kernels_are_refused() -> None:
     op, arguments = call("decode")
     configs = tuned("decode")
     configs.entries[0].config["attend"]["slots"] = 3
-    with pytest.raises(UsageError, match="entry attention .* run gptoss-export tune again"):
+    with pytest.raises(UsageError, match=r"entry attention .* run gptoss-export tune again"):
         record(op, arguments, (configs,))
 
 
@@ -189,24 +190,24 @@ def test_several_packages_offer_kernels(offer: Any) -> None:
 
 def test_two_packages_with_kernels_for_one_op_are_refused(offer: Any) -> None:
     offer(one={"rotary": KERNELS["rotary"]}, other={"rotary": KERNELS["rotary"]})
-    with pytest.raises(LoweringError, match="rotary: offered by .*one:KERNELS and by .*other:KERNELS; uninstall one"):
+    with pytest.raises(LoweringError, match=r"rotary: offered by .*one:KERNELS and by .*other:KERNELS; uninstall one"):
         registry.kernels()
 
 
 def test_kernels_for_an_unknown_op_are_refused(offer: Any) -> None:
     offer(one={"rotaries": KERNELS["rotary"]})
-    with pytest.raises(LoweringError, match="rotaries: offered by .*one:KERNELS, expected one of sink_attention"):
+    with pytest.raises(LoweringError, match=r"rotaries: offered by .*one:KERNELS, expected one of sink_attention"):
         registry.kernels()
 
 
 def test_no_package_with_kernels_is_refused(offer: Any) -> None:
     offer()
-    with pytest.raises(LoweringError, match="no installed package offers kernels .*gptoss_export.kernels"):
+    with pytest.raises(LoweringError, match=r"no installed package offers kernels .*gptoss_export.kernels"):
         registry.kernels()
 
 
 def test_a_package_that_cannot_be_imported_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = EntryPoint("one", "gptoss_no_such_module:KERNELS", registry.KERNELS)
     monkeypatch.setattr(registry, "entry_points", lambda group: [entry])
-    with pytest.raises(LoweringError, match="one.* cannot be imported: No module named 'gptoss_no_such_module'"):
+    with pytest.raises(LoweringError, match=r"one.* cannot be imported: No module named 'gptoss_no_such_module'"):
         registry.kernels()

@@ -1,0 +1,143 @@
+"""Calls of the ops at the sizes of gpt-oss-20b, on the meta device, and the kernels that each call launches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+HIDDEN, INTER, EXPERTS, CHOICES, VOCABULARY = 2880, 2880, 32, 4, 201088
+KV_HEADS, GROUP, HEAD_DIM = 8, 8, 64
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def attention(sequences: int, length: int, rows: int, window: int) -> dict[str, Any]:
+    return {
+        "query": empty(sequences, length, KV_HEADS * GROUP, HEAD_DIM),
+        "k_cache": empty(64, KV_HEADS, rows + 1, HEAD_DIM),
+        "v_cache": empty(64, KV_HEADS, rows + 1, HEAD_DIM),
+        "sinks": empty(KV_HEADS * GROUP),
+        "slots": empty(sequences, dtype=torch.int64),
+        "positions": empty(sequences, length, dtype=torch.int64),
+        "window": window,
+        "scale": HEAD_DIM**-0.5,
+    }
+
+
+def experts(tokens: int, count: int = EXPERTS) -> dict[str, Any]:
+    def packed(name: str, rows: int, columns: int) -> dict[str, torch.Tensor]:
+        return {
+            f"{name}_blocks": empty(count, rows, columns // 32, 16, dtype=torch.uint8),
+            f"{name}_scales": empty(count, rows, columns // 32, dtype=torch.uint8),
+            f"{name}_bias": empty(count, rows),
+        }
+
+    return {
+        "x": empty(tokens, HIDDEN),
+        "routing_weights": empty(tokens, CHOICES, dtype=torch.float32),
+        "expert_indices": empty(tokens, CHOICES, dtype=torch.int64),
+        **packed("gate_up", 2 * INTER, HIDDEN),
+        **packed("down", HIDDEN, INTER),
+        "alpha": 1.702,
+        "limit": 7.0,
+    }
+
+
+def attention_sublayer(sequences: int, length: int, rows: int, window: int) -> dict[str, Any]:
+    inner, tokens = attention(sequences, length, rows, window), sequences * length
+    del inner["query"]
+    width, heads = (GROUP + 2) * KV_HEADS * HEAD_DIM, GROUP * KV_HEADS
+    return inner | {
+        "x": empty(tokens, HIDDEN, dtype=torch.float32),
+        "norm_weight": empty(HIDDEN),
+        "qkv_weight": empty(width, HIDDEN),
+        "qkv_bias": empty(width),
+        "o_weight": empty(HIDDEN, heads * HEAD_DIM),
+        "o_bias": empty(HIDDEN),
+        "cos": empty(tokens, HEAD_DIM // 2, dtype=torch.float32),
+        "sin": empty(tokens, HEAD_DIM // 2, dtype=torch.float32),
+        "eps": 1e-5,
+    }
+
+
+def kv_write(tokens: int, rows: int) -> dict[str, Any]:
+    inner = attention(1, tokens, rows, 0)
+    key = empty(tokens, KV_HEADS, HEAD_DIM)
+    return {name: inner[name] for name in ("k_cache", "v_cache", "slots", "positions")} | {"key": key, "value": key}
+
+
+def experts_sublayer(tokens: int, count: int = EXPERTS) -> dict[str, Any]:
+    inner = experts(tokens, count)
+    del inner["routing_weights"], inner["expert_indices"]
+    return inner | {
+        "x": empty(tokens, HIDDEN, dtype=torch.float32),
+        "norm_weight": empty(HIDDEN),
+        "router_weight": empty(count, HIDDEN),
+        "router_bias": empty(count),
+        "positions": empty(tokens, dtype=torch.int64),
+        "choices": CHOICES,
+        "eps": 1e-5,
+    }
+
+
+def unembed(rows: int) -> dict[str, Any]:
+    x = empty(rows, HIDDEN, dtype=torch.float32)
+    return {"x": x, "norm_weight": empty(HIDDEN), "weight": empty(VOCABULARY, HIDDEN), "eps": 1e-5}
+
+
+def rotary(tokens: int) -> dict[str, Any]:
+    return {
+        "positions": empty(tokens, dtype=torch.int64),
+        "inv_freq": empty(HEAD_DIM // 2, dtype=torch.float32),
+        "concentration": 1.3,
+    }
+
+
+FEW = ["_gate_up_pdl", "_down_pdl"]
+MANY = ["_count_pairs", "_place_pairs", "_gate_up_many", *2 * ["_down_many", "_sum_choices"]]
+STEP = ["_qkv_pdl", "_attend_next_pdl", "_combine_pdl", "_project_pdl"]
+
+# label: (op, arguments, kernels it launches)
+LAUNCHES: dict[str, tuple[str, Callable[[], dict[str, Any]], list[str]]] = {
+    "decode": ("sink_attention", lambda: attention(1, 1, 8192, 0), ["_attend_pdl", "_combine_pdl"]),
+    "decode, window": ("sink_attention", lambda: attention(1, 1, 640, 128), ["_attend_pdl"]),
+    "prefill": ("sink_attention", lambda: attention(1, 512, 8192, 0), ["_attend_pdl"]),
+    "prefill, window": ("sink_attention", lambda: attention(1, 512, 640, 128), ["_attend_pdl"]),
+    "experts, one token": ("mxfp4_experts", lambda: experts(1), ["_arrange", *FEW]),
+    "experts, batch of 64": ("mxfp4_experts", lambda: experts(64), MANY),
+    "experts, chunk": ("mxfp4_experts", lambda: experts(512), MANY),
+    "cache write, one token": ("kv_write", lambda: kv_write(1, 8192), ["_write_kv"]),
+    "cache write, chunk": ("kv_write", lambda: kv_write(512, 640), ["_write_kv"]),
+    "rotary": ("rotary", lambda: rotary(512), ["_rotary"]),
+    "attention half, one token": ("attention_sublayer", lambda: attention_sublayer(1, 1, 8192, 0), STEP),
+    "attention half, chunk": (
+        "attention_sublayer",
+        lambda: attention_sublayer(1, 512, 640, 128),
+        ["_write_kv", "_attend_pdl"],
+    ),
+    "experts half, one token": ("experts_sublayer", lambda: experts_sublayer(1), ["_router_pdl", *FEW]),
+    "experts half, 8 tokens": ("experts_sublayer", lambda: experts_sublayer(8), ["_router_pdl", *FEW]),
+    "experts half, 128 experts": ("experts_sublayer", lambda: experts_sublayer(1, 128), ["_router_pdl", *FEW]),
+    "experts half, chunk": ("experts_sublayer", lambda: experts_sublayer(512), MANY),
+    "unembedding, one row": ("unembed", lambda: unembed(1), ["_logits_pdl", "_choose_pdl"]),
+    "unembedding, 64 rows": ("unembed", lambda: unembed(64), []),
+}
+
+
+def calls_of_20b(batch: int) -> list[tuple[str, dict[str, Any]]]:
+    """The calls that a build for a context of 8192 makes: decode steps of `batch` sequences, and chunks."""
+    found = [
+        ("experts_sublayer", experts_sublayer(batch)),
+        ("mxfp4_experts", experts(batch)),
+        ("unembed", unembed(batch)),
+    ]
+    chunks = (128, 2048) if batch == 1 else (128,)
+    for window, rows in (0, 8192), (128, 128 + max(chunks)):
+        found += [("attention_sublayer", attention_sublayer(batch, 1, rows, window))]
+        found += [("sink_attention", attention(batch, 1, rows, window))]
+        found += [("sink_attention", attention(1, chunk, rows, window)) for chunk in chunks]
+    return found + [("mxfp4_experts", experts(chunk)) for chunk in chunks]
