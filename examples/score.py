@@ -1,6 +1,9 @@
-"""How likely a text is: the log probability of each of its tokens, and its perplexity.
+"""Print how likely a text is: the log probability of each token after the first, and the perplexity.
 
     python examples/score.py ARTIFACT TEXT
+
+ARTIFACT is a folder that `gptoss-export build` made of a checkpoint with a tokenizer.json. TEXT has two tokens or more.
+Needs tokenizers: pip install 'gptoss-export[text]'
 """
 
 import math
@@ -9,11 +12,11 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from gptoss_export.runtime import Runner
+import gptoss_export
 
 artifact, text = Path(sys.argv[1]), sys.argv[2]
 encoding = Tokenizer.from_file(str(artifact / "tokenizer.json")).encode(text)
-logprobs = Runner.load(artifact).score(encoding.ids)
-for name, value in zip(encoding.tokens[1:], logprobs.tolist(), strict=True):
-    print(f"{value:8.3f}  {name}")
-print(f"perplexity {math.exp(-logprobs.mean()):.1f}")
+logprobs = gptoss_export.load(artifact).score(encoding.ids)
+for token, logprob in zip(encoding.tokens[1:], logprobs.tolist(), strict=True):
+    print(f"{logprob:9.4f}  {token}")
+print(f"perplexity {math.exp(-logprobs.mean()):.2f}")

@@ -1,6 +1,9 @@
-"""Print tokens as they are generated.
+"""Print tokens as they are generated: id, log probability, text.
 
     python examples/stream.py ARTIFACT TEXT
+
+ARTIFACT is a folder that `gptoss-export build` made of a checkpoint with a tokenizer.json. It continues TEXT.
+Needs tokenizers: pip install 'gptoss-export[text]'
 """
 
 import sys
@@ -8,10 +11,11 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from gptoss_export.runtime import Runner, Sampling
+import gptoss_export
 
 artifact, text = Path(sys.argv[1]), sys.argv[2]
 tokenizer = Tokenizer.from_file(str(artifact / "tokenizer.json"))
-runner = Runner.load(artifact)
-for token in runner.stream(tokenizer.encode(text).ids, max_new_tokens=32, sampling=Sampling(0.8, seed=1)):
-    print(tokenizer.decode([token.id]), f"({token.logprob:.2f})", flush=True)
+runner = gptoss_export.load(artifact)
+sampling = gptoss_export.SamplingParams(temperature=0.8, seed=1)
+for token in runner.stream(tokenizer.encode(text).ids, max_new_tokens=32, sampling=sampling):
+    print(f"{token.id:6}  {token.logprob:9.4f}  {tokenizer.decode([token.id])!r}", flush=True)

@@ -22,12 +22,14 @@ COMMANDS = {
 
 
 class Commands(click.Group):
-    """Loads a command's module when it is asked for, so that `--help` stays quick."""
+    """Imports a command's module when it is asked for, so that `--help` stays quick."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order in which a user meets the commands."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The command of that name, None where there is none."""
         if name not in COMMANDS:
             return None
         return importlib.import_module(f".{COMMANDS[name]}", __name__).command
@@ -36,4 +38,15 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="gptoss-export")
 def main() -> None:
-    """Compile gpt-oss checkpoints ahead of time and run the artifacts."""
+    """Compile gpt-oss checkpoints ahead of time and run the artifacts.
+
+    Results go to stdout, as tables or with --json as one JSON object. Progress and errors go to stderr.
+
+    \b
+    Exit codes:
+      0      done
+      1      a check failed: verify found a difference
+      2      an option, an input or this machine is not what the command needs
+      70     a bug in gptoss-export; the traceback is on stderr
+      128+n  stopped by signal n: 130 by Ctrl-C, 143 by SIGTERM
+    """

@@ -3,73 +3,102 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from .output import (
-    Integers, artifact_argument, hashes_option, json_option, print_json, print_table, progress, reports_errors, size,
-)  # fmt: skip
+from .errors import reports_errors
+from .params import Integers, artifact_argument, hashes_option, json_option
+from .progress import progress
+from .tables import make_table, print_json, print_tables, size
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..bench import BenchReport
+
+_LONGEST_NAME = 70  # characters of a kernel's name that are shown
 
 
 @click.command("bench")
 @artifact_argument
 @click.option("--batch", "batches", type=Integers(), default="1", show_default=True, help="Sequences at a time.")
 @click.option("--context", "contexts", type=Integers(), default="1024", show_default=True, help="Prompt lengths.")
-@click.option("--profile", is_flag=True, help="List the kernels of a decode step at the first context (CUDA).")
+@click.option("--profile", is_flag=True, help="List the kernels of a decode step at the first context (CUDA only).")
 @hashes_option
 @json_option
 @reports_errors
-def command(artifact: Path, batches, contexts, profile, verify_hashes, as_json) -> None:
-    """Time ARTIFACT: start-up, prefill, first token, decode, and the share of what the memory allows."""
+def command(
+    artifact: Path, batches: list[int], contexts: list[int], profile: bool, verify_hashes: bool, as_json: bool
+) -> None:
+    """Measure the speed of ARTIFACT.
+
+    Times start-up, prefill, the first token and decode steps. The floor of a decode step is the time to read its
+    weights and KV caches once, at the memory bandwidth measured here.
+    """
     from ..bench import bench
 
-    with progress() as steps:
-        report = bench(artifact, batches, contexts, verify_hashes, profile, steps, own_process=True)
+    with progress() as shown:
+        report = bench(artifact, batches, contexts, verify_hashes, profile, shown, tune_process=True)
     if as_json:
         print_json(report.to_json())
         return
-    print_table(_table(report))
-    print_table(_startup(report), *([_kernels(report)] if report.kernels else []))
-    click.echo(f"bandwidth: {report.bandwidth / 1e12:.2f} TB/s read; weights and cache {size(report.weights_and_cache)}")
+    print_tables([_measurements(report), _startup(report), *([_kernels(report)] if report.kernels else [])])
+    bandwidth = report.bandwidth / 1e12
+    click.echo(f"memory bandwidth: {bandwidth:.2f} TB/s read; weights and KV caches: {size(report.weights_and_cache)}")
     if report.memory:
         above = report.memory / report.weights_and_cache - 1
-        click.echo(f"GPU memory in use, by all processes: {size(report.memory)}, {above:.2%} above weights and cache")
+        click.echo(
+            f"GPU memory in use by all processes: {size(report.memory)}, {above:.2%} above weights and KV caches"
+        )
 
 
-def _startup(report):
-    from rich.table import Table
+def _measurements(report: BenchReport) -> Table:
+    rows = [
+        (
+            str(row.batch),
+            str(row.context),
+            f"{row.prefill_tok_s:,.0f}",
+            f"{row.ttft_s * 1e3:.1f}",
+            f"{row.decode_step_s * 1e3:.3f}",
+            f"{row.decode_tok_s:,.1f}",
+            f"{row.floor_s * 1e3:.3f}",
+            f"{row.share_of_floor:.0%}",
+        )
+        for row in report.measurements
+    ]
+    headings = (
+        "batch",
+        "context",
+        "prefill tok/s",
+        "first token ms",
+        "step ms",
+        "decode tok/s",
+        "floor ms",
+        "of floor",
+    )
+    return make_table(headings, rows, f"{report.artifact} on {report.machine}", numbers_from=0)
 
-    table = Table("start-up", "seconds", "at")
-    passed = 0.0
+
+def _startup(report: BenchReport) -> Table:
+    rows, passed = [], 0.0
     for name, seconds in report.startup_s.items():
         passed += seconds
-        table.add_row(name, f"{seconds:.2f}", f"{passed:.2f}")
-    return table
+        rows.append((name, f"{seconds:.2f}", f"{passed:.2f}"))
+    return make_table(("start-up", "seconds", "since the start"), rows, numbers_from=1)
 
 
-def _kernels(report):
-    from rich.table import Table
-
+def _kernels(report: BenchReport) -> Table:
     total = sum(row.us for row in report.kernels)
-    table = Table("kernel", "launches a step", "us a step", "us each", "share", title=f"decode step, {total:,.0f} us")
-    for row in report.kernels:
-        table.add_row(
-            row.name[:70], f"{row.launches:g}", f"{row.us:.1f}", f"{row.us / row.launches:.2f}", f"{row.us / total:.1%}"
+    rows = [
+        (
+            row.name[:_LONGEST_NAME],
+            f"{row.launches:g}",
+            f"{row.us:.1f}",
+            f"{row.us / row.launches:.2f}",
+            f"{row.us / total:.1%}",
         )
-    return table
-
-
-def _table(report):
-    from rich.table import Table
-
-    table = Table(title=f"{report.artifact} on {report.machine}")
-    headings = ("batch", "context", "prefill tok/s", "first token ms", "step ms", "decode tok/s", "floor ms", "of floor")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for row in report.measurements:
-        table.add_row(
-            str(row.batch), str(row.context), f"{row.prefill_tok_s:,.0f}", f"{row.ttft_s * 1e3:.1f}",
-            f"{row.decode_step_s * 1e3:.3f}", f"{row.decode_tok_s:,.1f}", f"{row.floor_s * 1e3:.3f}",
-            f"{row.share_of_floor:.0%}",
-        )  # fmt: skip
-    return table
+        for row in report.kernels
+    ]
+    headings = ("kernel", "launches a step", "us a step", "us each", "share")
+    return make_table(headings, rows, f"decode step, {total:,.0f} us", numbers_from=1)

@@ -2,74 +2,132 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
-from .output import json_option, print_json, progress, reports_errors, size
+from ..targets import TARGETS
+from .errors import reports_errors
+from .params import json_option
+from .progress import progress
+from .tables import print_json, size
+from .target_options import add_target_options, chosen_target_options
 
 
 @click.command("build")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to make.")
-@click.option("--target", default="aoti", show_default=True, help="What to compile to; see `gptoss-export targets`.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--arch", help="Machine code to build, such as sm_90, or several: sm_90,sm_80; default: this machine's.")
-@click.option("--cpu-isa", type=click.Choice(["portable", "avx2", "avx512"]),
-              help="CPU instructions that code for cpu may use, instead of this machine's level; portable: any 64-bit x86.")
-@click.option("--portable", is_flag=True, help="As --arch portable: of onnx, standard operators alone.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="Default: float32 on cpu, bfloat16 on cuda.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to make. It must not exist."
+)
+@click.option(
+    "--target",
+    default=TARGETS[0],
+    show_default=True,
+    help=f"What to compile to: {', '.join(TARGETS)}. `gptoss-export targets` shows which ones this machine can build.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="What the artifact runs on.  [default: the device of --arch; else the GPU, if this machine has one; else cpu]",
+)
+@click.option("--arch", help="What to compile for, such as sm_90, or several: sm_90,sm_80.  [default: this machine]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    help="Dtype of the matrix products and the KV caches.  [default: float32 on cpu, bfloat16 on cuda]",
+)
 @click.option("--max-batch", type=int, default=1, show_default=True, help="Sequences at a time.")
-@click.option("--max-context", type=int, default=4096, show_default=True, help="Tokens a sequence can hold.")
-@click.option("--prefill-chunk", "prefill_chunks", type=int, multiple=True,
-              help="Tokens a prefill call takes; repeat it for several programs.  [default: 128, at most the context]")  # fmt: skip
-@click.option("--table", "tables", type=click.Path(path_type=Path), multiple=True,
-              help="Measured cuts of the kernels, as `gptoss-export tune` writes them; before those that are shipped.")  # fmt: skip
-@click.option("--stop-token", "stop_tokens", type=int, multiple=True, help="In place of the checkpoint's own.")
+@click.option("--max-context", type=int, default=4096, show_default=True, help="Tokens that a sequence can hold.")
+@click.option(
+    "--prefill-chunk",
+    "prefill_chunks",
+    type=int,
+    multiple=True,
+    help="Tokens that a prefill call takes. May be repeated: one program for each.  [default: what suits the device]",
+)
+@click.option(
+    "--tuned-configs",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Launch configs that `gptoss-export tune` wrote. The build prefers them to the shipped ones. May be repeated.",
+)
+@click.option(
+    "--stop-token",
+    "stop_tokens",
+    type=int,
+    multiple=True,
+    help="Token id that ends a sequence. May be repeated.  [default: those of the checkpoint]",
+)
+@add_target_options
 @json_option
 @reports_errors
 def command(
-    checkpoint, output, target, device, arch, cpu_isa, portable, dtype, max_batch, max_context, prefill_chunks, tables,
-    stop_tokens, as_json
-) -> None:  # fmt: skip
-    """Compile CHECKPOINT into an artifact that `gptoss-export run` and `Runner.load` run."""
-    from ..build import BuildOptions, build
-    from ..errors import UsageError
+    checkpoint: Path,
+    output: Path,
+    target: str,
+    device: str | None,
+    arch: str | None,
+    dtype: str | None,
+    max_batch: int,
+    max_context: int,
+    prefill_chunks: tuple[int, ...],
+    tuned_configs: tuple[Path, ...],
+    stop_tokens: tuple[int, ...],
+    as_json: bool,
+    **target_values: Any,
+) -> None:
+    """Compile CHECKPOINT into an artifact.
 
-    if portable and arch not in (None, "portable"):
-        raise UsageError(f"--portable: means --arch portable, found --arch {arch} beside it; give one of them")
-    if cpu_isa and (arch or portable or device != "cpu"):
-        raise UsageError("--cpu-isa: is for --device cpu, without --arch and --portable, which name what to build for too")
-    if cpu_isa and platform.machine() != "x86_64":
-        raise UsageError(f"--cpu-isa {cpu_isa}: is for x86_64, this machine is {platform.machine()}; leave it out")
-    arch = "portable" if portable else arch
-    if cpu_isa:
-        arch = f"{platform.machine()}-{'DEFAULT' if cpu_isa == 'portable' else cpu_isa.upper()}"
-    chunks = prefill_chunks or (max(1, min(128, max_context)),)
-    options = BuildOptions(target, device, dtype, arch, max_batch, max_context, chunks, stop_tokens or None, tables)
+    An artifact is a folder that `gptoss-export run` and `gptoss_export.load` run.
+    """
+    target_options = chosen_target_options(target, target_values)
+
+    from ..building import BuildOptions, build
+
+    options = BuildOptions(
+        target=target,
+        device=device,
+        arch=arch,
+        dtype=dtype,
+        max_batch=max_batch,
+        max_context=max_context,
+        prefill_chunks=prefill_chunks or None,
+        stop_tokens=stop_tokens or None,
+        tuned_configs=tuned_configs,
+        target_options=target_options,
+    )
     start = time.perf_counter()
-    with progress() as steps:
-        manifest = build(checkpoint, output, options, steps)
-    seconds = time.perf_counter() - start
-    memory = _peak_memory()
+    with progress() as shown:
+        manifest = build(checkpoint, output, options, shown)
+    seconds, memory = time.perf_counter() - start, _peak_memory()
     total = sum(spec.bytes for spec in manifest.files.values())
     if as_json:
-        print_json({
-            "artifact": str(output), "target": manifest.target, "device": manifest.device, "arch": manifest.arch,
-            "dtype": manifest.dtype, "bytes": total, "seconds": seconds, "steps": steps.seconds,
-            "peak_memory_bytes": memory,
-        })  # fmt: skip
+        print_json(
+            {
+                "artifact": str(output),
+                "target": manifest.target,
+                "device": manifest.device,
+                "arch": manifest.arch,
+                "dtype": manifest.dtype,
+                "bytes": total,
+                "seconds": seconds,
+                "stages": shown.seconds,
+                "peak_memory_bytes": memory,
+                "settings": manifest.provenance.options,
+            }
+        )
         return
     click.echo(
-        f"{output}: {manifest.target} for {manifest.arch} in {manifest.dtype}, {size(total)}, built in "
-        f"{seconds:.0f} s with {size(memory)} of memory at most"
+        f"{output}: {manifest.target} for {manifest.device} ({manifest.arch}) in {manifest.dtype}, {size(total)}, "
+        f"built in {seconds:.0f} s with at most {size(memory)} of memory"
     )
 
 
 def _peak_memory() -> int:
-    """Bytes that this process or one of its compilers held at most, mapped files included."""
+    """The most bytes that this process or one of its compilers held, mapped files included."""
     import resource
 
     return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * 1024

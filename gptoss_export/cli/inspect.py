@@ -2,76 +2,105 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from .output import artifact_argument, check_parent, json_option, print_json, print_table, reports_errors, size
+from .errors import reports_errors
+from .params import artifact_argument, check_new_file, html_option, json_option
+from .tables import make_table, print_json, print_tables, readable, size
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+    from ..artifact.manifest import Manifest
+    from ..artifact.programs import TensorSpec
+    from ..targets.base_loader import Table
+
+_GUESSES = "the kernels' own guesses"
+_SHOWN_DIGITS = 16  # of a sha256
 
 
 @click.command("inspect")
 @artifact_argument
-@click.option("--html", type=click.Path(path_type=Path), help="Also write the tables as a page.")
+@html_option
 @json_option
 @reports_errors
-def command(artifact: Path, html, as_json) -> None:
-    """Tell what is in ARTIFACT, from its manifest; opens no compiled code and no weights."""
-    from ..artifact.manifest import check_files, load_manifest
-    from ..targets import TARGETS
+def command(artifact: Path, html: Path | None, as_json: bool) -> None:
+    """Show what is in ARTIFACT.
 
-    check_parent("--html", html)
+    Reads its manifest. Opens no compiled code and no weights.
+    """
+    from ..artifact.files import check_sizes
+    from ..artifact.manifest import load_manifest
+
+    check_new_file("--html", html)
     manifest = load_manifest(artifact)
-    check_files(manifest, artifact)
-    tables = TARGETS[manifest.target].tables(manifest, artifact) if manifest.target in TARGETS else []
+    check_sizes(manifest.files, artifact)
+    tables = _target_tables(manifest, artifact)
     if as_json:
         rows = {table.title: [dict(zip(table.headings, row, strict=True)) for row in table.rows] for table in tables}
         print_json(manifest.to_json() | {"tables": rows})
     if html is not None or not as_json:
-        print_table(*_tables(manifest, tables), html=html, quiet=as_json)
+        more = [make_table(table.headings, table.rows, table.title) for table in tables]
+        shown = [_about(manifest), _settings(manifest), _programs(manifest), *more, _files(manifest)]
+        print_tables(shown, html=html, quiet=as_json)
 
 
-def _tables(manifest, more):
-    from rich.table import Table
+def _target_tables(manifest: Manifest, folder: Path) -> list[Table]:
+    """The tables of the artifact's target; none where this version has no such target or lacks a package for it."""
+    from ..errors import UsageError
+    from ..targets.base_loader import loader
 
+    try:
+        target = loader(manifest.target)
+    except UsageError as error:
+        click.echo(f"note: the tables of target {manifest.target} are left out: {error}", err=True)
+        return []
+    return target.tables(manifest, folder)
+
+
+def _about(manifest: Manifest) -> RichTable:
     model, origin = manifest.model, manifest.provenance
-    about = Table(title="artifact", show_header=False)
-    for key, value in {
+    tuned = [f"{arch}: {'; '.join(labels) or _GUESSES}" for arch, labels in origin.tuned_configs.items()]
+    rows = {
         "target": f"{manifest.target} for {manifest.device} ({manifest.arch}), {manifest.dtype}",
         "built from": manifest.source,
         "built on": f"{origin.system} {origin.machine}, {origin.gpu or 'no GPU'}",
         "built with": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
-        "kernels cut by": "\n".join(
-            f"{arch}: {'; '.join(tables) or 'their own guess'}" for arch, tables in origin.kernels.items()
-        ) or "no table",
+        "tuned configs": "\n".join(tuned),
         "model": f"{model.num_hidden_layers} layers, hidden {model.hidden_size}, {model.num_attention_heads} heads "
-                 f"({model.num_key_value_heads} kv) of {model.head_dim}, {model.num_local_experts} experts "
-                 f"(top {model.num_experts_per_tok}), vocabulary {model.vocab_size}",
+        f"({model.num_key_value_heads} kv) of {model.head_dim}, {model.num_local_experts} experts "
+        f"(top {model.num_experts_per_tok}), vocabulary {model.vocab_size}",
         "window": f"{model.sliding_window} on {model.layer_types.count('sliding_attention')} layers",
-        "sequences": f"{manifest.max_batch} of up to {manifest.max_context} tokens",
-        "stop tokens": ", ".join(map(str, manifest.stop_tokens)) or "none",
-    }.items():  # fmt: skip
-        about.add_row(key, value)
-    programs = Table(title="programs")
-    for heading in ("name", "inputs", "caches", "weights", "outputs"):
-        programs.add_column(heading)
-    for name, spec in manifest.programs.items():
-        roles = [item.role for item in spec.inputs]
-        data = [f"{item.name} {item.dtype} {list(item.shape)}" for item in spec.inputs if item.role == "data"]
-        outputs = [f"{item.name} {item.dtype} {list(item.shape)}" for item in spec.outputs]
-        caches, weights = str(roles.count("cache")), str(roles.count("weight"))
-        programs.add_row(name, ", ".join(data), caches, weights, ", ".join(outputs))
-    files = Table(title="files")
-    for heading in ("name", "size", "sha256"):
-        files.add_column(heading)
-    for name, spec in manifest.files.items():
-        files.add_row(name, size(spec.bytes), spec.sha256[:16])
-    return about, programs, *map(_rich, more), files
+        "sequences": f"{manifest.sizes.max_batch} of up to {manifest.sizes.max_context} tokens",
+        "stop tokens": readable(manifest.stop_tokens),
+    }
+    return make_table(("", ""), rows.items(), "artifact")
 
 
-def _rich(table):
-    from rich.table import Table
+def _settings(manifest: Manifest) -> RichTable:
+    rows = [(name, readable(value)) for name, value in manifest.provenance.options.items()]
+    return make_table(("option", "value"), rows, "build options")
 
-    made = Table(*table.headings, title=table.title)
-    for row in table.rows:
-        made.add_row(*row)
-    return made
+
+def _programs(manifest: Manifest) -> RichTable:
+    from ..artifact.programs import Role
+
+    rows: list[Sequence[str]] = []
+    for name, signature in manifest.programs.items():
+        caches, weights = (len(signature.inputs_of(role)) for role in (Role.CACHE, Role.WEIGHT))
+        inputs, outputs = _spelled(signature.inputs_of(Role.DATA)), _spelled(signature.outputs)
+        rows.append((name, inputs, str(caches), str(weights), outputs))
+    return make_table(("name", "inputs", "KV caches", "weights", "outputs"), rows, "programs")
+
+
+def _spelled(specs: Iterable[TensorSpec]) -> str:
+    return ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in specs)
+
+
+def _files(manifest: Manifest) -> RichTable:
+    rows = [(name, size(spec.bytes), spec.sha256[:_SHOWN_DIGITS]) for name, spec in manifest.files.items()]
+    return make_table(("name", "size", "sha256"), rows, "files")

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import click
 
-from .output import json_option, print_json, progress, reports_errors, size
+from .errors import reports_errors
+from .params import json_option
+from .progress import progress
+from .tables import print_json, size
 
 
 # The choices are written out here because --help must not import torch. A test compares them with the registry.

@@ -4,85 +4,147 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .output import Integers, artifact_argument, check_parent, hashes_option, json_option, print_json, reports_errors
+from .errors import reports_errors
+from .params import Integers, artifact_argument, check_new_file, hashes_option, json_option
+from .tables import print_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from ..runtime.generation import Generation, Token
+    from ..runtime.runner import Runner
+
+_INCOMPLETE = "\ufffd"  # what a part of a character decodes to
 
 
 @click.command("run")
 @artifact_argument
-@click.option("--prompt", help="Text to continue; needs the artifact's tokenizer.json.")
+@click.option("--prompt", help="Text to continue. Needs the artifact's tokenizer.json.")
 @click.option("--tokens", type=Integers(), help="Token ids to continue.")
-@click.option("--tokens-file", type=click.Path(path_type=Path), help="File of token ids, by commas or white space.")
-@click.option("--max-new-tokens", type=int, default=128, show_default=True)
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0: the most likely token.")
-@click.option("--top-k", type=int, default=0, show_default=True, help="0: all tokens.")
-@click.option("--top-p", type=float, default=1.0, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--stop-token", "stop_tokens", type=int, multiple=True, help="In place of the checkpoint's own.")
-@click.option("--no-stop", is_flag=True, help="Go on past stop tokens.")
-@click.option("--logprobs", is_flag=True, help="Also print each token's log probability.")
-@click.option("--save-logits", type=click.Path(path_type=Path), help="Write float32 logits [N, V] as safetensors.")
+@click.option(
+    "--tokens-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="File of token ids to continue, separated by commas or white space.",
+)
+@click.option("--max-new-tokens", type=int, default=128, show_default=True, help="Most tokens to generate.")
+@click.option(
+    "--temperature", type=float, default=0.0, show_default=True, help="0: always the most likely token. Above: sample."
+)
+@click.option("--top-k", type=int, default=0, show_default=True, help="Sample among the k most likely tokens. 0: all.")
+@click.option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Sample among the fewest most likely tokens whose probability reaches p.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same tokens.")
+@click.option(
+    "--stop-token",
+    "stop_tokens",
+    type=int,
+    multiple=True,
+    help="Token id to stop at. May be repeated.  [default: the artifact's stop tokens]",
+)
+@click.option("--no-stop", is_flag=True, help="Stop at no token.")
+@click.option("--logprobs", is_flag=True, help="Print each token with its log probability.")
+@click.option(
+    "--save-logits",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the logits that each token was chosen from as safetensors: float32 [tokens, vocabulary].",
+)
 @hashes_option
 @json_option
 @reports_errors
 def command(
-    artifact, prompt, tokens, tokens_file, max_new_tokens, temperature, top_k, top_p, seed, stop_tokens, no_stop,
-    logprobs, save_logits, verify_hashes, as_json,
-) -> None:  # fmt: skip
+    artifact: Path,
+    prompt: str | None,
+    tokens: list[int] | None,
+    tokens_file: Path | None,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    stop_tokens: tuple[int, ...],
+    no_stop: bool,
+    logprobs: bool,
+    save_logits: Path | None,
+    verify_hashes: bool,
+    as_json: bool,
+) -> None:
     """Continue a prompt with ARTIFACT."""
     from ..errors import UsageError
-    from ..runtime import Runner, Sampling
+    from ..loading import load
+    from ..runtime.sampling_params import SamplingParams
 
-    given = [name for name, value in
-             {"--prompt": prompt, "--tokens": tokens, "--tokens-file": tokens_file}.items()
-             if value is not None]  # fmt: skip
+    prompts = {"--prompt": prompt, "--tokens": tokens, "--tokens-file": tokens_file}
+    given = [option for option, value in prompts.items() if value is not None]
     if len(given) != 1:
-        raise UsageError(f"one of --prompt, --tokens and --tokens-file is needed; found {' and '.join(given) or 'none'}")
-    sampling = Sampling(temperature, top_k, top_p, seed)
-    sampling.check()
-    check_parent("--save-logits", save_logits)
+        raise UsageError(f"one of {', '.join(prompts)} is needed; found {' and '.join(given) or 'none'}")
+    if no_stop and stop_tokens:
+        raise UsageError("--no-stop: found --stop-token as well; give one of them")
+    sampling = SamplingParams(temperature, top_k, top_p, seed)
+    check_new_file("--save-logits", save_logits)
     if tokens_file is not None:
         tokens = _read_tokens(tokens_file)
-    runner = Runner.load(artifact, verify_hashes, own_process=True)
-    tokenizer = _tokenizer(runner, required=prompt is not None)
-    if prompt is not None:
+    runner = load(artifact, verify_hashes, tune_process=True)
+    tokenizer = _open_tokenizer(runner, required=prompt is not None)
+    if prompt is not None and tokenizer is not None:
         tokens = tokenizer.encode(prompt).ids
     if not tokens:
         raise UsageError(f"{given[0]}: holds no tokens, expected one or more")
     stops = () if no_stop else stop_tokens or None
-    if as_json or save_logits or tokenizer is None or logprobs:
-        result = runner.generate(tokens, max_new_tokens, sampling, stops, keep_logits=save_logits is not None)
-        if save_logits is not None:
-            _save(result.logits, save_logits)
-        text = tokenizer.decode(result.tokens) if tokenizer else None
-        if as_json:
-            facts = {
-                "prompt_tokens": result.prompt_tokens, "tokens": result.tokens, "finish": result.finish,
-                "timing": {"load_s": sum(runner.load_seconds.values()), "ttft_s": result.ttft_s,
-                           "decode_tok_s": result.decode_tok_s},
-            }  # fmt: skip
-            facts |= {"logprobs": result.logprobs} if logprobs else {}
-            print_json(facts | ({"text": text} if text is not None else {}))
-        elif logprobs:
-            for token, value in zip(result.tokens, result.logprobs, strict=True):
-                name = f"  {tokenizer.decode([token])!r}" if tokenizer else ""
-                click.echo(f"{token}\t{value:.4f}{name}")
-        else:
-            click.echo(text if text is not None else ",".join(map(str, result.tokens)))
+    if tokenizer is not None and not (as_json or save_logits or logprobs):
+        _print_stream(runner.stream(tokens, max_new_tokens, sampling, stops), tokenizer)
         return
-    _print_as_it_comes(runner.stream(tokens, max_new_tokens, sampling, stops), tokenizer)
+    result = runner.generate(tokens, max_new_tokens, sampling, stops, keep_logits=save_logits is not None)
+    if save_logits is not None:
+        _save(result.logits, save_logits)
+    if as_json:
+        print_json(_json(runner, result, tokenizer, logprobs))
+    elif logprobs:
+        for token, value in zip(result.tokens, result.logprobs, strict=True):
+            text = f"  {tokenizer.decode([token])!r}" if tokenizer else ""
+            click.echo(f"{token}\t{value:.4f}{text}")
+    else:
+        click.echo(tokenizer.decode(result.tokens) if tokenizer else ",".join(map(str, result.tokens)))
 
 
-def _print_as_it_comes(stream, tokenizer) -> None:
-    """Text while it is generated. What a token adds is known once the text before it decodes whole."""
-    tokens, shown = [], ""
+def _json(runner: Runner, result: Generation, tokenizer: Tokenizer | None, logprobs: bool) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "prompt_tokens": result.prompt_tokens,
+        "tokens": result.tokens,
+        "finish": result.finish,
+        "timing": {
+            "load_s": sum(runner.load_seconds.values()),
+            "ttft_s": result.ttft_s,
+            "decode_tok_s": result.decode_tok_s,
+        },
+    }
+    if logprobs:
+        facts["logprobs"] = result.logprobs
+    if tokenizer is not None:
+        facts["text"] = tokenizer.decode(result.tokens)
+    return facts
+
+
+def _print_stream(stream: Iterable[Token], tokenizer: Tokenizer) -> None:
+    """Print text while it is generated. Each time all tokens are decoded, because one may be a part of a character."""
+    tokens: list[int] = []
+    shown = ""
     for token in stream:
         tokens.append(token.id)
         text = tokenizer.decode(tokens)
-        if not text.endswith("\ufffd"):  # half of a character
+        if not text.endswith(_INCOMPLETE):
             sys.stdout.write(text[len(shown) :])
             sys.stdout.flush()
             shown = text
@@ -98,8 +160,8 @@ def _read_tokens(path: Path) -> list[int]:
         raise UsageError(f"--tokens-file {path}: cannot be read as token ids ({error})") from None
 
 
-def _tokenizer(runner, required: bool):
-    """The artifact's tokenizer, None where it has none and none is required."""
+def _open_tokenizer(runner: Runner, required: bool) -> Tokenizer | None:
+    """The artifact's tokenizer; None where there is none, or no library for it, and none is required."""
     from ..errors import UsageError
 
     path = runner.folder / "tokenizer.json"
@@ -119,7 +181,8 @@ def _tokenizer(runner, required: bool):
         raise UsageError(f"{path}: not a tokenizer ({error})") from None
 
 
-def _save(logits, path: Path) -> None:
+def _save(logits: list[Any], path: Path) -> None:
+    """Write logits, of torch or of numpy as the artifact's target gives them."""
     library = "torch" if type(logits[0]).__module__.startswith("torch") else "numpy"
     save_file = importlib.import_module(f"safetensors.{library}").save_file
     save_file({"logits": importlib.import_module(library).stack(logits)}, path)

@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from .output import json_option, print_json, print_table, reports_errors
+from .errors import reports_errors
+from .params import json_option
+from .tables import make_table, print_json, print_tables
 
 
 @click.command("targets")
 @json_option
 @reports_errors
-def command(as_json) -> None:
-    """List what can be built on this machine, and what is missing for the rest."""
-    from rich.table import Table
+def command(as_json: bool) -> None:
+    """List what this machine can build.
 
-    from ..errors import UsageError
+    For what it cannot build, the columns found and fix say what is missing.
+    """
     from ..targets import TARGETS
 
-    rows = []
-    for name in TARGETS:
-        try:
-            target = TARGETS[name]
-        except UsageError as error:  # a package that its module needs
-            rows.append({"target": name, "device": "", "dtypes": [], "ready": False, "detail": str(error), "mend": ""})
-            continue
-        rows += [
-            {"target": name, "device": device, "dtypes": list(dtypes)} | vars(target.available(device))
-            for device, dtypes in target.dtypes.items()
-        ]
+    rows = [row for name in TARGETS for row in _rows(name)]
     if as_json:
         print_json({"targets": rows})
         return
-    table = Table()
-    for heading in ("target", "device", "dtypes", "here", "what was found", "to mend it"):
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(row["target"], row["device"], ", ".join(row["dtypes"]), "ready" if row["ready"] else "no",
-                      row["detail"], row["mend"])  # fmt: skip
-    print_table(table)
+    headings = ("target", "device", "dtypes", "here", "found", "fix")
+    cells = [
+        (
+            row["target"],
+            row["device"],
+            ", ".join(row["dtypes"]),
+            "ready" if row["ready"] else "no",
+            row["detail"],
+            row["fix"],
+        )
+        for row in rows
+    ]
+    print_tables([make_table(headings, cells)])
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    """One row for each device of a target; one alone where a package that its compiler needs is missing."""
+    from ..errors import UsageError
+    from ..targets.base_compiler import compiler
+
+    try:
+        target = compiler(name)
+    except UsageError as error:
+        fix = "install the package"
+        return [{"target": name, "device": "", "dtypes": [], "ready": False, "detail": str(error), "fix": fix}]
+    return [
+        {"target": name, "device": device, "dtypes": list(dtypes)} | vars(target.available(device))
+        for device, dtypes in target.dtypes.items()
+    ]

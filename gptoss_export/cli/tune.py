@@ -3,91 +3,144 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .output import check_parent, json_option, print_json, print_table, progress, reports_errors
+from .errors import reports_errors
+from .params import check_new_file, json_option
+from .progress import progress
+from .tables import make_table, print_json, print_tables
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..kernels.tuned_configs import TunedConfigs
+    from ..tuning.tune import Tuned
 
 
 @click.command("tune")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
-              help="Table to write; what one of the same GPU, torch and Triton holds already is kept, but for what is measured again.")  # fmt: skip
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="File to write. If it exists (same GPU, torch and Triton), new measurements are merged into it.",
+)
 @click.option("--max-batch", type=int, default=1, show_default=True, help="As for `build`.")
 @click.option("--max-context", type=int, default=4096, show_default=True, help="As for `build`.")
-@click.option("--prefill-chunk", "prefill_chunks", type=int, multiple=True, help="As for `build`.  [default: 128]")
-@click.option("--only", multiple=True, help="Tune the kernels of this name alone, such as attention; may be repeated.")
+@click.option(
+    "--prefill-chunk",
+    "prefill_chunks",
+    type=int,
+    multiple=True,
+    help="As for `build`.  [default: those of a build for cuda]",
+)
+@click.option(
+    "--only", multiple=True, metavar="KERNEL", help="Tune this kernel only, such as attention. May be repeated."
+)
 @json_option
 @reports_errors
-def command(checkpoint, output, max_batch, max_context, prefill_chunks, only, as_json) -> None:
-    """Measure how the kernels of CHECKPOINT, of which only config.json is read, are best cut on this machine's GPU.
+def command(
+    checkpoint: Path,
+    output: Path,
+    max_batch: int,
+    max_context: int,
+    prefill_chunks: tuple[int, ...],
+    only: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Find the fastest launch configs on this GPU.
 
-    The table is for `build --table`.
+    Times the kernels that a build of CHECKPOINT launches, and writes a file for `gptoss-export build --tuned-configs`.
+    Only config.json of CHECKPOINT is read.
     """
-    from ..model.config import read_config
+    from ..build_options import resolve_sizes
     from ..errors import UsageError, raise_all
-    from ..compiler.export import Shapes
-    from ..kernels.tuned_configs import CutTable, read_table, write_table
-    from ..targets.target import gpu_arch
+    from ..kernels.tuned_configs import write_tuned_configs
+    from ..model.config import read_config
+    from ..targets import TARGETS
+    from ..targets.base_compiler import compiler
+    from ..targets.gpu import current_gpu_arch
 
-    chunks = prefill_chunks or (max(1, min(128, max_context)),)
-    numbers = {"--max-batch": (max_batch,), "--max-context": (max_context,), "--prefill-chunk": chunks}
-    problems = [f"{option} {value}: expected 1 or more" for option, values in numbers.items() for value in values if value < 1]
-    if max(chunks) > max_context:
-        problems.append(f"--prefill-chunk {max(chunks)}: expected at most --max-context ({max_context})")
+    default_chunks = compiler(TARGETS[0]).default_prefill_chunks("cuda")
+    sizes, problems = resolve_sizes(max_batch, max_context, prefill_chunks or None, default_chunks)
     raise_all(UsageError, "options that cannot be tuned for", problems)
-    check_parent("--output", output)
+    check_new_file("--output", output)
     if not os.access(output.absolute().parent, os.W_OK):  # rather than after the first measurement
-        raise UsageError(f"--output {output}: its folder cannot be written to")
+        raise UsageError(f"--output {output}: no permission to write in its folder")
     config = read_config(checkpoint)
     if max_context > config.max_position_embeddings:
-        raise UsageError(f"--max-context {max_context}: the model has {config.max_position_embeddings} positions")
-    arch = gpu_arch()
+        limit = config.max_position_embeddings
+        raise UsageError(
+            f"--max-context {max_context}: expected at most {limit} (max_position_embeddings of config.json)"
+        )
+    arch = current_gpu_arch()
     if arch is None:
-        raise UsageError("tune: torch finds no CUDA GPU here; cuts are measured on a GPU of the kind that they are for")
+        raise UsageError("tune: torch finds no CUDA GPU here; run it on a GPU of the kind that you build for")
 
-    import torch  # isort: skip
+    from ..tuning.tune import tune
 
-    from ..compiler.lower import compiler
-    from ..tuning import tune
-
-    table = CutTable(arch, torch.cuda.get_device_name(), {"torch": torch.__version__, "triton": compiler()}, ())
-    if output.exists():
-        known = read_table(output)
-        if (known.arch, known.gpu, known.versions) != (table.arch, table.gpu, table.versions):
-            raise UsageError(f"--output {output}: holds what was measured on {known.label}; name another file for "
-                             f"{table.label}")  # fmt: skip
-        table = known
+    configs = _open(output, arch)
     results = []
-    with progress() as steps:
-        for result in tune(config, Shapes(max_batch, max_context, tuple(sorted(set(chunks)))), arch, only, steps):
+    with progress() as shown:
+        for result in tune(config, sizes, arch, only, shown):
             results.append(result)
-            table = table.with_entries([result.entry] if result.entry else [])
-            write_table(table, output)  # each time, so that what was measured survives an interruption
+            configs = configs.with_entries([result.entry] if result.entry else [])
+            write_tuned_configs(configs, output)  # each time, so that an interruption loses one kernel only
     for result in results:
         for refused in result.refused:
             if refused.wrong or result.entry is None:
-                click.echo(f"warning: {result.cut}: {refused}", err=True)
+                click.echo(f"warning: {result.space}: {refused}", err=True)
     if as_json:
-        print_json({"table": str(output), "arch": arch, "results": [_as_json(result) for result in results]})
+        rows = [_json(result) for result in results]
+        print_json({"tuned_configs": str(output), "arch": arch, "results": rows})
         return
-    print_table(_shown(results, f"{output}: {arch}, {table.gpu}"))
+    print_tables([_table(results, f"{output}: {arch}, {configs.gpu}")])
 
 
-def _as_json(result):
-    entry = vars(result.entry) if result.entry else {"name": result.cut.name, "shape": dict(result.cut.shape), "tiles": None}
-    refused = [{"cut": str(refused), "wrong_results": refused.wrong} for refused in result.refused]
-    return entry | {"tried": result.tried, "refused": refused}
+def _open(output: Path, arch: str) -> TunedConfigs:
+    """The tuned configs in `output`, which may not exist. Raises UsageError for those of another GPU or version."""
+    import torch
+
+    from ..compat.versions import installed
+    from ..errors import UsageError
+    from ..kernels.tuned_configs import TunedConfigs, read_tuned_configs
+
+    triton = installed("triton")
+    if triton is None:
+        raise UsageError("tune: triton is not installed; run: pip install 'gptoss-export[cuda]'")
+    new = TunedConfigs(arch, torch.cuda.get_device_name(), {"torch": torch.__version__, "triton": triton}, ())
+    if not output.exists():
+        return new
+    known = read_tuned_configs(output)
+    if (known.arch, known.gpu, known.versions) != (new.arch, new.gpu, new.versions):
+        raise UsageError(
+            f"--output {output}: holds measurements of {known.label}; expected {new.gpu}, torch {torch.__version__}, "
+            f"triton {triton}; name another file"
+        )
+    return known
 
 
-def _shown(results, title):
-    from rich.table import Table
+def _json(result: Tuned) -> dict[str, Any]:
+    space, entry = result.space, result.entry
+    measured = vars(entry) if entry else {"name": space.name, "shape": dict(space.shape), "config": None}
+    refused = [{"config": str(refused), "wrong_results": refused.wrong} for refused in result.refused]
+    return measured | {"tried": result.tried, "refused": refused}
 
-    table = Table("kernel", "shape", "us", "own guess us", "gain", "tried", "refused", title=title)
+
+def _table(results: Sequence[Tuned], title: str) -> Table:
+    rows = []
     for result in results:
-        entry = result.entry
-        shape = ", ".join(f"{name} {value}" for name, value in result.cut.shape.items() if name != "dtype")
-        times = (f"{entry.us:.1f}", f"{entry.default_us:.1f}", f"{entry.default_us / entry.us - 1:.1%}") if entry else ("-",) * 3
-        table.add_row(result.cut.name, shape, *times, str(result.tried), str(len(result.refused)))
-    return table
+        entry, space = result.entry, result.space
+        shape = ", ".join(f"{name} {value}" for name, value in space.shape.items() if name != "dtype")
+        times = ("-", "-", "-")
+        if entry is not None:
+            times = (f"{entry.us:.1f}", f"{entry.default_us:.1f}", f"{entry.default_us / entry.us - 1:.1%}")
+        rows.append((space.name, shape, *times, str(result.tried), str(len(result.refused))))
+    headings = ("kernel", "shape", "us", "own guess us", "faster by", "tried", "refused")
+    return make_table(headings, rows, title, numbers_from=2)

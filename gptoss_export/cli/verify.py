@@ -4,79 +4,141 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from .output import (
-    CHECK_FAILED, Integers, artifact_argument, check_parent, hashes_option, json_option, print_json, print_table, progress,
-    reports_errors,
-)  # fmt: skip
+from .errors import CHECK_FAILED, reports_errors
+from .params import Integers, artifact_argument, check_new_file, hashes_option, html_option, json_option
+from .progress import progress
+from .tables import make_table, print_json, print_tables
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..verification.metric import Deviation
+    from ..verification.report import Report
 
 
 @click.command("verify")
 @artifact_argument
-@click.option("--checkpoint", type=click.Path(path_type=Path), required=True, help="What ARTIFACT was built from.")
-@click.option("--oracle", type=click.Choice(["transformers", "reference"]), default="transformers", show_default=True)
-@click.option("--lengths", type=Integers(), help="Prompt lengths; default: around every border of the artifact.")
-@click.option("--beside", type=click.Path(path_type=Path), help="Another artifact of the checkpoint to run on the same tokens.")
-@click.option("--html", type=click.Path(path_type=Path), help="Also write the table as a page.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The checkpoint that ARTIFACT was built from.",
+)
+@click.option(
+    "--oracle",
+    type=click.Choice(["transformers", "reference"]),
+    default="transformers",
+    show_default=True,
+    help="What computes the expected logits: Hugging Face's model, or this project's model without kernels.",
+)
+@click.option("--lengths", type=Integers(), help="Prompt lengths.  [default: around every border of the artifact]")
+@click.option(
+    "--compare-with",
+    type=click.Path(path_type=Path),
+    metavar="ARTIFACT",
+    help="Another artifact of the checkpoint, compared with the oracle and with the first one on the same tokens.",
+)
+@html_option
 @hashes_option
 @json_option
 @reports_errors
-def command(artifact, checkpoint, oracle, lengths, beside, html, verify_hashes, as_json) -> None:
-    """Compare ARTIFACT's logits with an oracle's on the same checkpoint; exit code 1 where they differ."""
-    from ..verify.parity import verify
+def command(
+    artifact: Path,
+    checkpoint: Path,
+    oracle: str,
+    lengths: list[int] | None,
+    compare_with: Path | None,
+    html: Path | None,
+    verify_hashes: bool,
+    as_json: bool,
+) -> None:
+    """Compare the logits of ARTIFACT with an oracle.
 
-    check_parent("--html", html)
-    with progress() as steps:
-        report = verify(artifact, checkpoint, oracle, lengths, verify_hashes, steps, beside)
+    The oracle runs the same checkpoint. The exit code is 1 where the logits differ by more than rounding explains.
+    """
+    from ..verification.verify import verify
+
+    check_new_file("--html", html)
+    with progress() as shown:
+        report = verify(artifact, checkpoint, oracle, lengths, verify_hashes, shown, compare_with)
     if as_json:
         print_json(report.to_json())
     if html is not None or not as_json:
-        print_table(*_tables(report), html=html, quiet=as_json)
+        tables = [_table(report), *([_comparison(report)] if report.compare_with else [])]
+        print_tables(tables, html=html, quiet=as_json)
     if not report.passed:
         sys.exit(CHECK_FAILED)
 
 
-def _tables(report):
-    return [_table(report), *([_beside(report)] if report.beside else [])]
+def _table(report: Report) -> Table:
+    from rich.text import Text
 
-
-def _beside(report):
-    from rich.table import Table
-
-    table = Table(
-        title=f"beside {report.beside}",
-        caption="Errors as they are judged: the other artifact's own, to the bar above, and the two's difference, to twice that.",
+    headings = (
+        "tokens",
+        "rows",
+        "max",
+        "rms",
+        "near ties",
+        "no tie max",
+        "rms",
+        "oracle max",
+        "rms",
+        "bound max",
+        "rms",
+        "top-1",
+        "KL",
+        "",
     )
-    for heading in ("tokens", "max", "rms", "difference max", "rms", "same top-1"):
-        table.add_column(heading, justify="left" if heading == "tokens" else "right")
-    for row in report.rows:
-        errors = (row.beside.judged, row.beside.difference)
-        table.add_row(
-            row.label, *(f"{value:.1e}" for item in errors for value in (item.max, item.rms)), f"{row.beside.top1:.1%}"
+    rows = [
+        (
+            row.label,
+            str(row.rows),
+            *_numbers(row.deviation),
+            str(row.near_ties),
+            *_numbers(row.no_tie),
+            *_numbers(row.oracle),
+            *_numbers(row.bound),
+            f"{row.top1:.1%}",
+            f"{row.kl:.1e}",
+            "pass" if row.passed else Text("FAIL", "bold red"),
         )
-    return table
-
-
-def _table(report):
-    from rich.table import Table
-
-    table = Table(
+        for row in report.rows
+    ]
+    return make_table(
+        headings,
+        rows,
         title=f"{report.artifact} ({report.dtype}) against {report.oracle} in float32",
-        caption=f"Near ties: rows where a router's choice is within rounding ({report.near_tie:.1e}); max is judged on the "
-                f"rows without. {report.near_ties} of {report.tokens} tokens of the sequence have one.",
-    )  # fmt: skip
-    headings = ("tokens", "rows", "max", "rms", "near ties", "max without", "rms", "oracle's max", "rms",
-                "bar max", "rms", "top-1", "KL", "")  # fmt: skip
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "tokens" else "right")
-    for row in report.rows:
-        errors = (row.oracle, row.bound)
-        table.add_row(
-            row.label, str(row.rows), f"{row.error.max:.1e}", f"{row.error.rms:.1e}", str(row.near_ties),
-            f"{row.clear.max:.1e}", f"{row.clear.rms:.1e}",
-            *(text for item in errors for text in ((f"{item.max:.1e}", f"{item.rms:.1e}") if item else ("-", "-"))),
-            f"{row.top1:.1%}", f"{row.kl:.1e}", "pass" if row.passed else "[bold red]FAIL[/]",
-        )  # fmt: skip
-    return table
+        caption="A near tie is a row where rounding can change which experts a router chooses: the logits of the last "
+        f"chosen expert and of the next one are less than {report.near_tie:.1e} apart. The bound of max is for the "
+        f"rows without one. {report.near_ties} of {report.tokens} tokens of the sequence have a near tie.",
+        numbers_from=1,
+    )
+
+
+def _comparison(report: Report) -> Table:
+    rows = [
+        (
+            row.label,
+            *_numbers(row.compare_with.gated),
+            *_numbers(row.compare_with.difference),
+            f"{row.compare_with.top1:.1%}",
+        )
+        for row in report.rows
+        if row.compare_with is not None
+    ]
+    return make_table(
+        ("tokens", "max", "rms", "difference max", "rms", "same top-1"),
+        rows,
+        title=f"{report.compare_with} against {report.oracle}, and its difference from {report.artifact}",
+        caption="max and rms have the bounds of the table above. The difference has twice these bounds.",
+        numbers_from=1,
+    )
+
+
+def _numbers(deviation: Deviation | None) -> tuple[str, str]:
+    """The two numbers of a deviation, where there is one."""
+    return ("-", "-") if deviation is None else (f"{deviation.max:.1e}", f"{deviation.rms:.1e}")

@@ -1,0 +1,53 @@
+"""Errors and signals to exit codes. The help of the command line lists the codes."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import ParamSpec
+
+import click
+
+CHECK_FAILED = 1
+BAD_USE = 2
+BUG = 70  # not 1, which says that a check failed
+SIGNAL = 128  # plus the number of the signal
+
+_Parameters = ParamSpec("_Parameters")
+
+
+def reports_errors(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
+    """Make a command end with a message and an exit code, whatever happens.
+
+    SIGTERM raises SystemExit in the command, so that temporary folders are removed.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> None:
+        from ..errors import GptOssExportError
+
+        # torch warns about its own internals while it exports and compiles. A user can do nothing about it.
+        warnings.filterwarnings("ignore", module=r"torch\.|copyreg")
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(SIGNAL + signal.SIGTERM))
+        try:
+            command(*args, **kwargs)
+        except (GptOssExportError, OSError) as error:  # OSError: a full disk, a file that cannot be read
+            click.echo(f"error: {error}", err=True)
+            sys.exit(BAD_USE)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(SIGNAL + signal.SIGINT)
+        except click.ClickException:  # click prints it and exits with 2
+            raise
+        except Exception as error:
+            if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported for this
+                click.echo(f"error: {error}", err=True)
+                sys.exit(BAD_USE)
+            traceback.print_exc()
+            sys.exit(BUG)
+
+    return wrapped

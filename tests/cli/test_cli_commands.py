@@ -1,0 +1,91 @@
+"""Help, and the commands that need no special test: inspect, targets, bench, make-checkpoint."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from cli_helpers import invoke
+
+from gptoss_export.artifact.manifest import load_manifest
+from gptoss_export.cli import COMMANDS
+from gptoss_export.targets import TARGETS
+
+
+@pytest.mark.parametrize("arguments", [[], ["build"], ["run"]], ids=" ".join)
+def test_help_needs_no_torch(arguments):
+    code = (
+        "import sys\nfrom gptoss_export.cli import main\n"
+        f"try: main([*{arguments!r}, '--help'])\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'numpy', 'rich', 'transformers', 'triton'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in (COMMANDS if not arguments else ["--json"]))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help(command):
+    done = invoke(command, "--help")
+    assert done.exit_code == 0
+    assert done.stdout.startswith("Usage:")
+    assert "--json" in done.stdout
+
+
+def test_inspect_json_is_the_manifest(artifact):
+    done = invoke("inspect", artifact, "--json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found.pop("tables") == {}
+    assert found == json.loads((artifact / "manifest.json").read_text())
+
+
+def test_inspect_shows_the_build(artifact, tmp_path):
+    page = tmp_path / "page.html"
+    done = invoke("inspect", artifact, "--html", page)
+    assert done.exit_code == 0, done.stderr
+    manifest = load_manifest(artifact)
+    lines = done.stdout.splitlines()
+    for name, value in {"max_context": manifest.sizes.max_context, "max_batch": manifest.sizes.max_batch}.items():
+        assert any(name in line and f" {value} " in line for line in lines), f"build option {name}"
+    assert any("tuned configs" in line and "the kernels' own guesses" in line for line in lines)
+    assert all(program in done.stdout and program in page.read_text() for program in manifest.programs)
+    assert all(file in done.stdout for file in manifest.files)
+    only_page = tmp_path / "second.html"
+    done = invoke("inspect", artifact, "--html", only_page, "--json")
+    assert json.loads(done.stdout)["target"] == manifest.target
+    assert "prefill_64" in only_page.read_text()
+
+
+def test_targets():
+    done = invoke("targets", "--json")
+    assert done.exit_code == 0, done.stderr
+    rows = json.loads(done.stdout)["targets"]
+    assert {row["target"] for row in rows} == set(TARGETS)
+    assert all(row.keys() == {"target", "device", "dtypes", "ready", "detail", "fix"} for row in rows)
+    assert {row["device"]: row["ready"] for row in rows if row["target"] == TARGETS[0]}["cpu"]
+    done = invoke("targets")
+    assert all(heading in done.stdout for heading in ("target", "device", "dtypes", "here", "found", "fix"))
+
+
+def test_bench(cli, artifact):
+    code, out, err = cli("bench", artifact, "--batch", "1,2", "--context", "40", "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    rows = report["measurements"]
+    assert [(row["batch"], row["context"]) for row in rows] == [(1, 40), (2, 40)]
+    for row in rows:
+        assert row["decode_tok_s"] == pytest.approx(row["batch"] / row["decode_step_s"])
+        assert row["share_of_floor"] == pytest.approx(row["floor_s"] / row["decode_step_s"])
+        assert row["ttft_s"] > 0
+    # weights outside of the experts are read once, whatever the batch
+    assert rows[0]["floor_s"] < rows[1]["floor_s"] < 2 * rows[0]["floor_s"]
+
+
+def test_make_checkpoint(tmp_path):
+    done = invoke("make-checkpoint", tmp_path / "made", "--preset", "tiny", "--layers", 2, "--json")
+    assert done.exit_code == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["layout"] == "hf"
+    assert facts["bytes"] == sum(path.stat().st_size for path in (tmp_path / "made").iterdir())
+    assert json.loads((tmp_path / "made" / "config.json").read_text())["num_hidden_layers"] == 2

@@ -1,0 +1,118 @@
+"""Bad input ends with a message and exit code 2, never with a traceback. What each exit code means."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import click
+import pytest
+from cli_helpers import invoke
+
+from gptoss_export.cli.errors import reports_errors
+from gptoss_export.errors import RunError
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "{missing}", "--tokens", "1"], "not a folder"),
+        (["run", "{artifact}"], "found none"),
+        (["run", "{artifact}", "--tokens", "1", "--prompt", "x"], "--prompt and --tokens"),
+        (["run", "{artifact}", "--tokens", "1,x"], "not a list of whole numbers"),
+        (["run", "{artifact}", "--tokens", ""], "holds no tokens"),
+        (["run", "{artifact}", "--tokens", "600"], "token 600"),
+        (["run", "{artifact}", "--tokens", "1", "--temperature", "-1"], "temperature: found -1.0"),
+        (["run", "{artifact}", "--tokens", "1", "--no-stop", "--stop-token", "1"], "--no-stop: found --stop-token"),
+        (["run", "{artifact}", "--tokens", "1", "--save-logits", "{missing}/x"], "in a folder that exists"),
+        (["inspect", "{artifact}", "--html", "{missing}/x.html"], "in a folder that exists"),
+        (["inspect", "{artifact}", "--html", "{artifact}"], "found a folder"),
+        (["make-checkpoint", "/proc/made", "--preset", "tiny"], "/proc"),
+        (["run", "{artifact}", "--tokens-file", "{missing}"], "--tokens-file"),
+        (["build", "{missing}", "-o", "{missing}"], "not a folder"),
+        (["build", "{checkpoint}", "-o", "{artifact}"], "exists already"),
+        (["build", "{checkpoint}", "-o", "{missing}", "--target", "abacus"], "--target abacus"),
+        (["verify", "{artifact}", "--checkpoint", "{missing}"], "not a folder"),
+        (["verify", "{artifact}", "--checkpoint", "{checkpoint}", "--lengths", "9999"], "expected 1 to"),
+        (["bench", "{artifact}", "--batch", "9", "--context", "99999"], "--batch 9"),
+        (["tune", "{checkpoint}", "-o", "{missing}", "--max-context", "16", "--prefill-chunk", "17"], "at most"),
+        (["tune", "{checkpoint}", "-o", "{missing}/x"], "in a folder that exists"),
+        (["inspect", "{checkpoint}"], "is no artifact"),
+        (["make-checkpoint", "{missing}", "--preset", "tiny", "--layout", "original", "--experts", "bf16"], "MXFP4"),
+        (["make-checkpoint", "{artifact}", "--preset", "tiny"], "exists already"),
+        (["no-such-command"], "No such command"),
+    ],
+)
+def test_bad_input(artifact, checkpoints, tmp_path, arguments, message):
+    names = {"artifact": artifact, "checkpoint": checkpoints["hf"], "missing": tmp_path / "missing"}
+    done = invoke(*(argument.format(**names) for argument in arguments))
+    assert done.exit_code == 2, done.stderr
+    assert done.stdout == ""
+    assert message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "missing").exists()
+
+
+def test_tune_needs_a_gpu(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.setattr("gptoss_export.targets.gpu.current_gpu_arch", lambda: None)
+    done = invoke("tune", checkpoints["hf"], "-o", tmp_path / "tuned.json")
+    assert done.exit_code == 2
+    assert "torch finds no CUDA GPU here" in done.stderr
+    assert not (tmp_path / "tuned.json").exists()
+
+
+def exit_code(monkeypatch, capsys, error: BaseException) -> tuple[int, str]:
+    """The exit code of a command that raises `error`, and what it prints to stderr."""
+
+    @reports_errors
+    def command() -> None:
+        raise error
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as exited:
+        command()
+    return exited.value.code, capsys.readouterr().err
+
+
+def test_exit_codes(monkeypatch, capsys):
+    assert exit_code(monkeypatch, capsys, RunError("no such slot")) == (2, "error: no such slot\n")
+    code, err = exit_code(monkeypatch, capsys, OSError(28, "No space left on device", "/x"))
+    assert (code, "No space left on device: '/x'" in err) == (2, True)
+    assert exit_code(monkeypatch, capsys, KeyboardInterrupt()) == (130, "interrupted\n")
+    code, err = exit_code(monkeypatch, capsys, ZeroDivisionError("a bug"))
+    assert code == 70 and "Traceback" in err and "a bug" in err
+
+
+def test_usage_errors_of_click_stay_its_own(monkeypatch):
+    @reports_errors
+    def command() -> None:
+        raise click.BadParameter("too small")
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(click.BadParameter, match="too small"):
+        command()
+
+
+def test_sigterm_ends_with_143_and_cleans_up(tmp_path):
+    code = (
+        "import pathlib, time\nfrom gptoss_export.cli.errors import reports_errors\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "@reports_errors\ndef command():\n    (folder / 'started').touch()\n"
+        "    try: time.sleep(60)\n    finally: (folder / 'cleaned').touch()\ncommand()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(60) == 143
+    finally:
+        process.kill()
+    assert (tmp_path / "cleaned").exists()
+
+
+def test_help_lists_the_exit_codes():
+    lines = invoke("--help").stdout.splitlines()
+    for code in ("0", "1", "2", "70", "128+n"):
+        assert any(line.split()[:1] == [code] for line in lines), f"exit code {code}"
