@@ -1,68 +1,117 @@
-"""The nodes of a traced decode program as ONNX nodes: the table of all that a graph may hold.
+"""The nodes of a traced decode program as ONNX nodes: the table of all operators that a graph may hold.
 
-A converter takes the writer and the node's arguments, values in place of nodes, and returns a value or a
-tuple of them. The program was traced for one token a sequence; its ops are the sublayers, which know nothing of
-that, so that the same nodes serve any number of tokens: what is [B] there is [B, S] here, and a row of the residual
-stream [T, H] is one of T = B S tokens.
+A converter is called as the operator is, with the writer before the other arguments, and with values of the ONNX graph
+in place of nodes. It returns a value or a tuple of them. An op of this project gets its arguments by name.
+
+The program was traced for one token of each sequence. Its ops are the sublayers, which work on any number of tokens, so
+that the same nodes serve a prompt. What is [B] in the trace is [B, S] in the ONNX graph, and rows of the residual
+stream [T, H] are the T = B S tokens.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from .compile import LOGITS_FROM, LOGITS_TO
-from .writer import Cache, Experts, Writer
+from ...model.ops import OPS
+from .model_files import LOGITS, LOGITS_FROM, LOGITS_TO, CacheNames
+from .writer import Attention, ExpertWeights, Stream, Writer
 
-aten, gptoss = torch.ops.aten, torch.ops.gptoss
+aten = torch.ops.aten
+_OP_OF = {op.overload: op for op in OPS.values()}
 
 
-def _same(w: Writer, x: Any, *_: Any) -> Any:
-    return x
+def convert(writer: Writer, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Write the nodes for one call of an operator in CONVERTERS; returns its result."""
+    if target in _OP_OF:
+        return CONVERTERS[target](writer, **_OP_OF[target].arguments(args, kwargs))
+    return CONVERTERS[target](writer, *args, **kwargs)
+
+
+def _rotary(writer: Writer, *, positions: Any, inv_freq: str, concentration: float) -> tuple[str, str]:
+    return writer.rotation(inv_freq, concentration)
 
 
 def _attention_sublayer(
-    w: Writer, x, norm_weight, qkv_weight, qkv_bias, o_weight, o_bias, sinks, k_cache: Cache, v_cache: Cache, cos, sin,
-    slots, positions, window: int, scale: float, eps: float,
-) -> Any:  # fmt: skip
-    c = w.config
-    normed, x = w.norm(x, norm_weight, eps)
-    sizes = [heads * c.head_dim for heads in (c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads)]
-    out = w.attention(w.linear(normed, qkv_weight, qkv_bias), sizes, k_cache, v_cache, cos, sin, sinks, window, scale)
-    return w.project(x, out, o_weight, o_bias)
+    writer: Writer,
+    *,
+    x: Stream,
+    norm_weight: str,
+    qkv_weight: str,
+    qkv_bias: str,
+    o_weight: str,
+    o_bias: str,
+    sinks: str,
+    k_cache: CacheNames,
+    v_cache: CacheNames,
+    cos: str,
+    sin: str,
+    slots: Any,
+    positions: Any,
+    window: int,
+    scale: float,
+    eps: float,
+) -> Stream:
+    config = writer.config
+    heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
+    normed, x = writer.norm(x, norm_weight, eps)
+    qkv = writer.linear(normed, qkv_weight, qkv_bias)
+    given = Attention(k_cache, v_cache, cos, sin, sinks, window, scale)
+    out = writer.attention(qkv, [count * config.head_dim for count in heads], given)
+    return writer.project(x, out, o_weight, o_bias)
 
 
 def _experts_sublayer(
-    w: Writer, x, norm_weight, router_weight, router_bias, gate_up_blocks, gate_up_scales, gate_up_bias,
-    down_blocks, down_scales, down_bias, positions, choices: int, alpha: float, limit: float, eps: float,
-) -> Any:  # fmt: skip
-    normed, x = w.norm(x, norm_weight, eps)
-    packed = Experts(gate_up_blocks, gate_up_scales, gate_up_bias, down_blocks, down_scales, down_bias)
-    return w.experts(x, normed, w.linear(normed, router_weight, router_bias), packed, choices, alpha, limit)
+    writer: Writer,
+    *,
+    x: Stream,
+    norm_weight: str,
+    router_weight: str,
+    router_bias: str,
+    gate_up_blocks: str,
+    gate_up_scales: str,
+    gate_up_bias: str,
+    down_blocks: str,
+    down_scales: str,
+    down_bias: str,
+    positions: Any,
+    choices: int,
+    alpha: float,
+    limit: float,
+    eps: float,
+) -> Stream:
+    normed, x = writer.norm(x, norm_weight, eps)
+    packed = ExpertWeights(gate_up_blocks, gate_up_scales, gate_up_bias, down_blocks, down_scales, down_bias)
+    logits = writer.linear(normed, router_weight, router_bias)
+    return writer.experts(x, normed, logits, packed, choices, alpha, limit)
 
 
-def _unembed(w: Writer, x, norm_weight, weight, eps: float) -> tuple[str, None, None, None]:
-    """The logits alone, of the tokens that are asked for: runtimes for ONNX choose for themselves."""
-    normed, _ = w.norm(x, norm_weight, eps)
-    rows = w.g.reshape(normed, w.batch, -1, w.config.hidden_size)
-    rows = w.g.slice(rows, LOGITS_FROM, LOGITS_TO, 1)
-    logits = w.linear(w.g.reshape(rows, -1, w.config.hidden_size), weight)
-    shape = w.g.add("Concat", w.batch, w.g.constant([-1, w.config.vocab_size]), axis=0)
-    return w.g.add("Reshape", logits, shape, outputs=["logits"]), None, None, None
+def _unembed(writer: Writer, *, x: Stream, norm_weight: str, weight: str, eps: float) -> tuple[str, None, None, None]:
+    """The logits alone, of the tokens that are wanted: who runs an ONNX model chooses the next token itself."""
+    g, hidden_size = writer.g, writer.config.hidden_size
+    normed, _ = writer.norm(x, norm_weight, eps)
+    rows = g.slice(g.reshape(normed, writer.batch, -1, hidden_size), LOGITS_FROM, LOGITS_TO, 1)
+    logits = writer.linear(g.reshape(rows, -1, hidden_size), weight)
+    shape = g.add("Concat", writer.batch, g.constant([-1, writer.config.vocab_size]), axis=0)
+    return g.add("Reshape", logits, shape, outputs=[LOGITS]), None, None, None
+
+
+def _unchanged(writer: Writer, x: Any, *_: Any, **__: Any) -> Any:
+    return x
 
 
 CONVERTERS: dict[Any, Callable[..., Any]] = {
-    aten.embedding.default: lambda w, weight, tokens: w.embedding(weight, tokens),
-    aten.to.dtype: _same,  # the residual stream is float32 from the embedding on
-    aten.unsqueeze.default: _same,  # one token a sequence: no dimension that is here
-    aten.flatten.using_ints: _same,
-    aten._assert_tensor_metadata.default: lambda *_: None,  # says nothing that the trace does not
-    operator.getitem: lambda w, items, index: items[index],
-    gptoss.rotary.default: lambda w, positions, inv_freq, concentration: w.tables(inv_freq, concentration),
-    gptoss.attention_sublayer.default: _attention_sublayer,
-    gptoss.experts_sublayer.default: _experts_sublayer,
-    gptoss.unembed.default: _unembed,
+    aten.embedding.default: lambda writer, weight, indices, *_: writer.embedding(weight, indices),
+    aten.to.dtype: _unchanged,  # the residual stream is float32 from the embedding on
+    aten.unsqueeze.default: _unchanged,  # a dimension of one token; here it has any number of tokens
+    aten.flatten.using_ints: _unchanged,
+    aten._assert_tensor_metadata.default: lambda *_, **__: None,  # checks what is static in the trace
+    operator.getitem: lambda writer, items, index: items[index],
+    OPS["rotary"].overload: _rotary,
+    OPS["attention_sublayer"].overload: _attention_sublayer,
+    OPS["experts_sublayer"].overload: _experts_sublayer,
+    OPS["unembed"].overload: _unembed,
 }

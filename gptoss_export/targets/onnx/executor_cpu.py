@@ -1,116 +1,92 @@
-"""Runs one model whose runtime has calls of its own, on the host. Needs numpy, no torch.
-
-The model works on the host, so that a step is a call, its logits are an array, and the next token is chosen from it
-(chooser.py).
-"""
+"""Runs an ONNX artifact with onnxruntime on a CPU. Arrays are numpy's; imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from ...errors import RunError
 from ...artifact.manifest import Manifest
-from ...progress import Steps
-from ...targets import Target
+from ...runtime.executor import ChunkOutput, Executor, PendingTokens, PrefilledChunk
 from ...runtime.sampler_numpy import choose, logprob
-from ...runtime.runner import Runner
-from ...runtime.sampling_params import Sampling
+from ...runtime.sampling_params import SamplingParams
+from .model_cpu import CpuModel
 
 
-class _Reading:
-    """What was chosen last, as `generating.stream` reads it."""
+@dataclass(frozen=True)
+class NumpyOutput:
+    """The logits [n, V] float32 of some tokens, and the log probabilities that follow from them."""
 
-    def __init__(self, tokens: np.ndarray, logprobs: np.ndarray, logits: np.ndarray | None) -> None:
-        self._results = tokens.tolist(), logprobs.tolist(), logits
+    logits: np.ndarray
+
+    def logprob(self, tokens: np.ndarray) -> np.ndarray:
+        return logprob(self.logits, tokens)
+
+
+@dataclass(frozen=True)
+class NumpyPendingTokens(PendingTokens):
+    """Tokens [B], log probabilities [B] and, where they are kept, logits [B, V]. All are on the host already."""
+
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    logits: np.ndarray | None
 
     def wait(self) -> tuple[list[int], list[float], np.ndarray | None]:
-        return self._results
+        return self.tokens.tolist(), self.logprobs.tolist(), self.logits
 
 
-class HostSessionRunner(Runner):
-    """A Runner over a model with `run` and `step` (targets/onnx/host.py)."""
+class CpuExecutor(Executor):
+    """Prefills and decode steps over a model; tokens are chosen on the host."""
 
-    @classmethod
-    def _open(cls, manifest: Manifest, folder: Path, target: Target, steps: Steps, own_process: bool) -> HostSessionRunner:
-        with steps.step("load the model"):
-            return cls(manifest, folder, target.load(manifest, folder, None))
+    def __init__(self, manifest: Manifest, model: CpuModel) -> None:
+        slots, vocabulary = manifest.sizes.max_batch, manifest.model.vocab_size
+        self.model = model
+        self._chunk = max(manifest.sizes.prefill_chunks)
+        self._params = [SamplingParams()] * slots
+        # What the next choice of each slot is made from, and the last choice.
+        self._logits = np.zeros((slots, vocabulary), np.float32)
+        self._tokens = np.zeros(slots, np.int64)
+        self._logprobs = np.zeros(slots, np.float32)
 
-    def __init__(self, manifest: Manifest, folder: Path, model: Any) -> None:
-        super().__init__(manifest, folder)
-        self._model = model
-        self._options = [Sampling()] * manifest.max_batch
-        self._logits = np.zeros((manifest.max_batch, manifest.model.vocab_size), np.float32)
-        self._tokens = np.zeros(manifest.max_batch, np.int64)
-        self._logprobs = np.zeros(manifest.max_batch, np.float32)
+    @property
+    def kv_cache_bytes(self) -> int:
+        return self.model.kv_cache_bytes
 
-    def prefill(self, tokens: Sequence[int], slot: int = 0) -> np.ndarray:
-        ids = self._prompt(tokens, slot)
-        self._claim()
-        return self._last(ids, slot)
+    def prefill(self, slot: int, start: int, tokens: Sequence[int], every_token: bool) -> Iterator[PrefilledChunk]:
+        """Chunks bound the memory of the logits; the model itself takes any number of tokens."""
+        for done in range(0, len(tokens), self._chunk):
+            piece = tokens[done : done + self._chunk]
+            logits = self.model.prefill(piece, slot, start + done, last_only=not every_token)
+            wanted = every_token or done + len(piece) == len(tokens)
+            yield PrefilledChunk(len(piece), iter([NumpyOutput(logits)] if wanted else []))
 
-    def prefill_logits(self, tokens: Sequence[int], slot: int = 0) -> Iterator[np.ndarray]:
-        return self._blocks(self._prompt(tokens, slot), slot, self._claim())
+    def decode(self, tokens: dict[int, int], lengths: Sequence[int]) -> np.ndarray:
+        return self.model.decode(tokens, lengths) if tokens else np.zeros_like(self._logits)
 
-    def score(self, tokens: Sequence[int], slot: int = 0) -> np.ndarray:
-        if len(tokens) < 2:
-            raise RunError(f"score: found {len(tokens)} tokens, expected 2 or more")
-        ids = self._prompt(tokens, slot, fresh=True)
-        self.reset(slot)
-        following, row, scores = np.array([*ids[1:], 0]), 0, []
-        for logits in self._blocks(ids, slot, self._claim()):
-            scores.append(logprob(logits, following[row : row + len(logits)]))
-            row += len(logits)
-        return np.concatenate(scores)[:-1]
+    def to_host(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate(list(arrays))
 
-    def _cache_bytes(self) -> int:
-        return self._model.cache_bytes
+    def token_array(self, tokens: Sequence[int]) -> np.ndarray:
+        return np.array(tokens, np.int64)
 
-    def _decode(self, ids: dict[int, int]) -> np.ndarray:
-        if not ids:
-            return np.zeros_like(self._logits)
-        logits = self._model.step(ids, [slot.length for slot in self._slots])
-        for slot in ids:
-            self._slots[slot].extend(1)
-        return logits
+    def set_sampling(self, params: Sequence[SamplingParams]) -> None:
+        self._params[: len(params)] = params
 
-    def _set(self, options: Sequence[Sampling]) -> None:
-        self._options[: len(options)] = options
+    def keep_output(self, slot: int, output: ChunkOutput) -> None:
+        self._logits[slot] = output.logits[0]
 
-    def _start(self, slot: int, prompt: Sequence[int]) -> None:
-        self._logits[slot] = self._last(prompt, slot)
+    def choose_first(self, slots: Sequence[int], lengths: Sequence[int], sampled: bool) -> None:
+        self._choose(slots, [length - 1 for length in lengths], sampled)
 
-    def _choose(self, slots: Sequence[int], sampled: bool) -> None:
-        positions = [self._slots[slot].length - 1 for slot in range(len(self._slots))]
-        options = {slot: self._options[slot] for slot in slots} if sampled else {}
-        self._tokens, self._logprobs = choose(self._logits, positions, options)
+    def step(self, slots: Sequence[int], lengths: Sequence[int], sampled: bool) -> None:
+        self._logits = self.decode({slot: int(self._tokens[slot]) for slot in slots}, lengths)
+        self._choose(slots, lengths, sampled)
 
-    def _next(self, slots: Sequence[int], sampled: bool) -> None:
-        self._logits = self._decode({slot: int(self._tokens[slot]) for slot in slots})
-        self._choose(slots, sampled)
+    def pending_tokens(self, keep_logits: bool) -> NumpyPendingTokens:
+        return NumpyPendingTokens(self._tokens, self._logprobs, self._logits.copy() if keep_logits else None)
 
-    def _reading(self, keep_logits: bool) -> _Reading:
-        return _Reading(self._tokens, self._logprobs, self._logits.copy() if keep_logits else None)
-
-    def _last(self, ids: Sequence[int], slot: int) -> np.ndarray:
-        for logits in self._pieces(ids, slot, last=True):
-            pass
-        return logits[0]
-
-    def _blocks(self, ids: Sequence[int], slot: int, claim: int) -> Iterator[np.ndarray]:
-        self._check_claim(claim)
-        for logits in self._pieces(ids, slot, last=False):
-            yield logits
-            self._check_claim(claim)
-
-    def _pieces(self, ids: Sequence[int], slot: int, last: bool) -> Iterator[np.ndarray]:
-        """Prefill in chunks, which bound the memory of the logits: [n, V] float32 of each, or [1, V] of its last token."""
-        chunk = max(self.manifest.prefill_chunks)
-        for start in range(0, len(ids), chunk):
-            piece = ids[start : start + chunk]
-            logits = self._model.run(piece, slot, self._slots[slot].length, last)
-            self._slots[slot].extend(len(piece))
-            yield logits
+    def _choose(self, slots: Sequence[int], positions: Sequence[int], sampled: bool) -> None:
+        """Choose the next token of each slot; `positions` are those of the last tokens of all slots."""
+        params = {slot: self._params[slot] for slot in slots} if sampled else {}
+        self._tokens, self._logprobs = choose(self._logits, positions, params)

@@ -1,77 +1,73 @@
-"""Runs one model whose runtime has calls of its own, on a GPU, with torch's tensors as its buffers.
+"""Runs an ONNX artifact with onnxruntime on a GPU, with torch's tensors as its buffers.
 
-The decode step, the choice of the next token included, is one CUDA graph as with compiled programs: torch records what the
-runtime launches.
+The decode step is one CUDA graph, with the choice of the next token in it: torch captures what onnxruntime launches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ...artifact.manifest import Manifest
-from ...progress import Steps
-from ...targets import Target
-from ...runtime.cuda.memory import spare_process
-from ...runtime.sampler_torch import Scores
-from ...runtime.torch_executor import TorchRunner
+from ...artifact.programs import SCORE_ROWS
+from ...progress import Progress
+from ...runtime.cuda.memory import reduce_process_memory
+from ...runtime.executor import ChunkOutput, PrefilledChunk
+from ...runtime.sampler_torch import StepOutput
+from ...runtime.torch_executor import TorchExecutor
+from .model_cuda import CudaModel, load_model
+from .options import Options
 
 
-class DeviceSessionRunner(TorchRunner):
-    """A Runner over a model with `run`, `decode` and `calls` (targets/onnx/device.py)."""
+def load_cuda(
+    manifest: Manifest, folder: Path, options: Options, progress: Progress, tune_process: bool
+) -> CudaExecutor:
+    """Load an artifact onto torch's current GPU. Raises ArtifactError."""
+    if tune_process:
+        reduce_process_memory()
+    device = torch.device("cuda", torch.cuda.current_device())
+    with progress.stage("load the model"):
+        model = load_model(manifest, folder, options, device)
+    with progress.stage("allocate and warm up"):
+        return CudaExecutor(manifest, model)
 
-    @classmethod
-    def _open(
-        cls, manifest: Manifest, folder: Path, target: Target, steps: Steps, own_process: bool
-    ) -> DeviceSessionRunner:
-        if own_process:
-            spare_process()
-        device = torch.device("cuda", torch.cuda.current_device())
-        with steps.step("load the model"):
-            model = target.load(manifest, folder, device)
-        with steps.step("allocate and warm up"):
-            return cls(manifest, folder, device, model)
 
-    def __init__(self, manifest: Manifest, folder: Path, device: torch.device, model: Any) -> None:
-        self._model = model
-        ids, positions = torch.zeros(2, manifest.max_batch, dtype=torch.int64, device=device)
-        super().__init__(manifest, folder, ids, positions, lambda: Scores.of(model.decode(ids, positions)))
+class CudaExecutor(TorchExecutor):
+    """Prefills and decode steps over a model; the step is captured, with the choice of the next token in it."""
 
-    def _cache_bytes(self) -> int:
-        return self._model.cache_bytes
+    def __init__(self, manifest: Manifest, model: CudaModel) -> None:
+        self.model = model
+        slots, device = manifest.sizes.max_batch, model.device
+        tokens, positions = (torch.zeros(slots, dtype=torch.int64, device=device) for _ in range(2))
+        super().__init__(manifest, tokens, positions, lambda: StepOutput.of(model.decode(tokens, positions)))
 
-    def _idle(self, slot: int) -> int:
-        """A step writes to the cache of every slot: to the row behind the last of one that is idle."""
-        return self._slots[slot].length
+    @property
+    def kv_cache_bytes(self) -> int:
+        return self.model.kv_cache_bytes
 
-    def _prefill(self, ids: Sequence[int], slot: int) -> Scores:
-        for logits in self._pieces(ids, slot, last=True):
-            pass
-        return Scores.of(logits)
+    def _idle_position(self, length: int) -> int:
+        """The row behind the last token: a step writes one row of every slot's cache."""
+        return length
 
-    @torch.inference_mode()
-    def _scores_of(self, ids: Sequence[int], slot: int, claim: int) -> Iterator[Scores]:
-        self._check_claim(claim)
-        for logits in self._pieces(ids, slot, last=False):
-            for rows in logits.split(_ROWS):
-                yield Scores.of(rows)
-                self._check_claim(claim)
-
-    def _pieces(self, ids: Sequence[int], slot: int, last: bool) -> Iterator[torch.Tensor]:
-        """Prefill in chunks: logits [n, V] of each, or [1, V] of its last token."""
-        while ids:
-            chunk = self._chunk(len(ids))
-            piece, ids = ids[:chunk], ids[chunk:]
-            known = self._model.calls
-            logits = self._model.run(piece, slot, self._slots[slot].length, chunk, last)
-            if self._model.calls != known:
-                self._step.forget()
-            self._slots[slot].extend(len(piece))
-            yield logits
+    def _prefill(self, slot: int, start: int, tokens: Sequence[int], every_token: bool) -> Iterator[PrefilledChunk]:
+        done = 0
+        while done < len(tokens):
+            chunk = self._chunk_for(len(tokens) - done)
+            piece = tokens[done : done + chunk]
+            known = self.model.known_shapes
+            logits = self.model.prefill(piece, slot, start + done, chunk, last_only=not every_token)
+            if self.model.known_shapes != known:
+                self.decode_step.forget()
+            done += len(piece)
+            wanted = logits if every_token or done == len(tokens) else logits[:0]
             del logits
+            yield PrefilledChunk(len(piece), _outputs(wanted))
+            del wanted  # so that it does not lie beside the next chunk's
 
 
-_ROWS = 64  # logits that are made float32 at a time
+def _outputs(logits: torch.Tensor) -> Iterator[ChunkOutput]:
+    """Logits [n, V] as outputs of a few rows each, which bound the memory of their float32 copies."""
+    for rows in logits.split(SCORE_ROWS) if len(logits) else ():
+        yield StepOutput.of(rows)

@@ -1,119 +1,153 @@
-"""Runs model.onnx by onnxruntime on a CPU, over the caches of all slots. Needs numpy, no torch.
+"""model.onnx on a CPU, with the KV caches of all slots. Needs onnxruntime and numpy; imports no torch.
 
-Both kinds of model are called with what the caller knows of lengths, and keep none themselves: what lies behind a
-sequence's length counts for nothing, so that a call that was broken off leaves nothing wrong.
+    InPlaceModel  the default model. onnxruntime's attention writes keys and values behind those in the cache. A cache
+                  is one buffer [B, Hkv, C + 1, D], bound as past and as present. A step writes one row for every slot:
+                  for an idle one the row behind its last token. Row C exists for an idle slot that is full.
+    GrowingModel  the portable model. Its operators return a longer copy of the cache. Each slot has its own
+                  [1, Hkv, P, D]; for a step of several slots they are padded to one length.
 
-  InPlace   GroupQueryAttention writes keys and values behind those that are there: a cache is one buffer
-            [B, Hkv, C + 1, D] that is bound as past and as present. Idle slots write to the row behind their last.
-  Growing   standard operators give a longer copy of the cache back: each slot has its own [1, Hkv, P, D]; for a step of
-            several they are padded to one length.
+A model keeps no lengths; the caller gives them. What lies behind a sequence's length is never read. So a call that
+fails half-way leaves every sequence as it was before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from ...artifact.manifest import Manifest
-from .compile import LOGITS_FROM, PORTABLE
-from .session import cache_names, failures, open_session, present
+from .model_files import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_FROM, cache_names
+from .options import Options
+from .session import open_session, run_errors
 
-Caches = dict[str, np.ndarray]
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
-
-def load_model(manifest: Manifest, path: Path) -> Any:
-    """The model at `path`, ready. Raises ArtifactError where onnxruntime refuses it or it is not the manifest's."""
-    session = open_session(manifest, path, ["CPUExecutionProvider"])
-    return (Growing if manifest.arch == PORTABLE else InPlace)(session, manifest)
+Caches: TypeAlias = dict[str, np.ndarray]  # by the names of the model's inputs
 
 
-class InPlace:
-    """Caches that are written where they lie."""
+class CpuModel(ABC):
+    """A session and the KV caches of all slots."""
 
-    def __init__(self, session: Any, manifest: Manifest) -> None:
-        config = manifest.model
-        self._session, self._vocabulary = session, config.vocab_size
-        shape = (manifest.max_batch, config.num_key_value_heads, manifest.max_context + 1, config.head_dim)
-        self._caches: Caches = {name: np.zeros(shape, np.float32) for name in cache_names(manifest)}
+    def __init__(self, session: InferenceSession, manifest: Manifest) -> None:
+        self.session = session
+        self._vocabulary = manifest.model.vocab_size
+        # Inputs that are caches, to the outputs that go with them.
+        self._present = {names.past: names.present for names in cache_names(manifest.model.num_hidden_layers)}
 
     @property
-    def cache_bytes(self) -> int:
+    @abstractmethod
+    def kv_cache_bytes(self) -> int:
+        """Memory of the caches."""
+
+    @abstractmethod
+    def prefill(self, tokens: Sequence[int], slot: int, start: int, last_only: bool) -> np.ndarray:
+        """Append tokens behind the first `start` of a slot's sequence.
+
+        Returns logits [n, V] float32 after each token, or [1, V] after the last (`last_only`). Raises RunError.
+        """
+
+    @abstractmethod
+    def decode(self, tokens: Mapping[int, int], lengths: Sequence[int]) -> np.ndarray:
+        """Append one token to the sequences of some slots (one or more); `lengths` are those of all slots before.
+
+        Returns logits [B, V] float32. Rows of other slots mean nothing. Raises RunError.
+        """
+
+
+def load_model(manifest: Manifest, path: Path, options: Options) -> CpuModel:
+    """The model at `path`. Raises ArtifactError where onnxruntime refuses it or where it is not the manifest's."""
+    session = open_session(path, manifest, options, ["CPUExecutionProvider"])
+    return GrowingModel(session, manifest) if options.portable else InPlaceModel(session, manifest)
+
+
+class InPlaceModel(CpuModel):
+    """The default model: the caches are written in place."""
+
+    def __init__(self, session: InferenceSession, manifest: Manifest) -> None:
+        super().__init__(session, manifest)
+        config, sizes = manifest.model, manifest.sizes
+        shape = (sizes.max_batch, config.num_key_value_heads, sizes.max_context + 1, config.head_dim)
+        self._caches: Caches = {name: np.zeros(shape, np.float32) for name in self._present}
+
+    @property
+    def kv_cache_bytes(self) -> int:
         return sum(cache.nbytes for cache in self._caches.values())
 
-    def run(self, ids: Sequence[int], slot: int, start: int, last: bool) -> np.ndarray:
-        """Tokens of a slot's sequence behind its first `start`; logits [n, V] float32 after each, or (`last`) the last of them."""
+    def prefill(self, tokens: Sequence[int], slot: int, start: int, last_only: bool) -> np.ndarray:
         caches = {name: cache[slot : slot + 1] for name, cache in self._caches.items()}
-        return self._call(np.array([ids], np.int64), np.ones((1, start + len(ids)), np.int64), caches, last)[0]
+        mask = np.ones((1, start + len(tokens)), np.int64)
+        return self._call(np.array([tokens], np.int64), mask, caches, last_only)[0]
 
-    def step(self, ids: dict[int, int], lengths: Sequence[int]) -> np.ndarray:
-        """A token behind each of some slots' sequences; logits [B, V] float32, of the others meaningless."""
-        tokens = np.array([[ids.get(slot, 0)] for slot in range(len(lengths))], np.int64)
+    def decode(self, tokens: Mapping[int, int], lengths: Sequence[int]) -> np.ndarray:
+        ids = np.array([[tokens.get(slot, 0)] for slot in range(len(lengths))], np.int64)
         mask = (np.arange(max(lengths) + 1) <= np.array(lengths)[:, None]).astype(np.int64)
-        return self._call(tokens, mask, self._caches, last=False)[:, 0]
+        return self._call(ids, mask, self._caches, last_only=False)[:, 0]
 
-    def _call(self, ids: np.ndarray, mask: np.ndarray, caches: Caches, last: bool) -> np.ndarray:
-        logits = np.empty((len(ids), 1 if last else ids.shape[1], self._vocabulary), np.float32)
-        binding = self._session.io_binding()
-        bound = {"input_ids": ids, "attention_mask": mask, LOGITS_FROM: _first(ids, last)} | caches
-        for name, array in bound.items():
+    def _call(self, ids: np.ndarray, mask: np.ndarray, caches: Caches, last_only: bool) -> np.ndarray:
+        logits = np.empty((len(ids), 1 if last_only else ids.shape[1], self._vocabulary), np.float32)
+        inputs = {INPUT_IDS: ids, ATTENTION_MASK: mask, LOGITS_FROM: _first_wanted(ids, last_only), **caches}
+        outputs = {LOGITS: logits, **{self._present[name]: cache for name, cache in caches.items()}}
+        binding = self.session.io_binding()
+        for name, array in inputs.items():
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        for name, array in {"logits": logits, **{present(name): cache for name, cache in caches.items()}}.items():
+        for name, array in outputs.items():
             binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        with failures():
-            self._session.run_with_iobinding(binding)
+        with run_errors():
+            self.session.run_with_iobinding(binding)
         return logits
 
 
-class Growing:
-    """Caches that every call gives back longer."""
+class GrowingModel(CpuModel):
+    """The portable model: every call returns longer caches."""
 
-    def __init__(self, session: Any, manifest: Manifest) -> None:
-        config = manifest.model
-        self._session, self._names, self._vocabulary = session, cache_names(manifest), config.vocab_size
-        empty = np.zeros((1, config.num_key_value_heads, 0, config.head_dim), np.float32)
-        self._caches: list[Caches] = [dict.fromkeys(self._names, empty) for _ in range(manifest.max_batch)]
+    def __init__(self, session: InferenceSession, manifest: Manifest) -> None:
+        super().__init__(session, manifest)
+        self._heads, self._head_dim = manifest.model.num_key_value_heads, manifest.model.head_dim
+        empty = np.zeros((1, self._heads, 0, self._head_dim), np.float32)
+        self._caches: list[Caches] = [dict.fromkeys(self._present, empty) for _ in range(manifest.sizes.max_batch)]
 
     @property
-    def cache_bytes(self) -> int:
+    def kv_cache_bytes(self) -> int:
         return sum(cache.nbytes for caches in self._caches for cache in caches.values())
 
-    def run(self, ids: Sequence[int], slot: int, start: int, last: bool) -> np.ndarray:
-        """Tokens of a slot's sequence behind its first `start`; logits [n, V] float32 after each, or (`last`) the last of them."""
+    def prefill(self, tokens: Sequence[int], slot: int, start: int, last_only: bool) -> np.ndarray:
         past = {name: np.ascontiguousarray(cache[:, :, :start]) for name, cache in self._caches[slot].items()}
-        logits, presents = self._call(np.array([ids], np.int64), np.ones((1, start + len(ids)), np.int64), past, last)
-        self._caches[slot] = presents
+        mask = np.ones((1, start + len(tokens)), np.int64)
+        logits, present = self._call(np.array([tokens], np.int64), mask, past, last_only)
+        self._caches[slot] = present
         return logits[0]
 
-    def step(self, ids: dict[int, int], lengths: Sequence[int]) -> np.ndarray:
-        """A token behind each of some slots' sequences; logits [B, V] float32, of the others meaningless."""
-        slots = sorted(ids)
+    def decode(self, tokens: Mapping[int, int], lengths: Sequence[int]) -> np.ndarray:
+        slots = sorted(tokens)
         longest = max(lengths[slot] for slot in slots)
         mask = np.zeros((len(slots), longest + 1), np.int64)
         mask[:, -1] = 1
-        shape = (len(slots), *self._caches[0][self._names[0]].shape[1:2], longest, self._caches[0][self._names[0]].shape[3])
-        past = {name: np.zeros(shape, np.float32) for name in self._names}
+        shape = (len(slots), self._heads, longest, self._head_dim)
+        past = {name: np.zeros(shape, np.float32) for name in self._present}
         for row, slot in enumerate(slots):
             mask[row, : lengths[slot]] = 1
-            for name in self._names:
+            for name in self._present:
                 past[name][row, :, : lengths[slot]] = self._caches[slot][name][0, :, : lengths[slot]]
-        found, presents = self._call(np.array([[ids[slot]] for slot in slots], np.int64), mask, past, False)
+        found, present = self._call(np.array([[tokens[slot]] for slot in slots], np.int64), mask, past, False)
         logits = np.zeros((len(lengths), self._vocabulary), np.float32)
         logits[slots] = found[:, 0]
         for row, slot in enumerate(slots):
             kept = mask[row].astype(bool)
-            self._caches[slot] = {name: present[row : row + 1, :, kept] for name, present in presents.items()}
+            self._caches[slot] = {name: cache[row : row + 1, :, kept] for name, cache in present.items()}
         return logits
 
-    def _call(self, ids: np.ndarray, mask: np.ndarray, past: Caches, last: bool) -> tuple[np.ndarray, Caches]:
-        given = {"input_ids": ids, "attention_mask": mask, LOGITS_FROM: _first(ids, last)} | past
-        with failures():
-            logits, *presents = self._session.run(["logits", *map(present, self._names)], given)
-        return logits, dict(zip(self._names, presents, strict=True))
+    def _call(self, ids: np.ndarray, mask: np.ndarray, past: Caches, last_only: bool) -> tuple[np.ndarray, Caches]:
+        inputs = {INPUT_IDS: ids, ATTENTION_MASK: mask, LOGITS_FROM: _first_wanted(ids, last_only), **past}
+        with run_errors():
+            logits, *present = self.session.run([LOGITS, *self._present.values()], inputs)
+        return logits, dict(zip(self._present, present, strict=True))
 
 
-def _first(ids: np.ndarray, last: bool) -> np.ndarray:
-    """The first of tokens [B, S] whose logits are wanted, of all or (`last`) of the last."""
-    return np.array([ids.shape[1] - 1 if last else 0], np.int64)
+def _first_wanted(ids: np.ndarray, last_only: bool) -> np.ndarray:
+    """The first of tokens [B, S] whose logits are wanted: [1] int64."""
+    return np.array([ids.shape[1] - 1 if last_only else 0], np.int64)

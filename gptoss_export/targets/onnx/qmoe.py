@@ -1,4 +1,4 @@
-"""The node of onnxruntime's QMoE for MXFP4, in one place for the model and for the probe."""
+"""The node of onnxruntime's QMoE for MXFP4 weights. The model and the probe use the same one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from .graph import MICROSOFT, Nodes
 def qmoe(
     g: Nodes, x: str, logits: str, packed: Sequence[str], experts: int, choices: int, alpha: float, limit: float
 ) -> str:
-    """x [T, H] and router logits [T, E] to [T, H]; `packed`: blocks (repack.py), E8M0 scales and bias of both matrices.
+    """x [T, H] and router logits [T, E] to [T, H].
 
-    The op chooses the experts itself. Its global scales, one an expert, are obligatory, and ones here.
+    packed: blocks (repack.py), E8M0 scales and bias of gate_up, then of down. The op chooses the experts itself. It
+    requires a global scale for each expert and matrix; MXFP4 has none, so they are 1.
     """
     ones = g.constant(np.ones(experts), np.float32)
     return g.add(

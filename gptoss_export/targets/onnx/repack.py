@@ -1,24 +1,29 @@
-"""MXFP4 blocks in the layout that onnxruntime's QMoE wants for `quant_type` fp4, written beside the other weights.
+"""MXFP4 blocks in the layout that onnxruntime's QMoE reads, written in addition to the stored ones.
 
     stored    [E, N, K / 32, 16]   two weights a byte: neighbours in K, the even one in the lower half
     repacked  [E, K, N / 2]        two weights a byte: neighbours in N, the even one in the lower half
 
-The shape is part of it: with [E, N, K / 2], which is what the op's schema documents, QMoE loads and runs and computes garbage,
-whatever the bytes.
+The shape matters as well. The op's schema documents [E, N, K / 2]; with that shape QMoE loads, runs and computes wrong
+values, whatever the bytes are.
 
-A file holds one layer's, and one expert is repacked at a time: memory stays below two layers' blocks, a gigabyte for 120b.
+A file holds the blocks of one layer. They are repacked one expert at a time, so that no more than two copies of a
+layer's blocks are in memory.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ...artifact.manifest import Part
-from ..target import Plan
+from ...compiler.weights import WEIGHTS
+from ...model.parameters import layer_of
+from ..base_compiler import CompileJob
 
-_FOLDER, _BLOCKS = "weights", "_blocks"
+_BLOCKS = "_blocks"
 
 
 def repack(blocks: torch.Tensor) -> torch.Tensor:
@@ -29,33 +34,32 @@ def repack(blocks: torch.Tensor) -> torch.Tensor:
     return torch.stack((even.T, odd.T), dim=1).flatten(0, 1)
 
 
-def unpack(repacked: torch.Tensor) -> torch.Tensor:
-    """The inverse: uint8 [K, N / 2] to [N, K / 32, 16]."""
-    even, odd = repacked[0::2].T, repacked[1::2].T
-    first, second = (even & 15) | (odd << 4), (even >> 4) | (odd & 240)
-    return torch.stack((first, second), dim=1).flatten(0, 1).unflatten(1, (-1, 16))
-
-
-def repack_experts(plan: Plan) -> dict[str, Part]:
-    """Repack the blocks of all layers into the plan's folder; where each weight's lie now, by its name."""
-    names = [name for name in plan.weights if name.endswith(_BLOCKS)]
-    layers: dict[str, list[str]] = {}
-    for name in names:
-        layers.setdefault(name.split(".")[2], []).append(name)
+def repack_experts(job: CompileJob) -> dict[str, Part]:
+    """Repack the blocks of all layers into files of the job's folder; returns where those of each weight are."""
+    layers: dict[int, list[str]] = {}
+    for name in job.weights:
+        layer = layer_of(name)
+        if layer is not None and name.endswith(_BLOCKS):
+            layers.setdefault(layer, []).append(name)
+    size = sum(math.prod(job.weights[name].shape) for names in layers.values() for name in names)
+    job.progress.note(
+        f"onnxruntime reads the experts in a layout of its own: writing {size / 1e9:.1f} GB in addition to the weights"
+    )
     parts: dict[str, Part] = {}
-    for done, (layer, blocks) in enumerate(layers.items()):
-        plan.steps.at(f"repack the experts, layer {done + 1} of {len(layers)}")
-        file = f"{_FOLDER}/repacked-{int(layer):03}.safetensors"
-        save_file({name: _repacked(plan, name) for name in blocks}, plan.folder / file)
-        parts |= {name: Part(file, name) for name in blocks}
+    for count, (layer, names) in enumerate(layers.items(), start=1):
+        job.progress.update(f"repack the experts, layer {count} of {len(layers)}")
+        file = f"{WEIGHTS}/repacked-{layer:03}.safetensors"
+        save_file({name: _repacked(job, name) for name in names}, job.folder / file)
+        parts |= {name: Part(file, name) for name in names}
     return parts
 
 
-def _repacked(plan: Plan, name: str) -> torch.Tensor:
-    experts, rows, groups, half = plan.weights[name].shape
-    (part,) = plan.weights[name].parts
+def _repacked(job: CompileJob, name: str) -> torch.Tensor:
+    """The blocks of all experts of one weight: uint8 [E, K, N / 2]."""
+    experts, rows, groups, half = job.weights[name].shape
+    (part,) = job.weights[name].parts
     out = torch.empty(experts, groups * half * 2, rows // 2, dtype=torch.uint8)
-    with safe_open(plan.folder / part.file, framework="pt") as stored:
+    with safe_open(job.folder / part.file, framework="pt") as stored:
         blocks = stored.get_slice(part.tensor)
         for expert in range(experts):
             out[expert] = repack(blocks[expert])
