@@ -1,4 +1,4 @@
-"""Fixtures: tiny checkpoints in the three layouts, artifacts built from them, transformers on the same weights."""
+"""Fixtures: tiny checkpoints in all layouts, the artifact of one of them, transformers on the same weights."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from filelock import FileLock  # which torch depends on
+from artifacts import OPTIONS, SEED, compile_artifact, made_once
 
-from gptoss_export import BuildOptions, Runner, build, load
+from gptoss_export import Runner, load
 from gptoss_export.checkpoint.layouts import LAYOUTS
 from gptoss_export.checkpoint.synthetic import PRESETS, write_synthetic
 
-SEED = 7
-OPTIONS = {"max_batch": 3, "max_context": 4400, "prefill_chunks": (16, 64)}
+if TYPE_CHECKING:
+    from transformers import GptOssForCausalLM
+
+__all__ = ["OPTIONS", "SEED", "compile_artifact", "made_once"]  # for tests that import them from here
 
 
 @pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory) -> dict[str, Path]:
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same tiny model in every layout."""
     root = tmp_path_factory.mktemp("checkpoints")
     for layout in LAYOUTS.values():
@@ -29,64 +32,55 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
     return {name: root / name for name in LAYOUTS}
 
 
-def compile_artifact(checkpoint: Path, output: Path, **options) -> Path:
-    build(checkpoint, output, BuildOptions("aoti", "cpu", **(OPTIONS | options)))
-    return output
+@pytest.fixture(scope="session")
+def artifact(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model for CPU in float32: three slots, two chunk sizes, a context past 4,096. Nobody changes it.
 
+    It is the only artifact of four layers that is compiled. Other tests build without compiling, or two layers.
+    """
 
-def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder that the first process of the tests to want it makes for all of them."""
-    base = tmp_path_factory.getbasetemp()
-    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    root.mkdir(exist_ok=True)
-    with FileLock(root / "lock"):
-        if not (root / "made").exists():
-            make(root)
-            (root / "made").touch()
-    return root
+    def make(root: Path) -> None:
+        compile_artifact(checkpoints["hf"], root / "float32")
+
+    return made_once(tmp_path_factory, "tiny", make) / "float32"
 
 
 @pytest.fixture(scope="session")
-def artifact(checkpoints, tmp_path_factory) -> Path:
-    """The tiny model for CPU in float32: three slots, two chunk sizes, a context past 4,096. Nobody changes it."""
-    return made_once(tmp_path_factory, "tiny", lambda root: compile_artifact(checkpoints["hf"], root / "float32")) / "float32"
-
-
-@pytest.fixture(scope="session")
-def loaded(artifact) -> Runner:
+def loaded(artifact: Path) -> Runner:
     return load(artifact)
 
 
 @pytest.fixture
-def runner(loaded) -> Runner:
+def runner(loaded: Runner) -> Runner:
     """The loaded artifact with empty slots."""
     loaded.reset()
     return loaded
 
 
 @pytest.fixture(scope="session")
-def transformer(checkpoints):
+def transformer(checkpoints: dict[str, Path]) -> GptOssForCausalLM:
     """Hugging Face's model on the same checkpoint, read by Hugging Face, float32, eager attention."""
     from transformers import GptOssForCausalLM, Mxfp4Config
 
+    quantization = Mxfp4Config(dequantize=True)
     return GptOssForCausalLM.from_pretrained(
-        checkpoints["hf"], dtype=torch.float32, attn_implementation="eager",
-        quantization_config=Mxfp4Config(dequantize=True),
-    ).eval()  # fmt: skip
+        checkpoints["hf"], dtype=torch.float32, attn_implementation="eager", quantization_config=quantization
+    ).eval()
 
 
 @pytest.fixture(scope="session")
 def sequence() -> list[int]:
+    """600 random tokens."""
     return torch.randint(0, 512, (600,), generator=torch.Generator().manual_seed(3)).tolist()
 
 
 @pytest.fixture(scope="session")
-def cli():
+def cli() -> Callable[..., tuple[int, str, str]]:
     """Run the command in a process of its own: (exit code, stdout, stderr)."""
 
     def run(*arguments: object, env: dict[str, str] | None = None) -> tuple[int, str, str]:
         command = [sys.executable, "-m", "gptoss_export", *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | (env or {}))
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | (env or {}), check=False)
         return done.returncode, done.stdout, done.stderr
 
     return run

@@ -1,5 +1,7 @@
 """config.json is read in both spellings, and a wrong one is refused."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Any
