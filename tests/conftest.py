@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from artifacts import OPTIONS, SEED, compile_artifact, made_once
 
+from artifacts import OPTIONS, SEED, compile_artifact, made_once
 from gptoss_export import Runner, load
 from gptoss_export.checkpoint.layouts import LAYOUTS
 from gptoss_export.checkpoint.synthetic import PRESETS, write_synthetic

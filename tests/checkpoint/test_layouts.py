@@ -1,31 +1,27 @@
-"""All layouts hold the same model, transformers reads the same weights, and every tensor is checked."""
+"""All layouts hold the same model, transformers reads the same weights, and a layout is one file and one line."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 import shutil
 import sys
-import weakref
-from collections.abc import Mapping
 from pathlib import Path
 
 import click
 import pytest
 import torch
+from checkpoint_values import assert_equal, read_parameters, unpacked
 from safetensors.torch import load_file, save_file
 from transformers import GptOssForCausalLM
 
-from gptoss_export.artifact.atomic_folder import replace_folder
-from gptoss_export.checkpoint import LAYOUTS, Checkpoint, open_checkpoint
+from gptoss_export.checkpoint import LAYOUTS, open_checkpoint
 from gptoss_export.checkpoint.layouts import layout_of
-from gptoss_export.checkpoint.synthetic import PRESETS, layout_for, with_layers, write_synthetic
+from gptoss_export.checkpoint.synthetic import PRESETS, layout_for, write_synthetic
 from gptoss_export.cli import make_checkpoint
 from gptoss_export.errors import CheckpointError, UsageError
 from gptoss_export.model import mxfp4
 from gptoss_export.model.decoder import GptOss
-from gptoss_export.model.parameters import INV_FREQ, layer_of
+from gptoss_export.model.parameters import INV_FREQ
 
 CPU = torch.device("cpu")
 
@@ -79,25 +75,6 @@ LAYOUT = Layout(
 """
 
 
-def parameters(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    return {name: checkpoint.parameter(name) for name in checkpoint.parameters()}
-
-
-def unpacked(folder: Path) -> dict[str, torch.Tensor]:
-    """Every parameter, MXFP4 ones dequantized."""
-    found = parameters(open_checkpoint(folder))
-    for name in [name for name in found if name.endswith("_blocks")]:
-        stem = name.removesuffix("_blocks")
-        found[stem] = mxfp4.dequantize(found.pop(name), found.pop(f"{stem}_scales"))
-    return found
-
-
-def assert_equal(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
-        assert torch.equal(value, expected[name]), name
-
-
 def test_layouts_hold_the_same_model(checkpoints: dict[str, Path]) -> None:
     first, *others = (unpacked(folder) for folder in checkpoints.values())
     for other in others:
@@ -112,7 +89,7 @@ def test_parameters_are_the_models(checkpoints: dict[str, Path], layout: str) ->
         model = GptOss(checkpoint.config, torch.bfloat16)
     wanted = {name: (value.shape, value.dtype) for name, value in model.named_parameters()}
     del wanted[INV_FREQ]  # computed from config.json
-    read = parameters(checkpoint)
+    read = read_parameters(checkpoint)
     assert {name: (value.shape, value.dtype) for name, value in read.items()} == wanted
 
 
@@ -153,29 +130,6 @@ def test_transformers_gets_the_rounded_experts(checkpoints: dict[str, Path], tmp
     expected = mxfp4.dequantize(checkpoint.parameter(f"{name}_blocks"), checkpoint.parameter(f"{name}_scales")).mT
     assert torch.equal(found, expected)
     assert not torch.equal(found, tensors[name].float())
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_groups_are_the_layers(checkpoints: dict[str, Path], layout: str) -> None:
-    checkpoint = open_checkpoint(checkpoints[layout])
-    groups = dict(checkpoint.converted_groups())
-    layers = {f"layer-{layer:03}": layer for layer in range(checkpoint.config.num_hidden_layers)}
-    assert groups.keys() == {*layers, "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
-    for group, tensors in groups.items():
-        assert all(layer_of(name) == layers.get(group) for name in tensors)
-    assert_equal({name: value for group in groups.values() for name, value in group.items()}, parameters(checkpoint))
-    assert checkpoint.converts == (layout == "hf-bf16")
-
-
-def test_a_group_that_is_deleted_is_freed(checkpoints: dict[str, Path]) -> None:
-    """So a build holds one layer in memory."""
-    groups = open_checkpoint(checkpoints["hf-bf16"]).converted_groups()
-    _, tensors = next(group for group in groups if group[0] == "layer-001")
-    freed = weakref.ref(tensors["model.layers.1.mlp.experts.down_proj_blocks"])
-    assert freed() is not None
-    del tensors
-    assert freed() is None
-    assert next(groups)[0] == "layer-002"
 
 
 def test_a_layout_is_one_file_and_one_line(
@@ -230,102 +184,3 @@ def test_options_offer_what_is_registered() -> None:
     assert choices["preset"] == set(PRESETS)
     assert choices["layout"] == {layout.names for layout in LAYOUTS.values()}
     assert choices["experts"] == {layout.experts for layout in LAYOUTS.values()}
-
-
-def test_all_problems_are_named_at_once(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    folder = shutil.copytree(checkpoints["hf"], tmp_path / "broken")
-    (folder / "model.safetensors.index.json").unlink()
-    shard = sorted(folder.glob("*.safetensors"))[3]
-    tensors = load_file(shard)
-    names = {name.split(".", 3)[3]: name for name in tensors}
-    tensors["model.layers.0.self_attn.extra"] = torch.zeros(2)
-    del tensors[names["self_attn.sinks"]]
-    tensors[names["self_attn.o_proj.weight"]] = torch.zeros(3, 5)
-    tensors[names["mlp.experts.down_proj_blocks"]] = tensors[names["mlp.experts.down_proj_blocks"]].to(torch.int16)
-    save_file(tensors, shard)
-    save_file({names["mlp.router.bias"]: tensors[names["mlp.router.bias"]].clone()}, folder / "more.safetensors")
-    with pytest.raises(CheckpointError) as caught:
-        open_checkpoint(folder)
-    for part in (
-        f"{names['self_attn.sinks']}: missing",
-        "model.layers.0.self_attn.extra: unknown",
-        "shape [3, 5], expected [96, 256]",
-        "dtype I16, expected U8",
-        f"{names['mlp.router.bias']}: in 2 files",
-    ):
-        assert part in str(caught.value)
-
-
-def test_broken_shards(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    folder = shutil.copytree(checkpoints["hf"], tmp_path / "broken")
-    first, second, third, *_ = sorted(folder.glob("*.safetensors"))
-    first.unlink()
-    second.write_bytes(b"no header")
-    index = json.loads((folder / "model.safetensors.index.json").read_text())
-    index["weight_map"]["ghost"] = third.name
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError) as caught:
-        open_checkpoint(folder)
-    for part in (f"{first.name}: named by", f"{second.name}: cannot be read", "ghost: "):
-        assert part in str(caught.value)
-    (folder / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="not a safetensors index"):
-        open_checkpoint(folder)
-
-
-def test_other_folders(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="not a folder"):
-        open_checkpoint(tmp_path / "none")
-    shutil.copy(checkpoints["hf"] / "config.json", tmp_path)
-    with pytest.raises(CheckpointError, match=r"no \*.safetensors"):
-        open_checkpoint(tmp_path)
-    save_file({"foreign": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"no known layout .such as foreign"):
-        open_checkpoint(tmp_path)
-
-
-def test_write_synthetic(tmp_path: Path) -> None:
-    config = with_layers(PRESETS["tiny"], 3)
-    folders = [tmp_path / name for name in ("a", "b", "other")]
-    shards: list[tuple[int, int]] = []
-    for folder, seed in zip(folders, (1, 1, 2), strict=True):
-        write_synthetic(
-            folder,
-            config,
-            layout_for("hf", "mxfp4"),
-            seed,
-            CPU,
-            progress=lambda done, total: shards.append((done, total)),
-        )
-    assert shards == [(done, 6) for done in range(1, 7)] * 3
-    assert open_checkpoint(folders[0]).config.layer_types == (*PRESETS["tiny"].layer_types[:2], "sliding_attention")
-    umask = os.umask(0)
-    os.umask(umask)
-    assert all(path.stat().st_mode & 0o777 == 0o666 & ~umask for path in folders[0].iterdir())
-    first, same, other = (open_checkpoint(folder).parameter("lm_head.weight") for folder in folders)
-    assert torch.equal(first, same) and not torch.equal(first, other)
-    with pytest.raises(UsageError, match="exists already"):
-        write_synthetic(folders[0], config, layout_for("hf", "mxfp4"), 1, CPU)
-    with pytest.raises(UsageError, match="original layout is MXFP4 only"):
-        layout_for("original", "bf16")
-
-
-def test_folders_get_the_usual_permissions_and_leave_the_umask_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "plain").mkdir()
-    (tmp_path / "plain" / "file").touch()
-    shared = tmp_path / "shared"
-    shared.touch()
-    shared.chmod(0o640)
-    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask belongs to all threads"))
-    with replace_folder(tmp_path / "made", UsageError) as folder:
-        (folder / "file").touch(mode=0o600)
-        os.link(shared, folder / "shared")
-    for name in (".", "file"):
-        assert (tmp_path / "made" / name).stat().st_mode == (tmp_path / "plain" / name).stat().st_mode
-    assert shared.stat().st_mode & 0o777 == 0o640
-    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["file", "shared"]
-    with pytest.raises(KeyError), replace_folder(tmp_path / "failed", UsageError):
-        raise KeyError
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "plain", "shared"]
