@@ -97,7 +97,7 @@ def _table(report: Report) -> Table:
         (
             row.label,
             str(row.rows),
-            *_numbers(row.deviation),
+            *_numbers(row.all),
             str(row.near_ties),
             *_numbers(row.no_tie),
             *_numbers(row.oracle),
@@ -123,12 +123,12 @@ def _comparison(report: Report) -> Table:
     rows = [
         (
             row.label,
-            *_numbers(row.compare_with.gated),
-            *_numbers(row.compare_with.difference),
-            f"{row.compare_with.top1:.1%}",
+            *_numbers(row.comparison.gated),
+            *_numbers(row.comparison.difference),
+            f"{row.comparison.top1:.1%}",
         )
         for row in report.rows
-        if row.compare_with is not None
+        if row.comparison is not None
     ]
     return make_table(
         ("tokens", "max", "rms", "difference max", "rms", "same top-1"),

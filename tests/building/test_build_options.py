@@ -1,0 +1,157 @@
+"""What build options are resolved to: device, arch, sizes, the targets' own options."""
+
+import dataclasses
+from typing import ClassVar
+
+import pytest
+from weights_only import WeightsOnly, use
+
+from gptoss_export import BuildOptions
+from gptoss_export.artifact.programs import Sizes
+from gptoss_export.build_options import resolve, resolve_device, resolve_sizes
+from gptoss_export.errors import BuildError, GptOssExportError, UsageError
+from gptoss_export.targets import TARGETS, options_class
+from gptoss_export.targets.base_compiler import Availability, compiler
+
+
+@pytest.mark.parametrize(
+    ("gpu", "options", "expected"),
+    [
+        (None, {}, "cpu"),
+        ("sm_90", {}, "cuda"),
+        ("sm_90", {"device": "cpu"}, "cpu"),
+        (None, {"device": "cuda"}, "cuda"),
+        (None, {"arch": "sm_80"}, "cuda"),
+        (None, {"arch": "sm_80,sm_90"}, "cuda"),
+        ("sm_90", {"arch": "x86_64-AVX2"}, "cpu"),
+        ("sm_90", {"arch": "x86_64-AVX2", "device": "cuda"}, "cuda"),  # refused later, as an arch
+    ],
+)
+def test_device_follows_arch_then_machine(gpu, options, expected):
+    assert resolve_device(WeightsOnly(gpu), BuildOptions(**options)) == expected
+
+
+def test_device_that_the_target_does_not_build_for():
+    class OnlyCuda(WeightsOnly):
+        dtypes: ClassVar[dict[str, tuple[str, ...]]] = {"cuda": ("bfloat16",)}
+
+    with pytest.raises(UsageError, match="--device cpu: target aoti builds for cuda"):
+        resolve_device(OnlyCuda(), BuildOptions(device="cpu"))
+    assert resolve_device(OnlyCuda(), BuildOptions()) == "cuda"
+
+
+@pytest.mark.parametrize("gpu", [None, "sm_90"])
+def test_device_of_the_default_target_follows_the_machine(monkeypatch, gpu):
+    monkeypatch.setattr("gptoss_export.targets.aoti.compile.current_gpu_arch", lambda: gpu)
+    assert resolve_device(compiler("aoti"), BuildOptions()) == ("cpu" if gpu is None else "cuda")
+
+
+def test_onnx_needs_no_gpu_and_is_built_for_cpu_without_one(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert resolve_device(compiler("onnx"), BuildOptions("onnx")) == "cpu"
+
+
+def test_default_target_is_the_first_of_the_registry():
+    assert BuildOptions().target == TARGETS[0]
+
+
+@pytest.mark.parametrize(("device", "chunks"), [("cpu", (128,)), ("cuda", (128, 2048))])
+def test_default_chunks_suit_the_device(monkeypatch, device, chunks):
+    use(monkeypatch, WeightsOnly("sm_90"))
+    _, settings, _ = resolve(BuildOptions(device=device))
+    assert settings.sizes == Sizes(1, 4096, chunks)
+
+
+def test_sizes():
+    assert resolve_sizes(2, 100, None, (128, 2048)) == (Sizes(2, 100, (100,)), [])  # shortened to the context
+    assert resolve_sizes(2, 1024, None, (128, 2048)) == (Sizes(2, 1024, (128, 1024)), [])
+    assert resolve_sizes(1, 64, (64, 16, 64), (128,)) == (Sizes(1, 64, (16, 64)), [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problems"),
+    [
+        ((0, 64, None), ["--max-batch 0: expected 1 or more"]),
+        ((1, 0, None), ["--max-context 0: expected 1 or more"]),
+        ((1, 64, (0,)), ["--prefill-chunk 0: expected 1 or more"]),
+        ((1, 64, ()), ["--prefill-chunk 0: expected 1 or more"]),
+        ((1, 64, (65,)), ["--prefill-chunk 65: expected at most --max-context (64)"]),
+        ((-1, 64, (16, 65, -2)), 3),
+    ],
+)
+def test_wrong_sizes(arguments, problems):
+    _, found = resolve_sizes(*arguments, (128,))
+    assert (len(found) if isinstance(problems, int) else found) == problems
+
+
+def test_all_problems_are_said_at_once(monkeypatch):
+    use(monkeypatch, WeightsOnly())
+    with pytest.raises(UsageError) as raised:
+        resolve(BuildOptions(device="cuda", dtype="float32", max_batch=0, max_context=8, prefill_chunks=(9,)))
+    for text in ("--dtype float32", "--max-batch 0", "--prefill-chunk 9"):
+        assert text in str(raised.value)
+
+
+def test_every_default_is_filled_in(monkeypatch):
+    use(monkeypatch, WeightsOnly("sm_90"))
+    _, settings, choosers = resolve(BuildOptions(stop_tokens=(3,)))
+    assert settings.to_json() == {
+        "target": "aoti",
+        "device": "cuda",
+        "arch": "sm_90",
+        "dtype": "bfloat16",
+        "max_batch": 1,
+        "max_context": 4096,
+        "prefill_chunks": [128, 2048],
+        "stop_tokens": [3],
+        "tuned_configs": [],
+        "cpu_isa": None,
+    }
+    assert choosers.keys() == {"sm_90"}
+
+
+def test_arch_without_a_device_to_build_for(monkeypatch):
+    use(monkeypatch, WeightsOnly(gpu_archs=("sm_80", "sm_86")))
+    with pytest.raises(UsageError, match=r"no cuda device to build for; choose one of sm_80, sm_86"):
+        resolve(BuildOptions(device="cuda"))
+    with pytest.raises(BuildError, match=r"--arch sm_70: aoti compiles here for sm_80, sm_86"):
+        resolve(BuildOptions(device="cuda", arch="sm_70"))
+    with pytest.raises(BuildError, match=r"one arch at a time"):
+        resolve(BuildOptions(device="cuda", arch="sm_80,sm_86"))
+    _, settings, _ = resolve(BuildOptions(device="cuda", arch="sm_86"))
+    assert settings.archs == ("sm_86",)
+
+
+def test_target_that_cannot_be_built_here(monkeypatch):
+    class Missing(WeightsOnly):
+        def available(self, device: str) -> Availability:
+            return Availability(False, "no compiler", "install one")
+
+    use(monkeypatch, Missing())
+    with pytest.raises(BuildError, match="aoti for cpu cannot be built here: no compiler; install one"):
+        resolve(BuildOptions())
+
+
+def test_tensorrt_alone_without_a_gpu_says_what_it_builds_for(monkeypatch):
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr("gptoss_export.targets.tensorrt.compile.current_gpu_arch", lambda: None)
+    with pytest.raises(GptOssExportError) as raised:
+        resolve(BuildOptions("tensorrt"))
+    known = compiler("tensorrt").archs("cuda")
+    assert {"sm_80", "sm_86", "sm_89"} <= set(known)
+    assert f"choose one of {', '.join(known)}" in str(raised.value)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_options_of_another_target_are_refused(target):
+    @dataclasses.dataclass(frozen=True)
+    class Other:
+        pass
+
+    with pytest.raises(UsageError, match=f"found Other, expected .* of target {target}"):
+        resolve(BuildOptions(target, target_options=Other()))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_is_compiled_with_the_options_that_it_declares(target):
+    assert compiler(target).options_class is options_class(target)
