@@ -15,11 +15,25 @@ from gptoss_export.artifact.programs import Program
 from gptoss_export.checkpoint.synthetic import PRESETS, with_layers
 from gptoss_export.compiler.export import TracedProgram
 from gptoss_export.targets.aoti.compile import AotiCompiler
+from gptoss_export.targets.aoti.package import package_name
 from gptoss_export.targets.base_compiler import Compilation, CompileJob
 
 SEED = 7
 OPTIONS: dict[str, Any] = {"max_batch": 3, "max_context": 4400, "prefill_chunks": (16, 64)}
 TWO_LAYERS = with_layers(PRESETS["tiny"], 2)  # a sliding layer and a full one: enough to compile every kind of code
+
+# Runs an artifact where nothing is installed that only building or the command line needs.
+RUN_ALONE = """
+import sys
+for name in ("triton", "transformers", "click", "rich", "gptoss_plugins", "tokenizers"):
+    sys.modules[name] = None  # as if it were not installed
+import gptoss_export
+print(gptoss_export.load(sys.argv[1]).generate([1, 2, 3], 5, stop_tokens=()).tokens)
+building = ("torch._inductor", "torch._dynamo", "gptoss_export.compiler", "gptoss_export.kernels",
+            "gptoss_export.checkpoint", "gptoss_export.building", "gptoss_export.model.decoder")
+found = [name for name in sys.modules if name.startswith(building)]
+assert not found, found
+"""
 
 
 def compile_artifact(checkpoint: Path, output: Path, **options: Any) -> Path:
@@ -51,6 +65,15 @@ class NothingCompiled(Compilation):
 
     def finish(self) -> list[Path]:
         return []
+
+
+class FakeCode(NothingCompiled):
+    """Writes a package of the right name that holds no code."""
+
+    def finish(self) -> list[Path]:
+        name = package_name(self.job.arch)
+        (self.job.folder / name).write_bytes(b"no code" * 1000)
+        return [Path(name)]
 
 
 def compile_nothing(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from artifacts import OPTIONS, SEED, compile_artifact, made_once
-from gptoss_export import Runner, load
+from artifacts import OPTIONS, SEED, FakeCode, compile_artifact, compile_nothing, made_once
+from gptoss_export import BuildOptions, Runner, build, load
 from gptoss_export.checkpoint.layouts import LAYOUTS
 from gptoss_export.checkpoint.synthetic import PRESETS, write_synthetic
 
@@ -43,6 +43,18 @@ def artifact(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFact
         compile_artifact(checkpoints["hf"], root / "float32")
 
     return made_once(tmp_path_factory, "tiny", make) / "float32"
+
+
+@pytest.fixture(scope="session")
+def uncompiled(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a few bytes in place of code: for everything that is checked before code is loaded."""
+
+    def make(root: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            compile_nothing(patch, FakeCode)
+            build(checkpoints["hf"], root / "float32", BuildOptions("aoti", "cpu", **OPTIONS))
+
+    return made_once(tmp_path_factory, "uncompiled", make) / "float32"
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,183 @@
+"""The files of an artifact, and what `load` refuses before it loads any code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptoss_export import load
+from gptoss_export.artifact.files import FileSpec, combined_hash, describe_file
+from gptoss_export.artifact.manifest import load_manifest
+from gptoss_export.errors import ArtifactError
+
+OTHER_MACHINE = {
+    "machine": "riscv64",
+    "system": "",
+    "gpu": None,
+    "options": {},
+    "source_sha256": "",
+    "tuned_configs": {},
+}
+THIS_MACHINE = OTHER_MACHINE | {"machine": platform.machine()}
+
+
+@pytest.fixture
+def copy(uncompiled: Path, tmp_path: Path) -> Path:
+    """An artifact that a test may change."""
+    return shutil.copytree(uncompiled, tmp_path / "copy")
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_section(folder: Path, section: str, **changes: Any) -> None:
+    edit(folder, **{section: json.loads((folder / "manifest.json").read_text())[section] | changes})
+
+
+def package(folder: Path) -> Path:
+    return next(folder.glob("programs-*.pt2"))
+
+
+def flip_bit(path: Path) -> None:
+    """Change the last byte, which is neither a header nor padding."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_every_file_is_in_the_manifest_with_its_hash(uncompiled: Path) -> None:
+    manifest = load_manifest(uncompiled)
+    files = {path.relative_to(uncompiled).as_posix() for path in uncompiled.rglob("*") if path.is_file()}
+    assert files == {*manifest.files, "manifest.json"}
+    for name, spec in manifest.files.items():
+        data = (uncompiled / name).read_bytes()
+        assert spec == FileSpec(len(data), hashlib.sha256(data).hexdigest())
+        assert spec == describe_file(uncompiled / name)
+
+
+def test_combined_hash_is_that_of_sha256sum() -> None:
+    """Of the lines that sha256sum prints for the files, sorted by name."""
+    files = {"b": FileSpec(0, "22"), "a": FileSpec(5, "11")}
+    assert combined_hash(files) == hashlib.sha256(b"11  a\n22  b\n").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "manifest.json").unlink(), "manifest.json: not found"),
+        (lambda f: (f / "manifest.json").write_text("{"), "cannot be read as JSON"),
+        (lambda f: (f / "manifest.json").write_text("[]"), "schema_version is None"),
+        (lambda f: edit(f, schema_version=99), "schema_version is 99"),
+        (lambda f: edit(f, programs={"decode": {}}), "malformed"),
+        (lambda f: edit(f, programs={}), "programs: decode is missing from the manifest"),
+        (lambda f: edit(f, surprise=1), "malformed"),
+        (lambda f: edit(f, target="abacus"), "target 'abacus'"),
+        (lambda f: edit(f, archs=["sm_90"]), "artifact has code for sm_90, this machine is"),
+        (lambda f: edit(f, versions={"torch": "2.4.0"}), "built with 2.4.0, found"),
+        (lambda f: edit(f, versions={}), "torch is missing"),
+        (lambda f: edit(f, weights={}), "weight lm_head.weight: missing"),
+        (lambda f: edit(f, files={}), "is not among the files"),
+        (lambda f: edit(f, files={"../secret": {"bytes": 1, "sha256": ""}}), "outside of the artifact"),
+        (lambda f: edit(f, files={"/secret": {"bytes": 1, "sha256": ""}}), "outside of the artifact"),
+        (lambda f: edit(f, device="tpu"), "device: found 'tpu'"),
+        (lambda f: edit(f, archs=[]), "archs: found"),
+        (lambda f: edit(f, archs=[1]), "archs: found"),
+        (
+            lambda f: edit(f, provenance=THIS_MACHINE | {"tuned_configs": {"sm_90": None}}),
+            "tuned_configs: found {'sm_90': None}, expected lists",
+        ),
+        (lambda f: edit(f, provenance=THIS_MACHINE | {"machine": None}), "machine: found None, expected a string"),
+        (lambda f: edit(f, provenance=OTHER_MACHINE), "machine: artifact was built on riscv64, this machine is"),
+        (lambda f: edit(f, target=[]), "target: found"),
+        (lambda f: edit(f, target_options=[]), "target_options: found"),
+        (lambda f: edit(f, stop_tokens=["a"]), "stop_tokens"),
+        (lambda f: edit(f, stop_tokens=[512]), "stop_tokens"),
+        (lambda f: edit_section(f, "sizes", max_batch=-1), "sizes.max_batch"),
+        (lambda f: edit_section(f, "sizes", max_batch=99), "program decode: input tokens"),
+        (lambda f: edit_section(f, "sizes", max_batch="3"), "sizes.max_batch"),
+        (lambda f: edit_section(f, "sizes", max_context=10**9), "input k_cache.1 .* expected cache .* by the model"),
+        (lambda f: edit_section(f, "sizes", prefill_chunks=[]), "sizes.prefill_chunks"),
+        (
+            lambda f: edit_section(f, "sizes", prefill_chunks=[7]),
+            "found prefill_16, expected decode, prefill_7",
+        ),
+        (lambda f: edit_section(f, "model", layer_types=["full_attention"] * 4), "k_cache.0"),
+        (lambda f: edit_section(f, "model", vocab_size="512"), "vocab_size"),
+        (lambda f: edit_section(f, "model", num_hidden_layers=2), "layer_types"),
+        (lambda f: package(f).unlink(), "programs-.*.pt2: missing"),
+        (lambda f: package(f).write_bytes(b"short"), "programs-.*.pt2: 5 bytes, expected 7000"),
+        (lambda f: next((f / "weights").iterdir()).unlink(), "weights/.*: missing"),
+        (lambda f: flip_bit(package(f)), "programs-.*.pt2: sha256"),
+        (lambda f: None, "program decode cannot be loaded"),  # undamaged: what is loaded last is the code
+    ],
+)
+def test_refused(copy: Path, damage: Callable[[Path], object], message: str) -> None:
+    damage(copy)
+    with pytest.raises(ArtifactError, match=message):
+        load(copy)
+
+
+def test_code_for_a_gpu_needs_one(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptoss_export.targets.aoti.load.current_gpu_arch", lambda: None)
+    edit(copy, device="cuda", archs=["sm_90"])
+    with pytest.raises(ArtifactError, match=r"artifact is for a CUDA GPU \(sm_90\), torch finds none here"):
+        load(copy)
+
+
+def test_other_folders_are_no_artifacts(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="not a folder; expected an artifact"):
+        load(tmp_path / "none")
+    with pytest.raises(ArtifactError, match="is no artifact, or an incomplete one"):
+        load(tmp_path)
+
+
+def test_every_changed_file_is_named(copy: Path) -> None:
+    flip_bit(package(copy))
+    flip_bit(copy / "tokenizer.json")
+    with pytest.raises(ArtifactError) as caught:
+        load(copy)
+    assert f"{package(copy).name}: sha256" in str(caught.value) and "tokenizer.json: sha256" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["derived.safetensors", "weights/model-00003-of-00007.safetensors"])
+def test_weights_are_hashed(copy: Path, name: str) -> None:
+    """The code cannot be loaded either, but the changed file is the cause that is reported."""
+    flip_bit(copy / name)
+    with pytest.raises(ArtifactError, match=rf"{name}: sha256 [0-9a-f]+\.\.\., expected"):
+        load(copy)
+    with pytest.raises(ArtifactError, match="program decode cannot be loaded"):
+        load(copy, verify_hashes=False)
+
+
+def test_weights_that_contradict_the_manifest(copy: Path) -> None:
+    weights = json.loads((copy / "manifest.json").read_text())["weights"]
+    weights["model.norm.weight"]["parts"] = weights["lm_head.weight"]["parts"]
+    weights["lm_head.weight"]["parts"] = [weights["lm_head.weight"]["parts"][0] | {"tensor": "ghost"}]
+    edit(copy, weights=weights)
+    with pytest.raises(ArtifactError) as caught:
+        load(copy)
+    assert "model.norm.weight: stored shape [512, 96], expected [96]" in str(caught.value)
+    assert "ghost missing" in str(caught.value)
+
+
+def test_weights_that_are_no_safetensors(copy: Path) -> None:
+    path = copy / "derived.safetensors"
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(ArtifactError, match=r"derived\.safetensors: cannot be read as safetensors"):
+        load(copy, verify_hashes=False)
+
+
+def test_what_a_killed_build_left_behind(uncompiled: Path, tmp_path: Path) -> None:
+    """All is written, the manifest too, and only the rename is missing."""
+    folder = shutil.copytree(uncompiled, tmp_path / ".out-abc.partial")
+    with pytest.raises(ArtifactError, match="a killed build left this folder behind; remove it and build again"):
+        load(folder)

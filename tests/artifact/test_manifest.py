@@ -1,0 +1,150 @@
+"""What a manifest may say. Compiled code checks nothing, so the manifest is compared with the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptoss_export.artifact.manifest import Manifest, load_manifest, rebuild_command, save_manifest
+from gptoss_export.errors import ArtifactError
+
+
+@pytest.fixture(scope="module")
+def written(uncompiled: Path) -> dict[str, Any]:
+    """A manifest as `build` writes it."""
+    return json.loads((uncompiled / "manifest.json").read_text())
+
+
+@pytest.fixture
+def data(written: dict[str, Any]) -> dict[str, Any]:
+    """A copy that a test may change."""
+    return json.loads(json.dumps(written))
+
+
+def read(data: Any, folder: Path) -> Manifest:
+    (folder / "manifest.json").write_text(json.dumps(data))
+    return load_manifest(folder)
+
+
+def test_round_trip(data: dict[str, Any], tmp_path: Path) -> None:
+    manifest = read(data, tmp_path)
+    (tmp_path / "again").mkdir()
+    save_manifest(manifest, tmp_path / "again")
+    assert load_manifest(tmp_path / "again") == manifest
+    assert json.loads((tmp_path / "again" / "manifest.json").read_text()) == data
+
+
+def test_what_build_writes_is_accepted(data: dict[str, Any], tmp_path: Path) -> None:
+    manifest = read(data, tmp_path)
+    assert set(manifest.programs) == {"decode", "prefill_16", "prefill_64", "unembed_1", "unembed_64"}
+    assert manifest.missing_programs() == []
+    del data["programs"]["prefill_16"]
+    assert read(data, tmp_path).missing_programs() == ["prefill_16"]
+
+
+def swap(items: list[Any], one: int, other: int) -> None:
+    items[one], items[other] = items[other], items[one]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: swap(p["decode"]["inputs"], 0, 1), "decode: input 0 is 'positions', expected 'tokens'"),
+        (lambda p: swap(p["decode"]["inputs"], 3, 4), "decode: input 3 is 'v_cache.0', expected 'k_cache.0'"),
+        (lambda p: p["decode"]["inputs"].insert(0, p["decode"]["inputs"].pop()), "input 0 is 'lm_head.weight'"),
+        (lambda p: p["decode"]["inputs"].insert(1, p["decode"]["inputs"][0]), "input 1 is 'tokens'"),
+        (lambda p: p["decode"]["inputs"].pop(), "input 74 is nothing, expected 'lm_head.weight'"),
+        (
+            lambda p: p["decode"]["inputs"][0].update(dtype="float32"),
+            r"input tokens is data float32 \[3\], expected data int64 \[3\]",
+        ),
+        (lambda p: p["decode"]["inputs"][3].update(dtype="uint8"), "k_cache.0 is cache uint8"),
+        (lambda p: p["decode"]["inputs"][3].update(role="data"), "k_cache.0 is data float32"),
+        (lambda p: p["decode"]["inputs"][-1].update(dtype="float8"), "lm_head.weight is weight float8"),
+        (lambda p: p["unembed_1"]["inputs"][0].update(dtype="bfloat16"), "unembed_1: input hidden is data bfloat16"),
+        (lambda p: p["decode"]["outputs"].reverse(), "decode: output 0 is 'log_total', expected 'logits'"),
+        (lambda p: p["decode"]["outputs"].pop(), "decode: output 3 is nothing, expected 'log_total'"),
+        (lambda p: p["decode"]["outputs"][0].update(shape=[3, 7]), r"output logits .* \[3, 7\], expected data float32"),
+        (lambda p: p["decode"]["outputs"][1].update(dtype="uint8"), r"top is data uint8 \[3\], expected data int64"),
+        (lambda p: p["unembed_64"]["outputs"][2].update(shape=[1]), "unembed_64: output top_logprob"),
+        (
+            lambda p: p["prefill_16"]["outputs"][0].update(shape=[17, 96]),
+            r"hidden is data float32 \[17, 96\], expected .*\[16, 96\]",
+        ),
+        (lambda p: p["decode"]["inputs"][0].update(role="constant"), "malformed"),
+        (lambda p: p.update({"unembed_x": p["unembed_1"]}), "programs: found unembed_x"),
+        (lambda p: p.update({"unembed_0": p["unembed_1"]}), "programs: found unembed_0"),
+    ],
+)
+def test_a_call_that_no_build_makes_is_refused(
+    data: dict[str, Any], tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    change(data["programs"])
+    with pytest.raises(ArtifactError, match=message):
+        read(data, tmp_path)
+
+
+def test_many_wrong_sizes_are_one_line(data: dict[str, Any], tmp_path: Path) -> None:
+    data["sizes"]["max_batch"] = 2
+    with pytest.raises(
+        ArtifactError, match=r"decode: input tokens \(and 10 more\) is data int64 \[3\], expected .*\[2\]"
+    ) as caught:
+        read(data, tmp_path)
+    assert str(caught.value).count("program decode: input") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("lm_head.weight"), "weight lm_head.weight: missing"),
+        (lambda w: w.update(ghost=w["lm_head.weight"]), "weight ghost: the model has no parameter of that name"),
+        (
+            lambda w: w["lm_head.weight"].update(shape=[512, 95]),
+            r"is float32 \[512, 95\], expected float32 \[512, 96\]",
+        ),
+        (lambda w: w["lm_head.weight"].update(dtype="uint8"), r"is uint8 \[512, 96\], expected float32"),
+        (lambda w: w["model.norm.weight"].update(parts=[]), "weight model.norm.weight: has no parts"),
+        (lambda w: w["model.norm.weight"]["parts"][0].update(file="other"), "'other' is not among the files"),
+        (lambda w: w["model.norm.weight"]["parts"][0].pop("tensor"), "malformed"),
+    ],
+)
+def test_weights_are_those_of_the_model(
+    data: dict[str, Any], tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    change(data["weights"])
+    with pytest.raises(ArtifactError, match=message):
+        read(data, tmp_path)
+
+
+def test_a_dtype_that_no_artifact_computes_in_is_refused(data: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="dtype: found 'int64', expected float32 or bfloat16"):
+        read(data | {"dtype": "int64"}, tmp_path)
+
+
+def test_another_schema_is_refused_with_the_command_that_builds_again(data: dict[str, Any], tmp_path: Path) -> None:
+    """Before schema 5 the sizes lay beside the other keys."""
+    sizes = data.pop("sizes")
+    older = data | sizes | {"schema_version": 4, "archs": ["sm_80", "sm_90"], "device": "cuda", "dtype": "bfloat16"}
+    folder = tmp_path / "an artifact"
+    folder.mkdir()
+    with pytest.raises(ArtifactError) as caught:
+        read(older, folder)
+    command = (
+        f"gptoss-export build CHECKPOINT -o '{folder}-new' --target aoti --device cuda --arch sm_80,sm_90 "
+        "--dtype bfloat16 --max-batch 3 --max-context 4400 --prefill-chunk 16 --prefill-chunk 64"
+    )
+    assert f"schema_version is 4, expected 5; build the artifact again: {command}" in str(caught.value)
+
+
+def test_the_command_names_what_the_manifest_holds(written: dict[str, Any]) -> None:
+    """Of this schema too. Values that are no option's are left out."""
+    assert rebuild_command(written, Path("x")).endswith(
+        "--max-batch 3 --max-context 4400 --prefill-chunk 16 --prefill-chunk 64"
+    )
+    assert rebuild_command({}, Path("x")) == "gptoss-export build CHECKPOINT -o x-new"
+    broken = {"target": None, "archs": 7, "prefill_chunks": 8, "max_batch": [1]}
+    assert rebuild_command(broken, Path("x")) == "gptoss-export build CHECKPOINT -o x-new --arch 7 --max-batch 1"
