@@ -1,0 +1,79 @@
+"""The functions of standard operators, each alone, and what the export assumes of onnxruntime's TopK."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from onnx_helpers import ort  # first: it skips these tests where onnx is not installed
+
+from onnx import TensorProto, helper, numpy_helper  # isort: skip
+
+from gptoss_export.model.mxfp4 import dequantize
+from gptoss_export.model.ops import OPS
+from gptoss_export.targets.onnx.functions import mxfp4_experts
+from gptoss_export.targets.onnx.graph import OPSET, OWN
+from gptoss_export.verification.metric import TOLERANCES, deviation
+
+CASES = dict(OPS["mxfp4_experts"].cases(torch.device("cpu"), torch.float32))
+
+
+@pytest.mark.parametrize("label", CASES)
+def test_experts_function(label):
+    """The function alone against the op's reference, at the op's own cases."""
+    function, arguments = mxfp4_experts(), CASES[label]
+    assert {*function.input, *function.attribute} == set(OPS["mxfp4_experts"].argument_names)
+    arrays = {name: arguments[name].numpy() for name in function.input}
+    attributes = {name: arguments[name] for name in function.attribute}
+    info = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in arrays.items()
+    ]
+    node = helper.make_node("Mxfp4Experts", list(arrays), ["out"], domain=OWN, **attributes)
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, arrays["x"].shape)
+    model = helper.make_model(
+        helper.make_graph([node], "test", info, [out]),
+        functions=[function],
+        ir_version=10,
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(OWN, 1)],
+    )
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = deviation(torch.from_numpy(session.run(None, arrays)[0]), OPS["mxfp4_experts"].reference(**arguments))
+    assert found.within(TOLERANCES[torch.float32]), found
+
+
+def test_every_code_and_scale_is_unpacked():
+    """All 16 codes at all 256 scales, NaN included."""
+    constants = [
+        numpy_helper.to_array(node.attribute[0].t)
+        for node in mxfp4_experts().node
+        if node.op_type == "Constant" and node.attribute[0].name == "value"
+    ]
+    values, powers = (
+        next(constant for constant in constants if constant.shape == shape) for shape in ((256, 2), (256,))
+    )
+    blocks = torch.arange(256, dtype=torch.uint8).view(16, 1, 16)  # every pair of codes
+    for scale in range(256):
+        scales = torch.full((16, 1), scale, dtype=torch.uint8)
+        with np.errstate(over="ignore"):
+            found = values[blocks.numpy()].reshape(16, 32) * powers[scale]
+        assert np.array_equal(found, dequantize(blocks, scales).numpy(), equal_nan=True)
+
+
+def test_of_equal_router_logits_the_lower_expert_wins():
+    """What the export relies on: onnxruntime's TopK, over as many experts as the models have."""
+    for experts in 8, 32, 128:
+        values = np.random.default_rng(0).integers(0, 3, (40, experts)).astype(np.float32)
+        node = helper.make_node("TopK", ["x", "k"], ["values", "indices"])
+        graph = helper.make_graph(
+            [node],
+            "test",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, values.shape)],
+            [helper.make_tensor_value_info("indices", TensorProto.INT64, None)],
+            [numpy_helper.from_array(np.array([4]), "k")],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+        session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"x": values})
+        expected = torch.from_numpy(values).sort(dim=-1, descending=True, stable=True).indices[:, :4].numpy()
+        assert np.array_equal(found, expected)
