@@ -88,6 +88,12 @@ class Timing:
         """
         try:
             results = [self._results(config, index) for index in range(len(self._sets))]
+            if self._expected is None:
+                self._expected = results
+            elif _differ(results, self._expected):
+                why = "its results differ from those with the kernel's own guess"
+                return self._refuse(Refused(config, why, wrong=True))
+            return self._time(config)
         except torch.AcceleratorError as problem:  # no call of this process works on the GPU from now on
             raise RunError(
                 f"{self._call.space}: the GPU fails with {Refused(config, str(problem))}; "
@@ -97,13 +103,7 @@ class Timing:
             if not _is_refusal(problem):
                 problem.add_note(f"raised by {self._call.space} with {config_numbers(config)}")
                 raise
-            return self._refuse(Refused(config, next(iter(str(problem).splitlines()), type(problem).__name__)))
-        if self._expected is None:
-            self._expected = results
-        elif _differ(results, self._expected):
-            why = "its results differ from those with the kernel's own guess"
-            return self._refuse(Refused(config, why, wrong=True))
-        return self._time(config)
+            return self._refuse(Refused(config, _reason(problem)))
 
     def _draw(self, seed: int, position: int) -> dict[str, Any]:
         generator = torch.Generator(self._device).manual_seed(seed)
@@ -142,6 +142,12 @@ def _is_refusal(problem: Exception) -> bool:
         return True
     # Triton's passes have no error class of their own.
     return isinstance(problem, RuntimeError) and str(problem).startswith("PassManager::run failed")
+
+
+def _reason(problem: Exception) -> str:
+    """One line on a refusal. Triton's errors keep it apart from the place in the kernel's source."""
+    text = getattr(problem, "error_message", None) or str(problem)
+    return next(iter(text.splitlines()), type(problem).__name__)
 
 
 def _differ(results: list[list[torch.Tensor]], expected: list[list[torch.Tensor]]) -> bool:
