@@ -80,7 +80,7 @@ def test_commands(artifacts, cli, tmp_path):
     assert "expected an artifact for cuda" in err
 
 
-def test_run_stops_unless_told_otherwise(artifacts, cli, tmp_path):
+def test_run_stops_at_stop_tokens(artifacts, cli, tmp_path):
     """The stop token is one that the model does generate; the expected tokens are those of the other kind of model."""
     expected = load(artifacts["portable"]).generate([1, 2, 3], 5, stop_tokens=()).tokens
     assert len(set(expected)) == 5

@@ -101,7 +101,7 @@ def test_defaults():
 
 
 class Notes(Progress):
-    """Keeps what it is told."""
+    """Keeps the texts of a build."""
 
     def __init__(self) -> None:
         super().__init__()

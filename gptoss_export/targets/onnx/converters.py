@@ -1,4 +1,4 @@
-"""The nodes of a traced decode program as ONNX nodes: the table of all operators that a graph may hold.
+"""The nodes of a traced decode program as ONNX nodes: all operators that a graph may hold.
 
 A converter is called as the operator is, with the writer before the other arguments, and with values of the ONNX graph
 in place of nodes. It returns a value or a tuple of them. An op of this project gets its arguments by name.

@@ -64,7 +64,7 @@ class CudaExecutor(TorchExecutor):
             wanted = logits if every_token or done == len(tokens) else logits[:0]
             del logits
             yield PrefilledChunk(len(piece), _outputs(wanted))
-            del wanted  # so that it does not lie beside the next chunk's
+            del wanted  # so that two chunks' logits are never in memory together
 
 
 def _outputs(logits: torch.Tensor) -> Iterator[ChunkOutput]:

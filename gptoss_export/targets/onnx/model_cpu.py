@@ -7,7 +7,7 @@
                   [1, Hkv, P, D]; for a step of several slots they are padded to one length.
 
 A model keeps no lengths; the caller gives them. What lies behind a sequence's length is never read. So a call that
-fails half-way leaves every sequence as it was before.
+fails half-way changes no sequence.
 """
 
 from __future__ import annotations

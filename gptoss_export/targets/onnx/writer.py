@@ -157,7 +157,7 @@ class Writer(ABC):
         """The residual stream plus the chosen experts' output for normed [T, H], by router logits [T, E]."""
 
     def _lengths(self) -> tuple[str, str]:
-        """What GroupQueryAttention takes in place of the mask.
+        """What GroupQueryAttention takes instead of the mask.
 
         [B] int32: the tokens of each sequence less one. int32: the tokens of the longest.
         """
