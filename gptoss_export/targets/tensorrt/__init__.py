@@ -1,0 +1,1 @@
+"""TensorRT: engines for the plain operators of a program, Triton kernels for the rest."""

@@ -1,26 +1,26 @@
-"""Lowered programs to engines, plugins and the schedule, in an artifact's folder.
+"""Compiles lowered programs to engines, plugins and the schedule, in an artifact's folder.
 
-With TensorRT for RTX a program is a list of engine segments and kernels; with the full TensorRT, whose engines can
-hold plugins, it is one engine.
+With TensorRT for RTX a program becomes a list of engine segments and kernels. With the full TensorRT, whose engines can
+hold plugins, it becomes one engine (experimental).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from ...compiler.export import TracedProgram
 from ...errors import ArtifactError, BuildError, LoweringError, raise_all
-from ...compiler.export import Program
-from ...compiler.lower import plugin_parts
+from ..base_compiler import Compilation
 from .contexts import CACHE, Contexts
-from .partition import Launch, Segment, cut
+from .edition import Edition
 from .engine import build_segment, build_whole, missing_converters
-from .edition import Flavour
-from .memory_plan import bound, plan, program_inputs, results
+from .memory_plan import bound_tensors, plan_memory, program_inputs
+from .partition import Launch, Part, Segment, partition, program_results
+from .plugins import AddPlugin, Plugin, PluginMaker
 from .schedule import (
     INPUT,
     NAME,
@@ -31,133 +31,155 @@ from .schedule import (
     ProgramSchedule,
     Reference,
     Schedule,
+    ScheduleStep,
     save_schedule,
-)  # fmt: skip
-
-Steps = Sequence[Segment | Launch]
+)
 
 
-def build_programs(
-    programs: Iterable[Program], flavour: Flavour, arch: str, on_this_gpu: bool, folder: Path
-) -> list[Path]:
-    """Build every program; returns the files, relative to `folder`.
+class EngineCompilation(Compilation):
+    """What a build has made so far. An engine or plugin that several programs or layers use is made once.
 
-    Raises LoweringError naming every node that has no converter, BuildError where TensorRT refuses.
+    on_this_gpu  `arch` is that of this machine's GPU
+    folder       of the artifact
     """
-    maker, add_plugin = plugin_parts()
-    made = _Made(flavour, arch, on_this_gpu, folder, maker(arch), add_plugin)
-    for program in programs:
-        _check_inputs(program)
-        steps = cut(program.exported, program.name)
-        missing = [text for step in steps if isinstance(step, Segment) for text in missing_converters(step)]
-        raise_all(LoweringError, f"program {program.name}: ops that TensorRT has no converter for", missing)
-        made.add(program, steps)
-    save_schedule(Schedule(made.engines, made.plugins, made.schedules), folder)
-    files = [Path(NAME), *(Path("engines", f"{key}.engine") for key in made.engines), *made.cache()]
-    return files + [Path("plugins", name + kind) for name in made.plugins for kind in (".ptx", ".cubin")]
 
-
-def _check_inputs(program: Program) -> None:
-    """Raise LoweringError where tracing has made inputs of its own: inputs are bound by their place in the call.
-
-    A tensor that an op makes of numbers becomes one (a lifted constant), and nobody would bind it.
-    """
-    found, expected = program_inputs(program.exported), len(program.inputs)
-    if len(found) != expected:
-        named = {spec.arg.name for spec in program.exported.graph_signature.input_specs if spec.kind.name != "USER_INPUT"}
-        lifted = ", ".join(node.name for node in found if node.name in named) or "none of them lifted"
-        raise LoweringError(f"program {program.name}: the graph has {len(found)} inputs, the call {expected}: {lifted}; "
-                            "make constants of numbers, or inputs of the program")  # fmt: skip
-
-
-class _Made:
-    """What a build has made so far; engines and plugins that several programs or layers use are made once."""
-
-    def __init__(self, flavour: Flavour, arch: str, on_this_gpu: bool, folder: Path, maker: Any, add_plugin: Any) -> None:
-        self._flavour, self._arch, self._on_this_gpu = flavour, arch, on_this_gpu
+    def __init__(
+        self,
+        edition: Edition,
+        arch: str,
+        on_this_gpu: bool,
+        folder: Path,
+        maker: PluginMaker,
+        add_plugin: AddPlugin,
+    ) -> None:
+        self._edition, self._arch, self._on_this_gpu = edition, arch, on_this_gpu
         self._folder, self._maker, self._add_plugin = folder, maker, add_plugin
-        self.engines: dict[str, str] = {}
-        self.plugins: dict[str, PluginSpec] = {}
-        self.schedules: dict[str, ProgramSchedule] = {}
+        self.schedule = Schedule({}, {}, {})
         for name in "engines", "plugins":
             (folder / name).mkdir()
 
-    def add(self, program: Program, steps: Steps) -> None:
-        plugins = self._plugins_of(program, steps)
-        if self._flavour.has_plugins:
-            self.schedules[program.name] = self._whole(program, steps, plugins)
-            return
-        places, arena = plan(program.exported, steps)
-        scheduled: list[EngineStep | KernelStep] = []
-        for step in steps:
-            if isinstance(step, Launch):
-                references = tuple(places[step.tensors[name]] for name in plugins[step.name].arguments)
-                scheduled.append(KernelStep(plugins[step.name].name, references))
-                continue
-            if step.key not in self.engines:
-                engine = build_segment(step, self._flavour, self._arch, self._on_this_gpu)
-                first, last = step.nodes[0].name, step.nodes[-1].name
-                self._write_engine(step.key, engine, f"{program.name}: {first} to {last}, {len(step.nodes)} nodes")
-            references, count = tuple(places[node] for node in bound(step)), len(step.inputs)
-            scheduled.append(EngineStep(step.key, references[:count], references[count:]))
-        self.schedules[program.name] = ProgramSchedule(arena, tuple(scheduled))
+    def compile(self, program: TracedProgram) -> None:
+        """Compile one lowered program.
 
-    def _whole(self, program: Program, steps: Steps, plugins: dict[str, Any]) -> ProgramSchedule:
-        inputs, outputs = program_inputs(program.exported), results(program.exported)
-        engine, used = build_whole(
-            inputs, outputs, steps, plugins, self._add_plugin, self._flavour, self._arch, self._on_this_gpu
-        )
-        self._write_engine(program.name, engine, f"{program.name}, {len(steps)} parts")
-        references = tuple(Reference(INPUT, inputs.index(node)) for node in used)
-        step = EngineStep(program.name, references, tuple(Reference(OUTPUT, i) for i in range(len(outputs))))
-        return ProgramSchedule(0, (step,))
+        Raises LoweringError naming every node that has no converter, or the kernel that cannot be a plugin. Raises
+        BuildError where TensorRT refuses.
+        """
+        _check_inputs(program)
+        parts = partition(program.exported, program.name)
+        missing = [line for part in parts if isinstance(part, Segment) for line in missing_converters(part)]
+        raise_all(LoweringError, f"program {program.name}: ops that TensorRT has no converter for", missing)
+        plugins = self._plugins_of(program, parts)
+        compile_parts = self._as_one_engine if self._edition.has_plugins else self._as_segments
+        self.schedule.programs[program.name] = compile_parts(program, parts, plugins)
 
-    def _write_engine(self, key: str, engine: bytes, told: str) -> None:
-        (self._folder / "engines" / f"{key}.engine").write_bytes(engine)
-        self.engines[key] = told
+    def finish(self) -> list[Path]:
+        save_schedule(self.schedule, self._folder)
+        files = [Path(NAME), *(Path("engines", f"{key}.engine") for key in self.schedule.engines), *self._write_cache()]
+        return files + [
+            Path("plugins", name + suffix) for name in self.schedule.plugins for suffix in (".ptx", ".cubin")
+        ]
 
-    def cache(self) -> list[Path]:
-        """The file of what loading would compile, where it can be compiled here."""
-        if not (self._on_this_gpu and self._flavour.compiles_at_load):
-            return []
-        device = torch.device("cuda", torch.cuda.current_device())
-        try:
-            cache = Contexts(self._flavour, self._folder, self.engines, device).cache()
-        except ArtifactError as error:  # there is no artifact yet: it is the build that fails
-            raise BuildError(f"what loading compiles cannot be compiled here: {error}") from error
-        (self._folder / CACHE).write_bytes(cache)
-        return [Path(CACHE)]
-
-    def _plugins_of(self, program: Program, steps: Steps) -> dict[str, Any]:
-        """The plugin of every launch, by its name. Memory that an earlier step wrote holds something when a launch comes."""
-        held = set(program_inputs(program.exported))
-        found = {}
-        for step in steps:
-            if isinstance(step, Launch):
-                values = {name: node.meta["val"] for name, node in step.tensors.items()}
-                names = {name for name, node in step.tensors.items() if node in held}
-                try:
-                    plugin = self._maker.make(step.kernel, {**step.arguments, **values}, step.grid, names)
-                except ValueError as error:
-                    raise LoweringError(f"program {program.name}, {step.name}: no plugin: {error}") from error
+    def _as_segments(
+        self, program: TracedProgram, parts: Sequence[Part], plugins: Mapping[str, Plugin]
+    ) -> ProgramSchedule:
+        plan = plan_memory(program.exported, parts)
+        steps: list[ScheduleStep] = []
+        for part in parts:
+            if isinstance(part, Launch):
+                plugin = plugins[part.name]
                 self._write_plugin(plugin)
-                found[step.name] = plugin
-                held |= {step.tensors[name] for name in plugin.outputs}
-            else:
-                held |= set(step.outputs)
-        return found
+                arguments = tuple(plan.references[part.tensors[name]] for name in plugin.arguments)
+                steps.append(KernelStep(plugin.name, arguments))
+                continue
+            if part.key not in self.schedule.engines:
+                engine = build_segment(part, self._edition, self._arch, self._on_this_gpu)
+                first, last = part.nodes[0].name, part.nodes[-1].name
+                self._write_engine(part.key, engine, f"{program.name}: {first} to {last}, {len(part.nodes)} nodes")
+            references, count = tuple(plan.references[node] for node in bound_tensors(part)), len(part.inputs)
+            steps.append(EngineStep(part.key, references[:count], references[count:]))
+        return ProgramSchedule(plan.arena, tuple(steps))
 
-    def _write_plugin(self, plugin: Any) -> None:
-        if self._flavour.has_plugins or plugin.name in self.plugins:  # inside of an engine, the engine holds it
+    def _as_one_engine(
+        self, program: TracedProgram, parts: Sequence[Part], plugins: Mapping[str, Plugin]
+    ) -> ProgramSchedule:
+        """Experimental: the engine holds the kernels, so that no plugin is written."""
+        inputs, outputs = program_inputs(program.exported), program_results(program.exported)
+        engine, used = build_whole(
+            inputs, outputs, parts, plugins, self._add_plugin, self._edition, self._arch, self._on_this_gpu
+        )
+        self._write_engine(program.name, engine, f"{program.name}, {len(parts)} parts")
+        references = tuple(Reference(INPUT, inputs.index(node)) for node in used)
+        results = tuple(Reference(OUTPUT, index) for index in range(len(outputs)))
+        return ProgramSchedule(0, (EngineStep(program.name, references, results),))
+
+    def _plugins_of(self, program: TracedProgram, parts: Sequence[Part]) -> dict[str, Plugin]:
+        """The plugin of every launch, by the name of the launch."""
+        written = set(program_inputs(program.exported))  # tensors whose memory holds data so far
+        plugins: dict[str, Plugin] = {}
+        for part in parts:
+            if isinstance(part, Segment):
+                written |= set(part.outputs)
+                continue
+            values = {name: node.meta["val"] for name, node in part.tensors.items()}
+            written_before = {name for name, node in part.tensors.items() if node in written}
+            try:
+                plugin = self._maker.make(part.kernel, {**part.arguments, **values}, part.grid, written_before)
+            except ValueError as error:
+                raise LoweringError(f"program {program.name}, {part.name}: no plugin: {error}") from error
+            plugins[part.name] = plugin
+            written |= {part.tensors[name] for name in plugin.outputs}
+        return plugins
+
+    def _write_engine(self, key: str, engine: bytes, label: str) -> None:
+        (self._folder / "engines" / f"{key}.engine").write_bytes(engine)
+        self.schedule.engines[key] = label
+
+    def _write_plugin(self, plugin: Plugin) -> None:
+        if plugin.name in self.schedule.plugins:
             return
         (self._folder / "plugins" / f"{plugin.name}.ptx").write_text(plugin.ptx)
         (self._folder / "plugins" / f"{plugin.name}.cubin").write_bytes(plugin.cubin)
-        self.plugins[plugin.name] = PluginSpec(
-            plugin.function, plugin.inputs, plugin.outputs, tuple(map(_bytes, map(plugin.tensors.get, plugin.arguments))),
-            plugin.grid, plugin.threads, plugin.shared,
-        )  # fmt: skip
+        self.schedule.plugins[plugin.name] = PluginSpec(
+            function=plugin.function,
+            inputs=plugin.inputs,
+            outputs=plugin.outputs,
+            bytes=tuple(_bytes(*plugin.tensors[name]) for name in plugin.arguments),
+            grid=plugin.grid,
+            threads=plugin.threads,
+            shared=plugin.shared,
+        )
+
+    def _write_cache(self) -> list[Path]:
+        """Write what loading would compile, where this machine's GPU can compile it; returns the file."""
+        if not (self._on_this_gpu and self._edition.compiles_at_load):
+            return []
+        device = torch.device("cuda", torch.cuda.current_device())
+        try:
+            cache = Contexts(self._edition, self._folder, self.schedule.engines, device).cache()
+        except ArtifactError as error:  # there is no artifact yet: it is the build that fails
+            raise BuildError(f"what loading compiles cannot be compiled here: {error}") from error
+        if cache is None:  # a build without engines
+            return []
+        (self._folder / CACHE).write_bytes(cache)
+        return [Path(CACHE)]
 
 
-def _bytes(tensor: tuple[torch.dtype, tuple[int, ...]]) -> int:
-    dtype, shape = tensor
+def _check_inputs(program: TracedProgram) -> None:
+    """Raise LoweringError where tracing has added inputs of its own.
+
+    Inputs are bound by their position in the call. A tensor that an op makes of numbers becomes one more input (a
+    lifted constant), which nobody would bind.
+    """
+    found, expected = program_inputs(program.exported), len(program.signature.inputs)
+    if len(found) != expected:
+        specs = program.exported.graph_signature.input_specs
+        lifted = {spec.arg.name for spec in specs if spec.kind.name != "USER_INPUT"}
+        names = ", ".join(node.name for node in found if node.name in lifted) or "none of them lifted"
+        raise LoweringError(
+            f"program {program.name}: the graph has {len(found)} inputs, the call {expected}: {names}; "
+            "make the op use plain numbers, or make the tensor an input of the program"
+        )
+
+
+def _bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
     return math.prod(shape) * dtype.itemsize

@@ -1,20 +1,23 @@
-"""Holds a schedule against itself, the artifact's manifest and its engines.
+"""Compares a schedule with itself, with the artifact's manifest and with its engines.
 
-Engines and kernels get bare addresses and check nothing: a wrong offset or a missing tensor would read and write
-memory of others. So all that is bound is compared here, before anything runs: kernels by the bytes that the build
-wrote down, engines by what they say of their tensors once they are loaded.
+Engines and kernels take bare addresses and check nothing. With a wrong offset, or a tensor too few, they would read and
+write memory that is not theirs. So everything that is bound is compared here before anything runs: the arguments of a
+kernel with the bytes that the build stored, the tensors of an engine with what the loaded engine says of them.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-import torch
-
-from ...artifact.manifest import Manifest, ProgramSpec, TensorSpec
+from ...artifact.manifest import Manifest
+from ...artifact.programs import Role, Signature, TensorSpec
+from ...errors import ArtifactError, raise_all
+from ...model.dtypes import torch_dtype
 from .schedule import (
     ALIGNMENT,
     ARENA,
@@ -22,21 +25,37 @@ from .schedule import (
     NAME,
     PLACES,
     EngineStep,
-    KernelStep,
     PluginSpec,
     ProgramSchedule,
     Reference,
     Schedule,
+    ScheduleStep,
+    parse_schedule,
 )
 
-_PLAIN = re.compile(r"[A-Za-z0-9_-]+")
-_GRID = (2**31 - 1, 2**16 - 1, 2**16 - 1)  # CUDA's limits, of every GPU since sm_30
-_THREADS = 1024
-_SHARED = 227 << 10  # of the largest, sm_90
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_MAX_GRID = (2**31 - 1, 2**16 - 1, 2**16 - 1)  # CUDA's limits for every GPU since sm_30
+_MAX_THREADS = 1024
+_MAX_SHARED = 227 << 10  # of sm_90, which has most
+
+
+def load_schedule(folder: Path, manifest: Manifest) -> Schedule:
+    """Read and check `folder`/schedule.json.
+
+    Raises ArtifactError naming everything in it that no build writes.
+    """
+    path = folder / NAME
+    try:
+        schedule = parse_schedule(json.loads(path.read_text()))
+        problems = list(violations(schedule, manifest))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path}: malformed ({type(error).__name__}: {error}); build the artifact again") from None
+    raise_all(ArtifactError, f"{path}: not what a build writes; build the artifact again", problems)
+    return schedule
 
 
 def violations(schedule: Schedule, manifest: Manifest) -> Iterator[str]:
-    """What no build writes, but for the tensors of engines, which only an engine knows."""
+    """What no build writes, except for the tensors of engines, which only a loaded engine knows."""
     yield from _file_violations(schedule, manifest)
     for name, spec in schedule.plugins.items():
         yield from _plugin_violations(name, spec)
@@ -44,39 +63,42 @@ def violations(schedule: Schedule, manifest: Manifest) -> Iterator[str]:
         yield f"programs: found {', '.join(schedule.programs)}, expected {', '.join(manifest.programs)}"
         return
     for name, program in schedule.programs.items():
-        if not _whole(program.arena):
-            yield f"program {name}: arena is {program.arena!r}, expected its bytes"
+        if not _is_count(program.arena):
+            yield f"program {name}: arena is {program.arena!r}, expected a number of bytes"
             continue
         for index, step in enumerate(program.steps):
             for problem in _step_violations(step, program, schedule, manifest.programs[name]):
-                yield f"program {name}, step {index}: {problem}"
+                yield f"program {name}, schedule step {index}: {problem}"
 
 
 def binding_violations(schedule: Schedule, manifest: Manifest, engines: Mapping[str, Any]) -> Iterator[str]:
-    """Where engines, loaded, have other tensors than their steps bind, or larger ones than the memory they are bound to."""
+    """Where loaded engines have other tensors than their steps bind, or larger ones than the memory bound to them."""
     for name, program in schedule.programs.items():
         for index, step in enumerate(program.steps):
             if isinstance(step, EngineStep):
                 for problem in _engine_violations(step, engines[step.engine], program, manifest.programs[name]):
-                    yield f"program {name}, step {index}: engines/{step.engine}.engine: {problem}"
+                    yield f"program {name}, schedule step {index}: engines/{step.engine}.engine: {problem}"
 
 
-def _whole(value: Any) -> bool:
+def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
 def _file_violations(schedule: Schedule, manifest: Manifest) -> Iterator[str]:
-    """Names become paths, and every file has to be one whose hash was compared."""
+    """Names become paths, and every file must be one whose hash was compared."""
     files = [NAME]
-    for kind, names, ending in ("engine", schedule.engines, ".engine"), ("plugin", schedule.plugins, ".cubin"):
+    for kind, names, suffix in ("engine", schedule.engines, ".engine"), ("plugin", schedule.plugins, ".cubin"):
         for name in names:
-            if _PLAIN.fullmatch(name):
-                files.append(f"{kind}s/{name}{ending}")
+            if _PLAIN_NAME.fullmatch(name):
+                files.append(f"{kind}s/{name}{suffix}")
             else:
                 yield f"{kind} {name!r}: expected a plain file name (letters, digits, - and _)"
-    yield from (f"{file}: not among the manifest's files" for file in files if file not in manifest.files)
-    yield from (f"engine {key}: {told!r}, expected a string" for key, told in schedule.engines.items()
-                if not isinstance(told, str))  # fmt: skip
+    for file in files:
+        if file not in manifest.files:
+            yield f"{file}: not among the manifest's files"
+    for key, label in schedule.engines.items():
+        if not isinstance(label, str):
+            yield f"engine {key}: {label!r}, expected a string"
 
 
 def _plugin_violations(name: str, spec: PluginSpec) -> Iterator[str]:
@@ -84,23 +106,29 @@ def _plugin_violations(name: str, spec: PluginSpec) -> Iterator[str]:
         yield f"plugin {name}: function is {spec.function!r}, expected a name"
     if not all(isinstance(argument, str) for argument in (*spec.inputs, *spec.outputs)):
         yield f"plugin {name}: arguments are {(*spec.inputs, *spec.outputs)}, expected names"
-    if len(spec.bytes) != len(spec.inputs) + len(spec.outputs) or not all(map(_whole, spec.bytes)):
+    if len(spec.bytes) != len(spec.inputs) + len(spec.outputs) or not all(map(_is_count, spec.bytes)):
         yield f"plugin {name}: bytes are {spec.bytes}, expected a number for each of its arguments"
-    if len(spec.grid) != 3 or not all(_whole(n) and 1 <= n <= top for n, top in zip(spec.grid, _GRID, strict=False)):
-        yield f"plugin {name}: grid is {spec.grid}, expected three numbers from 1 to {_GRID}"
-    for what, value, least, most in ("threads", spec.threads, 1, _THREADS), ("shared", spec.shared, 0, _SHARED):
-        if not _whole(value) or not least <= value <= most:
-            yield f"plugin {name}: {what} is {value!r}, expected {least} to {most}"
+    grid_is_valid = len(spec.grid) == 3 and all(
+        _is_count(count) and 1 <= count <= most for count, most in zip(spec.grid, _MAX_GRID, strict=True)
+    )
+    if not grid_is_valid:
+        yield f"plugin {name}: grid is {spec.grid}, expected three numbers from 1 to {_MAX_GRID}"
+    for field, value, least, most in (
+        ("threads", spec.threads, 1, _MAX_THREADS),
+        ("shared", spec.shared, 0, _MAX_SHARED),
+    ):
+        if not _is_count(value) or not least <= value <= most:
+            yield f"plugin {name}: {field} is {value!r}, expected {least} to {most}"
 
 
 def _step_violations(
-    step: EngineStep | KernelStep, program: ProgramSchedule, schedule: Schedule, spec: ProgramSpec
+    step: ScheduleStep, program: ProgramSchedule, schedule: Schedule, signature: Signature
 ) -> Iterator[str]:
     if isinstance(step, EngineStep):
         if step.engine not in schedule.engines:
             yield f"unknown engine {step.engine!r}"
         for reference in (*step.inputs, *step.outputs):
-            yield from _place_violations(reference, 1, program, spec)
+            yield from _reference_violations(reference, 1, program, signature)
         written = step.outputs
     else:
         if step.plugin not in schedule.plugins:
@@ -111,18 +139,18 @@ def _step_violations(
         if len(step.arguments) != count:
             yield f"{step.plugin} is given {len(step.arguments)} arguments, it takes {count}"
             return
-        if len(plugin.bytes) == count and all(map(_whole, plugin.bytes)):
+        if len(plugin.bytes) == count and all(map(_is_count, plugin.bytes)):
             for reference, size in zip(step.arguments, plugin.bytes, strict=True):
-                yield from _place_violations(reference, size, program, spec)
+                yield from _reference_violations(reference, size, program, signature)
         written = step.arguments[len(plugin.inputs) :]
     for reference in written:
-        if reference.place == INPUT and _whole(reference.value) and reference.value < len(spec.inputs):
-            item = spec.inputs[reference.value]
-            if item.role != "cache":
+        if reference.place == INPUT and _is_count(reference.value) and reference.value < len(signature.inputs):
+            item = signature.inputs[reference.value]
+            if item.role != Role.CACHE:
                 yield f"writes input {item.name}, which is a {item.role}; only caches are written"
 
 
-def _engine_violations(step: EngineStep, engine: Any, program: ProgramSchedule, spec: ProgramSpec) -> Iterator[str]:
+def _engine_violations(step: EngineStep, engine: Any, program: ProgramSchedule, signature: Signature) -> Iterator[str]:
     bound = {f"in{index}": reference for index, reference in enumerate(step.inputs)}
     bound |= {f"out{index}": reference for index, reference in enumerate(step.outputs)}
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
@@ -132,20 +160,22 @@ def _engine_violations(step: EngineStep, engine: Any, program: ProgramSchedule, 
     for name in names:
         mode, expected = engine.get_tensor_mode(name).name, "INPUT" if name.startswith("in") else "OUTPUT"
         if mode != expected:
-            yield f"{name} is an {mode.lower()}"
+            yield f"{name} is an {mode.lower()}, expected an {expected.lower()}"
         shape = tuple(engine.get_tensor_shape(name))
         if any(size < 0 for size in shape):
             yield f"{name} has shape {list(shape)}, expected a static one"
             continue
         size = math.prod(shape) * engine.get_tensor_dtype(name).itemsize
-        for problem in _place_violations(bound[name], size, program, spec):
+        for problem in _reference_violations(bound[name], size, program, signature):
             yield f"{name}: {problem}"
 
 
-def _place_violations(reference: Reference, size: int, program: ProgramSchedule, spec: ProgramSpec) -> Iterator[str]:
-    """Where `size` bytes do not lie within what the reference names."""
+def _reference_violations(
+    reference: Reference, size: int, program: ProgramSchedule, signature: Signature
+) -> Iterator[str]:
+    """Where `size` bytes do not lie within the memory that the reference names."""
     place, value = reference.place, reference.value
-    if place not in PLACES or not _whole(value):
+    if place not in PLACES or not _is_count(value):
         yield f"{place!r} {value!r}, expected {', '.join(PLACES)} and a number from 0"
     elif place == ARENA:
         if value % ALIGNMENT:
@@ -153,7 +183,7 @@ def _place_violations(reference: Reference, size: int, program: ProgramSchedule,
         if value + size > program.arena:
             yield f"{size} bytes at {value} are outside of the arena of {program.arena} bytes"
     else:
-        items = spec.inputs if place == INPUT else spec.outputs
+        items = signature.inputs if place == INPUT else signature.outputs
         if value >= len(items):
             yield f"{place} {value}: the program has {len(items)}"
         elif size > (held := _bytes(items[value])):
@@ -161,4 +191,4 @@ def _place_violations(reference: Reference, size: int, program: ProgramSchedule,
 
 
 def _bytes(item: TensorSpec) -> int:
-    return math.prod(item.shape) * getattr(torch, item.dtype).itemsize
+    return math.prod(item.shape) * torch_dtype(item.dtype).itemsize

@@ -1,37 +1,39 @@
-"""schedule.json: how an artifact's engines and kernels make its programs. Both ends of the format are in this file.
+"""schedule.json: how an artifact's engines and kernels make its programs. This file writes and parses it.
 
-A program is a list of steps, each an engine or a kernel with the addresses it is bound to. An address is a
-reference: an input of the program, a place in the arena (scratch memory that steps of one call hand results
-through), or a result of the call.
+A program is a list of schedule steps. Each runs an engine or launches a kernel, and names the memory that is bound to
+it. A reference names a piece of memory: an input of the program, an offset in the arena (scratch memory for what one
+step writes and a later step reads), or a result of the call.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from ...errors import ArtifactError, raise_all
-from ...artifact.manifest import Manifest
+from typing import Any, TypeAlias
 
 NAME = "schedule.json"
 INPUT, ARENA, OUTPUT = "input", "arena", "output"
 PLACES = (INPUT, ARENA, OUTPUT)
-ALIGNMENT = 256  # bytes, of places in the arena; kernels are compiled for pointers aligned to 16
+ALIGNMENT = 256  # bytes, of offsets in the arena; kernels are compiled for pointers aligned to 16
 
 
 @dataclass(frozen=True)
 class Reference:
-    """place `input` or `output`: the index; `arena`: the offset in bytes."""
+    """A piece of memory. `value` is an index for place `input` or `output`, and an offset in bytes for `arena`."""
 
     place: str
     value: int
 
+    def __str__(self) -> str:
+        return f"{self.place} {self.value}"
+
 
 @dataclass(frozen=True)
 class EngineStep:
-    """Runs engines/<key>.engine with its inputs in0, in1, ... and outputs out0, out1, ..."""
+    """Runs engines/<engine>.engine with its inputs in0, in1, ... and outputs out0, out1, ..."""
 
     engine: str
     inputs: tuple[Reference, ...]
@@ -40,20 +42,28 @@ class EngineStep:
 
 @dataclass(frozen=True)
 class KernelStep:
-    """Launches a plugin's kernel; the arguments are all pointers: its inputs, then its outputs."""
+    """Launches a plugin's kernel. The arguments are all pointers: its inputs, then its outputs."""
 
     plugin: str
     arguments: tuple[Reference, ...]
 
 
+ScheduleStep: TypeAlias = EngineStep | KernelStep
+
+
 @dataclass(frozen=True)
 class PluginSpec:
-    """plugins/<name>.cubin, and the PTX that it was assembled from beside it."""
+    """The launch of plugins/<name>.cubin. Beside it lies the PTX that it was assembled from.
+
+    bytes    of each argument: inputs, then outputs
+    threads  of a block
+    shared   bytes of shared memory of a block
+    """
 
     function: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    bytes: tuple[int, ...]  # of each argument: inputs, then outputs
+    bytes: tuple[int, ...]
     grid: tuple[int, int, int]
     threads: int
     shared: int
@@ -61,13 +71,15 @@ class PluginSpec:
 
 @dataclass(frozen=True)
 class ProgramSchedule:
-    arena: int  # bytes
-    steps: tuple[EngineStep | KernelStep, ...]
+    """arena: the bytes that it needs."""
+
+    arena: int
+    steps: tuple[ScheduleStep, ...]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """engines: by key, the names of nodes it was built from, for people."""
+    """engines: by key, a label for people that names the nodes it was built from."""
 
     engines: dict[str, str]
     plugins: dict[str, PluginSpec]
@@ -78,41 +90,32 @@ def save_schedule(schedule: Schedule, folder: Path) -> None:
     (folder / NAME).write_text(json.dumps(dataclasses.asdict(schedule), separators=(",", ":")) + "\n")
 
 
-def load_schedule(folder: Path, manifest: Manifest) -> Schedule:
-    """Read `folder`/schedule.json, and hold it against itself and the artifact's manifest (check.py).
+def parse_schedule(data: Mapping[str, Any]) -> Schedule:
+    """The schedule in the JSON of `save_schedule`. Values are not checked (check.py does that).
 
-    Raises ArtifactError naming all that no build writes.
+    Raises LookupError, TypeError or AttributeError for JSON of another structure.
     """
-    from .check import violations  # which knows the format
-
-    path = folder / NAME
-    try:
-        data = json.loads(path.read_text())
-        schedule = Schedule(
-            engines=dict(data["engines"]),
-            plugins={name: _plugin(spec) for name, spec in data["plugins"].items()},
-            programs={name: _program(spec) for name, spec in data["programs"].items()},
-        )
-        problems = list(violations(schedule, manifest))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path}: malformed ({type(error).__name__}: {error}); build the artifact again") from None
-    raise_all(ArtifactError, f"{path}: not what a build writes; build the artifact again", problems)
-    return schedule
+    return Schedule(
+        engines=dict(data["engines"]),
+        plugins={name: _plugin(spec) for name, spec in data["plugins"].items()},
+        programs={name: _program(spec) for name, spec in data["programs"].items()},
+    )
 
 
-def _plugin(spec: dict) -> PluginSpec:
+def _plugin(spec: dict[str, Any]) -> PluginSpec:
     tuples = {name: tuple(spec[name]) for name in ("inputs", "outputs", "bytes", "grid")}
     return PluginSpec(**spec | tuples)
 
 
-def _program(spec: dict) -> ProgramSchedule:
-    def references(items: list[dict]) -> tuple[Reference, ...]:
-        return tuple(Reference(**item) for item in items)
+def _program(spec: dict[str, Any]) -> ProgramSchedule:
+    return ProgramSchedule(spec["arena"], tuple(map(_step, spec["steps"])))
 
-    steps = tuple(
-        EngineStep(step["engine"], references(step["inputs"]), references(step["outputs"]))
-        if "engine" in step
-        else KernelStep(step["plugin"], references(step["arguments"]))
-        for step in spec["steps"]
-    )
-    return ProgramSchedule(spec["arena"], steps)
+
+def _step(step: dict[str, Any]) -> ScheduleStep:
+    if "engine" in step:
+        return EngineStep(step["engine"], _references(step["inputs"]), _references(step["outputs"]))
+    return KernelStep(step["plugin"], _references(step["arguments"]))
+
+
+def _references(items: list[dict[str, Any]]) -> tuple[Reference, ...]:
+    return tuple(Reference(**item) for item in items)

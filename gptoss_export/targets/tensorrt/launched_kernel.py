@@ -1,4 +1,4 @@
-"""A plugin's kernel between engines: its cubin, loaded and launched by the CUDA driver."""
+"""A plugin's kernel between engines: the CUDA driver loads its cubin and launches it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ...errors import ArtifactError, RunError
 from .schedule import PluginSpec
 
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-_DEFAULT_SHARED = 48 << 10
+_DEFAULT_SHARED = 48 << 10  # bytes that a kernel may have without that attribute
 
 
-class Kernel:
-    """Loaded into the current CUDA context, which is `device`'s; unloaded when nobody holds it any more.
+class LaunchedKernel:
+    """A kernel, loaded into the current CUDA context, which must be `device`'s. It is unloaded with this object.
 
     Raises ArtifactError naming the file that the driver does not load.
     """
@@ -39,16 +39,15 @@ class Kernel:
             raise ArtifactError(f"{path}: cannot be loaded ({error})") from None
 
     def launch(self, arguments: Sequence[int], stream: int) -> None:
-        """Enqueue it with these addresses. Raises RunError with what the driver says."""
-        values = (ctypes.c_void_p * len(arguments))(*arguments)
-        size = ctypes.sizeof(ctypes.c_void_p)
-        pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(values) + size * i for i in range(len(arguments))))
+        """Enqueue the kernel with these addresses. Raises RunError with the driver's error."""
+        count, size = len(arguments), ctypes.sizeof(ctypes.c_void_p)
+        values = (ctypes.c_void_p * count)(*arguments)
+        pointers = (ctypes.c_void_p * count)(*(ctypes.addressof(values) + size * index for index in range(count)))
         spec = self._spec
+        grid, block = spec.grid, (spec.threads, 1, 1)
+        launch = (self._function, *grid, *block, spec.shared, stream, ctypes.addressof(pointers), 0)
         try:
-            _call(
-                self._driver, "cuLaunchKernel", self._function, *spec.grid, spec.threads, 1, 1, spec.shared, stream,
-                ctypes.addressof(pointers), 0,
-            )  # fmt: skip
+            _call(self._driver, "cuLaunchKernel", *launch)
         except RunError as error:
             raise RunError(f"kernel {spec.function}: {error}") from None
 
@@ -61,8 +60,9 @@ def _call(driver: Any, function: str, *arguments: Any) -> Any:
 
 
 def _unload(driver: Any, module: Any, device: torch.device) -> None:
-    """Errors have nobody to go to here. Unloading would end a capture that is under way: then the module stays."""
+    """Unload a module. Errors are ignored, since a finalizer has no caller. During a capture of the current stream the
+    module stays loaded, since unloading would end the capture."""
     if not torch.cuda.is_current_stream_capturing():
         with torch.cuda.device(device):
-            torch.cuda.synchronize()  # what was enqueued last may still run
+            torch.cuda.synchronize()  # the kernel may still run
             driver.cuModuleUnload(module)
