@@ -135,7 +135,7 @@ def test_registration(libraries):
 @pytest.mark.gpu
 @pytest.mark.skipif(
     (edition := installed_edition()) is None or edition.name != FULL,
-    reason="needs the full TensorRT (pip install tensorrt-cu13) without tensorrt_rtx beside it",
+    reason="needs the full TensorRT (pip install tensorrt-cu13) and no tensorrt_rtx",
 )
 def test_an_engine_with_its_kernels_inside(checkpoints, cli, tmp_path):
     options = ["--target", "tensorrt", "--device", "cuda", "--max-context", 4400, "--prefill-chunk", 64]

@@ -78,11 +78,9 @@ def _import(name: str) -> Edition | str | None:
     """The TensorRT called `name`, or what is wrong with it, or None where it is not installed."""
     try:
         module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name == name:
-            return None
-        return f"{name}: installed, but importing it fails ({type(error).__name__}: {error})"
     except Exception as error:  # a broken package may raise any kind, and the user needs the reason
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            return None
         return f"{name}: installed, but importing it fails ({type(error).__name__}: {error})"
     if getattr(module, "__file__", "") is None:
         return None  # a namespace package: some folder of this name on the path
