@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
+
 from gptoss_export.compiler.export import TracedProgram
 from gptoss_export.compiler.lower import Implementations
 from gptoss_export.kernels.kernel import ConfigChooser
@@ -56,7 +58,7 @@ class _Nothing(Compilation):
         return []
 
 
-def use(monkeypatch: Any, compiler: Compiler) -> Callable[[str], Compiler]:
+def use(monkeypatch: pytest.MonkeyPatch, compiler: Compiler) -> Callable[[str], Compiler]:
     """Make every build of this process use `compiler`, whatever the target."""
 
     def found(name: str) -> Compiler:

@@ -44,6 +44,9 @@ def reports_errors(command: Callable[_Parameters, None]) -> Callable[_Parameters
         except click.ClickException:  # click prints it and exits with 2
             raise
         except Exception as error:
+            if isinstance(error, ModuleNotFoundError) and (package := missing_package(error)):
+                click.echo(f"error: package {package} is not installed; this command needs it", err=True)
+                sys.exit(BAD_USE)
             if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported for this
                 click.echo(f"error: {error}", err=True)
                 sys.exit(BAD_USE)
@@ -51,3 +54,9 @@ def reports_errors(command: Callable[_Parameters, None]) -> Callable[_Parameters
             sys.exit(BUG)
 
     return wrapped
+
+
+def missing_package(error: ModuleNotFoundError) -> str | None:
+    """The package that an import did not find; None where it is a module of this project, which is a bug."""
+    package = (error.name or "").partition(".")[0]
+    return None if package in ("", __name__.partition(".")[0]) else package

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .errors import reports_errors
+from .errors import missing_package, reports_errors
 from .params import json_option
 from .tables import make_table, print_json, print_tables
 
@@ -43,14 +43,23 @@ def command(as_json: bool) -> None:
 def _rows(name: str) -> list[dict[str, Any]]:
     """One row for each device of a target; one alone where a package that its compiler needs is missing."""
     from ..errors import UsageError
-    from ..targets.base_compiler import compiler
 
     try:
+        from ..targets.base_compiler import compiler  # needs torch
+
         target = compiler(name)
     except UsageError as error:
-        fix = "install the package"
-        return [{"target": name, "device": "", "dtypes": [], "ready": False, "detail": str(error), "fix": fix}]
+        return [_not_ready(name, str(error))]
+    except ModuleNotFoundError as error:
+        package = missing_package(error)
+        if package is None:
+            raise
+        return [_not_ready(name, f"package {package} is not installed")]
     return [
         {"target": name, "device": device, "dtypes": list(dtypes)} | vars(target.available(device))
         for device, dtypes in target.dtypes.items()
     ]
+
+
+def _not_ready(name: str, detail: str) -> dict[str, Any]:
+    return {"target": name, "device": "", "dtypes": [], "ready": False, "detail": detail, "fix": "install the package"}

@@ -1,7 +1,7 @@
 """What build options are resolved to: device, arch, sizes, the targets' own options."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from weights_only import WeightsOnly, use
@@ -27,11 +27,11 @@ from gptoss_export.targets.base_compiler import Availability, compiler
         ("sm_90", {"arch": "x86_64-AVX2", "device": "cuda"}, "cuda"),  # refused later, as an arch
     ],
 )
-def test_device_follows_arch_then_machine(gpu, options, expected):
+def test_device_follows_arch_then_machine(gpu: str | None, options: dict[str, Any], expected: object) -> None:
     assert resolve_device(WeightsOnly(gpu), BuildOptions(**options)) == expected
 
 
-def test_device_that_the_target_does_not_build_for():
+def test_device_that_the_target_does_not_build_for() -> None:
     class OnlyCuda(WeightsOnly):
         dtypes: ClassVar[dict[str, tuple[str, ...]]] = {"cuda": ("bfloat16",)}
 
@@ -41,28 +41,28 @@ def test_device_that_the_target_does_not_build_for():
 
 
 @pytest.mark.parametrize("gpu", [None, "sm_90"])
-def test_device_of_the_default_target_follows_the_machine(monkeypatch, gpu):
+def test_device_of_the_default_target_follows_the_machine(monkeypatch: pytest.MonkeyPatch, gpu: str | None) -> None:
     monkeypatch.setattr("gptoss_export.targets.aoti.compile.current_gpu_arch", lambda: gpu)
     assert resolve_device(compiler("aoti"), BuildOptions()) == ("cpu" if gpu is None else "cuda")
 
 
-def test_onnx_needs_no_gpu_and_is_built_for_cpu_without_one(monkeypatch):
+def test_onnx_needs_no_gpu_and_is_built_for_cpu_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert resolve_device(compiler("onnx"), BuildOptions("onnx")) == "cpu"
 
 
-def test_default_target_is_the_first_of_the_registry():
+def test_default_target_is_the_first_of_the_registry() -> None:
     assert BuildOptions().target == TARGETS[0]
 
 
 @pytest.mark.parametrize(("device", "chunks"), [("cpu", (128,)), ("cuda", (128, 2048))])
-def test_default_chunks_suit_the_device(monkeypatch, device, chunks):
+def test_default_chunks_suit_the_device(monkeypatch: pytest.MonkeyPatch, device: str, chunks: tuple[int, ...]) -> None:
     use(monkeypatch, WeightsOnly("sm_90"))
     _, settings, _ = resolve(BuildOptions(device=device))
     assert settings.sizes == Sizes(1, 4096, chunks)
 
 
-def test_sizes():
+def test_sizes() -> None:
     assert resolve_sizes(2, 100, None, (128, 2048)) == (Sizes(2, 100, (100,)), [])  # shortened to the context
     assert resolve_sizes(2, 1024, None, (128, 2048)) == (Sizes(2, 1024, (128, 1024)), [])
     assert resolve_sizes(1, 64, (64, 16, 64), (128,)) == (Sizes(1, 64, (16, 64)), [])
@@ -79,12 +79,13 @@ def test_sizes():
         ((-1, 64, (16, 65, -2)), 3),
     ],
 )
-def test_wrong_sizes(arguments, problems):
-    _, found = resolve_sizes(*arguments, (128,))
+def test_wrong_sizes(arguments: tuple[Any, ...], problems: list[str] | int) -> None:
+    max_batch, max_context, chunks = arguments
+    _, found = resolve_sizes(max_batch, max_context, chunks, (128,))
     assert (len(found) if isinstance(problems, int) else found) == problems
 
 
-def test_all_problems_are_said_at_once(monkeypatch):
+def test_all_problems_are_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, WeightsOnly())
     with pytest.raises(UsageError) as raised:
         resolve(BuildOptions(device="cuda", dtype="float32", max_batch=0, max_context=8, prefill_chunks=(9,)))
@@ -92,7 +93,7 @@ def test_all_problems_are_said_at_once(monkeypatch):
         assert text in str(raised.value)
 
 
-def test_every_default_is_filled_in(monkeypatch):
+def test_every_default_is_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, WeightsOnly("sm_90"))
     _, settings, choosers = resolve(BuildOptions(stop_tokens=(3,)))
     assert settings.to_json() == {
@@ -110,7 +111,7 @@ def test_every_default_is_filled_in(monkeypatch):
     assert choosers.keys() == {"sm_90"}
 
 
-def test_arch_without_a_device_to_build_for(monkeypatch):
+def test_arch_without_a_device_to_build_for(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, WeightsOnly(gpu_archs=("sm_80", "sm_86")))
     with pytest.raises(UsageError, match=r"no cuda device to build for; choose one of sm_80, sm_86"):
         resolve(BuildOptions(device="cuda"))
@@ -122,7 +123,7 @@ def test_arch_without_a_device_to_build_for(monkeypatch):
     assert settings.archs == ("sm_86",)
 
 
-def test_target_that_cannot_be_built_here(monkeypatch):
+def test_target_that_cannot_be_built_here(monkeypatch: pytest.MonkeyPatch) -> None:
     class Missing(WeightsOnly):
         def available(self, device: str) -> Availability:
             return Availability(False, "no compiler", "install one")
@@ -132,7 +133,7 @@ def test_target_that_cannot_be_built_here(monkeypatch):
         resolve(BuildOptions())
 
 
-def test_tensorrt_alone_without_a_gpu_says_what_it_builds_for(monkeypatch):
+def test_tensorrt_alone_without_a_gpu_says_what_it_builds_for(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx")
     monkeypatch.setattr("gptoss_export.targets.tensorrt.compile.current_gpu_arch", lambda: None)
     with pytest.raises(GptOssExportError) as raised:
@@ -143,7 +144,7 @@ def test_tensorrt_alone_without_a_gpu_says_what_it_builds_for(monkeypatch):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_options_of_another_target_are_refused(target):
+def test_options_of_another_target_are_refused(target: str) -> None:
     @dataclasses.dataclass(frozen=True)
     class Other:
         pass
@@ -153,5 +154,5 @@ def test_options_of_another_target_are_refused(target):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_target_is_compiled_with_the_options_that_it_declares(target):
+def test_a_target_is_compiled_with_the_options_that_it_declares(target: str) -> None:
     assert compiler(target).options_class is options_class(target)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from weights_only import WeightsOnly, use
@@ -12,13 +13,13 @@ from gptoss_export.errors import BuildError, UsageError
 
 
 @pytest.fixture
-def checkpoint(checkpoints, tmp_path, monkeypatch):
+def checkpoint(checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint of its own, which a test may change, and a compiler that compiles nothing."""
     use(monkeypatch, WeightsOnly())
     return shutil.copytree(checkpoints["hf"], tmp_path / "checkpoint")
 
 
-def built_with(checkpoint, stop_tokens: tuple[int, ...] | None = None) -> tuple[int, ...]:
+def built_with(checkpoint: Path, stop_tokens: tuple[int, ...] | None = None) -> tuple[int, ...]:
     """The stop tokens of an artifact, as its manifest holds them."""
     output = checkpoint.parent / "artifact"
     built = build(checkpoint, output, BuildOptions(max_context=64, stop_tokens=stop_tokens))
@@ -28,28 +29,28 @@ def built_with(checkpoint, stop_tokens: tuple[int, ...] | None = None) -> tuple[
     return manifest.stop_tokens
 
 
-def generation_config(checkpoint, content: object) -> None:
+def generation_config(checkpoint: Path, content: object) -> None:
     (checkpoint / "generation_config.json").write_text(json.dumps(content))
 
 
-def test_config_json(checkpoint):
+def test_config_json(checkpoint: Path) -> None:
     assert json.loads((checkpoint / "config.json").read_text())["eos_token_id"] == 511
     assert built_with(checkpoint) == (511,)
 
 
 @pytest.mark.parametrize(("value", "expected"), [([200, 17], (200, 17)), (9, (9,)), (None, (511,))])
-def test_generation_config_json_comes_first(checkpoint, value, expected):
+def test_generation_config_json_comes_first(checkpoint: Path, value: object, expected: object) -> None:
     generation_config(checkpoint, {"eos_token_id": value})
     assert built_with(checkpoint) == expected
 
 
-def test_the_option_comes_before_both(checkpoint):
+def test_the_option_comes_before_both(checkpoint: Path) -> None:
     generation_config(checkpoint, {"eos_token_id": [200, 17]})
     assert built_with(checkpoint, (3, 4)) == (3, 4)
 
 
 @pytest.mark.parametrize("content", [{"eos_token_id": "end"}, [1], {"eos_token_id": [None]}])
-def test_generation_config_json_that_cannot_be_read(checkpoint, content):
+def test_generation_config_json_that_cannot_be_read(checkpoint: Path, content: object) -> None:
     generation_config(checkpoint, content)
     with pytest.raises(BuildError, match=r"generation_config\.json: eos_token_id cannot be read"):
         built_with(checkpoint)
@@ -57,6 +58,6 @@ def test_generation_config_json_that_cannot_be_read(checkpoint, content):
 
 
 @pytest.mark.parametrize("token", [512, -1])
-def test_a_token_outside_of_the_vocabulary(checkpoint, token):
+def test_a_token_outside_of_the_vocabulary(checkpoint: Path, token: int) -> None:
     with pytest.raises(UsageError, match=f"stop token {token}: expected an id below vocab_size \\(512\\)"):
         built_with(checkpoint, (3, token))

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -28,14 +29,14 @@ class Second:
 
 
 @pytest.fixture
-def two_targets(monkeypatch) -> None:
+def two_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     classes = {"one": First, "two": Second}
     monkeypatch.setattr(target_options, "TARGETS", tuple(classes))
     monkeypatch.setattr(target_options, "options_class", classes.__getitem__)
 
 
 @pytest.fixture
-def given(monkeypatch) -> list[BuildOptions]:
+def given(monkeypatch: pytest.MonkeyPatch) -> list[BuildOptions]:
     """The options that `build` was called with. It ends at once."""
     calls: list[BuildOptions] = []
 
@@ -47,7 +48,7 @@ def given(monkeypatch) -> list[BuildOptions]:
     return calls
 
 
-def test_options_reach_the_build(given, tmp_path):
+def test_options_reach_the_build(given: list[BuildOptions], tmp_path: Path) -> None:
     arguments = ["--device", "cuda", "--arch", "sm_90,sm_80", "--dtype", "bfloat16", "--max-batch", 3]
     arguments += [
         "--max-context",
@@ -79,12 +80,12 @@ def test_options_reach_the_build(given, tmp_path):
     ]
 
 
-def test_options_that_are_not_given_are_left_to_the_build(given):
+def test_options_that_are_not_given_are_left_to_the_build(given: list[BuildOptions]) -> None:
     invoke("build", "checkpoint", "-o", "artifact")
     assert given == [BuildOptions()]
 
 
-def test_help_lists_the_options_of_every_target():
+def test_help_lists_the_options_of_every_target() -> None:
     text = " ".join(invoke("build", "--help").stdout.split())
     found = [(target, option) for target in TARGETS for option in fields(options_class(target))]
     assert {"cpu_isa", "portable"} <= {option.name for _, option in found}
@@ -103,20 +104,20 @@ def test_help_lists_the_options_of_every_target():
         ),
     ],
 )
-def test_an_option_of_another_target_is_refused(given, arguments, message):
+def test_an_option_of_another_target_is_refused(given: list[BuildOptions], arguments: list[str], message: str) -> None:
     done = invoke("build", "checkpoint", "-o", "artifact", *arguments)
     assert done.exit_code == 2
     assert message in done.stderr
     assert given == []
 
 
-def test_an_unknown_choice_is_refused(given):
+def test_an_unknown_choice_is_refused(given: list[BuildOptions]) -> None:
     done = invoke("build", "checkpoint", "-o", "artifact", "--cpu-isa", "sse")
     assert done.exit_code == 2 and "'sse' is not one of 'portable', 'avx2', 'avx512'" in done.stderr
     assert given == []
 
 
-def test_target_options_are_made_of_what_was_given(two_targets):
+def test_target_options_are_made_of_what_was_given(two_targets: None) -> None:
     chosen = target_options.chosen_target_options
     nothing = {"level": None, "small_code": None, "shared": None}
     assert chosen("one", nothing) is None
@@ -129,7 +130,7 @@ def test_target_options_are_made_of_what_was_given(two_targets):
     assert "--shared" not in str(raised.value)
 
 
-def test_an_option_of_two_targets_must_be_the_same(monkeypatch, two_targets):
+def test_an_option_of_two_targets_must_be_the_same(monkeypatch: pytest.MonkeyPatch, two_targets: None) -> None:
     @dataclass(frozen=True)
     class Different:
         shared: str | None = field(default=None, metadata={"help": "For both."})
@@ -139,7 +140,7 @@ def test_an_option_of_two_targets_must_be_the_same(monkeypatch, two_targets):
         target_options.add_target_options(lambda: None)
 
 
-def test_an_option_of_a_type_that_cannot_be_given(monkeypatch):
+def test_an_option_of_a_type_that_cannot_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
     @dataclass(frozen=True)
     class Odd:
         names: list[str] | None = field(default=None, metadata={"help": "Names."})
@@ -150,7 +151,9 @@ def test_an_option_of_a_type_that_cannot_be_given(monkeypatch):
         target_options.add_target_options(lambda: None)
 
 
-def test_json_says_what_was_built(monkeypatch, checkpoints, tmp_path):
+def test_json_says_what_was_built(
+    monkeypatch: pytest.MonkeyPatch, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
     use(monkeypatch, WeightsOnly())
     artifact = tmp_path / "artifact"
     done = invoke("build", checkpoints["hf"], "-o", artifact, "--max-context", 64, "--stop-token", 5, "--json")
@@ -169,7 +172,9 @@ def test_json_says_what_was_built(monkeypatch, checkpoints, tmp_path):
     assert facts.keys() == {*expected, "bytes", "seconds", "stages", "peak_memory_bytes", "settings"}
 
 
-def test_resolved_options_are_shown_before_the_work(monkeypatch, checkpoints, tmp_path):
+def test_resolved_options_are_shown_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
     use(monkeypatch, WeightsOnly())
     done = invoke("build", checkpoints["hf"], "-o", tmp_path / "artifact", "--max-context", 64)
     assert done.exit_code == 0, done.stderr

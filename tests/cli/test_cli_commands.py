@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from cli_helpers import invoke
@@ -13,7 +15,7 @@ from gptoss_export.targets import TARGETS
 
 
 @pytest.mark.parametrize("arguments", [[], ["build"], ["run"]], ids=" ".join)
-def test_help_needs_no_torch(arguments):
+def test_help_needs_no_torch(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom gptoss_export.cli import main\n"
         f"try: main([*{arguments!r}, '--help'])\nexcept SystemExit: pass\n"
@@ -25,14 +27,14 @@ def test_help_needs_no_torch(arguments):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_has_help(command):
+def test_each_command_has_help(command: str) -> None:
     done = invoke(command, "--help")
     assert done.exit_code == 0
     assert done.stdout.startswith("Usage:")
     assert "--json" in done.stdout
 
 
-def test_inspect_json_is_the_manifest(artifact):
+def test_inspect_json_is_the_manifest(artifact: Path) -> None:
     done = invoke("inspect", artifact, "--json")
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
@@ -40,7 +42,7 @@ def test_inspect_json_is_the_manifest(artifact):
     assert found == json.loads((artifact / "manifest.json").read_text())
 
 
-def test_inspect_shows_the_build(artifact, tmp_path):
+def test_inspect_shows_the_build(artifact: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     done = invoke("inspect", artifact, "--html", page)
     assert done.exit_code == 0, done.stderr
@@ -57,7 +59,7 @@ def test_inspect_shows_the_build(artifact, tmp_path):
     assert "prefill_64" in only_page.read_text()
 
 
-def test_targets():
+def test_targets() -> None:
     done = invoke("targets", "--json")
     assert done.exit_code == 0, done.stderr
     rows = json.loads(done.stdout)["targets"]
@@ -68,7 +70,7 @@ def test_targets():
     assert all(heading in done.stdout for heading in ("target", "device", "dtypes", "here", "found", "fix"))
 
 
-def test_bench(cli, artifact):
+def test_bench(cli: Callable[..., tuple[int, str, str]], artifact: Path) -> None:
     code, out, err = cli("bench", artifact, "--batch", "1,2", "--context", "40", "--json")
     assert code == 0, err
     report = json.loads(out)
@@ -82,7 +84,7 @@ def test_bench(cli, artifact):
     assert rows[0]["floor_s"] < rows[1]["floor_s"] < 2 * rows[0]["floor_s"]
 
 
-def test_make_checkpoint(tmp_path):
+def test_make_checkpoint(tmp_path: Path) -> None:
     done = invoke("make-checkpoint", tmp_path / "made", "--preset", "tiny", "--layers", 2, "--json")
     assert done.exit_code == 0, done.stderr
     facts = json.loads(done.stdout)

@@ -1,10 +1,12 @@
 """Bad input ends with a message and exit code 2, never with a traceback. What each exit code means."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import click
 import pytest
@@ -12,6 +14,7 @@ from cli_helpers import invoke
 
 from gptoss_export.cli.errors import reports_errors
 from gptoss_export.errors import RunError
+from gptoss_export.targets import TARGETS
 
 
 @pytest.mark.parametrize(
@@ -44,7 +47,9 @@ from gptoss_export.errors import RunError
         (["no-such-command"], "No such command"),
     ],
 )
-def test_bad_input(artifact, checkpoints, tmp_path, arguments, message):
+def test_bad_input(
+    artifact: Path, checkpoints: dict[str, Path], tmp_path: Path, arguments: list[str], message: str
+) -> None:
     names = {"artifact": artifact, "checkpoint": checkpoints["hf"], "missing": tmp_path / "missing"}
     done = invoke(*(argument.format(**names) for argument in arguments))
     assert done.exit_code == 2, done.stderr
@@ -53,7 +58,7 @@ def test_bad_input(artifact, checkpoints, tmp_path, arguments, message):
     assert not (tmp_path / "missing").exists()
 
 
-def test_tune_needs_a_gpu(checkpoints, tmp_path, monkeypatch):
+def test_tune_needs_a_gpu(checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gptoss_export.targets.gpu.current_gpu_arch", lambda: None)
     done = invoke("tune", checkpoints["hf"], "-o", tmp_path / "tuned.json")
     assert done.exit_code == 2
@@ -61,7 +66,9 @@ def test_tune_needs_a_gpu(checkpoints, tmp_path, monkeypatch):
     assert not (tmp_path / "tuned.json").exists()
 
 
-def exit_code(monkeypatch, capsys, error: BaseException) -> tuple[int, str]:
+def exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException
+) -> tuple[object, str]:
     """The exit code of a command that raises `error`, and what it prints to stderr."""
 
     @reports_errors
@@ -74,7 +81,7 @@ def exit_code(monkeypatch, capsys, error: BaseException) -> tuple[int, str]:
     return exited.value.code, capsys.readouterr().err
 
 
-def test_exit_codes(monkeypatch, capsys):
+def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(monkeypatch, capsys, RunError("no such slot")) == (2, "error: no such slot\n")
     code, err = exit_code(monkeypatch, capsys, OSError(28, "No space left on device", "/x"))
     assert (code, "No space left on device: '/x'" in err) == (2, True)
@@ -83,7 +90,28 @@ def test_exit_codes(monkeypatch, capsys):
     assert code == 70 and "Traceback" in err and "a bug" in err
 
 
-def test_usage_errors_of_click_stay_its_own(monkeypatch):
+def test_a_missing_package_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, err = exit_code(monkeypatch, capsys, ModuleNotFoundError("No module named 'a.b'", name="a.b"))
+    assert (code, err) == (2, "error: package a is not installed; this command needs it\n")
+    code, err = exit_code(monkeypatch, capsys, ModuleNotFoundError("No module named 'x'", name="gptoss_export.x"))
+    assert code == 70 and "Traceback" in err
+
+
+def test_targets_without_torch() -> None:
+    """Lists each target and says what is missing, in a process that cannot import torch."""
+    code = "import sys\nsys.modules['torch'] = None\nfrom gptoss_export.cli import main\nmain(sys.argv[1:])"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run([*command, "targets", "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["targets"]
+    assert [row["target"] for row in rows] == list(TARGETS)
+    assert not any(row["ready"] for row in rows)
+    assert all("package torch is not installed" in row["detail"] for row in rows)
+    done = subprocess.run([*command, "build", "x", "-o", "y"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: package torch is not installed; this command needs it\n")
+
+
+def test_usage_errors_of_click_stay_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     @reports_errors
     def command() -> None:
         raise click.BadParameter("too small")
@@ -93,7 +121,7 @@ def test_usage_errors_of_click_stay_its_own(monkeypatch):
         command()
 
 
-def test_sigterm_ends_with_143_and_cleans_up(tmp_path):
+def test_sigterm_ends_with_143_and_cleans_up(tmp_path: Path) -> None:
     code = (
         "import pathlib, time\nfrom gptoss_export.cli.errors import reports_errors\n"
         f"folder = pathlib.Path({str(tmp_path)!r})\n"
@@ -112,7 +140,7 @@ def test_sigterm_ends_with_143_and_cleans_up(tmp_path):
     assert (tmp_path / "cleaned").exists()
 
 
-def test_help_lists_the_exit_codes():
+def test_help_lists_the_exit_codes() -> None:
     lines = invoke("--help").stdout.splitlines()
     for code in ("0", "1", "2", "70", "128+n"):
         assert any(line.split()[:1] == [code] for line in lines), f"exit code {code}"

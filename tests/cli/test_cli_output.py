@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -9,10 +10,11 @@ from rich.console import Console
 from gptoss_export.cli.progress import TerminalProgress
 from gptoss_export.cli.tables import make_table, print_json, print_tables, readable, size
 
+Shown = tuple[TerminalProgress, io.StringIO]
 MARKUP = "[bold]x[/] [link=http://a]b :smile:"
 
 
-def test_foreign_text_is_no_markup(capsys, tmp_path):
+def test_foreign_text_is_no_markup(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     table = make_table((MARKUP, "n"), [(MARKUP, "[/]")], title=MARKUP, caption=MARKUP, numbers_from=1)
     print_tables([table], html=page)
@@ -21,13 +23,13 @@ def test_foreign_text_is_no_markup(capsys, tmp_path):
     assert page.read_text().count(MARKUP) == 4
 
 
-def test_quiet_prints_nothing(capsys, tmp_path):
+def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     print_tables([make_table(("a",), [("value",)])], html=tmp_path / "page.html", quiet=True)
     assert capsys.readouterr().out == ""
     assert "value" in (tmp_path / "page.html").read_text()
 
 
-def test_json_has_no_numbers_that_json_does_not_have(capsys):
+def test_json_has_no_numbers_that_json_does_not_have(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"a": float("nan"), "b": [float("inf"), 1.5, {"c": (-float("inf"), "NaN")}]})
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5, {"c": [None, "NaN"]}]}
 
@@ -36,7 +38,7 @@ def test_json_has_no_numbers_that_json_does_not_have(capsys):
     ("count", "text"),
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 KB"), (98_400, "98.4 KB"), (2.4e6, "2.4 MB"), (7.1e12, "7100.0 GB")],
 )
-def test_size(count, text):
+def test_size(count: float, text: str) -> None:
     assert size(count) == text
 
 
@@ -44,19 +46,19 @@ def test_size(count, text):
     ("value", "text"),
     [(None, "default"), (True, "yes"), (False, "no"), ([16, 64], "16, 64"), ((), "none"), (0, "0"), ("sm_90", "sm_90")],
 )
-def test_readable(value, text):
+def test_readable(value: object, text: str) -> None:
     assert readable(value) == text
 
 
 @pytest.fixture
-def shown():
+def shown() -> Shown:
     """A progress on a terminal of 60 columns, and what it printed."""
     file = io.StringIO()
     console = Console(file=file, width=60, force_terminal=False)
     return TerminalProgress(console, console.status("")), file
 
 
-def test_progress_prints_a_line_for_each_stage(shown):
+def test_progress_prints_a_line_for_each_stage(shown: Shown) -> None:
     progress, file = shown
     name = f"compile {MARKUP} " + "long " * 20
     progress.facts("build", {"target": "aoti", "prefill_chunks": [16, 64], MARKUP: None})

@@ -1,6 +1,7 @@
 """`gptoss-export verify`: its exit code and its report, with this project's own model as the oracle."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,14 +14,14 @@ OPTIONS = ("--oracle", "reference", "--lengths", "20")
 
 
 @pytest.fixture(scope="module")
-def other_weights(tmp_path_factory):
+def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the same shape with other weights."""
     folder = tmp_path_factory.mktemp("other") / "checkpoint"
     write_synthetic(folder, PRESETS["tiny"], LAYOUTS["hf"], 99, torch.device("cpu"))
     return folder
 
 
-def test_pass_and_comparison(artifact, checkpoints, tmp_path):
+def test_pass_and_comparison(artifact: Path, checkpoints: dict[str, Path], tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     done = invoke(
         *("verify", artifact, "--checkpoint", checkpoints["hf"], *OPTIONS, "--compare-with", artifact),
@@ -37,7 +38,7 @@ def test_pass_and_comparison(artifact, checkpoints, tmp_path):
     assert "pass" in page.read_text() and "difference max" in page.read_text()
 
 
-def test_exit_code_1_where_the_logits_differ(artifact, other_weights):
+def test_exit_code_1_where_the_logits_differ(artifact: Path, other_weights: Path) -> None:
     done = invoke("verify", artifact, "--checkpoint", other_weights, *OPTIONS)
     assert done.exit_code == 1, done.stderr
     assert "FAIL" in done.stdout and "pass" not in done.stdout

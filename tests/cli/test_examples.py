@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_helpers import greedy_tokens, token_logprobs
@@ -14,7 +15,7 @@ HELLO = [72, 101, 108, 108, 111]  # the prompt of build_and_run.py
 
 
 def run(name: str, *arguments: object) -> list[str]:
-    command = [sys.executable, EXAMPLES / name, *map(str, arguments)]
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -24,7 +25,7 @@ def until_stop(tokens: list[int], stop: int) -> list[int]:
     return tokens[: tokens.index(stop) + 1] if stop in tokens else tokens
 
 
-def test_build_and_run(artifact, checkpoints, transformer):
+def test_build_and_run(artifact: Path, checkpoints: dict[str, Path], transformer: Any) -> None:
     verified, greedy, sampled = run("build_and_run.py", checkpoints["hf"], artifact)
     stop = transformer.config.eos_token_id
     assert verified == "verified"
@@ -38,7 +39,7 @@ def test_build_and_run(artifact, checkpoints, transformer):
     assert len(drawn) == 16 or int(drawn[-1]) == stop
 
 
-def test_stream(artifact, transformer):
+def test_stream(artifact: Path, transformer: Any) -> None:
     tokenizer = Tokenizer.from_file(str(artifact / "tokenizer.json"))
     rows = [line.split(maxsplit=2) for line in run("stream.py", artifact, "Hello")]
     tokens = [int(token) for token, _, _ in rows]
@@ -49,7 +50,7 @@ def test_stream(artifact, transformer):
     assert [text for _, _, text in rows] == [repr(tokenizer.decode([token])) for token in tokens]
 
 
-def test_score(artifact, transformer):
+def test_score(artifact: Path, transformer: Any) -> None:
     tokenizer = Tokenizer.from_file(str(artifact / "tokenizer.json"))
     encoding = tokenizer.encode("Hello, world")
     *rows, last = run("score.py", artifact, "Hello, world")
@@ -61,5 +62,5 @@ def test_score(artifact, transformer):
     assert float(perplexity) == pytest.approx(math.exp(-sum(expected) / len(expected)), rel=1e-2)
 
 
-def test_every_example_has_a_test():
+def test_every_example_has_a_test() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == {"build_and_run.py", "stream.py", "score.py"}
