@@ -12,6 +12,7 @@ from .errors import BuildError, UsageError, raise_all
 from .kernels.kernel import ConfigChooser
 from .kernels.registry import shipped_tuned_configs
 from .kernels.tuned_configs import TunedConfigs, read_tuned_configs
+from .targets import TARGETS
 from .targets.base_compiler import Compiler, compiler
 
 
@@ -33,7 +34,7 @@ class BuildOptions:
     target_options  the target's own options, of its options class. None: their defaults
     """
 
-    target: str = "aoti"
+    target: str = TARGETS[0]
     device: str | None = None
     arch: str | None = None
     dtype: str | None = None

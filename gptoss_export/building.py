@@ -198,7 +198,9 @@ def _provenance(
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         options=settings.to_json(),
         source_sha256=combined_hash(specs | {"config.json": describe_file(source / "config.json")}),
-        tuned_configs={arch: [configs.label for configs in chooser.used] for arch, chooser in choosers.items()},
+        tuned_configs={
+            arch: [configs.label for configs in chooser.used] for arch, chooser in choosers.items() if chooser.chosen
+        },
     )
 
 

@@ -26,6 +26,7 @@ DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16")  # what an artifact can compute in
 SCHEMA_VERSION = 5
 NAME = "manifest.json"
+_OPTION_NAMES = {"prefill_chunks": "prefill-chunk", "stop_tokens": "stop-token", "tables": "tuned-configs"}
 
 
 @dataclass(frozen=True)
@@ -139,24 +140,20 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 def rebuild_command(data: Mapping[str, Any], folder: Path) -> str:
-    """The command that builds an artifact like the one whose manifest, of any schema, holds `data`."""
-    nested = data.get("sizes")  # before schema 5 the sizes lay beside the other keys
-    sizes = nested if isinstance(nested, dict) else data
+    """The command that builds an artifact again with the same options, from its manifest of any schema."""
+    provenance = data.get("provenance")
+    options = provenance.get("options") if isinstance(provenance, dict) else None
     words = ["gptoss-export", "build", "CHECKPOINT", "-o", f"{folder}-new"]
-    for option, value in {
-        "--target": data.get("target"),
-        "--device": data.get("device"),
-        "--arch": data.get("archs"),
-        "--dtype": data.get("dtype"),
-        "--max-batch": sizes.get("max_batch"),
-        "--max-context": sizes.get("max_context"),
-    }.items():
-        text = ",".join(map(str, value)) if isinstance(value, list) else value
-        if isinstance(text, str | int) and text != "":
-            words += [option, str(text)]
-    chunks = sizes.get("prefill_chunks")
-    for chunk in chunks if isinstance(chunks, list) else ():
-        words += ["--prefill-chunk", str(chunk)]
+    for name, value in (options if isinstance(options, dict) else {}).items():
+        option = "--" + _OPTION_NAMES.get(name, name.replace("_", "-"))
+        if name == "arch" and value == "portable":  # until schema 4 an arch, since then an option of its own
+            words.append("--portable")
+        elif isinstance(value, list):
+            words += [word for item in value for word in (option, str(item))]
+        elif isinstance(value, bool):
+            words += [option] if value else []
+        elif isinstance(value, str | int):
+            words += [option, str(value)]
     return shlex.join(words)
 
 

@@ -70,7 +70,7 @@ def _about(manifest: Manifest) -> RichTable:
         "built from": manifest.source,
         "built on": f"{origin.system} {origin.machine}, {origin.gpu or 'no GPU'}",
         "built with": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
-        "tuned configs": "\n".join(tuned),
+        "tuned configs": "\n".join(tuned) or "none of the project's kernels",
         "model": f"{model.num_hidden_layers} layers, hidden {model.hidden_size}, {model.num_attention_heads} heads "
         f"({model.num_key_value_heads} kv) of {model.head_dim}, {model.num_local_experts} experts "
         f"(top {model.num_experts_per_tok}), vocabulary {model.vocab_size}",

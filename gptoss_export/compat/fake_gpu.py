@@ -186,7 +186,8 @@ def _answer_triton(stack: ExitStack, gpu: GpuProperties) -> None:
             }
             self.utils = SimpleNamespace(
                 get_device_properties=lambda device: properties,
-                load_binary=lambda name, kernel, shared, device: (0, 0, 0, 0, gpu.max_threads_per_block),
+                # No module: since Triton 3.8 a collected kernel unloads its module, by the driver that is active then.
+                load_binary=lambda name, kernel, shared, device: (None, 0, 0, 0, gpu.max_threads_per_block),
             )
             self.launcher_cls = lambda source, metadata: lambda *arguments, **options: None
             self.get_device_capability = lambda device=None: gpu.capability

@@ -9,8 +9,8 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 
 SUPPORTED: dict[str, tuple[str, ...]] = {
-    "torch": ("2.11", "2.12", "2.13"),
-    "triton": ("3.6", "3.7"),
+    "torch": ("2.11", "2.12", "2.13", "2.14", "2.15"),
+    "triton": ("3.6", "3.7", "3.8", "3.9"),
 }
 
 

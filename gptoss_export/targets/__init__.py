@@ -42,15 +42,3 @@ def target_module(name: str, half: str) -> ModuleType:
         if error.name is None or error.name.partition(".")[0] == __name__.partition(".")[0]:
             raise  # a module of this project is missing: a bug, not a missing package
         raise UsageError(f"target {name} cannot be used: package {error.name} is not installed") from error
-
-
-def compiler(name):  # temporary
-    from .base_compiler import compiler as f
-
-    return f(name)
-
-
-def loader(name):  # temporary
-    from .base_loader import loader as f
-
-    return f(name)
