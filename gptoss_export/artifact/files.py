@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,34 @@ def describe_file(path: Path) -> FileSpec:
     """Read a file and return its size and sha256."""
     with path.open("rb") as stream:
         return FileSpec(path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
+
+
+class BackgroundHashes:
+    """Hashes files of a folder in threads, so that weights are hashed while programs are compiled."""
+
+    def __init__(self, folder: Path, threads: ThreadPoolExecutor) -> None:
+        self._folder, self._threads = folder, threads
+        self._hashes: dict[Path, Future[FileSpec]] = {}
+
+    def add(self, files: Iterable[Path]) -> None:
+        """Begin to hash files, given relative to the folder. A file that was added before is not hashed again."""
+        for name in sorted(set(files) - self._hashes.keys()):
+            self._hashes[name] = self._threads.submit(describe_file, self._folder / name)
+
+    def wait(self) -> dict[str, FileSpec]:
+        """All files added so far, by name. Raises OSError where one cannot be read."""
+        return {name.as_posix(): self._hashes[name].result() for name in sorted(self._hashes)}
+
+
+@contextmanager
+def background_hashes(folder: Path) -> Iterator[BackgroundHashes]:
+    """Hashes for the files of `folder`. A few threads only: compiling needs cores too, and after an error each thread
+    finishes the file that it reads."""
+    threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+    try:
+        yield BackgroundHashes(folder, threads)
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def combined_hash(files: Mapping[str, FileSpec]) -> str:

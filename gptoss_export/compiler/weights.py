@@ -1,7 +1,7 @@
 """Puts a checkpoint's weights into an artifact.
 
 A checkpoint whose tensors are used as stored is linked, shard by shard, so that it costs no space. Where the file
-system cannot link, the shards are copied, and the user is told how much. A layout with a converter is written again,
+system cannot link, the shards are copied, and a note says how much. A layout with a converter is written again,
 one layer at a time."""
 
 from __future__ import annotations

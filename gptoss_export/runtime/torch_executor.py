@@ -59,7 +59,7 @@ class TorchExecutor(Executor):
             if chunk is None:
                 return
             yield PrefilledChunk(chunk.count, _under_inference_mode(chunk.outputs))
-            del chunk  # holds the chunk's hidden states, which need not lie beside the next chunk's intermediates
+            del chunk  # holds the chunk's hidden states, which need not stay while the next chunk is computed
 
     @torch.inference_mode()
     def decode(self, tokens: dict[int, int], lengths: Sequence[int]) -> torch.Tensor:

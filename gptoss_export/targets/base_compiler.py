@@ -87,7 +87,7 @@ class Compiler(ABC):
         return (128, 2048) if device == "cuda" else (128,)
 
     def option_problems(self, device: str, arch: str | None, options: Any) -> list[str]:
-        """What is wrong with the target's own options beside --device and --arch (None: not given)."""
+        """What is wrong with the target's own options, given --device and --arch (None: not given)."""
         return []
 
     @abstractmethod

@@ -73,7 +73,7 @@ class Timing:
         count = min(SETS, 1 + int(0.7 * free) // max(size, 1))
         if count < 2:
             raise RunError(
-                f"{call.space}: {size:,} bytes of inputs are needed twice, {free:,} are free beside the first; "
+                f"{call.space}: {size:,} bytes of inputs are needed twice, {free:,} are free after the first; "
                 "leave this kernel out with --only"
             )
         self._sets = [first, *(self._draw(seed, positions[seed]) for seed in range(1, count))]

@@ -9,7 +9,7 @@ from weights_only import WeightsOnly, use
 
 from gptoss_export import BuildOptions, build
 from gptoss_export.artifact.manifest import load_manifest
-from gptoss_export.errors import BuildError, UsageError
+from gptoss_export.errors import CheckpointError, UsageError
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_the_option_comes_before_both(checkpoint: Path) -> None:
 @pytest.mark.parametrize("content", [{"eos_token_id": "end"}, [1], {"eos_token_id": [None]}])
 def test_generation_config_json_that_cannot_be_read(checkpoint: Path, content: object) -> None:
     generation_config(checkpoint, content)
-    with pytest.raises(BuildError, match=r"generation_config\.json: eos_token_id cannot be read"):
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: eos_token_id cannot be read"):
         built_with(checkpoint)
     assert not (checkpoint.parent / "artifact").exists()
 

@@ -182,7 +182,7 @@ class Hashing:
 @pytest.fixture
 def hashing(monkeypatch: pytest.MonkeyPatch) -> Hashing:
     found = Hashing()
-    monkeypatch.setattr("gptoss_export.building.describe_file", found.describe)
+    monkeypatch.setattr("gptoss_export.artifact.files.describe_file", found.describe)
     return found
 
 
@@ -216,7 +216,7 @@ def test_a_file_that_cannot_be_hashed(
     def describe(path: Path) -> FileSpec:
         raise OSError(f"{path.name}: disk error")
 
-    monkeypatch.setattr("gptoss_export.building.describe_file", describe)
+    monkeypatch.setattr("gptoss_export.artifact.files.describe_file", describe)
     compile_nothing(monkeypatch, programs=())
     with pytest.raises(OSError, match=r"derived\.safetensors: disk error"):
         build(checkpoints["hf"], tmp_path / "a", SMALL)

@@ -80,7 +80,7 @@ def fake(x: torch.Tensor, *_: object) -> torch.Tensor:
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """Decode and chunk, full and sliding, the ring wrapped and not, idle rows, heads off the tiles."""
+    """Decode and prefill, full and sliding, the ring wrapped and not, idle rows, head sizes that no tile divides."""
     shapes = {
         # label: (slots in cache, hidden, kv heads, group, head_dim, rows, window, first positions, L)
         "one token, the first": (1, 64, 2, 2, 32, 64, 0, [0], 1),

@@ -111,7 +111,7 @@ def fake(x: torch.Tensor, *_: object) -> torch.Tensor:
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """One token to a chunk, K = 1 and 4, unchosen entries, experts nobody chose, sizes off the tiles."""
+    """One token to a chunk, K = 1 and 4, unchosen entries, experts that nobody chose, sizes that no tile divides."""
     shapes = {
         # label: (tokens, hidden, intermediate, experts, choices, routing)
         "one token": (1, 64, 64, 8, 4, "random"),

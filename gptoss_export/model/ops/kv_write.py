@@ -49,7 +49,7 @@ def fake(*_: object) -> None:
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """Decode and chunk, idle rows, a ring that wraps within the chunk, heads off the tiles."""
+    """Decode and chunk, idle rows, a ring that wraps within the chunk, head sizes that are no multiples of a tile."""
     shapes = {
         # label: (slots in cache, kv heads, head_dim, rows, first positions, L)
         "decode, ragged, one idle": (5, 2, 32, 24, [200, 0, -1, 23], 1),

@@ -44,7 +44,7 @@ def fake(
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """One row to many, sizes off the tiles, equal logits."""
+    """One row to many, sizes that are no multiples of a tile, equal logits."""
     for label, (rows, hidden, vocabulary) in {
         "one row": (1, 96, 300),
         "equal logits": (1, 64, 200),

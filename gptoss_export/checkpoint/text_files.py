@@ -1,0 +1,45 @@
+"""The files of a checkpoint that concern text: the tokenizer's, and the default stop tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+from ..errors import CheckpointError
+from ..model.config import ModelConfig
+
+GENERATION_CONFIG = "generation_config.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    GENERATION_CONFIG,
+)
+
+
+def copy_text_files(source: Path, folder: Path) -> list[Path]:
+    """Copy those that the checkpoint has; returns their names."""
+    found = [Path(name) for name in TOKENIZER_FILES if (source / name).is_file()]
+    for name in found:
+        copyfile(source / name, folder / name)
+    return found
+
+
+def default_stop_tokens(source: Path, config: ModelConfig) -> tuple[int, ...]:
+    """The stop tokens that generation_config.json names; those of config.json where it names none.
+
+    Raises CheckpointError where generation_config.json cannot be read.
+    """
+    path = source / GENERATION_CONFIG
+    if not path.is_file():
+        return config.eos_token_ids
+    try:
+        value: Any = json.loads(path.read_text()).get("eos_token_id")
+        if value is None:
+            return config.eos_token_ids
+        return tuple(int(token) for token in (value if isinstance(value, list) else [value]))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: eos_token_id cannot be read ({error})") from None
