@@ -1,0 +1,93 @@
+"""Artifacts for CUDA, built and run on a GPU: `pytest -m gpu`. Building and running are processes of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from artifacts import RUN_ALONE
+from gptoss_export.runtime.cuda.upload import _PIECE, upload
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA GPU here"),
+]
+
+# Sequences together and alone, and sampling.
+BATCHES = """
+import sys
+import gptoss_export
+from gptoss_export import SamplingParams
+r = gptoss_export.load(sys.argv[1])
+prompts = [[1], list(range(200)), list(range(60, 100))]
+together = r.generate_batch(prompts, 40, stop_tokens=())
+for prompt, result in zip(prompts, together):
+    alone = r.generate(prompt, 40, stop_tokens=())
+    assert alone.tokens[:5] == result.tokens[:5], (alone.tokens, result.tokens)
+sampled = [r.generate(prompts[1], 20, SamplingParams(0.8, 40, 0.95, seed=s), stop_tokens=()).tokens for s in (1, 1, 2)]
+assert sampled[0] == sampled[1] != sampled[2]
+"""
+
+# Most kernels of the captured step are launched early; top_k 1 is greedy; a prefill gives the same bits again.
+STEPS = """
+assert r.executor.decode_step.captured[False].early_launches >= 5 * len(r.manifest.model.layer_types)
+one = r.generate(prompts[1], 20, SamplingParams(0.8, top_k=1), stop_tokens=()).tokens
+assert one == r.generate(prompts[1], 20, stop_tokens=()).tokens
+r.reset(); a = r.prefill(prompts[1]); r.reset(); b = r.prefill(prompts[1])
+assert (a == b).all()
+"""
+
+
+@pytest.fixture(scope="module")
+def cuda_artifact(
+    checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, cli: Callable[..., tuple[int, str, str]]
+) -> Path:
+    folder = tmp_path_factory.mktemp("cuda") / "artifact"
+    sizes = ("--max-batch", 3, "--max-context", 4400, "--prefill-chunk", 16, "--prefill-chunk", 64)
+    code, out, err = cli("build", checkpoints["hf"], "-o", folder, "--device", "cuda", *sizes, "--json")
+    assert code == 0, err
+    assert json.loads(out)["arch"].startswith("sm_")
+    return folder
+
+
+def run(code: str, artifact: Path) -> str:
+    """What the code prints, with the artifact as its argument."""
+    done = subprocess.run([sys.executable, "-c", code, artifact], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_verify(cuda_artifact: Path, checkpoints: dict[str, Path], cli: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, err = cli("verify", cuda_artifact, "--checkpoint", checkpoints["hf"], "--json")
+    assert code == 0, out + err
+
+
+def test_runs_where_only_torch_is_installed(cuda_artifact: Path) -> None:
+    assert len(json.loads(run(RUN_ALONE, cuda_artifact))) == 5
+
+
+def test_batch_idle_and_sampling(cuda_artifact: Path) -> None:
+    run(BATCHES + STEPS, cuda_artifact)
+
+
+@pytest.mark.parametrize("own_stream", [False, True])
+def test_upload(own_stream: bool) -> None:
+    """Pieces shorter, longer and just as long as the pinned memory, and more than it holds; on the caller's stream."""
+    device, generator = torch.device("cuda", 0), torch.Generator().manual_seed(0)
+    sizes = [1, 2, _PIECE - 2, _PIECE, _PIECE + 2, 3 * _PIECE + 6, *[5 * _PIECE // 2] * 30]
+    sources = [torch.randint(256, (size,), generator=generator, dtype=torch.uint8) for size in sizes]
+    sources += [sources[-1].view(torch.bfloat16).view(-1, 1024)]
+    with torch.cuda.stream(torch.cuda.Stream() if own_stream else torch.cuda.current_stream()):
+        torch.cuda._sleep(10**9)  # the GPU copies late: pinned memory that is filled too early would show
+        filled = [torch.zeros(source.shape, dtype=source.dtype, device=device) for source in sources]
+        upload(list(zip(filled, sources, strict=True)), device)
+        assert torch.cuda.current_stream().query()
+        found = [tensor.cpu() for tensor in filled]
+    for tensor, source in zip(found, sources, strict=True):
+        assert torch.equal(tensor.view(-1).view(torch.uint8), source.view(-1).view(torch.uint8))
