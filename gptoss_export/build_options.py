@@ -21,9 +21,8 @@ class BuildOptions:
     """What the user asks of a build. None: chosen by the target, the arch and the machine.
 
     target          what to compile to
-    device          "cpu" or "cuda". None: the device of `arch`; else the GPU, if this machine has one and the target
-                    builds
-                    for it; else the target's first device
+    device          "cpu" or "cuda". None: the device of `arch`; without one the GPU, if this machine has one and the
+                    target builds for it; otherwise the target's first device
     arch            one arch such as sm_90, or several with commas between them. None: this machine's
     dtype           dtype of the matrix products and the KV caches. None: the target's first for the device
     max_batch       sequences at a time

@@ -4,6 +4,7 @@ go."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,16 @@ def compile_to_files(module: Any, inputs: Sequence[Any], options: dict[str, Any]
     return files
 
 
+def fake_tensors() -> AbstractContextManager[Any]:
+    """A context in which new tensors have a shape, a dtype and a device, and no memory.
+
+    Name: torch._subclasses.fake_tensor.FakeTensorMode. Without it: tracing allocates the weights and caches of the
+    model. Since: torch 1.13. It can go when torch gives the class under a public name."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode()
+
+
 def kernel_of_launch(node: Any) -> Any:
     """The Triton kernel of a launch node in a traced graph (`is_kernel_launch`).
 
@@ -69,6 +80,12 @@ def arguments_of_launch(node: Any) -> dict[str, Any]:
     from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
 
     return {**node.kwargs["kwargs"], **kernel_side_table.get_constant_args(node.kwargs["constant_args_idx"])}
+
+
+def grid_of_launch(node: Any) -> tuple[int, ...]:
+    """The grid of a launch node whose kernel has one config. Private names as `kernel_of_launch`."""
+    (grid,) = node.kwargs["grid"]
+    return tuple(grid)
 
 
 def is_kernel_launch(node: Any) -> bool:

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 
 from ..artifact.programs import Decode, Prefill, Program, Role, Signature, Sizes, TensorSpec, Unembed, kv_cache_names
+from ..compat.pytorch import fake_tensors
 from ..errors import LoweringError, raise_all
 from ..model.config import ModelConfig
 from ..model.decoder import GptOss
@@ -47,7 +47,7 @@ def trace(
     Raises LoweringError where the results of the graph are not those of the program's signature.
     """
     signature = program.signature(config, sizes, dtype_name(dtype))
-    with FakeTensorMode(), torch.device(device):
+    with fake_tensors(), torch.device(device):
         fakes = {item.name: torch.empty(item.shape, dtype=torch_dtype(item.dtype)) for item in signature.inputs}
     data, weights = (
         {item.name: fakes[item.name] for item in signature.inputs_of(role)} for role in (Role.DATA, Role.WEIGHT)

@@ -45,11 +45,9 @@ class Kernel:
 
     op            gptoss_triton::<name>, a torch.library.triton_op that takes the arguments of the gptoss:: op by name
     config_space  arguments, which may be fake tensors, to the launch configs that the call can have. With it the op
-                  takes
-                  `config` and `arch` as well
+                  takes `config` and `arch` as well
     covers        arguments to whether the kernels are made for the call. Other calls are computed by the op's
-                  reference,
-                  whose smaller ops may have kernels of their own. None: all calls
+                  reference, whose smaller ops may have kernels of their own. None: all calls
     """
 
     op: Callable[..., Any]

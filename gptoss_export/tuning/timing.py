@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..compat.triton import compile_errors
 from ..errors import RunError
 from ..kernels.launch_config import LaunchConfig, flatten
 from ..runtime.cuda.driver import own_stream
@@ -42,14 +43,6 @@ class Refused:
 def config_numbers(config: LaunchConfig) -> dict[str, dict[str, int]]:
     """The numbers of a launch config by part and name, as JSON holds them."""
     return {part: numbers._asdict() for part, numbers in config.items()}
-
-
-def refusals() -> tuple[type[Exception], ...]:
-    """The errors by which Triton says that it cannot compile or launch kernels with these numbers."""
-    from triton.compiler.errors import CompilationError
-    from triton.runtime.errors import OutOfResources, PTXASError
-
-    return CompilationError, OutOfResources, PTXASError
 
 
 class Timing:
@@ -138,7 +131,7 @@ class Timing:
 
 def _is_refusal(problem: Exception) -> bool:
     """Whether an error says that the launch config cannot be used. Any other error is a bug, here or in a kernel."""
-    if isinstance(problem, (torch.OutOfMemoryError, *refusals())):
+    if isinstance(problem, (torch.OutOfMemoryError, *compile_errors())):
         return True
     # Triton's passes have no error class of their own.
     return isinstance(problem, RuntimeError) and str(problem).startswith("PassManager::run failed")

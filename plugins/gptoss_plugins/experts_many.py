@@ -35,7 +35,7 @@ from gptoss_export.kernels.launch_config import ConfigSpace, shape_of
 
 from .arch import has_asynchronous_products, has_inline_assembly
 from .grouping import group_pairs
-from .mxfp4 import Experts, scale_of, swiglu, unpack, unpack_pairs
+from .mxfp4 import Experts, mask_and, scale_of, swiglu, unpack, unpack_pairs
 
 COLUMNS = 1536  # a multiple of every BLOCK_N
 
@@ -291,7 +291,7 @@ def _sum_choices(
     for choice in tl.static_range(CHOICES):
         pair = token * CHOICES + choice
         written = tl.load(expert_indices + pair) >= 0
-        total += tl.load(out + pair * COLUMNS + column, mask=(column < COLUMNS) & written, other=0.0)
+        total += tl.load(out + pair * COLUMNS + column, mask=mask_and(column < COLUMNS, written), other=0.0)
     tl.store(sums + token * HIDDEN + FIRST + column, total, mask=column < COLUMNS)
 
 

@@ -1,4 +1,4 @@
-"""What the kernels of the experts share: their weights, MXFP4 in registers, SwiGLU."""
+"""What the kernels of the experts share: their weights, MXFP4 in registers, SwiGLU, masks."""
 
 from __future__ import annotations
 
@@ -103,3 +103,13 @@ def swiglu(hidden, ALPHA: tl.constexpr, LIMIT: tl.constexpr):
     gate = tl.minimum(gate, LIMIT)
     up = tl.minimum(tl.maximum(up, -LIMIT), LIMIT)
     return (up + 1) * gate / (1 + tl.exp(-ALPHA * gate))
+
+
+@triton.jit
+def mask_and(mask, condition):
+    """The mask `mask` [...] where the scalar `condition` holds, no element where it does not.
+
+    The comparison with False adds no instruction. The interpreter of Triton 3.9 needs it: it broadcasts a scalar
+    condition as an integer, and refuses masks of integers.
+    """
+    return (mask & condition) != False  # noqa: E712

@@ -23,7 +23,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .mxfp4 import scale_of
+from .mxfp4 import mask_and, scale_of
 
 LANES = tl.constexpr(32)  # groups of a row at a time, one a thread
 
@@ -113,7 +113,7 @@ def load_groups(blocks, scales, line, wanted, LENGTH: tl.constexpr):
     factors = ()
     for start in tl.static_range(0, LENGTH // 32, LANES):
         group = start + tl.arange(0, LANES)
-        there = (group < LENGTH // 32) & wanted
+        there = mask_and(group < LENGTH // 32, wanted)
         word = group[:, None] * 4 + tl.arange(0, 4)[None, :]
         cells = line[:, None, None] * (LENGTH // 8) + word[None, :, :]
         packed = packed + (tl.load(words + cells, mask=there[None, :, None], other=0, cache_modifier=".cg"),)
@@ -133,7 +133,7 @@ def dot_groups(packed, factors, x, wanted, LENGTH: tl.constexpr, EXACT: tl.const
     acc = tl.zeros(factors[0].shape, tl.float32)
     for i in tl.static_range(len(packed)):
         group = i * LANES + tl.arange(0, LANES)
-        there = ((group < LENGTH // 32) & wanted)[:, None]
+        there = mask_and(group < LENGTH // 32, wanted)[:, None]
         word = group[:, None] * 4 + tl.arange(0, 4)[None, :]
         if EXACT:
             sums = tl.zeros(packed[i].shape, tl.float32)

@@ -31,11 +31,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas
-from triton.compiler import ASTSource
-from triton.runtime.autotuner import Autotuner
+
+from gptoss_export.compat.triton import CompiledKernel, compile_to_ptx, options_of_kernel, ptxas_path
 
 _TYPES = {
     torch.float32: "fp32",
@@ -103,12 +100,8 @@ class PluginMaker:
 
         Raises ValueError where the kernel is outside of the limits above.
         """
-        options: dict[str, int] = {}
-        if isinstance(kernel, Autotuner):
-            (config,) = kernel.configs
-            options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-            arguments = {**arguments, **config.kwargs}
-            kernel = kernel.fn
+        kernel, options, more = options_of_kernel(kernel)
+        arguments = {**arguments, **more}
         tensors: Tensors = {}
         constants: dict[str, Any] = {}
         for name in kernel.arg_names:
@@ -135,49 +128,37 @@ class PluginMaker:
             self._made[name] = self._plugin(name, compiled, tensors, (x, y, z), written_before)
         return self._made[name]
 
-    def _compile(self, kernel: Any, tensors: Tensors, constants: dict[str, Any], options: dict[str, int]) -> Any:
+    def _compile(
+        self, kernel: Any, tensors: Tensors, constants: dict[str, Any], options: dict[str, int]
+    ) -> CompiledKernel:
         """Triton's compiled kernel. Raises ValueError where it needs more than a plugin can have."""
-        source = ASTSource(
-            kernel,
-            signature={
-                name: f"*{_TYPES[tensors[name][0]]}" if name in tensors else "constexpr" for name in kernel.arg_names
-            },
-            constexprs=constants,
-            attrs={
-                (index,): [["tt.divisibility", 16]] for index, name in enumerate(kernel.arg_names) if name in tensors
-            },
-        )
-        compiled = triton.compile(source, target=GPUTarget("cuda", self._capability, 32), options=options)
-        metadata = compiled.metadata
-        has_scratch = metadata.global_scratch_size or metadata.profile_scratch_size
-        if has_scratch or metadata.num_ctas != 1 or metadata.tensordesc_meta:
-            raise ValueError(
-                f"{kernel.__name__}: uses scratch memory, clusters or descriptors, which a plugin cannot have"
-            )
+        types = {name: f"*{_TYPES[dtype]}" for name, (dtype, _) in tensors.items()}
+        compiled = compile_to_ptx(kernel, types, constants, self._capability, options)
+        if compiled.limits:
+            raise ValueError(f"{kernel.__name__}: uses {', '.join(compiled.limits)}, which a plugin cannot have")
         return compiled
 
     def _plugin(
         self,
         name: str,
-        compiled: Any,
+        compiled: CompiledKernel,
         tensors: Tensors,
         grid: tuple[int, int, int],
         written_before: Collection[str],
     ) -> Plugin:
-        metadata = compiled.metadata
-        stored = _stored(compiled.asm["ttir"])
+        stored = _stored(compiled.ttir)
         inputs = tuple(tensor for tensor in tensors if tensor in written_before or tensor not in stored)
         outputs = tuple(tensor for tensor in tensors if tensor in stored)
-        ptx = _with_parameters(compiled.asm["ptx"], metadata.name, list(tensors), inputs, outputs)
+        ptx = _with_parameters(compiled.ptx, compiled.function, list(tensors), inputs, outputs)
         return Plugin(
             name=name,
-            function=metadata.name,
+            function=compiled.function,
             inputs=inputs,
             outputs=outputs,
             tensors=tensors,
             grid=grid,
-            threads=32 * metadata.num_warps,
-            shared=metadata.shared,
+            threads=compiled.threads,
+            shared=compiled.shared,
             ptx=ptx,
             cubin=_assemble(ptx, self._capability),
         )
@@ -240,7 +221,7 @@ def _assemble(ptx: str, capability: int) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         source.write_text(ptx)
-        command = [get_ptxas(capability).path, f"--gpu-name={target[1]}", str(source), "-o", str(cubin)]
+        command = [ptxas_path(capability), f"--gpu-name={target[1]}", str(source), "-o", str(cubin)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ValueError(f"ptxas cannot assemble the kernel for {target[1]}: {done.stderr.strip()}")

@@ -67,7 +67,8 @@ def test_only_the_code_is_multiplied(cross_built: Path) -> None:
     assert manifest.provenance.tuned_configs == {arch: [] for arch in ARCHS}  # none is for the tiny model
     packages = [name for name in manifest.files if name.endswith(".pt2")]
     assert packages == sorted(f"programs-{arch}.pt2" for arch in ARCHS)
-    assert sum(manifest.files[name].bytes for name in packages) < 20 << 20
+    # AOTInductor's own runtime is 2 MB a program, 2.5 MB since torch 2.15.
+    assert sum(manifest.files[name].bytes for name in packages) < 24 << 20
     assert [problems_of(cross_built / name) for name in packages] == [[], []]
 
 

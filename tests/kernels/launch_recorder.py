@@ -10,6 +10,7 @@ import pytest
 import torch
 from kernel_cases import PartsByKernels
 
+from gptoss_export.compat.triton import CompiledKernel, compile_to_ptx
 from gptoss_export.kernels.kernel import ConfigChooser
 from gptoss_export.kernels.registry import kernels
 from gptoss_export.kernels.tuned_configs import TunedConfigs
@@ -77,20 +78,10 @@ def record(
     return launches
 
 
-def compile_for_h200(launch: Launch) -> Any:
+def compile_for_h200(launch: Launch) -> CompiledKernel:
     """Triton's compiled kernel, for pointers aligned to 16 bytes, which the runner guarantees."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     kernel, arguments = launch.kernel, launch.arguments
     tensors = {name: _POINTERS[a.dtype] for name, a in arguments.items() if isinstance(a, torch.Tensor)}
     options = {name: arguments[name] for name in ("num_warps", "num_stages") if name in arguments}
     constants = {name: a for name, a in arguments.items() if name not in tensors and name not in options}
-    source = ASTSource(
-        kernel,
-        signature={name: tensors.get(name, "constexpr") for name in kernel.arg_names},
-        constexprs=constants,
-        attrs={(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name in tensors},
-    )
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    return compile_to_ptx(kernel, tensors, constants, 90, options)

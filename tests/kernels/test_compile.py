@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,6 +19,7 @@ pytest.importorskip("triton")
 from kernel_calls import LAUNCHES, calls_of_20b
 from launch_recorder import Launch, compile_for_h200, record
 
+from gptoss_export.compat.triton import CompiledKernel, ptxas_path
 from gptoss_export.kernels.registry import kernels, shipped_tuned_configs
 from gptoss_export.model.ops import OPS
 
@@ -32,15 +32,12 @@ def launches_of(label: str) -> list[Launch]:
     return record(op, arguments())
 
 
-def resources(compiled: Any, folder: Path) -> dict[str, int]:
+def resources(compiled: CompiledKernel, folder: Path) -> dict[str, int]:
     """Registers and bytes of spills of a thread, as ptxas reports them for the kernel's PTX."""
-    from triton.backends.nvidia.compiler import get_ptxas
-
     ptx = folder / "kernel.ptx"
-    ptx.write_text(compiled.asm["ptx"])
-    ptxas = get_ptxas(90)
-    arch = re.search(r"^\.target (\w+)", compiled.asm["ptx"], re.MULTILINE)[1]
-    command = [ptxas.path, "-v", f"--gpu-name={arch}", str(ptx), "-o", str(folder / "kernel.cubin")]
+    ptx.write_text(compiled.ptx)
+    arch = re.search(r"^\.target (\w+)", compiled.ptx, re.MULTILINE)[1]
+    command = [ptxas_path(90), "-v", f"--gpu-name={arch}", str(ptx), "-o", str(folder / "kernel.cubin")]
     report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return {
         "registers": int(re.search(r"Used (\d+) registers", report)[1]),
@@ -56,11 +53,11 @@ def test_compiles_for_h200(label: str, tmp_path: Path) -> None:
     for launch in launches:
         compiled = compile_for_h200(launch)
         used = resources(compiled, tmp_path)
-        print(f"{label:26s} {launch.name:14s} shared {compiled.metadata.shared:6d} {used}")
-        assert compiled.asm["cubin"]
-        assert compiled.metadata.shared <= SHARED_MEMORY
+        print(f"{label:26s} {launch.name:14s} shared {compiled.shared:6d} {used}")
+        assert compiled.cubin
+        assert compiled.shared <= SHARED_MEMORY
         assert used["spilled"] == 0
-        assert ("griddepcontrol.wait" in compiled.asm["ptx"]) == launch.name.endswith("_pdl")
+        assert ("griddepcontrol.wait" in compiled.ptx) == launch.name.endswith("_pdl")
 
 
 @compiled_only
@@ -77,7 +74,7 @@ def test_compiles_for_h200(label: str, tmp_path: Path) -> None:
 def test_weights_are_loaded_before_the_wait(label: str, name: str) -> None:
     """A thread loads 16 bytes at a time, and all loads start before the kernel waits for the kernel before it."""
     launch = next(launch for launch in launches_of(label) if launch.name == name)
-    ptx = compile_for_h200(launch).asm["ptx"]
+    ptx = compile_for_h200(launch).ptx
     loads = [match.start() for match in re.finditer(r"ld\.global\.cg\.v4\.b32", ptx)]
     waits = [match.start() for match in re.finditer(r"griddepcontrol\.wait", ptx)]
     assert loads
@@ -91,7 +88,7 @@ def test_weights_are_loaded_before_the_wait(label: str, name: str) -> None:
 def test_products_have_ended_before_their_weights_are_overwritten(name: str) -> None:
     """The wait is in the loop, after the unpacking. What follows it writes the registers that a product reads."""
     launch = next(launch for launch in launches_of("experts, chunk") if launch.name == name)
-    ptx = compile_for_h200(launch).asm["ptx"]
+    ptx = compile_for_h200(launch).ptx
     loop = ptx[ptx.index("Inner Loop Header") :]
     loop = loop[: loop.index("wgmma.mma_async")]
     waits = [match.start() for match in re.finditer(r"wgmma\.wait_group\.sync\.aligned 0", loop)]
@@ -112,7 +109,7 @@ def test_shipped_tuned_configs_compile(batch: int) -> None:
             if config is None or config == space.default:
                 continue
             for launch in record(op, arguments, (tuned,)):
-                assert compile_for_h200(launch).metadata.shared <= SHARED_MEMORY
+                assert compile_for_h200(launch).shared <= SHARED_MEMORY
                 compiled += 1
     assert compiled > 5
 

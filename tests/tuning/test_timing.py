@@ -13,12 +13,13 @@ from tuning_samples import SPACE, Numbers
 
 from gptoss_export.artifact.programs import Sizes
 from gptoss_export.checkpoint.synthetic import PRESETS
+from gptoss_export.compat.triton import compile_errors
 from gptoss_export.errors import RunError
 from gptoss_export.kernels.kernel import Kernel
 from gptoss_export.kernels.launch_config import LaunchConfig, flatten
 from gptoss_export.model.ops import OPS, Op
 from gptoss_export.tuning.op_calls import OpCall, op_calls
-from gptoss_export.tuning.timing import SETS, Timing, refusals
+from gptoss_export.tuning.timing import SETS, Timing
 
 pytest.importorskip("triton")
 
@@ -86,7 +87,7 @@ def raising(problems: dict[int, Exception]) -> Callable[..., torch.Tensor]:
 
 def test_a_config_that_does_not_run_is_refused(step: OpCall) -> None:
     """What Triton raises where it cannot compile or launch, and too little memory."""
-    compilation, resources, ptxas = refusals()
+    compilation, resources, ptxas = compile_errors()
     node = ast.parse("x").body[0]
     problems = {
         4: compilation("def kernel():", node, "no such tile"),

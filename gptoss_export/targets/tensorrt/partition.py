@@ -24,7 +24,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from ...compat.pytorch import arguments_of_launch, is_kernel_launch, kernel_of_launch
+from ...compat.pytorch import arguments_of_launch, grid_of_launch, is_kernel_launch, kernel_of_launch
 from ...errors import LoweringError, raise_all
 from ...model.dtypes import dtype_name
 
@@ -190,9 +190,7 @@ def _launch(node: Node) -> Launch:
     arguments = {
         name: owner(value) if isinstance(value, Node) else value for name, value in arguments_of_launch(node).items()
     }
-    grids: Any = node.kwargs["grid"]
-    (grid,) = grids
-    return Launch(node.name, kernel_of_launch(node), arguments, tuple(grid))
+    return Launch(node.name, kernel_of_launch(node), arguments, grid_of_launch(node))
 
 
 def _violations(launches: Sequence[Launch]) -> Iterator[str]:
