@@ -36,7 +36,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def artifact(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model for CPU in float32: three slots, two chunk sizes, a context past 4,096. Nobody changes it.
 
-    It is the only artifact of four layers that is compiled. Other tests build without compiling, or two layers.
+    Nothing here takes longer than compiling it. So tests of something else build without compiling, or two layers.
     """
 
     def make(root: Path) -> None:
