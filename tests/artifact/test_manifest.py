@@ -126,25 +126,35 @@ def test_a_dtype_that_no_artifact_computes_in_is_refused(data: dict[str, Any], t
 
 
 def test_another_schema_is_refused_with_the_command_that_builds_again(data: dict[str, Any], tmp_path: Path) -> None:
-    """Before schema 5 the sizes lay beside the other keys."""
-    sizes = data.pop("sizes")
-    older = data | sizes | {"schema_version": 4, "archs": ["sm_80", "sm_90"], "device": "cuda", "dtype": "bfloat16"}
+    """Schema 4 had the sizes beside the other keys."""
+    options = data["provenance"]["options"] | {"device": "cuda", "arch": "sm_80,sm_90", "dtype": "bfloat16"}
+    older = data | data.pop("sizes") | {"schema_version": 4, "provenance": {"options": options}}
     folder = tmp_path / "an artifact"
     folder.mkdir()
     with pytest.raises(ArtifactError) as caught:
         read(older, folder)
     command = (
-        f"gptoss-export build CHECKPOINT -o '{folder}-new' --target aoti --device cuda --arch sm_80,sm_90 "
-        "--dtype bfloat16 --max-batch 3 --max-context 4400 --prefill-chunk 16 --prefill-chunk 64"
+        f"gptoss-export build CHECKPOINT -o '{folder}-new' --target aoti --device cuda --arch sm_80,sm_90 --dtype "
+        "bfloat16 --max-batch 3 --max-context 4400 --prefill-chunk 16 --prefill-chunk 64 --stop-token 511"
     )
     assert f"schema_version is 4, expected 5; build the artifact again: {command}" in str(caught.value)
 
 
-def test_the_command_names_what_the_manifest_holds(written: dict[str, Any]) -> None:
-    """Of this schema too. Values that are no option's are left out."""
-    assert rebuild_command(written, Path("x")).endswith(
-        "--max-batch 3 --max-context 4400 --prefill-chunk 16 --prefill-chunk 64"
-    )
-    assert rebuild_command({}, Path("x")) == "gptoss-export build CHECKPOINT -o x-new"
-    broken = {"target": None, "archs": 7, "prefill_chunks": 8, "max_batch": [1]}
-    assert rebuild_command(broken, Path("x")) == "gptoss-export build CHECKPOINT -o x-new --arch 7 --max-batch 1"
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"arch": "portable", "device": "cpu"}, "--portable --device cpu"),  # an arch until schema 4
+        ({"portable": True, "gpu_memory": False, "cpu_isa": None}, "--portable"),
+        ({"prefill_chunks": [8], "stop_tokens": []}, "--prefill-chunk 8"),
+        ({"max_batch": 2, "dtype": "float32"}, "--max-batch 2 --dtype float32"),
+        ({}, ""),
+    ],
+)
+def test_the_command_has_the_options_of_the_build(options: dict[str, Any], words: str) -> None:
+    command = rebuild_command({"provenance": {"options": options}}, Path("x"))
+    assert command == f"gptoss-export build CHECKPOINT -o x-new {words}".strip()
+
+
+@pytest.mark.parametrize("data", [{}, {"provenance": None}, {"provenance": {}}, {"provenance": {"options": [1]}}])
+def test_the_command_of_a_manifest_without_options(data: dict[str, Any]) -> None:
+    assert rebuild_command(data, Path("x")) == "gptoss-export build CHECKPOINT -o x-new"
