@@ -81,10 +81,10 @@ def resolve(options: BuildOptions) -> tuple[Compiler, Settings, dict[str, Config
     target = compiler(options.target)
     target_options = target.options_class() if options.target_options is None else options.target_options
     if type(target_options) is not target.options_class:
-        found = type(target_options).__name__
-        raise UsageError(
-            f"target_options: found {found}, expected {target.options_class.__name__} of target {target.name}"
+        found, expected = (
+            f"{kind.__module__}.{kind.__qualname__}" for kind in (type(target_options), target.options_class)
         )
+        raise UsageError(f"target_options: found {found}, expected {expected}, the options of target {target.name}")
     device = resolve_device(target, options)
     problems = [
         *_dtype_problems(target, device, options.dtype),

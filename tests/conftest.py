@@ -20,8 +20,6 @@ from gptoss_export.checkpoint.synthetic import PRESETS, write_synthetic
 if TYPE_CHECKING:
     from transformers import GptOssForCausalLM
 
-__all__ = ["OPTIONS", "SEED", "compile_artifact", "made_once"]  # for tests that import them from here
-
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:

@@ -26,6 +26,7 @@ DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16")  # what an artifact can compute in
 SCHEMA_VERSION = 5
 NAME = "manifest.json"
+# Names in a manifest that are not those of the option; "tables" is in schema 4 and earlier.
 _OPTION_NAMES = {"prefill_chunks": "prefill-chunk", "stop_tokens": "stop-token", "tables": "tuned-configs"}
 
 

@@ -71,8 +71,8 @@ def fake_gpu(gpu: GpuProperties) -> Iterator[None]:
     missing."""
     with ExitStack() as stack:
         stack.callback(_clear_caches)
+        _answer_device_interfaces(stack)  # first: it saves what torch says of this machine
         _answer_torch_cuda(stack, gpu)
-        _answer_device_interfaces(stack)
         _answer_fake_tensors(stack)
         _answer_device_guard(stack)
         _answer_triton(stack, gpu)

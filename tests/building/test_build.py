@@ -78,7 +78,10 @@ def test_progress(checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pyt
         ({"max_context": 16, "prefill_chunks": (8, 17)}, r"--prefill-chunk 17: expected at most --max-context \(16\)"),
         ({"max_context": 0}, "--max-context 0: expected 1 or more"),
         ({"max_context": 131073}, "max_position_embeddings"),
-        ({"target_options": object()}, "target_options: found object, expected Options of target aoti"),
+        (
+            {"target_options": object()},
+            "target_options: found builtins.object, expected gptoss_export.targets.aoti.options.Options",
+        ),
         ({"tuned_configs": (Path("x.json"),)}, "aoti for cpu has none of the project's kernels; leave it out"),
     ],
 )

@@ -13,6 +13,7 @@ from aoti_packages import compile_package, libraries_of, problems_of
 
 from gptoss_export import BuildOptions, build, load
 from gptoss_export.artifact.manifest import Manifest, load_manifest, save_manifest
+from gptoss_export.build_options import resolve
 from gptoss_export.errors import ArtifactError, UsageError
 from gptoss_export.targets.aoti import cpu_isa
 from gptoss_export.targets.aoti.compile import COMPILER
@@ -98,10 +99,19 @@ def test_the_option_is_for_a_cpu(checkpoints: dict[str, Path], tmp_path: Path, o
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_option_and_an_arch_are_one_too_many(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    options = BuildOptions("aoti", "cpu", arch="x86_64-AVX2", target_options=Options("avx2"))
-    with pytest.raises(UsageError, match="--cpu-isa avx2: found --arch x86_64-AVX2 as well, which names the same"):
+def test_the_option_and_an_arch_have_to_agree(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    options = BuildOptions("aoti", "cpu", arch="x86_64-AVX512", target_options=Options("avx2"))
+    with pytest.raises(UsageError, match="--cpu-isa avx2: is arch x86_64-AVX2, found --arch x86_64-AVX512"):
         build(checkpoints["hf"], tmp_path / "out", options)
+
+
+@pytest.mark.skipif(not X86_AVX2, reason="a CPU without AVX2")
+def test_both_may_name_the_same() -> None:
+    """The manifest stores both, and the command that builds an artifact again gives both."""
+    _, settings, _ = resolve(BuildOptions("aoti", target_options=Options("avx2")))
+    stored = settings.to_json()
+    _, again, _ = resolve(BuildOptions("aoti", arch=stored["arch"], target_options=Options(stored["cpu_isa"])))
+    assert again == settings and settings.archs == ("x86_64-AVX2",)
 
 
 @pytest.mark.skipif(not X86_AVX2, reason="a CPU without AVX2")

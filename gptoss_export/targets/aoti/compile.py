@@ -90,10 +90,9 @@ class AotiCompiler(Compiler):
         found = []
         if device != "cpu":
             found.append(f"--cpu-isa {options.cpu_isa}: is for --device cpu, found --device {device}; leave it out")
-        if arch is not None:
-            found.append(
-                f"--cpu-isa {options.cpu_isa}: found --arch {arch} as well, which names the same; give one of them"
-            )
+        expected = ",".join(self.default_archs(device, options))
+        if arch not in (None, expected):
+            found.append(f"--cpu-isa {options.cpu_isa}: is arch {expected}, found --arch {arch}; give one of them")
         machine = cpu_isa.current_arch().partition("-")[0]
         if machine != cpu_isa.X86:
             found.append(f"--cpu-isa {options.cpu_isa}: is for {cpu_isa.X86}, this machine is {machine}; leave it out")
