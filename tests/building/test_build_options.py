@@ -149,7 +149,7 @@ def test_options_of_another_target_are_refused(target: str) -> None:
     class Other:
         pass
 
-    with pytest.raises(UsageError, match=f"found Other, expected .* of target {target}"):
+    with pytest.raises(UsageError, match=rf"found .*Other, expected .*, the options of target {target}"):
         resolve(BuildOptions(target, target_options=Other()))
 
 

@@ -175,9 +175,7 @@ def test_a_target_is_one_folder_and_one_line(eager: str, tmp_path: Path) -> None
 
 
 def test_other_options_are_refused(eager: str, tmp_path: Path) -> None:
-    with pytest.raises(
-        UsageError, match="target_options: found .*eager.options.Options, expected .*aoti.options.Options"
-    ):
+    with pytest.raises(UsageError, match=r"found .*eager\.options\.Options, expected .*aoti\.options\.Options"):
         gptoss_export.build(
             tmp_path, tmp_path / "a", BuildOptions("aoti", target_options=targets.options_class(eager)())
         )
