@@ -12,6 +12,7 @@ from .errors import BuildError, UsageError, raise_all
 from .kernels.kernel import ConfigChooser
 from .kernels.registry import shipped_tuned_configs
 from .kernels.tuned_configs import TunedConfigs, read_tuned_configs
+from .model.config import ModelConfig
 from .targets import TARGETS
 from .targets.base_compiler import Compiler, compiler
 
@@ -119,12 +120,37 @@ def resolve_device(target: Compiler, options: BuildOptions) -> str:
             raise UsageError(f"--device {options.device}: target {target.name} builds for {', '.join(target.dtypes)}")
         return options.device
     if options.arch is not None:
-        wanted = options.arch.split(",")
-        matching = [device for device in target.dtypes if set(wanted) & set(target.archs(device))]
+        matching = _devices_of(target, options.arch)
         if len(matching) == 1:
             return matching[0]
     with_machine = [device for device in reversed(list(target.dtypes)) if target.current_arch(device) is not None]
     return with_machine[0] if with_machine else next(iter(target.dtypes))
+
+
+def _devices_of(target: Compiler, arch: str) -> list[str]:
+    """The devices that have all of these archs. Raises UsageError where none has."""
+    archs = {device: target.archs(device) for device in target.dtypes}
+    known = [name for names in archs.values() for name in names]
+    problems = [
+        f"--arch {name}: {target.name} compiles here for {', '.join(dict.fromkeys(known))}"
+        for name in _names(arch)
+        if name not in known
+    ]
+    problems += [
+        f"nothing is compiled here for {device}: {available.detail}; {available.fix}"
+        for device, available in ((device, target.available(device)) for device in archs)
+        if problems and not available.ready
+    ]
+    found = [device for device, names in archs.items() if set(_names(arch)) <= set(names)]
+    if not problems and not found:
+        problems = [f"--arch {arch}: found archs of several devices, expected those of one"]
+    raise_all(UsageError, "archs that cannot be built", problems)
+    return found
+
+
+def _names(arch: str) -> list[str]:
+    """The archs of --arch, each once."""
+    return list(dict.fromkeys(name.strip() for name in arch.split(",")))
 
 
 def resolve_sizes(
@@ -144,6 +170,14 @@ def resolve_sizes(
     return Sizes(max_batch, max_context, tuple(sorted(set(used)))), problems
 
 
+def context_problems(sizes: Sizes, config: ModelConfig) -> list[str]:
+    """What is wrong with the context for a model."""
+    limit = config.max_position_embeddings
+    if sizes.max_context <= limit:
+        return []
+    return [f"--max-context {sizes.max_context}: expected at most {limit} (max_position_embeddings of config.json)"]
+
+
 def _dtype_problems(target: Compiler, device: str, dtype: str | None) -> list[str]:
     known = target.dtypes[device]
     if dtype is None or dtype in known:
@@ -153,7 +187,7 @@ def _dtype_problems(target: Compiler, device: str, dtype: str | None) -> list[st
 
 def _resolve_archs(target: Compiler, device: str, arch: str | None, target_options: Any) -> tuple[str, ...]:
     known = target.archs(device)
-    archs = tuple(dict.fromkeys(arch.split(","))) if arch else target.default_archs(device, target_options)
+    archs = tuple(_names(arch)) if arch else target.default_archs(device, target_options)
     if not archs:
         raise UsageError(f"--arch: this machine has no {device} device to build for; choose one of {', '.join(known)}")
     problems = [

@@ -17,7 +17,7 @@ from .artifact.atomic_folder import check_new_folder, replace_folder
 from .artifact.files import FileSpec, background_hashes, combined_hash, describe_file
 from .artifact.manifest import Manifest, Provenance, save_manifest
 from .artifact.programs import programs_of
-from .build_options import BuildOptions, Settings, resolve
+from .build_options import BuildOptions, Settings, context_problems, resolve
 from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint.text_files import copy_text_files, default_stop_tokens
 from .compiler.export import TracedProgram, trace
@@ -30,12 +30,18 @@ from .progress import Progress
 from .targets.base_compiler import CompileJob, Compiler
 
 
-def build(source: Path | str, output: Path | str, options: BuildOptions, progress: Progress | None = None) -> Manifest:
+def build(
+    source: Path | str, output: Path | str, options: BuildOptions | None = None, progress: Progress | None = None
+) -> Manifest:
     """Compile the checkpoint in folder `source` into the new folder `output`; returns the artifact's manifest.
 
-    Raises UsageError, CheckpointError or BuildError; then `output` does not exist.
+    options   None: the defaults of `BuildOptions`
+    progress  is told the stages of the build; None: nobody is
+
+    Raises UsageError, CheckpointError or BuildError, and OSError where a file cannot be written. Then `output` does not
+    exist.
     """
-    source, output, progress = Path(source), Path(output), progress or Progress()
+    source, output, options, progress = Path(source), Path(output), options or BuildOptions(), progress or Progress()
     compiler, settings, choosers = resolve(options)
     check_new_folder(output, UsageError)
     with progress.stage("read the checkpoint"):
@@ -97,11 +103,7 @@ def _complete(settings: Settings, options: BuildOptions, checkpoint: Checkpoint)
         for token in settings.stop_tokens
         if not 0 <= token < config.vocab_size
     ]
-    if settings.sizes.max_context > config.max_position_embeddings:
-        problems.append(
-            f"--max-context {settings.sizes.max_context}: expected at most {config.max_position_embeddings} "
-            "(max_position_embeddings of config.json)"
-        )
+    problems += context_problems(settings.sizes, config)
     raise_all(UsageError, "options that do not fit the checkpoint", problems)
     return settings
 

@@ -46,6 +46,6 @@ def load(
             executor = target.load(manifest, folder, progress, tune_process)
         finally:  # of two errors, a changed file is the cause of the other
             if verify_hashes:
-                with progress.stage("hash the weights, the rest"):
+                with progress.stage("wait for the weights' hashes"):
                     hashing.result()
     return Runner(manifest, folder, executor, progress.seconds)

@@ -30,7 +30,8 @@ from .target_options import add_target_options, chosen_target_options
 @click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
-    help="What the artifact runs on.  [default: the device of --arch; else the GPU, if this machine has one; else cpu]",
+    help="What the artifact runs on.  [default: the device of --arch; without it the GPU, if this machine has one, "
+    "or else the target's first device]",
 )
 @click.option("--arch", help="What to compile for, such as sm_90, or several: sm_90,sm_80.  [default: this machine]")
 @click.option(

@@ -12,17 +12,16 @@ from .progress import progress
 from .tables import print_json, size
 
 
-# The choices are written out here because --help must not import torch. A test compares them with the registry.
+# The presets are written out here because --help must not import torch. A test compares them with the registry.
 @click.command("make-checkpoint")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--preset", type=click.Choice(["tiny", "20b", "120b"]), required=True, help="Shape of the model.")
-@click.option("--layout", type=click.Choice(["hf", "original"]), default="hf", show_default=True, help="Tensor names.")
+@click.option("--layout", default="hf", show_default=True, help="Tensor names, such as hf or original.")
 @click.option(
     "--experts",
-    type=click.Choice(["mxfp4", "bf16"]),
     default="mxfp4",
     show_default=True,
-    help="How the experts' matrices are stored.",
+    help="How the experts' matrices are stored, such as mxfp4 or bf16.",
 )
 @click.option("--layers", type=click.IntRange(min=1), help="Number of layers, instead of the preset's.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the weights.")

@@ -49,17 +49,17 @@ def _rows(name: str) -> list[dict[str, Any]]:
 
         target = compiler(name)
     except UsageError as error:
-        return [_not_ready(name, str(error))]
+        return [_not_ready(name, str(error), "")]
     except ModuleNotFoundError as error:
         package = missing_package(error)
         if package is None:
             raise
-        return [_not_ready(name, f"package {package} is not installed")]
+        return [_not_ready(name, f"package {package} is not installed", f"pip install {package}")]
     return [
         {"target": name, "device": device, "dtypes": list(dtypes)} | vars(target.available(device))
         for device, dtypes in target.dtypes.items()
     ]
 
 
-def _not_ready(name: str, detail: str) -> dict[str, Any]:
-    return {"target": name, "device": "", "dtypes": [], "ready": False, "detail": detail, "fix": "install the package"}
+def _not_ready(name: str, detail: str, fix: str) -> dict[str, Any]:
+    return {"target": name, "device": "", "dtypes": [], "ready": False, "detail": detail, "fix": fix}

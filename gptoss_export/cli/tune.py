@@ -59,26 +59,21 @@ def command(
     Times the kernels that a build of CHECKPOINT launches, and writes a file for `gptoss-export build --tuned-configs`.
     Only config.json of CHECKPOINT is read.
     """
-    from ..build_options import resolve_sizes
+    from ..build_options import context_problems, resolve_sizes
     from ..errors import UsageError, raise_all
     from ..kernels.tuned_configs import write_tuned_configs
     from ..model.config import read_config
-    from ..targets import TARGETS
-    from ..targets.base_compiler import compiler
+    from ..targets.base_compiler import default_prefill_chunks
     from ..targets.gpu import current_gpu_arch
 
-    default_chunks = compiler(TARGETS[0]).default_prefill_chunks("cuda")
-    sizes, problems = resolve_sizes(max_batch, max_context, prefill_chunks or None, default_chunks)
+    chunks = default_prefill_chunks("cuda")
+    sizes, problems = resolve_sizes(max_batch, max_context, prefill_chunks or None, chunks)
     raise_all(UsageError, "options that cannot be tuned for", problems)
     check_new_file("--output", output)
     if not os.access(output.absolute().parent, os.W_OK):  # rather than after the first measurement
         raise UsageError(f"--output {output}: no permission to write in its folder")
     config = read_config(checkpoint)
-    if max_context > config.max_position_embeddings:
-        limit = config.max_position_embeddings
-        raise UsageError(
-            f"--max-context {max_context}: expected at most {limit} (max_position_embeddings of config.json)"
-        )
+    raise_all(UsageError, "options that do not fit the checkpoint", context_problems(sizes, config))
     arch = current_gpu_arch()
     if arch is None:
         raise UsageError("tune: torch finds no CUDA GPU here; run it on a GPU of the kind that you build for")

@@ -54,6 +54,22 @@ def compile_to_files(module: Any, inputs: Sequence[Any], options: dict[str, Any]
     return files
 
 
+def argument_names(overload: Any) -> tuple[str, ...]:
+    """The names of an op's arguments, in order.
+
+    Name: torch._ops.OpOverload._schema. Without it: the arguments of a node in a traced graph have positions and no
+    names. Since: torch 1.13. It can go when an op gives its schema under a public name."""
+    return tuple(argument.name for argument in overload._schema.arguments)
+
+
+def is_op(target: Any, namespace: str) -> bool:
+    """Whether the target of a node in a traced graph is an op of this namespace.
+
+    Name: torch._ops.OpOverload. Without it: ops cannot be distinguished from Python functions. Since: torch 1.12. It
+    can go when torch gives the class under a public name."""
+    return isinstance(target, torch._ops.OpOverload) and target.namespace == namespace
+
+
 def fake_tensors() -> AbstractContextManager[Any]:
     """A context in which new tensors have a shape, a dtype and a device, and no memory.
 
@@ -92,7 +108,7 @@ def is_kernel_launch(node: Any) -> bool:
     """Whether a node of a traced graph launches a Triton kernel.
 
     Name: torch._higher_order_ops.triton_kernel_wrap.triton_kernel_wrapper_mutation. Without it: launches cannot be
-    told from other nodes. Since: torch 2.3. It can go when launches have a public node type."""
+    distinguished from other nodes. Since: torch 2.3. It can go when launches have a public node type."""
     from torch._higher_order_ops.triton_kernel_wrap import triton_kernel_wrapper_mutation
 
     return node.target is triton_kernel_wrapper_mutation

@@ -108,8 +108,8 @@ def compile_errors() -> tuple[type[Exception], ...]:
     """The errors by which Triton says that it cannot compile or launch a kernel with these numbers.
 
     Names: triton.compiler.errors.CompilationError, triton.runtime.errors.OutOfResources and PTXASError. Without them:
-    a launch config that does not fit cannot be told from a bug. Since: Triton 3.0. They can go when Triton documents
-    its errors.
+    a launch config that does not fit cannot be distinguished from a bug. Since: Triton 3.0. They can go when Triton
+    documents its errors.
     """
     from triton.compiler.errors import CompilationError
     from triton.runtime.errors import OutOfResources, PTXASError

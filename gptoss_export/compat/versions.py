@@ -19,6 +19,16 @@ def minor(number: str) -> str:
     return ".".join(number.split(".")[:2])
 
 
+def distance(first: str, second: str) -> int:
+    """How many minor versions apart two versions are: 2 for "3.7.1" and "3.9.0". Another major version, and what is no
+    version, is further away than any minor one."""
+    try:
+        (major, first_minor), (other, second_minor) = (map(int, minor(number).split(".")) for number in (first, second))
+    except ValueError:
+        return 1 << 20
+    return abs(first_minor - second_minor) + abs(major - other) * (1 << 10)
+
+
 def installed(package: str) -> str | None:
     """The installed version of a package, None where it is not installed."""
     try:

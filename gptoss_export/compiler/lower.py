@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch.export import ExportedProgram
 
+from ..compat.pytorch import is_op
 from ..errors import LoweringError, raise_all
 from ..kernels.kernel import ConfigChooser
 from ..kernels.registry import kernels
@@ -67,9 +68,7 @@ def lower(traced: TracedProgram, implementations: Implementations) -> TracedProg
         {
             f"{node.target} ({node.name})"
             for node in exported.graph.nodes
-            if isinstance(node.target, torch._ops.OpOverload)
-            and node.target.namespace == "gptoss"
-            and node.target not in kept
+            if is_op(node.target, "gptoss") and node.target not in kept
         }
     )
     raise_all(LoweringError, f"program {traced.name}: ops that nothing implements for this target", remaining)

@@ -9,15 +9,14 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-from ..compat.versions import installed, minor
-from ..errors import LoweringError, raise_all
+from ..compat.versions import distance, installed
+from ..errors import LoweringError, UsageError, raise_all
 from ..model.ops import OPS
 from .kernel import Kernel
 from .tuned_configs import TunedConfigs, read_tuned_configs
 
 KERNELS = "gptoss_export.kernels"
 TUNED_CONFIGS = "gptoss_export.tuned_configs"
-_INSTALL = "run: pip install 'gptoss-export[cuda]'"
 
 
 def kernels() -> Mapping[str, Kernel]:
@@ -31,8 +30,9 @@ def kernels() -> Mapping[str, Kernel]:
     for entry in entry_points(group=KERNELS):
         try:
             offered = entry.load()
-        except ImportError as error:
-            raise LoweringError(f"the kernels of {_package(entry)} cannot be imported: {error}; {_INSTALL}") from error
+        except (ImportError, AttributeError) as error:
+            problems.append(f"the kernels of {_package(entry)} cannot be imported: {error}")
+            continue
         for name, kernel in offered.items():
             if name not in OPS:
                 problems.append(f"{name}: offered by {_package(entry)}, expected one of {', '.join(OPS)}")
@@ -51,14 +51,27 @@ def kernels() -> Mapping[str, Kernel]:
 
 
 def shipped_tuned_configs() -> tuple[TunedConfigs, ...]:
-    """The tuned configs that installed packages bring. Those measured with the installed Triton version come first,
-    since compilers differ in what they make fast."""
-    folders = [Path(entry.load()) for entry in entry_points(group=TUNED_CONFIGS)]
+    """The tuned configs that installed packages bring. Those measured with the nearest Triton version come first, since
+    compilers differ in what they make fast.
+
+    Raises UsageError for a package whose folder is not there.
+    """
+    folders = [_folder(entry) for entry in entry_points(group=TUNED_CONFIGS)]
     configs = [read_tuned_configs(path) for folder in folders for path in sorted(folder.glob("*.json"))]
     here = installed("triton")
-    return tuple(
-        sorted(configs, key=lambda item: here is None or minor(item.versions.get("triton", "")) != minor(here))
-    )
+    if here is None:
+        return tuple(configs)
+    return tuple(sorted(configs, key=lambda item: distance(item.versions.get("triton", ""), here)))
+
+
+def _folder(entry: EntryPoint) -> Path:
+    try:
+        folder = Path(entry.load())
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"the tuned configs of {_package(entry)} cannot be found: {error}; reinstall it") from error
+    if not folder.is_dir():
+        raise UsageError(f"the tuned configs of {_package(entry)}: {folder} is no folder; reinstall it")
+    return folder
 
 
 def _package(entry: EntryPoint) -> str:

@@ -118,10 +118,20 @@ class Runner:
         stop_tokens: Sequence[int] | None = None,
         keep_logits: bool = False,
     ) -> Generation:
-        """Continue one prompt, in slot 0. sampling None: the most likely tokens. stop_tokens None: the checkpoint's."""
-        return self.generate_batch([prompt], max_new_tokens, [sampling or SamplingParams()], stop_tokens, keep_logits)[
-            0
-        ]
+        """Continue one prompt, in slot 0.
+
+        prompt          ids of 0 to vocab_size - 1, at least one
+        max_new_tokens  it ends after so many tokens, if no stop token and no full context ends it before
+        sampling        None: the most likely tokens
+        stop_tokens     it ends after one of these. None: the checkpoint's
+        keep_logits     whether the result has the logits that each token was chosen from, [tokens, vocab_size]
+
+        Raises RunError for tokens outside of the vocabulary and for a prompt that is longer than the context.
+        """
+        (result,) = self.generate_batch(
+            [prompt], max_new_tokens, [sampling or SamplingParams()], stop_tokens, keep_logits
+        )
+        return result
 
     def generate_batch(
         self,
@@ -131,7 +141,11 @@ class Runner:
         stop_tokens: Sequence[int] | None = None,
         keep_logits: bool = False,
     ) -> list[Generation]:
-        """Continue prompts of any lengths together, each until its own end. Takes over all slots."""
+        """Continue prompts of any lengths together, each until its own end. Takes over all slots.
+
+        The arguments are those of `generate`, with a prompt and sampling parameters for each sequence. Raises RunError
+        for more prompts than slots, too.
+        """
         request = self._request(prompts, max_new_tokens, sampling, stop_tokens, keep_logits)
         return collect(request, stream(self.executor, self._slots, request))
 
@@ -142,7 +156,7 @@ class Runner:
         sampling: SamplingParams | None = None,
         stop_tokens: Sequence[int] | None = None,
     ) -> Iterator[Token]:
-        """As `generate`, one token at a time as they are chosen."""
+        """As `generate`, one token at a time as they are chosen. Raises RunError before the first token."""
         request = self._request([prompt], max_new_tokens, [sampling or SamplingParams()], stop_tokens, False)
         return stream(self.executor, self._slots, request)
 

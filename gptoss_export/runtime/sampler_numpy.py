@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .sampling_params import SamplingParams
+from .sampling_params import MIX_1, MIX_2, POSITION_FACTOR, SEED_FACTOR, TOKEN_FACTOR, SamplingParams
 
-# Odd multipliers and the finalizer of SplitMix64 (Steele, Lea, Flood 2014).
-_SEED, _POSITION, _TOKEN = (np.uint64(0x1E3779B97F4A7C15), np.uint64(0x3C6EF372FE94F82B), np.uint64(0x5851F42D4C957F2D))
-_MIX1, _MIX2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_SEED, _POSITION, _TOKEN = np.uint64(SEED_FACTOR), np.uint64(POSITION_FACTOR), np.uint64(TOKEN_FACTOR)
+_MIX1, _MIX2 = np.uint64(MIX_1), np.uint64(MIX_2)
 
 
 def choose(

@@ -11,11 +11,9 @@ from typing import NamedTuple
 
 import torch
 
-from .sampling_params import SamplingParams
+from .sampling_params import MIX_1, MIX_2, POSITION_FACTOR, SEED_FACTOR, TOKEN_FACTOR, SamplingParams
 
-# Odd multipliers and the finalizer of SplitMix64 (Steele, Lea, Flood 2014), as signed 64-bit integers.
-_SEED, _POSITION, _TOKEN = 0x1E3779B97F4A7C15, 0x3C6EF372FE94F82B, 0x5851F42D4C957F2D
-_MIX1, _MIX2 = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+_MIX1, _MIX2 = (factor - 2**64 for factor in (MIX_1, MIX_2))  # torch's 64-bit integers are signed
 
 
 class SamplingBuffers:
@@ -101,7 +99,7 @@ def sample(logits: torch.Tensor, positions: torch.Tensor, params: SamplingBuffer
 
 def gumbel(seed: torch.Tensor, position: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
     """Standard Gumbel noise, float32, from three int64 tensors that broadcast."""
-    bits = seed * _SEED + position * _POSITION + token * _TOKEN
+    bits = seed * SEED_FACTOR + position * POSITION_FACTOR + token * TOKEN_FACTOR
     bits = (bits ^ _shift(bits, 30)) * _MIX1
     bits = (bits ^ _shift(bits, 27)) * _MIX2
     bits = bits ^ _shift(bits, 31)

@@ -62,7 +62,8 @@ class Compiler(ABC):
     """The compiling half of a target."""
 
     name: ClassVar[str]
-    dtypes: ClassVar[Mapping[str, tuple[str, ...]]]  # device -> the dtypes it compiles for, the default first
+    # device -> the dtypes it compiles for, the default first. The device that every machine has comes first.
+    dtypes: ClassVar[Mapping[str, tuple[str, ...]]]
     options_class: ClassVar[type] = NoOptions  # a frozen dataclass; each field becomes an option of `build`
 
     @abstractmethod
@@ -83,8 +84,8 @@ class Compiler(ABC):
         return () if found is None else (found,)
 
     def default_prefill_chunks(self, device: str) -> tuple[int, ...]:
-        """The prefill chunks that suit a device. A GPU needs long ones to be busy, and short ones for short prompts."""
-        return (128, 2048) if device == "cuda" else (128,)
+        """The prefill chunks that suit a device."""
+        return default_prefill_chunks(device)
 
     def option_problems(self, device: str, arch: str | None, options: Any) -> list[str]:
         """What is wrong with the target's own options, given --device and --arch (None: not given)."""
@@ -125,6 +126,11 @@ class Compiler(ABC):
     @abstractmethod
     def start(self, job: CompileJob) -> Compilation:
         """Begin to compile for one arch."""
+
+
+def default_prefill_chunks(device: str) -> tuple[int, ...]:
+    """The chunks of most targets. A GPU needs long ones to be busy, and short ones for short prompts."""
+    return (128, 2048) if device == "cuda" else (128,)
 
 
 def compiler(name: str) -> Compiler:

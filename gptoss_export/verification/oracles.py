@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,15 +65,28 @@ def open_oracle(name: str, folder: Path, dtype: torch.dtype, device: torch.devic
     return _ORACLES[name](open_checkpoint(folder), dtype, device)
 
 
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No warnings and progress bars of transformers. Its settings are those of the process, and are restored."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
 class TransformersOracle(Oracle):
     """Hugging Face's model, in one pass over the sequence."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
-        import transformers
-
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        self._model: Any = checkpoint.layout.load_transformers(checkpoint, dtype, device).eval()
+        with _quiet_transformers():
+            self._model: Any = checkpoint.layout.load_transformers(checkpoint, dtype, device).eval()
         self._device = device
         self._layers: list[Routing] = []
         for layer in self._model.model.layers:

@@ -31,6 +31,7 @@ import triton.language as tl
 
 @triton.jit
 def let_next_start(EARLY: tl.constexpr):
+    """Let the kernel after this one start. Returns 0."""
     zero = 0
     if EARLY:
         zero = 16 * tl.inline_asm_elementwise(
@@ -41,6 +42,7 @@ def let_next_start(EARLY: tl.constexpr):
 
 @triton.jit
 def wait_for_previous(EARLY: tl.constexpr):
+    """Wait until the kernel before this one has written everything. Returns 0."""
     zero = 0
     if EARLY:
         zero = 16 * tl.inline_asm_elementwise(
@@ -51,6 +53,7 @@ def wait_for_previous(EARLY: tl.constexpr):
 
 @triton.jit
 def wait_then_let_next_start(EARLY: tl.constexpr):
+    """`wait_for_previous`, then `let_next_start`. Returns 0."""
     zero = 0
     if EARLY:
         zero = 16 * tl.inline_asm_elementwise(

@@ -9,6 +9,7 @@ from weights_only import WeightsOnly, use
 from gptoss_export import BuildOptions
 from gptoss_export.artifact.programs import Sizes
 from gptoss_export.build_options import resolve, resolve_device, resolve_sizes
+from gptoss_export.compat.versions import SUPPORTED
 from gptoss_export.errors import BuildError, GptOssExportError, UsageError
 from gptoss_export.targets import TARGETS, options_class
 from gptoss_export.targets.base_compiler import Availability, compiler
@@ -38,6 +39,48 @@ def test_device_that_the_target_does_not_build_for() -> None:
     with pytest.raises(UsageError, match="--device cpu: target aoti builds for cuda"):
         resolve_device(OnlyCuda(), BuildOptions(device="cpu"))
     assert resolve_device(OnlyCuda(), BuildOptions()) == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("arch", "message"),
+    [
+        ("sm_99", "--arch sm_99: aoti compiles here for x86_64-AVX2, sm_80, sm_90"),
+        ("sm_90,x86_64-AVX2", "--arch sm_90,x86_64-AVX2: found archs of several devices, expected those of one"),
+    ],
+)
+def test_archs_that_no_device_has(arch: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        resolve_device(WeightsOnly(), BuildOptions(arch=arch))
+
+
+def test_an_arch_of_a_device_that_is_not_ready_says_why() -> None:
+    class NotReady(WeightsOnly):
+        def available(self, device: str) -> Availability:
+            return Availability(device == "cpu", "triton: not installed", "pip install it")
+
+    with pytest.raises(UsageError, match="nothing is compiled here for cuda: triton: not installed; pip install it"):
+        resolve_device(NotReady(gpu_archs=()), BuildOptions(arch="sm_90"))
+
+
+def test_spaces_between_archs_mean_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Many(WeightsOnly):
+        def compiles_many_archs(self, device: str) -> bool:
+            return True
+
+    use(monkeypatch, Many())
+    _, settings, _ = resolve(BuildOptions(arch="sm_90, sm_80 ,sm_90"))
+    assert settings.device == "cuda" and settings.archs == ("sm_90", "sm_80")
+
+
+@pytest.mark.parametrize(
+    ("target", "package"), [("aoti", "torch"), ("aoti", "triton"), ("onnx", "torch"), ("tensorrt", "triton")]
+)
+def test_other_versions_of_torch_and_triton_are_refused(
+    monkeypatch: pytest.MonkeyPatch, target: str, package: str
+) -> None:
+    monkeypatch.setitem(SUPPORTED, package, ("9.9",))
+    available = compiler(target).available("cuda")
+    assert not available.ready and f"{package}: found " in available.detail and "expected 9.9" in available.detail
 
 
 @pytest.mark.parametrize("gpu", [None, "sm_90"])

@@ -52,3 +52,12 @@ def test_other_versions(monkeypatch: pytest.MonkeyPatch, found: str | None, prob
 def test_a_package_that_is_not_installed() -> None:
     assert versions.installed("no-such-package") is None
     assert versions.installed("torch") is not None
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [("3.7.1", "3.7.0+cu130", 0), ("3.7.1", "3.9.0", 2), ("3.9.0", "3.7.1", 2), ("3.10", "3.9", 1)],
+)
+def test_distance_counts_minor_versions(first: str, second: str, expected: int) -> None:
+    assert versions.distance(first, second) == expected
+    assert all(versions.distance(first, other) > 1000 for other in ("4.0", "", "unknown"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
@@ -115,7 +115,7 @@ class Layout:
 
     name: str
     names: str
-    experts: Literal["mxfp4", "bf16"]
+    experts: str
     matches: Callable[[Collection[str]], bool]
     recipes: Callable[[ModelConfig], dict[str, Recipe]]
     config_json: Callable[[ModelConfig], dict[str, Any]]

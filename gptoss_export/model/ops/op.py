@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
+from ...compat.pytorch import argument_names
 from .draw import Arguments, Draw, normal
 
 Result: TypeAlias = torch.Tensor | tuple[torch.Tensor, ...] | None
@@ -25,9 +26,8 @@ class Op:
     """One `gptoss::` op.
 
     name       the op is `gptoss::<name>`; kernels are offered under this name
-    reference  the op in pure PyTorch, traceable, with a contiguous result. It says what the op means, and it computes
-               the
-               op on a CPU and wherever there is no kernel. That of a composed op calls smaller ops
+    reference  the op in pure PyTorch, traceable, with a contiguous result. It is the op's meaning. It computes the op
+               on a CPU and wherever there is no kernel. The reference of a composed op calls smaller ops
     fake       shape and dtype of the result, for tracing
     cases      (device, dtype) to cases that cover what implementations get wrong
     mutates    names of the arguments that are written in place; an op that only writes returns None
@@ -35,8 +35,7 @@ class Op:
     realistic  how to draw an argument like those of real use, by name; others are drawn from a normal distribution
     written    arguments to what counts of the tensors that were written in place; all of them unless it is given
     as_kernel  True for an op that a compiler of plain operators does badly (packed weights, data-dependent reads,
-               writes
-               in place): such a target keeps it as a kernel launch
+               writes in place): such a target keeps it as a kernel launch
     """
 
     name: str
@@ -56,14 +55,14 @@ class Op:
         return self
 
     @property
-    def overload(self) -> torch._ops.OpOverload:
+    def overload(self) -> Any:
         """The target of the nodes that stand for this op in a traced graph."""
         return getattr(torch.ops.gptoss, self.name).default
 
     @property
     def argument_names(self) -> tuple[str, ...]:
         """The names of the arguments, in order."""
-        return tuple(argument.name for argument in self.overload._schema.arguments)
+        return argument_names(self.overload)
 
     def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call by name, in order. Raises TypeError where one is missing or unknown."""

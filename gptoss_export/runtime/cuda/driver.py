@@ -31,7 +31,7 @@ def own_stream(device: torch.device) -> torch.cuda.Stream:
     """One stream a device besides the default one, for capturing graphs and for work that must not run on the default
     one.
 
-    torch makes 32 streams when it makes its first, and they take GPU memory (docs/benchmarks.md). This stream is never
+    torch makes 32 streams when it makes its first, and they take GPU memory (docs/experiments.md). This stream is never
     destroyed, because the memory of graphs is bound to it.
     """
     handle = ctypes.c_void_p()

@@ -1,5 +1,5 @@
 """GPU memory that is neither weights nor KV cache: settings of the process that need less of it
-(docs/benchmarks.md)."""
+(docs/experiments.md)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Copies mapped weights to a GPU: several threads, each piece through pinned memory.
 
-An ordinary copy from mapped memory goes through a buffer of the driver, one piece at a time, and is slow beside the
-threads that hash the same pages. Here a thread copies a piece into pinned memory while the GPU fetches others. More
-threads than _THREADS make it no faster, because the hashes then take longer (docs/benchmarks.md). All copies are put
+An ordinary copy from mapped memory goes through a buffer of the driver, one piece at a time, and is slow while other
+threads hash the same pages. Here a thread copies a piece into pinned memory while the GPU fetches others. More
+threads than _THREADS make it no faster, because the hashes then take longer (docs/experiments.md). All copies are put
 on the caller's stream: there is one way to the GPU, and torch's other streams would cost GPU memory."""
 
 from __future__ import annotations
@@ -33,12 +33,10 @@ def upload(copies: Sequence[Copy], device: torch.device) -> None:
         pinned, fetched = free.get()  # the one that has waited longest
         try:
             fetched.synchronize()
-            ctypes.memmove(
-                pinned.data_ptr(), source.data_ptr(), source.numel()
-            )  # in this thread only; torch's copy uses several
-            with torch.inference_mode(
-                inference
-            ):  # a thread does not inherit the caller's mode, and the caller's tensors may need it
+            # torch's copy_ would use several threads.
+            ctypes.memmove(pinned.data_ptr(), source.data_ptr(), source.numel())
+            # A thread does not inherit the caller's mode, and the caller's tensors may need it.
+            with torch.inference_mode(inference):
                 to.copy_(pinned[: source.numel()], non_blocking=True)
             fetched.record(stream)
         finally:  # another piece may wait for this memory

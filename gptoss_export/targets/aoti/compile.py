@@ -42,7 +42,8 @@ from .options import Options
 from .package import package_name
 
 _ENTRY_SYMBOL = b"AOTInductorModelContainerCreateWithDevice"  # what a loader calls first
-_FUSED_BY_INDUCTOR = ("kv_write",)  # a scatter in place: Inductor fuses the reference with what comes before
+# Ops without a kernel on a GPU. Inductor fuses the reference, a scatter in place, with the operators before it.
+_FUSED_BY_INDUCTOR = ("kv_write",)
 _CPU_LEVELS = {"portable": "DEFAULT", "avx2": "AVX2", "avx512": "AVX512"}
 
 
@@ -62,6 +63,8 @@ class AotiCompiler(Compiler):
             return Availability(True, f"torch {torch.__version__}, {self.current_arch('cpu')}")
         if importlib.util.find_spec("triton") is None:
             return Availability(False, "triton: not installed", "pip install 'gptoss-export[cuda]'")
+        if problem := version_problem("triton"):
+            return Availability(False, problem, "install a supported version")
         current, problems = self.current_arch("cuda"), cross_compile.problems()
         if current is None and problems:
             detail = "; ".join(["torch finds no CUDA GPU", *problems])

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from ...artifact.programs import Decode, Program
+from ...compat.versions import version_problem
 from ...compiler.export import TracedProgram
 from ...compiler.lower import Implementations, unchanged_implementations
 from ...kernels.kernel import ConfigChooser
@@ -27,6 +28,8 @@ class OnnxCompiler(Compiler):
     def available(self, device: str) -> Availability:
         if problem := import_problem("onnx"):
             return Availability(False, problem, INSTALL[device])
+        if problem := version_problem("torch"):
+            return Availability(False, problem, "install a supported version")
         detail, problems = f"onnx {version('onnx')}", runtime_problems(device)
         return Availability(True, detail + (f"; to run it: {'; '.join(problems)}" if problems else ""))
 

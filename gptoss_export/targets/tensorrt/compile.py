@@ -26,6 +26,7 @@ from typing import ClassVar
 
 import torch
 
+from ...compat.versions import version_problem
 from ...compiler.lower import Implementations, launch_implementations
 from ...errors import BuildError
 from ...kernels.kernel import ConfigChooser
@@ -50,6 +51,8 @@ class TensorRTCompiler(Compiler):
             return Availability(False, edition_problem() or "", INSTALL[RTX])
         if importlib.util.find_spec("triton") is None:
             return Availability(False, f"{edition}; triton: not installed", "pip install 'gptoss-export[cuda]'")
+        if problem := version_problem("torch") or version_problem("triton"):
+            return Availability(False, problem, "install a supported version")
         archs = self.archs(device)
         if not archs:
             return Availability(False, f"{edition} builds on a GPU only, and torch finds none", INSTALL[RTX])

@@ -87,7 +87,7 @@ def _linear(layers: Layers, value: torch.Tensor, x: Any, weight: Any, bias: Any 
     """x [T, K] by weight [N, K]; x of one row may have any rank.
 
     One row becomes a sum of products. TensorRT for RTX has slow kernels for matrix products of one row. It compiles the
-    sum of products to a faster kernel, which sums in float32 (docs/benchmarks.md).
+    sum of products to a faster kernel, which sums in float32 (docs/experiments.md).
     """
     if value.numel() == value.size(-1):
         products = layers.elementwise("PROD", *(layers.cast(factor, torch.float32) for factor in (weight, x)))

@@ -102,7 +102,7 @@ def _offered(name: str) -> Any:
         )
     try:
         return found[0].load()
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         raise LoweringError(
             f"{found[0].value} cannot be imported: {error}; run: pip install 'gptoss-export[cuda]'"
         ) from error

@@ -53,7 +53,7 @@ ScheduleStep: TypeAlias = EngineStep | KernelStep
 
 @dataclass(frozen=True)
 class PluginSpec:
-    """The launch of plugins/<name>.cubin. Beside it lies the PTX that it was assembled from.
+    """The launch of plugins/<name>.cubin. The PTX lies in the same folder that it was assembled from.
 
     bytes    of each argument: inputs, then outputs
     threads  of a block
