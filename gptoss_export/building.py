@@ -36,7 +36,7 @@ def build(
     """Compile the checkpoint in folder `source` into the new folder `output`; returns the artifact's manifest.
 
     options   None: the defaults of `BuildOptions`
-    progress  is told the stages of the build; None: nobody is
+    progress  receives the stages of the build and their seconds
 
     Raises UsageError, CheckpointError or BuildError, and OSError where a file cannot be written. Then `output` does not
     exist.

@@ -149,9 +149,9 @@ def _answer_fake_tensors(stack: ExitStack) -> None:
 _GUARD = """
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 static c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> guard;
-static auto& place = c10::impl::device_guard_impl_registry[static_cast<size_t>(c10::DeviceType::CUDA)];
-extern "C" int enter() { if (place.load()) return 0; place.store(&guard); return 1; }
-extern "C" void leave() { place.store(nullptr); }
+static auto& entry = c10::impl::device_guard_impl_registry[static_cast<size_t>(c10::DeviceType::CUDA)];
+extern "C" int enter() { if (entry.load()) return 0; entry.store(&guard); return 1; }
+extern "C" void leave() { entry.store(nullptr); }
 """
 
 
@@ -218,7 +218,7 @@ def _answer_inductor(stack: ExitStack) -> None:
             run(self)
 
     def in_order(self: Any, *arguments: Any, **options: Any) -> dict[Any, float]:
-        return {launcher: float(place) for place, launcher in enumerate(self.launchers)}
+        return {launcher: float(order) for order, launcher in enumerate(self.launchers)}
 
     replace(stack, PythonWrapperCodegen, "generate_and_run_autotune_block", run_under_fakes)
     replace(stack, CachingAutotuner, "benchmark_all_configs", in_order)

@@ -371,6 +371,7 @@ def sink_attention(
 
 
 def config_space(arguments: Arguments) -> ConfigSpace:
+    """The launch configs of a call, which depend on its rows, its heads and the length of its KV cache."""
     query = arguments["query"]
     return attention_space(
         arguments["positions"], query.size(2), arguments["k_cache"], arguments["window"], query.dtype

@@ -212,10 +212,12 @@ def attention_sublayer(
 
 
 def covers(arguments: Arguments) -> bool:
+    """Whether x [T, H] has few enough tokens. For more, the reference calls the smaller ops and matrix products."""
     return arguments["x"].size(0) <= FEW_TOKENS
 
 
 def config_space(arguments: Arguments) -> ConfigSpace:
+    """The launch configs of a call: those of attention, and rows and warps of the two products around it."""
     k_cache, hidden, heads = arguments["k_cache"], arguments["x"].size(1), arguments["sinks"].size(0)
     dtype = arguments["qkv_weight"].dtype
     inner = attention_space(arguments["positions"], heads, k_cache, arguments["window"], dtype)

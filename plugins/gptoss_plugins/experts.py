@@ -60,6 +60,7 @@ def mxfp4_experts(
 
 
 def config_space(arguments: Arguments) -> ConfigSpace:
+    """The launch configs of a call: those of the kernels for few pairs up to FEW_PAIRS, those for many above it."""
     (tokens, choices), dtype = arguments["expert_indices"].shape, arguments["x"].dtype
     experts, hidden, groups, _ = arguments["down_blocks"].shape
     if tokens * choices <= FEW_PAIRS:

@@ -53,6 +53,7 @@ class Down(NamedTuple):
 def few_pairs_space(
     tokens: int, choices: int, experts: int, hidden: int, inter: int, dtype: torch.dtype
 ) -> ConfigSpace:
+    """The launch configs of the two kernels for tokens * choices pairs."""
     return ConfigSpace(
         name="experts_few",
         shape=shape_of(dtype, tokens=tokens, choices=choices, experts=experts, hidden=hidden, inter=inter),
@@ -67,31 +68,31 @@ def few_pairs_space(
 
 @triton.jit
 def _routing(
-    weights, indices, token, EXPERTS: tl.constexpr, CHOICES: tl.constexpr, COUNT: tl.constexpr, SLOTS: tl.constexpr
+    weights, indices, token, EXPERTS: tl.constexpr, CHOICES: tl.constexpr, COUNT: tl.constexpr, WIDTH: tl.constexpr
 ):
-    """Experts and weights of a token's choices, [SLOTS] each; -1 where there is none.
+    """Experts and weights of a token's choices, [WIDTH] each; -1 where there is none.
 
     With EXPERTS 0 they are given. Otherwise `weights` are the router's logits [T, EXPERTS] and `indices` are the
     tokens' positions [T], and every program chooses for itself: that is faster than waiting for one program that
-    chooses. COUNT and SLOTS are EXPERTS and CHOICES rounded up to powers of two.
+    chooses. COUNT and WIDTH are EXPERTS and CHOICES rounded up to powers of two.
     """
-    slot = tl.arange(0, SLOTS)
+    which = tl.arange(0, WIDTH)
     if EXPERTS == 0:
-        there = slot < CHOICES
-        chosen = tl.load(indices + token * CHOICES + slot, mask=there, other=-1).to(tl.int32)
-        share = tl.load(weights + token * CHOICES + slot, mask=there, other=0.0)
+        there = which < CHOICES
+        chosen = tl.load(indices + token * CHOICES + which, mask=there, other=-1).to(tl.int32)
+        share = tl.load(weights + token * CHOICES + which, mask=there, other=0.0)
     else:
         expert = tl.arange(0, COUNT)
         left = tl.load(weights + token * EXPERTS + expert, mask=expert < EXPERTS, other=float("-inf"))
         position = tl.load(indices + token)
-        chosen = tl.zeros([SLOTS], tl.int32)
-        share = tl.zeros([SLOTS], tl.float32)
+        chosen = tl.zeros([WIDTH], tl.int32)
+        share = tl.zeros([WIDTH], tl.float32)
         largest = tl.max(left, 0)
         for choice in tl.static_range(CHOICES):
             best, at = tl.max(left, 0, return_indices=True)  # the first of equal values
             at = tl.minimum(at, EXPERTS - 1)  # of NaN the index is undefined
-            chosen = tl.where(slot == choice, at, chosen)
-            share = tl.where(slot == choice, tl.exp(best - largest), share)
+            chosen = tl.where(which == choice, at, chosen)
+            share = tl.where(which == choice, tl.exp(best - largest), share)
             left = tl.where(expert == at, float("-inf"), left)
         chosen = tl.where(position >= 0, chosen, -1)
         share = share / tl.sum(share, 0)
@@ -99,9 +100,9 @@ def _routing(
 
 
 @triton.jit
-def _pick(values, choice, SLOTS: tl.constexpr):
-    """Value number `choice` of [SLOTS] values, as a scalar."""
-    return tl.sum(tl.where(tl.arange(0, SLOTS) == choice, values, 0), 0)
+def _pick(values, choice, WIDTH: tl.constexpr):
+    """Value number `choice` of [WIDTH] values, as a scalar."""
+    return tl.sum(tl.where(tl.arange(0, WIDTH) == choice, values, 0), 0)
 
 
 @triton.jit
@@ -116,7 +117,7 @@ def _gate_up_pdl(
     act,
     EXPERTS: tl.constexpr,
     COUNT: tl.constexpr,
-    SLOTS: tl.constexpr,
+    WIDTH: tl.constexpr,
     CHOICES: tl.constexpr,
     HIDDEN: tl.constexpr,
     INTER: tl.constexpr,
@@ -137,8 +138,8 @@ def _gate_up_pdl(
     act += zero
     pair = tl.program_id(1)
     token = pair // CHOICES
-    chosen, _ = _routing(routing_weights, expert_indices, token, EXPERTS, CHOICES, COUNT, SLOTS)
-    expert = _pick(chosen, pair % CHOICES, SLOTS).to(tl.int64)
+    chosen, _ = _routing(routing_weights, expert_indices, token, EXPERTS, CHOICES, COUNT, WIDTH)
+    expert = _pick(chosen, pair % CHOICES, WIDTH).to(tl.int64)
     if expert < 0:
         return
     factor = tl.load(undo + token)
@@ -168,7 +169,7 @@ def _down_pdl(
     out,
     EXPERTS: tl.constexpr,
     COUNT: tl.constexpr,
-    SLOTS: tl.constexpr,
+    WIDTH: tl.constexpr,
     CHOICES: tl.constexpr,
     HIDDEN: tl.constexpr,
     INTER: tl.constexpr,
@@ -185,15 +186,15 @@ def _down_pdl(
     packed = ()
     factors = ()
     total = tl.zeros([R], tl.float32)
-    chosen, share = _routing(routing_weights, expert_indices, token, EXPERTS, CHOICES, COUNT, SLOTS)
+    chosen, share = _routing(routing_weights, expert_indices, token, EXPERTS, CHOICES, COUNT, WIDTH)
     for j in tl.static_range(CHOICES):
-        expert = _pick(chosen, j, SLOTS).to(tl.int64)
+        expert = _pick(chosen, j, WIDTH).to(tl.int64)
         line = tl.maximum(expert, 0) * HIDDEN + safe
         words, bytes_ = load_groups(blocks, scales, line, expert >= 0, INTER)
         packed = packed + (words,)
         factors = factors + (bytes_,)
         added = tl.load(bias + line).to(tl.float32)
-        total += tl.where(expert >= 0, _pick(share, j, SLOTS) * added, 0.0)
+        total += tl.where(expert >= 0, _pick(share, j, WIDTH) * added, 0.0)
     if RESIDUAL:
         total += tl.load(residual + token * HIDDEN + safe)
     zero = wait_then_let_next_start(EARLY)
@@ -201,9 +202,9 @@ def _down_pdl(
     out += zero
     acc = tl.zeros([R, LANES], tl.float32)
     for j in tl.static_range(CHOICES):
-        there = _pick(chosen, j, SLOTS) >= 0
+        there = _pick(chosen, j, WIDTH) >= 0
         dots = dot_groups(packed[j], factors[j], act + (token * CHOICES + j) * INTER, there, INTER, EXACT)
-        acc += tl.where(there, dots * _pick(share, j, SLOTS), 0.0)
+        acc += tl.where(there, dots * _pick(share, j, WIDTH), 0.0)
     total += tl.sum(acc, 1) * (UNIT / ACT_POWER)
     tl.store(out + token * HIDDEN + row, total, mask=row < HIDDEN)
 
@@ -239,7 +240,7 @@ def launch_few_pairs(
         "EXPERTS": routing.computed_from,
         "COUNT": triton.next_power_of_2(max(routing.computed_from, 1)),
         "CHOICES": choices,
-        "SLOTS": triton.next_power_of_2(choices),
+        "WIDTH": triton.next_power_of_2(choices),
         "HIDDEN": hidden,
         "INTER": inter,
         "ACT_POWER": 1.0 if exact else 2.0 ** math.floor(math.log2(65504 / bound)),

@@ -141,10 +141,12 @@ def experts_sublayer(
 
 
 def covers(arguments: Arguments) -> bool:
+    """Whether the tokens of x [T, H] make few enough pairs. For more, the reference calls the smaller ops."""
     return arguments["x"].size(0) * arguments["choices"] <= FEW_PAIRS
 
 
 def config_space(arguments: Arguments) -> ConfigSpace:
+    """The launch configs of a call: those of the experts for few pairs, and rows and warps of the router."""
     (tokens, hidden), dtype = arguments["x"].shape, arguments["norm_weight"].dtype
     experts, _, groups, _ = arguments["down_blocks"].shape
     inner = few_pairs_space(tokens, arguments["choices"], experts, hidden, groups * 32, dtype)

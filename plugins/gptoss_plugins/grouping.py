@@ -30,36 +30,35 @@ def _place_pairs(
     indices,
     counts,
     expert_of_block,
-    pair_of_slot,
+    pair_of_row,
     PAIRS: tl.constexpr,
     EXPERTS: tl.constexpr,
     BLOCKS: tl.constexpr,
-    SLOTS: tl.constexpr,
+    ROWS: tl.constexpr,
     COUNT: tl.constexpr,
     WIDTH: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Writes the blocks of one expert, which follow those of the experts before it.
 
-    A slot is a row of a block, and SLOTS is their number. COUNT and WIDTH are EXPERTS and SLOTS rounded up to powers of
-    two.
+    ROWS is the number of rows of a block. COUNT and WIDTH are EXPERTS and ROWS rounded up to powers of two.
     """
     expert = tl.program_id(0)
     other = tl.arange(0, COUNT)
-    needed = tl.cdiv(tl.load(counts + other, mask=other < EXPERTS, other=0), SLOTS)
+    needed = tl.cdiv(tl.load(counts + other, mask=other < EXPERTS, other=0), ROWS)
     first = tl.sum(tl.where(other < expert, needed, 0), 0)
     count = tl.load(counts + expert)
-    end = first + tl.cdiv(count, SLOTS)
+    end = first + tl.cdiv(count, ROWS)
 
-    placed = first * SLOTS
+    placed = first * ROWS
     for start in range(0, PAIRS, TILE):
         pair = start + tl.arange(0, TILE)
         mine = tl.load(indices + pair, mask=pair < PAIRS, other=-1) == expert
         rank = tl.cumsum(mine.to(tl.int32), 0)  # from 1
-        tl.store(pair_of_slot + placed + rank - 1, pair, mask=mine)
+        tl.store(pair_of_row + placed + rank - 1, pair, mask=mine)
         placed += tl.sum(mine.to(tl.int32), 0)
     spare = placed + tl.arange(0, WIDTH)
-    tl.store(pair_of_slot + spare, tl.full([WIDTH], -1, tl.int32), mask=spare < end * SLOTS)
+    tl.store(pair_of_row + spare, tl.full([WIDTH], -1, tl.int32), mask=spare < end * ROWS)
 
     upto = tl.where(expert == EXPERTS - 1, BLOCKS, end)  # the last expert marks the blocks that are not needed
     for start in range(first, upto, TILE):
@@ -92,7 +91,7 @@ def group_pairs(indices: torch.Tensor, experts: int, rows: int) -> tuple[torch.T
         PAIRS=pairs,
         EXPERTS=experts,
         BLOCKS=blocks,
-        SLOTS=rows,
+        ROWS=rows,
         COUNT=triton.next_power_of_2(experts),
         WIDTH=triton.next_power_of_2(rows),
         TILE=tile,

@@ -137,10 +137,12 @@ def unembed(
 
 
 def covers(arguments: Arguments) -> bool:
+    """Whether x [T, H] has few enough tokens. For more, a matrix product is faster."""
     return arguments["x"].size(0) <= FEW_TOKENS
 
 
 def config_space(arguments: Arguments) -> ConfigSpace:
+    """The launch configs of a call, which depend on its rows and on the shape of the weight [V, H]."""
     (rows, hidden), weight = arguments["x"].shape, arguments["weight"]
     return ConfigSpace(
         name="unembed",
