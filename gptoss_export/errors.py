@@ -49,11 +49,18 @@ class RunError(GptOssExportError):
     """A request does not fit the loaded artifact."""
 
 
-def raise_all(kind: type[GptOssExportError], heading: str, problems: Iterable[str]) -> None:
-    """Raise one `kind` naming every problem; do nothing where there is none.
+LISTED = 20  # problems that one error lists; it counts those after them
 
-    Checks collect what is wrong and end with this call, so that a user can fix everything at once.
+
+def raise_all(kind: type[GptOssExportError], heading: str, problems: Iterable[str]) -> None:
+    """Raise one `kind` naming the problems; do nothing where there is none.
+
+    Checks collect what is wrong and end with this call, so that a user can fix everything at once. The first `LISTED`
+    problems are listed, and the others are counted.
     """
     found = list(problems)
     if found:
-        raise kind("\n".join([heading, *(f"  - {problem}" for problem in found)]))
+        lines = [f"  - {problem}" for problem in found[:LISTED]]
+        if len(found) > LISTED:
+            lines.append(f"  - and {len(found) - LISTED} more")
+        raise kind("\n".join([heading, *lines]))
