@@ -7,6 +7,7 @@ import importlib
 import click
 
 from .. import __version__
+from .params import check_utf8
 
 # name -> module of this package that holds `command`
 COMMANDS = {
@@ -23,6 +24,11 @@ COMMANDS = {
 
 class Commands(click.Group):
     """Imports a command's module when it is asked for, so that `--help` stays quick."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Check every argument of every command before one of them is used: text and paths must be UTF-8."""
+        check_utf8(args, ctx)
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names, in the order in which a user meets the commands."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,33 @@ class Integers(click.ParamType):
             return [int(word) for word in value.replace(",", " ").split()]
         except ValueError:
             self.fail(f"{value!r} is not a list of whole numbers, such as 1,2,3", param, ctx)
+
+
+class Text(click.ParamType):
+    """Text in UTF-8, whatever the locale. Python leaves surrogates where the locale has no such bytes."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text. `check_utf8` has checked the arguments before."""
+        return os.fsencode(value).decode("utf-8")
+
+
+def check_utf8(arguments: Sequence[str], ctx: click.Context | None = None) -> None:
+    """End with a usage error that names the first argument that is not UTF-8, and its option."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        try:
+            raw = os.fsencode(argument)
+            raw.decode("utf-8")
+        except UnicodeEncodeError:  # a surrogate that stands for no byte
+            raw = argument.encode("utf-8", "backslashreplace")
+        except UnicodeDecodeError:
+            pass
+        else:
+            continue
+        shown = repr(raw)[2:-1]
+        option = f"{before} " if before.startswith("--") and "=" not in before and not shown.startswith("-") else ""
+        raise click.UsageError(f"{option}{shown}: found text that is not UTF-8; give it in UTF-8", ctx)
 
 
 artifact_argument = click.argument("artifact", type=click.Path(path_type=Path))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .errors import reports_errors
-from .params import Integers, artifact_argument, check_new_file, hashes_option, json_option
+from .params import Integers, Text, artifact_argument, check_new_file, hashes_option, json_option
 from .tables import print_json
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _INCOMPLETE = "\ufffd"  # what a part of a character decodes to
 
 @click.command("run")
 @artifact_argument
-@click.option("--prompt", help="Text to continue. Needs the artifact's tokenizer.json.")
+@click.option("--prompt", type=Text(), help="Text to continue. Needs the artifact's tokenizer.json.")
 @click.option("--tokens", type=Integers(), help="Token ids to continue.")
 @click.option(
     "--tokens-file",
