@@ -13,6 +13,7 @@ import click
 from .errors import reports_errors
 from .params import Integers, Text, artifact_argument, check_new_file, hashes_option, json_option
 from .tables import print_json
+from .text import open_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -97,7 +98,7 @@ def command(
     if tokens_file is not None:
         tokens = _read_tokens(tokens_file)
     runner = load(artifact, verify_hashes, tune_process=True)
-    tokenizer = _open_tokenizer(runner, required=prompt is not None)
+    tokenizer = open_tokenizer(runner, wanted_by=None if prompt is None else "--prompt")
     if prompt is not None and tokenizer is not None:
         tokens = tokenizer.encode(prompt).ids
     if not tokens:
@@ -158,27 +159,6 @@ def _read_tokens(path: Path) -> list[int]:
         return [int(word) for word in path.read_text().replace(",", " ").split()]
     except (OSError, ValueError) as error:
         raise UsageError(f"--tokens-file {path}: cannot be read as token ids ({error})") from None
-
-
-def _open_tokenizer(runner: Runner, required: bool) -> Tokenizer | None:
-    """The artifact's tokenizer; None where there is none, or no library for it, and none is required."""
-    from ..errors import UsageError
-
-    path = runner.folder / "tokenizer.json"
-    if path.name not in runner.manifest.files:
-        if required:
-            raise UsageError(f"--prompt: {path} not found; give token ids with --tokens")
-        return None
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        if required:
-            raise UsageError("--prompt: tokenizers is not installed; run: pip install 'gptoss-export[text]'") from None
-        return None
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise UsageError(f"{path}: not a tokenizer ({error})") from None
 
 
 def _save(logits: list[Any], path: Path) -> None:

@@ -1,11 +1,23 @@
 """Text goes in and comes out as it is, whatever bytes, locale and tokenizer file a user has."""
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from cli_helpers import invoke
+from click.testing import Result
+from tokenizers import Tokenizer
 
+from gptoss_export import Generation, Token
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 27868174\n"
 COMMAND = [sys.executable, "-m", "gptoss_export"]
 
 
@@ -24,3 +36,77 @@ def test_arguments_that_are_not_utf8(arguments: list[bytes], message: str) -> No
     assert done.returncode == 2
     assert message in done.stderr.decode()
     assert b"Traceback" not in done.stderr
+
+
+@dataclass
+class EchoRunner:
+    """Stands for a loaded artifact: remembers its prompt, and "generates" the tokens that a test gives it."""
+
+    folder: Path
+    tokens: list[int] = field(default_factory=list)
+    prompt: list[int] = field(default_factory=list)
+    load_seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def manifest(self) -> Any:
+        return SimpleNamespace(files={path.name for path in self.folder.iterdir()})
+
+    def stream(self, prompt: list[int], *_: object) -> Iterator[Token]:
+        self.prompt = prompt
+        return (Token(0, token, -1.0) for token in self.tokens)
+
+    def generate(self, prompt: list[int], *_: object, **__: object) -> Generation:
+        self.prompt = prompt
+        return Generation(prompt, self.tokens, [-1.0] * len(self.tokens))
+
+
+@pytest.fixture
+def runner(checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EchoRunner:
+    """A folder with a tokenizer, in place of an artifact."""
+    content = (checkpoints["hf"] / "tokenizer.json").read_text(encoding="utf-8")
+    (tmp_path / "tokenizer.json").write_text(content, encoding="utf-8")
+    found = EchoRunner(tmp_path)
+    monkeypatch.setattr("gptoss_export.loading.load", lambda *_, **__: found)
+    return found
+
+
+def tokenizer_of(runner: EchoRunner) -> Tokenizer:
+    return Tokenizer.from_file(str(runner.folder / "tokenizer.json"))
+
+
+def run(runner: EchoRunner, *options: object) -> Result:
+    return invoke("run", runner.folder, *options)
+
+
+def test_stored_truncation_and_padding_are_not_taken_over(runner: EchoRunner) -> None:
+    tokenizer = tokenizer_of(runner)
+    whole = tokenizer.encode("a long prompt").ids
+    short = tokenizer.encode("a").ids
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=8, pad_id=300)
+    tokenizer.save(str(runner.folder / "tokenizer.json"))
+    assert len(tokenizer_of(runner).encode("a").ids) == 8  # the file stores them
+    for prompt, tokens in {"a long prompt": whole, "a": short}.items():
+        done = run(runner, "--prompt", prompt, "--json")
+        assert done.exit_code == 0, done.stderr
+        assert runner.prompt == tokens
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(POINTER, "a pointer of Git LFS, not the file itself; run `git lfs pull`"), ("{}", "not a tokenizer")],
+)
+def test_a_file_that_is_no_tokenizer_matters_for_text_only(runner: EchoRunner, content: str, message: str) -> None:
+    path = runner.folder / "tokenizer.json"
+    path.write_text(content, encoding="utf-8")
+    done = run(runner, "--prompt", "x")
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"error: {path}: ") and message in done.stderr
+    runner.tokens = [7, 8]
+    done = run(runner, "--tokens", "1,2")
+    assert (done.exit_code, done.stdout) == (0, "7,8\n"), done.stderr
+    assert done.stderr.startswith("note: ") and message in done.stderr
+    done = run(runner, "--tokens", "1,2", "--json")
+    assert done.exit_code == 0
+    facts = json.loads(done.stdout)
+    assert facts["tokens"] == [7, 8] and "text" not in facts
