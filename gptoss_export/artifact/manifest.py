@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import ArtifactError, raise_all
+from ..json_file import read_object
 from ..model.config import ModelConfig, violations
 from ..model.parameters import parameters
 from .atomic_folder import PARTIAL
@@ -119,17 +120,17 @@ def load_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"{folder}: a killed build left this folder behind; remove it and build again")
     if not folder.is_dir():
         raise ArtifactError(f"{folder}: not a folder; expected an artifact made by `gptoss-export build`")
-    try:
-        data = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ArtifactError(f"{path}: not found; {folder} is no artifact, or an incomplete one") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ArtifactError(f"{path}: cannot be read as JSON ({error}); build the artifact again") from None
-    version = data.get("schema_version") if isinstance(data, dict) else None
+    data = read_object(
+        path,
+        ArtifactError,
+        missing=f"not found; {folder} is no artifact, or an incomplete one",
+        advice="build the artifact again",
+    )
+    version = data.get("schema_version")
     if version != SCHEMA_VERSION:
         raise ArtifactError(
             f"{path}: schema_version is {version!r}, expected {SCHEMA_VERSION}; build the artifact again: "
-            f"{rebuild_command(data if isinstance(data, dict) else {}, folder)}"
+            f"{rebuild_command(data, folder)}"
         )
     try:
         manifest = _parse(data)

@@ -6,7 +6,6 @@ that a build needs about as much memory for a large model as for a small one.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError, raise_all
+from ..json_file import read_object
 from ..model.config import ModelConfig, read_config
 from ..model.parameters import layer_of
 from .layouts import Layout, layout_of
@@ -157,12 +157,16 @@ def _shards(folder: Path) -> dict[Path, dict[str, tuple[tuple[int, ...], str]]]:
 def _read_index(folder: Path) -> dict[str, str]:
     """The file name of each tensor, from the index. Empty if the folder has no index."""
     path = folder / INDEX
-    if not path.is_file():
+    if not path.exists():
         return {}
-    try:
-        weight_map = json.loads(path.read_text())["weight_map"]
-        if not all(isinstance(item, str) for pair in weight_map.items() for item in pair):
-            raise TypeError("weight_map must map names of tensors to names of files")
-        return weight_map
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a safetensors index ({type(error).__name__}: {error})") from None
+    weight_map = read_object(path, CheckpointError).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        expected = "expected an object that gives the name of a file for each tensor"
+        raise CheckpointError(f"{path}: not a safetensors index (weight_map: found {_shown(weight_map)}; {expected})")
+    return weight_map
+
+
+def _shown(value: object) -> str:
+    """A value of any size, in one short line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

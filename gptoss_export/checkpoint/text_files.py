@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
 from ..errors import CheckpointError
+from ..json_file import read_object
 from ..model.config import ModelConfig
 
 GENERATION_CONFIG = "generation_config.json"
@@ -34,10 +34,10 @@ def default_stop_tokens(source: Path, config: ModelConfig) -> tuple[int, ...]:
     Raises CheckpointError where generation_config.json cannot be read.
     """
     path = source / GENERATION_CONFIG
-    if not path.is_file():
+    if not path.exists():
         return config.eos_token_ids
+    value: Any = read_object(path, CheckpointError).get("eos_token_id")
     try:
-        value: Any = json.loads(path.read_text()).get("eos_token_id")
         if value is None:
             return config.eos_token_ids
         return tuple(int(token) for token in (value if isinstance(value, list) else [value]))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError, raise_all
+from ..json_file import read_object
 from .launch_config import ConfigSpace, LaunchConfig
 
 SCHEMA = 2
@@ -121,15 +122,10 @@ def write_tuned_configs(configs: TunedConfigs, path: Path) -> None:
 
 def read_tuned_configs(path: Path) -> TunedConfigs:
     """Read a file. Raises UsageError naming the file and everything that is wrong with it."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"tuned configs {path}: cannot be read ({error})") from None
-    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-        found = value.get("schema") if isinstance(value, dict) else None
-        raise UsageError(
-            f"tuned configs {path}: schema is {found!r}, expected {SCHEMA}; measure them again with gptoss-export tune"
-        )
+    again = "measure them again with gptoss-export tune"
+    value = read_object(path, UsageError, subject=f"tuned configs {path}", advice=again)
+    if value.get("schema") != SCHEMA:
+        raise UsageError(f"tuned configs {path}: schema is {value.get('schema')!r}, expected {SCHEMA}; {again}")
     problems = [
         f"{key}: found {value.get(key)!r}, expected {kind.__name__}"
         for key, kind in {"arch": str, "gpu": str, "versions": dict, "entries": list}.items()

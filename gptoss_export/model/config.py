@@ -7,13 +7,13 @@ Sources: Hugging Face's `GptOssConfig`, and the config.json next to the original
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, raise_all
+from ..json_file import read_object
 
 SLIDING = "sliding_attention"
 FULL = "full_attention"
@@ -89,14 +89,7 @@ def read_config(folder: Path) -> ModelConfig:
     Raises CheckpointError. It names every key that is missing, of the wrong type or out of range.
     """
     path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: not found; a checkpoint folder holds a config.json") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path}: holds a {type(raw).__name__}, expected an object")
+    raw = read_object(path, CheckpointError, missing="not found; a checkpoint folder holds a config.json")
     return parse_config(raw, str(path))
 
 

@@ -49,12 +49,18 @@ def test_the_option_comes_before_both(checkpoint: Path) -> None:
     assert built_with(checkpoint, (3, 4)) == (3, 4)
 
 
-@pytest.mark.parametrize("content", [{"eos_token_id": "end"}, [1], {"eos_token_id": [None]}])
+@pytest.mark.parametrize("content", [{"eos_token_id": "end"}, {"eos_token_id": [None]}])
 def test_generation_config_json_that_cannot_be_read(checkpoint: Path, content: object) -> None:
     generation_config(checkpoint, content)
     with pytest.raises(CheckpointError, match=r"generation_config\.json: eos_token_id cannot be read"):
         built_with(checkpoint)
     assert not (checkpoint.parent / "artifact").exists()
+
+
+def test_generation_config_json_that_holds_no_object(checkpoint: Path) -> None:
+    generation_config(checkpoint, [1])
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: holds a list, expected an object"):
+        built_with(checkpoint)
 
 
 @pytest.mark.parametrize("token", [512, -1])

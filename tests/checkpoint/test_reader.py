@@ -79,8 +79,12 @@ def test_broken_shards(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     for part in (f"{first.name}: named by", f"{second.name}: cannot be read", "ghost: "):
         assert part in str(caught.value)
     (folder / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="not a safetensors index"):
+    with pytest.raises(CheckpointError, match=r"index\.json: holds a list, expected an object"):
         open_checkpoint(folder)
+    for weight_map in ({}, {"weight_map": [1]}, {"weight_map": {"a": 1}}):
+        (folder / "model.safetensors.index.json").write_text(json.dumps(weight_map))
+        with pytest.raises(CheckpointError, match=r"not a safetensors index .weight_map: found .*expected an object"):
+            open_checkpoint(folder)
 
 
 def test_other_folders(checkpoints: dict[str, Path], tmp_path: Path) -> None:

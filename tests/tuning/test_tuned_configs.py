@@ -77,7 +77,8 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ("not json", "cannot be read"),
-        ([], "schema is None, expected 2"),
+        ([], "holds a list, expected an object"),
+        ({"schema": None}, "schema is None, expected 2"),
         ({"schema": 1}, "schema is 1, expected 2"),
         ({"arch": 90, "entries": None}, r"(?s)arch: found 90, expected str.*entries: found None, expected list"),
         ({"versions": {"triton": 3.6}}, "versions: found .*expected strings by name"),
@@ -89,7 +90,8 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
         ({"entries": [vars(entry()) | {"shape": {"tokens": 1.5}}]}, r"entries\[0\]: shape: found"),
         ({"entries": [vars(entry()) | {"shape": {"tokens": -4}}]}, r"entries\[0\]: shape: found"),
         ({"entries": [vars(entry()) | {"us": "1"}]}, "us, default_us: expected microseconds"),
-        ({"entries": [vars(entry()) | {"us": float("inf")}]}, "us, default_us: expected microseconds"),
+        ({"entries": [vars(entry()) | {"us": float("inf")}]}, "found Infinity, expected a finite number"),
+        ({"entries": [vars(entry()) | {"us": 0.0}]}, "us, default_us: expected microseconds"),
     ],
 )
 def test_a_file_that_holds_no_tuned_configs_is_refused(tmp_path: Path, change: Any, message: str) -> None:

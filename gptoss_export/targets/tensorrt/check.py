@@ -7,7 +7,6 @@ kernel with the bytes that the build stored, the tensors of an engine with what 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 from ...artifact.manifest import Manifest
 from ...artifact.programs import Role, Signature, TensorSpec
 from ...errors import ArtifactError, raise_all
+from ...json_file import read_object
 from ...model.dtypes import torch_dtype
 from .schedule import (
     ALIGNMENT,
@@ -46,7 +46,7 @@ def load_schedule(folder: Path, manifest: Manifest) -> Schedule:
     """
     path = folder / NAME
     try:
-        schedule = parse_schedule(json.loads(path.read_text()))
+        schedule = parse_schedule(read_object(path, ArtifactError, advice="build the artifact again"))
         problems = list(violations(schedule, manifest))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path}: malformed ({type(error).__name__}: {error}); build the artifact again") from None
