@@ -117,5 +117,5 @@ class PendingTorchTokens(PendingTokens):
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.device.type == "cuda")
     return pinned.copy_(tensor, non_blocking=True)

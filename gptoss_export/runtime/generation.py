@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import RunError
 from .executor import ChunkOutput, Executor
 from .sampling_params import SamplingParams
 from .slots import Slots
@@ -72,9 +74,12 @@ def prefill_prompt(executor: Executor, slots: Slots, slot: int, tokens: Sequence
     return last[-1]
 
 
-def stream(executor: Executor, slots: Slots, request: Request) -> Iterator[Token]:
+def stream(executor: Executor, slots: Slots, request: Request) -> Generator[Token, None, None]:
     """Tokens as they are chosen, those of one step in the order of their prompts. Takes over all slots when it
-    starts."""
+    starts.
+
+    Raises RunError where the log probability of a chosen token is not finite: its sequence has met such a number.
+    """
     epoch = slots.begin_call()
     for slot in range(len(slots)):
         slots.clear(slot)
@@ -99,6 +104,12 @@ def stream(executor: Executor, slots: Slots, request: Request) -> Iterator[Token
             step(early)
             slots.speculate(early)
         tokens, logprobs, logits = pending.wait()
+        if broken := [slot for slot in remaining if not math.isfinite(logprobs[slot])]:
+            slots.rollback(slots.speculated)
+            raise RunError(
+                f"slot {broken[0]}: the log probability of token {tokens[broken[0]]} is {logprobs[broken[0]]}, "
+                "expected a finite number; a weight of the artifact is not finite, or its code is wrong"
+            )
         ended = {slot for slot in going if tokens[slot] in request.stop_tokens}
         if early:
             slots.rollback(ended)

@@ -52,7 +52,7 @@ class ProgramExecutor(TorchExecutor):
         self._prefills = {kind.chunk: self.programs[kind.name] for kind in kinds if isinstance(kind, Prefill)}
         self._unembeds = {kind.rows: self.programs[kind.name] for kind in kinds if isinstance(kind, Unembed)}
         self._caches = [decode.inputs[item.name] for item in manifest.programs[decode_name].inputs_of(Role.CACHE)]
-        decode.inputs["slots"].copy_(torch.arange(manifest.sizes.max_batch))
+        decode.inputs["slots"].copy_(torch.arange(manifest.sizes.max_batch, device="cpu"))
         sliding = [layer for layer, kind in enumerate(manifest.model.layer_types) if kind == SLIDING]
         self.ring_rows = manifest.sizes.cache.rows(manifest.model, sliding[0]) if sliding else 0
         super().__init__(manifest, decode.inputs["tokens"], decode.inputs["positions"], lambda: StepOutput(**decode()))
@@ -76,8 +76,9 @@ class ProgramExecutor(TorchExecutor):
     def _hidden(self, slot: int, start: int, tokens: Sequence[int], chunk: int) -> torch.Tensor:
         """The hidden states [n, H] float32 of a chunk's tokens, whose first position is `start`."""
         program, padding = self._prefills[chunk], chunk - len(tokens)
-        program.inputs["tokens"].copy_(torch.tensor([*tokens, *([0] * padding)]))
-        program.inputs["positions"].copy_(torch.tensor([*range(start, start + len(tokens)), *([-1] * padding)]))
+        positions = [*range(start, start + len(tokens)), *([-1] * padding)]
+        program.inputs["tokens"].copy_(torch.tensor([*tokens, *([0] * padding)], device="cpu"))
+        program.inputs["positions"].copy_(torch.tensor(positions, device="cpu"))
         program.inputs["slots"].fill_(slot)
         return program()["hidden"][: len(tokens)]
 

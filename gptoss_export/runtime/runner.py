@@ -14,9 +14,11 @@ Arrays are torch tensors where the artifact's target needs torch to run, and num
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..artifact.manifest import Manifest
 from ..errors import RunError
@@ -25,9 +27,11 @@ from .generation import Generation, Request, Token, collect, prefill_prompt, str
 from .sampling_params import SamplingParams
 from .slots import Slots
 
+Item = TypeVar("Item")
+
 
 class Runner:
-    """An artifact, loaded. Not thread-safe: one caller at a time.
+    """An artifact, loaded. It serves one thread at a time: a call raises RunError while another thread is in one.
 
     manifest, folder  what was loaded
     executor          what computes, for tools such as `bench`
@@ -39,6 +43,7 @@ class Runner:
         self.load_seconds = dict(load_seconds)
         sizes, window = manifest.sizes, manifest.model.sliding_window
         self._slots = Slots(sizes.max_batch, sizes.max_context, window, executor.ring_rows)
+        self._lock = threading.Lock()
 
     # Sequences
 
@@ -48,29 +53,34 @@ class Runner:
 
     def reset(self, slot: int | None = None) -> None:
         """Forget the sequence of a slot, or of all slots."""
-        self._slots.begin_call()
-        for index in range(len(self._slots)) if slot is None else (slot,):
-            self._slots.clear(index)
+        with self._alone():
+            self._slots.begin_call()
+            for index in range(len(self._slots)) if slot is None else (slot,):
+                self._slots.clear(index)
 
     def truncate(self, length: int, slot: int = 0) -> None:
         """Shorten a slot's sequence to its first `length` tokens.
 
         Raises RunError where sliding layers have overwritten what the next token has to see. Once the ring of window
         + chunk positions is full, a sequence can be shortened by at most one prefill chunk."""
-        self._slots.length(slot)
-        self._slots.begin_call()
-        self._slots.truncate(slot, length)
+        with self._alone():
+            self._slots.length(slot)
+            self._slots.begin_call()
+            self._slots.truncate(slot, length)
 
     def prefill(self, tokens: Sequence[int], slot: int = 0) -> Any:
         """Append tokens to a slot's sequence; returns the logits [V] float32 after the last of them."""
-        ids = self._checked(tokens, slot)
-        self._slots.begin_call()
-        return prefill_prompt(self.executor, self._slots, slot, ids).logits[0]
+        with self._alone():
+            ids = self._checked(tokens, slot)
+            self._slots.begin_call()
+            return prefill_prompt(self.executor, self._slots, slot, ids).logits[0]
 
     def prefill_logits(self, tokens: Sequence[int], slot: int = 0) -> Iterator[Any]:
         """As `prefill`, but yields the logits after every token, in blocks [n, V] float32."""
-        ids = self._checked(tokens, slot)
-        return (output.logits for output in self._outputs(ids, slot, self._slots.begin_call()))
+        with self._alone():
+            ids = self._checked(tokens, slot)
+            blocks = (output.logits for output in self._outputs(ids, slot, self._slots.begin_call()))
+        return self._each_alone(blocks)
 
     def score(self, tokens: Sequence[int], slot: int = 0) -> Any:
         """Log probability of each token after the first, given those before it: [n - 1] float32, on the host.
@@ -79,15 +89,16 @@ class Runner:
         """
         if len(tokens) < 2:
             raise RunError(f"score: found {len(tokens)} tokens, expected 2 or more")
-        ids = self._checked(tokens, slot, fresh=True)
-        epoch = self._slots.begin_call()
-        self._slots.clear(slot)
-        following, row, scores = self.executor.token_array([*ids[1:], 0]), 0, []
-        for output in self._outputs(ids, slot, epoch):
-            count = len(output.logits)
-            scores.append(output.logprob(following[row : row + count]))
-            row += count
-        return self.executor.to_host(scores)[:-1]
+        with self._alone():
+            ids = self._checked(tokens, slot, fresh=True)
+            epoch = self._slots.begin_call()
+            self._slots.clear(slot)
+            following, row, scores = self.executor.token_array([*ids[1:], 0]), 0, []
+            for output in self._outputs(ids, slot, epoch):
+                count = len(output.logits)
+                scores.append(output.logprob(following[row : row + count]))
+                row += count
+            return self.executor.to_host(scores)[:-1]
 
     def decode(self, tokens: Sequence[int | None]) -> Any:
         """Append one token to each slot's sequence, None leaves it alone; returns logits [B, V] float32.
@@ -100,13 +111,14 @@ class Runner:
             )
         given = {slot: token for slot, token in enumerate(tokens) if token is not None}
         ids = dict(zip(given, self._ids(list(given.values())), strict=True))
-        for slot in ids:
-            self._slots.check_room(slot, 1)
-        self._slots.begin_call()
-        logits = self.executor.decode(ids, self._slots.lengths())
-        for slot in ids:
-            self._slots.extend(slot, 1)
-        return logits
+        with self._alone():
+            for slot in ids:
+                self._slots.check_room(slot, 1)
+            self._slots.begin_call()
+            logits = self.executor.decode(ids, self._slots.lengths())
+            for slot in ids:
+                self._slots.extend(slot, 1)
+            return logits
 
     # Generation
 
@@ -147,7 +159,8 @@ class Runner:
         for more prompts than slots, too.
         """
         request = self._request(prompts, max_new_tokens, sampling, stop_tokens, keep_logits)
-        return collect(request, stream(self.executor, self._slots, request))
+        with self._alone():
+            return collect(request, stream(self.executor, self._slots, request))
 
     def stream(
         self,
@@ -158,9 +171,30 @@ class Runner:
     ) -> Iterator[Token]:
         """As `generate`, one token at a time as they are chosen. Raises RunError before the first token."""
         request = self._request([prompt], max_new_tokens, [sampling or SamplingParams()], stop_tokens, False)
-        return stream(self.executor, self._slots, request)
+        return self._each_alone(stream(self.executor, self._slots, request))
 
     # Checks
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Raises RunError, without waiting, while another thread is in a call: their sequences would be mixed up."""
+        if not self._lock.acquire(blocking=False):
+            raise RunError("another thread is in a call of this runner; let one thread at a time use it")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _each_alone(self, items: Generator[Item, None, None]) -> Iterator[Item]:
+        """The items of a generator that was started by a call. Each one is made alone."""
+        with closing(items):
+            while True:
+                with self._alone():
+                    try:
+                        item = next(items)
+                    except StopIteration:
+                        return
+                yield item
 
     def _request(
         self,
@@ -178,7 +212,7 @@ class Runner:
         if len(params) != len(prompts):
             raise RunError(f"sampling: {len(params)} parameters for {len(prompts)} prompts, expected one each")
         ids = [self._checked(prompt, slot, fresh=True) for slot, prompt in enumerate(prompts)]
-        stops = frozenset(self.manifest.stop_tokens if stop_tokens is None else stop_tokens)
+        stops = frozenset(self.manifest.stop_tokens if stop_tokens is None else self._ids(stop_tokens, "stop token"))
         return Request(ids, max_new_tokens, params, stops, keep_logits)
 
     def _outputs(self, ids: Sequence[int], slot: int, epoch: int) -> Iterator[ChunkOutput]:
@@ -191,16 +225,16 @@ class Runner:
                 yield output
                 self._slots.check_epoch(epoch)
 
-    def _ids(self, tokens: Sequence[int]) -> list[int]:
+    def _ids(self, tokens: Sequence[int], name: str = "token") -> list[int]:
         """Token ids as plain integers. Raises RunError for one outside of the vocabulary."""
         size = self.manifest.model.vocab_size
         try:
             ids = [operator.index(token) for token in tokens]
         except TypeError as error:
-            raise RunError(f"tokens: expected whole numbers ({error})") from None
+            raise RunError(f"{name}s: expected whole numbers ({error})") from None
         wrong = [token for token in ids if not 0 <= token < size]
         if wrong:
-            raise RunError(f"token {wrong[0]}: expected ids of 0 to {size - 1}, the model's vocabulary")
+            raise RunError(f"{name} {wrong[0]}: expected ids of 0 to {size - 1}, the model's vocabulary")
         return ids
 
     def _checked(self, tokens: Sequence[int], slot: int, fresh: bool = False) -> list[int]:

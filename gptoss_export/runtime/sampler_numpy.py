@@ -7,7 +7,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .sampling_params import MIX_1, MIX_2, POSITION_FACTOR, SEED_FACTOR, TOKEN_FACTOR, SamplingParams
+from .sampling_params import (
+    LOWEST_TEMPERATURE,
+    MIX_1,
+    MIX_2,
+    POSITION_FACTOR,
+    SEED_FACTOR,
+    TOKEN_FACTOR,
+    SamplingParams,
+)
 
 _SEED, _POSITION, _TOKEN = np.uint64(SEED_FACTOR), np.uint64(POSITION_FACTOR), np.uint64(TOKEN_FACTOR)
 _MIX1, _MIX2 = np.uint64(MIX_1), np.uint64(MIX_2)
@@ -36,10 +44,11 @@ def logprob(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 
 
 def _sample(logits: np.ndarray, position: int, param: SamplingParams) -> int:
-    scaled = logits / np.float32(param.temperature)
-    ids = np.argsort(-scaled, kind="stable")
-    ordered = scaled[ids]
-    power = np.exp(ordered - ordered[0])
+    ids = np.argsort(-logits, kind="stable")
+    with np.errstate(over="ignore"):  # a difference beyond float32 has no probability
+        # The largest is subtracted first: a quotient of its own could be infinite at a low temperature.
+        ordered = (logits[ids] - logits[ids[0]]) / np.float32(max(param.temperature, LOWEST_TEMPERATURE))
+    power = np.exp(ordered)
     probability = power / power.sum()
     before = np.cumsum(probability) - probability
     kept = np.arange(len(ids)) < (param.top_k or len(ids))

@@ -11,7 +11,15 @@ from typing import NamedTuple
 
 import torch
 
-from .sampling_params import MIX_1, MIX_2, POSITION_FACTOR, SEED_FACTOR, TOKEN_FACTOR, SamplingParams
+from .sampling_params import (
+    LOWEST_TEMPERATURE,
+    MIX_1,
+    MIX_2,
+    POSITION_FACTOR,
+    SEED_FACTOR,
+    TOKEN_FACTOR,
+    SamplingParams,
+)
 
 _MIX1, _MIX2 = (factor - 2**64 for factor in (MIX_1, MIX_2))  # torch's 64-bit integers are signed
 
@@ -28,10 +36,10 @@ class SamplingBuffers:
     def set(self, params: Sequence[SamplingParams]) -> None:
         """Set the parameters of the first slots; the others keep theirs."""
         count = len(params)
-        self.temperature[:count, 0] = torch.tensor([p.temperature for p in params])
-        self.top_k[:count, 0] = torch.tensor([p.top_k for p in params])
-        self.top_p[:count, 0] = torch.tensor([p.top_p for p in params])
-        self.seed[:count, 0] = torch.tensor([p.seed for p in params])
+        self.temperature[:count, 0] = torch.tensor([p.temperature for p in params], device="cpu")
+        self.top_k[:count, 0] = torch.tensor([p.top_k for p in params], device="cpu")
+        self.top_p[:count, 0] = torch.tensor([p.top_p for p in params], device="cpu")
+        self.seed[:count, 0] = torch.tensor([p.seed for p in params], device="cpu")
 
 
 class StepOutput(NamedTuple):
@@ -83,8 +91,9 @@ def sample(logits: torch.Tensor, positions: torch.Tensor, params: SamplingBuffer
     Rows with temperature 0 take the most likely token.
     """
     random = params.temperature > 0
-    scaled = logits / torch.where(random, params.temperature, 1.0)
-    ordered, ids = torch.sort(scaled, dim=-1, descending=True, stable=True)
+    ordered, ids = torch.sort(logits, dim=-1, descending=True, stable=True)
+    # The largest is subtracted first: a quotient of its own could be infinite at a low temperature.
+    ordered = (ordered - ordered[:, :1]) / torch.where(random, params.temperature.clamp(min=LOWEST_TEMPERATURE), 1.0)
     rank = torch.arange(logits.size(-1), device=logits.device)
     probability = ordered.softmax(dim=-1)
     before = probability.cumsum(dim=-1) - probability

@@ -63,7 +63,7 @@ class TorchExecutor(Executor):
 
     @torch.inference_mode()
     def decode(self, tokens: dict[int, int], lengths: Sequence[int]) -> torch.Tensor:
-        self._tokens.copy_(torch.tensor([tokens.get(slot, 0) for slot in range(self._slots)]))
+        self._tokens.copy_(torch.tensor([tokens.get(slot, 0) for slot in range(self._slots)], device="cpu"))
         self._place(list(tokens), lengths)
         return self.decode_step.run(sampled=False).logits.clone()
 
@@ -114,8 +114,8 @@ class TorchExecutor(Executor):
             length if moves else self._idle_position(length) for length, moves in zip(lengths, active, strict=True)
         ]
         if (positions, active) != self._placed:
-            self._positions.copy_(torch.tensor(positions))
-            self._advance.copy_(torch.tensor(active))
+            self._positions.copy_(torch.tensor(positions, device="cpu"))
+            self._advance.copy_(torch.tensor(active, device="cpu"))
         # The step advances positions itself, so that the next one finds them in place.
         self._placed = [position + moves for position, moves in zip(positions, active, strict=True)], active
 

@@ -110,6 +110,25 @@ def test_runs_where_only_torch_is_installed(artifact: Path, runner: Runner) -> N
     assert done.stdout.strip() == str(runner.generate([1, 2, 3], 5, stop_tokens=()).tokens)
 
 
+ANOTHER_DEFAULT_DEVICE = """
+import sys, torch
+torch.set_default_device("meta")
+import gptoss_export
+from gptoss_export import SamplingParams
+runner = gptoss_export.load(sys.argv[1])
+print(runner.generate([1, 2, 3], 5, SamplingParams(0.8, seed=3), stop_tokens=()).tokens, len(runner.score([1, 2, 3])))
+runner.decode([5, None, None])
+"""
+
+
+def test_the_callers_default_device_changes_nothing(artifact: Path, runner: Runner) -> None:
+    code = [sys.executable, "-c", ANOTHER_DEFAULT_DEVICE, artifact]
+    done = subprocess.run(code, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    tokens = runner.generate([1, 2, 3], 5, SamplingParams(0.8, seed=3), stop_tokens=()).tokens
+    assert done.stdout.strip() == f"{tokens} 2"
+
+
 def test_a_changed_weight_is_refused_although_the_code_runs(artifact: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(artifact, tmp_path / "artifact")
     path = next(iter(sorted((folder / "weights").glob("*.safetensors"))))

@@ -179,6 +179,21 @@ def test_step_output() -> None:
     torch.testing.assert_close(output.top_logprob, output.logits.log_softmax(-1).amax(-1))
 
 
+@pytest.mark.parametrize("temperature", [1e-46, 1e-45, 1e-40, 2.0**-126, 1e-30, 1e-10])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_a_tiny_temperature_takes_the_most_likely_token(temperature: float, scale: float) -> None:
+    """Nothing overflows: quotients beyond float32 are of tokens without any probability."""
+    logits = scale * torch.randn(3, 50, generator=torch.Generator().manual_seed(3))
+    params = SamplingParams(temperature, seed=4)
+    buffers = sampler_torch.SamplingBuffers(3, torch.device("cpu"))
+    buffers.set([params] * 3)
+    expected = logits.argmax(dim=-1).tolist()
+    assert sampler_torch.sample(logits, torch.arange(3), buffers).tolist() == expected
+    with np.errstate(all="raise", under="ignore"):
+        found, logprobs = sampler_numpy.choose(logits.numpy(), [0, 1, 2], dict.fromkeys(range(3), params))
+    assert found.tolist() == expected and np.isfinite(logprobs).all()
+
+
 def test_the_definition_itself() -> None:
     """By hand, where it is easy."""
     assert probabilities([0.0, math.log(3.0)]) == pytest.approx([0.25, 0.75])

@@ -162,7 +162,7 @@ class CudaModel:
         wanted: range,
     ) -> _Bound:
         """Bind the arguments of a call; `wanted`: the tokens whose logits are computed."""
-        binding, ends = self.session.io_binding(), torch.tensor([wanted.start, wanted.stop])
+        binding, ends = self.session.io_binding(), torch.tensor([wanted.start, wanted.stop], device="cpu")
         inputs = {LOGITS_FROM: ends[:1], LOGITS_TO: ends[1:], INPUT_IDS: ids, ATTENTION_MASK: mask, **caches}
         for name, tensor in inputs.items():
             binding.bind_input(name, *_address(tensor))

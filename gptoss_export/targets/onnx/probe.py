@@ -40,7 +40,7 @@ def write_probe(folder: Path) -> Path:
         return name
 
     def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=random).bfloat16()
+        return torch.randn(shape, generator=random, device="cpu").bfloat16()
 
     stored: dict[str, torch.Tensor] = {}
     packed: list[str] = []

@@ -58,7 +58,7 @@ def _repacked(job: CompileJob, name: str) -> torch.Tensor:
     """The blocks of all experts of one weight: uint8 [E, K, N / 2]."""
     experts, rows, groups, half = job.weights[name].shape
     (part,) = job.weights[name].parts
-    out = torch.empty(experts, groups * half * 2, rows // 2, dtype=torch.uint8)
+    out = torch.empty(experts, groups * half * 2, rows // 2, dtype=torch.uint8, device="cpu")
     with safe_open(job.folder / part.file, framework="pt") as stored:
         blocks = stored.get_slice(part.tensor)
         for expert in range(experts):
