@@ -13,15 +13,13 @@ import click
 from .errors import reports_errors
 from .params import Integers, Text, artifact_argument, check_new_file, hashes_option, json_option
 from .tables import print_json
-from .text import open_tokenizer
+from .text import TextStream, open_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from ..runtime.generation import Generation, Token
     from ..runtime.runner import Runner
-
-_INCOMPLETE = "\ufffd"  # what a part of a character decodes to
 
 
 @click.command("run")
@@ -139,17 +137,13 @@ def _json(runner: Runner, result: Generation, tokenizer: Tokenizer | None, logpr
 
 
 def _print_stream(stream: Iterable[Token], tokenizer: Tokenizer) -> None:
-    """Print text while it is generated. Each time all tokens are decoded, because one may be a part of a character."""
-    tokens: list[int] = []
-    shown = ""
+    """Print text while it is generated."""
+    text = TextStream(tokenizer)
     for token in stream:
-        tokens.append(token.id)
-        text = tokenizer.decode(tokens)
-        if not text.endswith(_INCOMPLETE):
-            sys.stdout.write(text[len(shown) :])
+        if new := text.push(token.id):
+            sys.stdout.write(new)
             sys.stdout.flush()
-            shown = text
-    click.echo(tokenizer.decode(tokens)[len(shown) :])
+    click.echo(text.end())
 
 
 def _read_tokens(path: Path) -> list[int]:
