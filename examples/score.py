@@ -15,7 +15,10 @@ from tokenizers import Tokenizer
 import gptoss_export
 
 artifact, text = Path(sys.argv[1]), sys.argv[2]
-encoding = Tokenizer.from_file(str(artifact / "tokenizer.json")).encode(text)
+tokenizer = Tokenizer.from_file(str(artifact / "tokenizer.json"))
+tokenizer.no_truncation()  # the file may store one
+tokenizer.no_padding()
+encoding = tokenizer.encode(text)
 logprobs = gptoss_export.load(artifact).score(encoding.ids)
 for token, logprob in zip(encoding.tokens[1:], logprobs.tolist(), strict=True):
     print(f"{logprob:9.4f}  {token}")

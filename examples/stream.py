@@ -15,6 +15,8 @@ import gptoss_export
 
 artifact, text = Path(sys.argv[1]), sys.argv[2]
 tokenizer = Tokenizer.from_file(str(artifact / "tokenizer.json"))
+tokenizer.no_truncation()  # the file may store one
+tokenizer.no_padding()
 runner = gptoss_export.load(artifact)
 sampling = gptoss_export.SamplingParams(temperature=0.8, seed=1)
 for token in runner.stream(tokenizer.encode(text).ids, max_new_tokens=32, sampling=sampling):
