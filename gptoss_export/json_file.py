@@ -64,6 +64,12 @@ def read_object(
     return value
 
 
+def shown(value: object) -> str:
+    """A value of any size for an error: its beginning, in one short line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 class _WrongError(Exception):
     """What is wrong with a file, as a complete sentence."""
 

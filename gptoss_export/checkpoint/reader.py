@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import CheckpointError, raise_all
-from ..json_file import read_object
+from ..json_file import read_object, shown
 from ..model.config import ModelConfig, read_config
 from ..model.parameters import layer_of
 from .layouts import Layout, layout_of
@@ -162,11 +162,5 @@ def _read_index(folder: Path) -> dict[str, str]:
     weight_map = read_object(path, CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         expected = "expected an object that gives the name of a file for each tensor"
-        raise CheckpointError(f"{path}: not a safetensors index (weight_map: found {_shown(weight_map)}; {expected})")
+        raise CheckpointError(f"{path}: not a safetensors index (weight_map: found {shown(weight_map)}; {expected})")
     return weight_map
-
-
-def _shown(value: object) -> str:
-    """A value of any size, in one short line."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 from shutil import copyfile
-from typing import Any
 
 from ..errors import CheckpointError
 from ..json_file import read_object
-from ..model.config import ModelConfig
+from ..model.config import ModelConfig, token_ids
 
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_FILES = (
@@ -31,15 +30,13 @@ def copy_text_files(source: Path, folder: Path) -> list[Path]:
 def default_stop_tokens(source: Path, config: ModelConfig) -> tuple[int, ...]:
     """The stop tokens that generation_config.json names; those of config.json where it names none.
 
-    Raises CheckpointError where generation_config.json cannot be read.
+    Raises CheckpointError where generation_config.json cannot be read, or names what is no token of the model.
     """
     path = source / GENERATION_CONFIG
     if not path.exists():
         return config.eos_token_ids
-    value: Any = read_object(path, CheckpointError).get("eos_token_id")
+    value = read_object(path, CheckpointError).get("eos_token_id")
     try:
-        if value is None:
-            return config.eos_token_ids
-        return tuple(int(token) for token in (value if isinstance(value, list) else [value]))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: eos_token_id cannot be read ({error})") from None
+        return token_ids(value, config.vocab_size) or config.eos_token_ids
+    except ValueError as problem:
+        raise CheckpointError(f"{path}: eos_token_id: {problem}") from None

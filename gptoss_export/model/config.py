@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, raise_all
-from ..json_file import read_object
+from ..json_file import read_object, shown
 
 SLIDING = "sliding_attention"
 FULL = "full_attention"
@@ -238,11 +238,22 @@ def alternating(layers: int) -> list[str]:
 
 def _token_ids(keys: _Keys) -> tuple[int, ...]:
     """eos_token_id is a number, a list of numbers, or absent."""
-    value = keys.raw.get("eos_token_id")
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(token) is int for token in ids):
-        keys.problems.append(f"eos_token_id: found {value!r}, expected an integer or a list of them")
+    try:
+        return token_ids(keys.raw.get("eos_token_id"))
+    except ValueError as problem:
+        keys.problems.append(f"eos_token_id: {problem}")
         return ()
+
+
+def token_ids(value: Any, vocab_size: int | None = None) -> tuple[int, ...]:
+    """The ids that a value of JSON means: a number or a list of them; null means none. Raises ValueError."""
+    if value is None:
+        return ()
+    ids = value if isinstance(value, list) else [value]
+    if not ids or not all(type(token) is int for token in ids):
+        raise ValueError(f"found {shown(value)}, expected an integer or a list of them")
+    if vocab_size is not None and (wrong := [token for token in ids if not 0 <= token < vocab_size]):
+        raise ValueError(f"found {shown(wrong)}, expected ids below vocab_size ({vocab_size})")
     return tuple(ids)
 
 
@@ -286,7 +297,8 @@ def violations(config: ModelConfig) -> list[str]:
             f"rope: theta {config.rope.theta}, factor {config.rope.factor}; expected theta above 1 and "
             "factor of 1 or more"
         )
-    wrong = [token for token in config.eos_token_ids if not 0 <= token < config.vocab_size]
-    if wrong:
-        found.append(f"eos_token_id: found {wrong}, expected ids below vocab_size ({config.vocab_size})")
+    try:
+        token_ids(list(config.eos_token_ids) or None, config.vocab_size)
+    except ValueError as problem:
+        found.append(f"eos_token_id: {problem}")
     return found

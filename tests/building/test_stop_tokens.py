@@ -49,10 +49,20 @@ def test_the_option_comes_before_both(checkpoint: Path) -> None:
     assert built_with(checkpoint, (3, 4)) == (3, 4)
 
 
-@pytest.mark.parametrize("content", [{"eos_token_id": "end"}, {"eos_token_id": [None]}])
-def test_generation_config_json_that_cannot_be_read(checkpoint: Path, content: object) -> None:
-    generation_config(checkpoint, content)
-    with pytest.raises(CheckpointError, match=r"generation_config\.json: eos_token_id cannot be read"):
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        *((value, "an integer or a list") for value in ("end", [None], [], True, [True], 511.7, 511.0, {}, [[1]])),
+        *((value, r"ids below vocab_size .512.") for value in (512, -1, [3, 512], 10**30)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_what_is_no_token_is_refused_with_its_file(checkpoint: Path, file: str, value: object, message: str) -> None:
+    path = checkpoint / file
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | {"eos_token_id": value}))
+    with pytest.raises(CheckpointError, match=rf"(?s)/{file}: .*eos_token_id: found .*, expected {message}"):
         built_with(checkpoint)
     assert not (checkpoint.parent / "artifact").exists()
 
