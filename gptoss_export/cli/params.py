@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,21 @@ def check_new_file(option: str, path: Path | None) -> None:
         raise UsageError(
             f"{option} {path}: expected a file in a folder that exists; make {path.absolute().parent} first"
         )
+
+
+def read_text(option: str, path: Path) -> str:
+    """The text of the file that an option names, in UTF-8 whatever the locale; `-` is standard input.
+
+    Raises UsageError where it cannot be read or is not UTF-8.
+    """
+    from ..errors import UsageError
+
+    try:
+        content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{option} {path}: byte {error.start} is not UTF-8 ({error.reason}); give the text in UTF-8"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{option} {path}: cannot be read ({error.strerror or error})") from None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .errors import reports_errors
-from .params import Integers, Text, artifact_argument, check_new_file, hashes_option, json_option
+from .params import Integers, Text, artifact_argument, check_new_file, hashes_option, json_option, read_text
 from .tables import print_json
 from .text import TextStream, open_tokenizer
 
@@ -25,12 +25,18 @@ if TYPE_CHECKING:
 @click.command("run")
 @artifact_argument
 @click.option("--prompt", type=Text(), help="Text to continue. Needs the artifact's tokenizer.json.")
+@click.option(
+    "--prompt-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="File of text to continue, in UTF-8, as it is: a line break at its end counts. `-` reads standard input.",
+)
 @click.option("--tokens", type=Integers(), help="Token ids to continue.")
 @click.option(
     "--tokens-file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="File of token ids to continue, separated by commas or white space.",
+    help="File of token ids to continue, separated by commas or white space. `-` reads standard input.",
 )
 @click.option("--max-new-tokens", type=int, default=128, show_default=True, help="Most tokens to generate.")
 @click.option(
@@ -66,6 +72,7 @@ if TYPE_CHECKING:
 def command(
     artifact: Path,
     prompt: str | None,
+    prompt_file: Path | None,
     tokens: list[int] | None,
     tokens_file: Path | None,
     max_new_tokens: int,
@@ -85,7 +92,7 @@ def command(
     from ..loading import load
     from ..runtime.sampling_params import SamplingParams
 
-    prompts = {"--prompt": prompt, "--tokens": tokens, "--tokens-file": tokens_file}
+    prompts = {"--prompt": prompt, "--prompt-file": prompt_file, "--tokens": tokens, "--tokens-file": tokens_file}
     given = [option for option, value in prompts.items() if value is not None]
     if len(given) != 1:
         raise UsageError(f"one of {', '.join(prompts)} is needed; found {' and '.join(given) or 'none'}")
@@ -93,10 +100,12 @@ def command(
         raise UsageError("--no-stop: found --stop-token as well; give one of them")
     sampling = SamplingParams(temperature, top_k, top_p, seed)
     check_new_file("--save-logits", save_logits)
+    if prompt_file is not None:
+        prompt = read_text("--prompt-file", prompt_file)
     if tokens_file is not None:
         tokens = _read_tokens(tokens_file)
     runner = load(artifact, verify_hashes, tune_process=True)
-    tokenizer = open_tokenizer(runner, wanted_by=None if prompt is None else "--prompt")
+    tokenizer = open_tokenizer(runner, wanted_by=None if prompt is None else given[0])
     if prompt is not None and tokenizer is not None:
         tokens = tokenizer.encode(prompt).ids
     if not tokens:
@@ -150,8 +159,8 @@ def _read_tokens(path: Path) -> list[int]:
     from ..errors import UsageError
 
     try:
-        return [int(word) for word in path.read_text().replace(",", " ").split()]
-    except (OSError, ValueError) as error:
+        return [int(word) for word in read_text("--tokens-file", path).replace(",", " ").split()]
+    except ValueError as error:
         raise UsageError(f"--tokens-file {path}: cannot be read as token ids ({error})") from None
 
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 from cli_helpers import invoke
-from click.testing import Result
+from click.testing import CliRunner, Result
 from tokenizers import Tokenizer
 
 from gptoss_export import Generation, Token
+from gptoss_export.cli import main
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 27868174\n"
 COMMAND = [sys.executable, "-m", "gptoss_export"]
@@ -110,3 +111,46 @@ def test_a_file_that_is_no_tokenizer_matters_for_text_only(runner: EchoRunner, c
     assert done.exit_code == 0
     facts = json.loads(done.stdout)
     assert facts["tokens"] == [7, 8] and "text" not in facts
+
+
+def test_prompt_file(runner: EchoRunner, tmp_path: Path) -> None:
+    text = "é😀 \r\nline\n"
+    expected = tokenizer_of(runner).encode(text).ids
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(text.encode())
+    for name, stdin in {file: None, "-": text.encode()}.items():
+        runner.prompt = []
+        done = CliRunner().invoke(main, ["run", str(runner.folder), "--prompt-file", str(name), "--json"], input=stdin)
+        assert done.exit_code == 0, done.stderr
+        assert runner.prompt == expected
+    long = "word " * 100_000  # more than a command line takes
+    file.write_text(long, encoding="utf-8")
+    assert run(runner, "--prompt-file", file, "--json").exit_code == 0
+    assert len(runner.prompt) == len(long)
+
+
+def test_tokens_from_standard_input(runner: EchoRunner) -> None:
+    done = CliRunner().invoke(main, ["run", str(runner.folder), "--tokens-file", "-", "--json"], input="5, 6\n7\n")
+    assert done.exit_code == 0, done.stderr
+    assert runner.prompt == [5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (b"caf\xe9", (), "--prompt-file {file}: byte 3 is not UTF-8"),
+        (None, (), "--prompt-file {file}: cannot be read (No such file or directory)"),
+        (b"", (), "--prompt-file: holds no tokens"),
+        (b"x", ("--prompt", "x"), "found --prompt and --prompt-file"),
+        (b"x", ("--tokens", "1"), "found --prompt-file and --tokens"),
+    ],
+)
+def test_prompt_files_that_are_refused(
+    runner: EchoRunner, tmp_path: Path, content: bytes | None, options: tuple[str, ...], message: str
+) -> None:
+    file = tmp_path / "prompt.txt"
+    if content is not None:
+        file.write_bytes(content)
+    done = run(runner, "--prompt-file", file, *options)
+    assert done.exit_code == 2
+    assert message.format(file=file) in done.stderr and "Traceback" not in done.stderr
