@@ -26,7 +26,7 @@ class Integers(click.ParamType):
             self.fail(f"{value!r} is not a list of whole numbers, such as 1,2,3", param, ctx)
 
 
-class Text(click.ParamType):
+class UTF8Text(click.ParamType):
     """Text in UTF-8, whatever the locale. Python leaves surrogates where the locale has no such bytes."""
 
     name = "text"

@@ -11,20 +11,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .errors import reports_errors
-from .params import Integers, Text, artifact_argument, check_new_file, hashes_option, json_option, read_text
+from .params import Integers, UTF8Text, artifact_argument, check_new_file, hashes_option, json_option, read_text
 from .tables import print_json
-from .text import TextStream, open_tokenizer
+from .text import Text, TextStream, open_text
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
     from ..runtime.generation import Generation, Token
     from ..runtime.runner import Runner
 
 
 @click.command("run")
 @artifact_argument
-@click.option("--prompt", type=Text(), help="Text to continue. Needs the artifact's tokenizer.json.")
+@click.option("--prompt", type=UTF8Text(), help="Text to continue. Needs the artifact's tokenizer.json.")
 @click.option(
     "--prompt-file",
     type=click.Path(path_type=Path),
@@ -59,6 +57,11 @@ if TYPE_CHECKING:
     help="Token id to stop at. May be repeated.  [default: the artifact's stop tokens]",
 )
 @click.option("--no-stop", is_flag=True, help="Stop at no token.")
+@click.option(
+    "--special-tokens",
+    is_flag=True,
+    help="Show special tokens such as <|end|> in the text. Without it they are left out.",
+)
 @click.option("--logprobs", is_flag=True, help="Print each token with its log probability.")
 @click.option(
     "--save-logits",
@@ -82,6 +85,7 @@ def command(
     seed: int,
     stop_tokens: tuple[int, ...],
     no_stop: bool,
+    special_tokens: bool,
     logprobs: bool,
     save_logits: Path | None,
     verify_hashes: bool,
@@ -105,29 +109,30 @@ def command(
     if tokens_file is not None:
         tokens = _read_tokens(tokens_file)
     runner = load(artifact, verify_hashes, tune_process=True)
-    tokenizer = open_tokenizer(runner, wanted_by=None if prompt is None else given[0])
-    if prompt is not None and tokenizer is not None:
-        tokens = tokenizer.encode(prompt).ids
+    wanted_by = given[0] if prompt is not None else "--special-tokens" if special_tokens else None
+    text = open_text(runner, wanted_by, special_tokens)
+    if prompt is not None and text is not None:
+        tokens = text.encode(prompt)
     if not tokens:
         raise UsageError(f"{given[0]}: holds no tokens, expected one or more")
     stops = () if no_stop else stop_tokens or None
-    if tokenizer is not None and not (as_json or save_logits or logprobs):
-        _print_stream(runner.stream(tokens, max_new_tokens, sampling, stops), tokenizer)
+    if text is not None and not (as_json or save_logits or logprobs):
+        _print_stream(runner.stream(tokens, max_new_tokens, sampling, stops), text)
         return
     result = runner.generate(tokens, max_new_tokens, sampling, stops, keep_logits=save_logits is not None)
     if save_logits is not None:
         _save(result.logits, save_logits)
     if as_json:
-        print_json(_json(runner, result, tokenizer, logprobs))
+        print_json(_json(runner, result, text, logprobs))
     elif logprobs:
         for token, value in zip(result.tokens, result.logprobs, strict=True):
-            text = f"  {tokenizer.decode([token])!r}" if tokenizer else ""
-            click.echo(f"{token}\t{value:.4f}{text}")
+            shown = f"  {text.decode([token])!r}" if text else ""
+            click.echo(f"{token}\t{value:.4f}{shown}")
     else:
-        click.echo(tokenizer.decode(result.tokens) if tokenizer else ",".join(map(str, result.tokens)))
+        click.echo(text.decode(result.tokens) if text else ",".join(map(str, result.tokens)))
 
 
-def _json(runner: Runner, result: Generation, tokenizer: Tokenizer | None, logprobs: bool) -> dict[str, Any]:
+def _json(runner: Runner, result: Generation, text: Text | None, logprobs: bool) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "prompt_tokens": result.prompt_tokens,
         "tokens": result.tokens,
@@ -140,19 +145,19 @@ def _json(runner: Runner, result: Generation, tokenizer: Tokenizer | None, logpr
     }
     if logprobs:
         facts["logprobs"] = result.logprobs
-    if tokenizer is not None:
-        facts["text"] = tokenizer.decode(result.tokens)
+    if text is not None:
+        facts["text"] = text.decode(result.tokens)
     return facts
 
 
-def _print_stream(stream: Iterable[Token], tokenizer: Tokenizer) -> None:
+def _print_stream(stream: Iterable[Token], text: Text) -> None:
     """Print text while it is generated."""
-    text = TextStream(tokenizer)
+    parts = TextStream(text)
     for token in stream:
-        if new := text.push(token.id):
+        if new := parts.push(token.id):
             sys.stdout.write(new)
             sys.stdout.flush()
-    click.echo(text.end())
+    click.echo(parts.end())
 
 
 def _read_tokens(path: Path) -> list[int]:

@@ -18,6 +18,32 @@ _REPLACEMENT = "\ufffd"  # what bytes decode to that are no character, or not ye
 _LONGEST_WAIT = 8  # tokens that may end in a part of a character; a character has 4 bytes at most
 
 
+class Text:
+    """A tokenizer with one rule for special tokens.
+
+    special_tokens  show them in decoded text; without it they are left out
+    """
+
+    def __init__(self, tokenizer: Tokenizer, special_tokens: bool = False) -> None:
+        self._tokenizer, self._skip = tokenizer, not special_tokens
+        added = tokenizer.get_added_tokens_decoder()
+        self._special = {index for index, token in added.items() if token.special}
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text."""
+        tokens: list[int] = self._tokenizer.encode(text).ids
+        return tokens
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of tokens."""
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=self._skip)
+        return text
+
+    def leaves_out(self, token: int) -> bool:
+        """Whether decoding ignores a token."""
+        return (self._skip and token in self._special) or self._tokenizer.id_to_token(token) is None
+
+
 class TextStream:
     """Decodes tokens one at a time. The parts are together what decoding all tokens at once gives.
 
@@ -25,50 +51,44 @@ class TextStream:
     decoded again, a few of them, whatever the length of the text.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        special = tokenizer.get_added_tokens_decoder()
-        self._hidden = {index for index, token in special.items() if token.special}
+    def __init__(self, text: Text) -> None:
+        self._text = text
         self._context: list[int] = []  # tokens whose text was given away, as `_given`
         self._given = ""
         self._waiting: list[int] = []
 
     def push(self, token: int) -> str:
         """The text that is certain now and was not before."""
-        if token in self._hidden or self._tokenizer.id_to_token(token) is None:
-            return ""  # decoding leaves it out
+        if self._text.leaves_out(token):
+            return ""
         self._waiting.append(token)
-        text = self._decode(self._context + self._waiting)
+        text = self._text.decode(self._context + self._waiting)
         if not text.endswith(_REPLACEMENT):
             return self._give(len(self._waiting), text)
         if len(self._waiting) < _LONGEST_WAIT:
             return ""
         for count in range(len(self._waiting) - 1, 0, -1):
             # Bytes are no character where they decode to the same without the bytes that follow.
-            before = self._decode(self._context + self._waiting[:count])
-            if before + self._decode(self._waiting[count:]) == text:
+            before = self._text.decode(self._context + self._waiting[:count])
+            if before + self._text.decode(self._waiting[count:]) == text:
                 return self._give(count, before)
         return ""
 
     def end(self) -> str:
         """The rest of the text, after the last token."""
-        return self._decode(self._context + self._waiting)[len(self._given) :]
+        return self._text.decode(self._context + self._waiting)[len(self._given) :]
 
     def _give(self, count: int, text: str) -> str:
         """Give away the first waiting tokens, with which the context decodes to `text`."""
         new = text[len(self._given) :]
         if new:
             self._context = self._waiting[:count]
-            self._given = self._decode(self._context)
+            self._given = self._text.decode(self._context)
             self._waiting = self._waiting[count:]
         return new
 
-    def _decode(self, tokens: list[int]) -> str:
-        text: str = self._tokenizer.decode(tokens)
-        return text
 
-
-def open_tokenizer(runner: Runner, wanted_by: str | None) -> Tokenizer | None:
+def open_text(runner: Runner, wanted_by: str | None, special_tokens: bool) -> Text | None:
     """The artifact's tokenizer, without the truncation and padding that its file may store.
 
     wanted_by  the option that needs text. Without one, what cannot be opened is None, with a note on stderr where
@@ -82,9 +102,9 @@ def open_tokenizer(runner: Runner, wanted_by: str | None) -> Tokenizer | None:
     if _TOKENIZER not in runner.manifest.files:
         if wanted_by is None:
             return None
-        raise UsageError(f"{wanted_by}: {path} not found; give token ids with --tokens")
+        raise UsageError(f"{wanted_by}: {path} not found; without it there are token ids only (--tokens), no text")
     try:
-        return _read(path)
+        return Text(_read(path), special_tokens)
     except ImportError:
         if wanted_by is None:
             return None

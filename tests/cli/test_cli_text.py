@@ -154,3 +154,20 @@ def test_prompt_files_that_are_refused(
     done = run(runner, "--prompt-file", file, *options)
     assert done.exit_code == 2
     assert message.format(file=file) in done.stderr and "Traceback" not in done.stderr
+
+
+def test_special_tokens(runner: EchoRunner) -> None:
+    tokenizer = tokenizer_of(runner)
+    tokenizer.add_special_tokens(["<|end|>"])
+    tokenizer.save(str(runner.folder / "tokenizer.json"))
+    end = tokenizer.token_to_id("<|end|>")
+    runner.tokens = [*tokenizer.encode("a").ids, end, *tokenizer.encode("é").ids]
+    for options, text in {(): "aé", ("--special-tokens",): "a<|end|>é"}.items():
+        assert run(runner, "--tokens", 1, *options).stdout == text + "\n"
+        assert json.loads(run(runner, "--tokens", 1, "--json", *options).stdout)["text"] == text
+        lines = run(runner, "--tokens", 1, "--logprobs", *options).stdout.splitlines()
+        assert lines[1] == f"{end}\t-1.0000  {'<|end|>' if options else ''!r}"
+    (runner.folder / "tokenizer.json").unlink()
+    done = run(runner, "--tokens", 1, "--special-tokens")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "--special-tokens: " in done.stderr and "tokenizer.json not found" in done.stderr

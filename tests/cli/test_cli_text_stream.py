@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from gptoss_export.cli.text import TextStream
+from gptoss_export.cli.text import Text, TextStream
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 ENDS = (["<|end|>", "<|start|>"], ["<tool>"])  # special tokens, and one that is added but not special
@@ -24,8 +24,8 @@ def byte_tokenizer(*merged: str) -> Tokenizer:
     return tokenizer
 
 
-def streamed(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
-    text = TextStream(tokenizer)
+def streamed(tokenizer: Tokenizer, tokens: Iterable[int], special_tokens: bool = False) -> str:
+    text = TextStream(Text(tokenizer, special_tokens))
     return "".join([text.push(token) for token in tokens]) + text.end()
 
 
@@ -63,6 +63,8 @@ def test_parts_are_together_the_whole_text(make: Callable[[random.Random, Tokeni
     for _ in range(1500):
         tokens = make(draw, tokenizer)
         assert streamed(tokenizer, tokens) == tokenizer.decode(tokens), tokens
+        shown = tokenizer.decode(tokens, skip_special_tokens=False)
+        assert streamed(tokenizer, tokens, special_tokens=True) == shown, tokens
 
 
 def test_a_decoder_that_treats_the_first_token_differently() -> None:
@@ -77,10 +79,10 @@ def test_a_decoder_that_treats_the_first_token_differently() -> None:
 
 def test_characters_appear_when_they_are_complete() -> None:
     tokenizer = byte_tokenizer()
-    text = TextStream(tokenizer)
+    text = TextStream(Text(tokenizer))
     assert [text.push(token) for token in tokenizer.encode("a€b").ids] == ["a", "", "", "€", "b"]
     assert text.end() == ""
-    cut = TextStream(tokenizer)
+    cut = TextStream(Text(tokenizer))
     assert [cut.push(token) for token in tokenizer.encode("€").ids[:2]] == ["", ""]
     assert cut.end() == "\ufffd"
 
