@@ -107,7 +107,7 @@ class Manifest:
 
 
 def save_manifest(manifest: Manifest, folder: Path) -> None:
-    (folder / NAME).write_text(json.dumps(manifest.to_json(), indent=1) + "\n")
+    (folder / NAME).write_text(json.dumps(manifest.to_json(), indent=1) + "\n", encoding="utf-8")
 
 
 def load_manifest(folder: Path) -> Manifest:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import click
 
 from .. import __version__
 from .params import check_utf8
+from .streams import print_any_text
 
 # name -> module of this package that holds `command`
 COMMANDS = {
@@ -24,6 +26,11 @@ COMMANDS = {
 
 class Commands(click.Group):
     """Imports a command's module when it is asked for, so that `--help` stays quick."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Prepare the output streams, then parse and run."""
+        print_any_text()
+        return super().main(*args, **extra)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Check every argument of every command before one of them is used: text and paths must be UTF-8."""

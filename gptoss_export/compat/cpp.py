@@ -12,9 +12,9 @@ from ..errors import BuildError
 def compile_library(file: Path, source: str, *options: str) -> Path:
     """Compile C++ source to the shared library `file`; returns it. Raises BuildError with what the compiler says."""
     code = file.with_suffix(".cpp")
-    code.write_text(source)
+    code.write_text(source, encoding="utf-8")
     command = [os.environ.get("CXX", "g++"), "-shared", "-fPIC", str(code), "-o", str(file), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
     code.unlink()
     if done.returncode:
         raise BuildError(f"the C++ compiler failed: {' '.join(command)}\n{done.stderr.strip()}")

@@ -93,7 +93,7 @@ def _nv_headers() -> Path | None:
 def _declared(location: Path, pattern: str) -> set[str]:
     """The names in a header, or in all headers of a folder."""
     files = sorted(location.rglob("*.h")) if location.is_dir() else [location]
-    return {name for file in files for name in re.findall(pattern, file.read_text())}
+    return {name for file in files for name in re.findall(pattern, file.read_text(encoding="utf-8"))}
 
 
 def _source_with(symbols: set[str]) -> str:

@@ -114,7 +114,7 @@ def write_tuned_configs(configs: TunedConfigs, path: Path) -> None:
     """Write the file whole or not at all. Raises OSError where it cannot be written."""
     partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.write_text(_text(configs))
+        partial.write_text(_text(configs), encoding="utf-8")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -220,9 +220,9 @@ def _assemble(ptx: str, capability: int) -> bytes:
         raise ValueError("PTX has no .target")
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
-        source.write_text(ptx)
+        source.write_text(ptx, encoding="utf-8")
         command = [ptxas_path(capability), f"--gpu-name={target[1]}", str(source), "-o", str(cubin)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if done.returncode:
             raise ValueError(f"ptxas cannot assemble the kernel for {target[1]}: {done.stderr.strip()}")
         return cubin.read_bytes()

@@ -1,7 +1,9 @@
 """Text goes in and comes out as it is, whatever bytes, locale and tokenizer file a user has."""
 
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -171,3 +173,41 @@ def test_special_tokens(runner: EchoRunner) -> None:
     done = run(runner, "--tokens", 1, "--special-tokens")
     assert (done.exit_code, done.stdout) == (2, "")
     assert "--special-tokens: " in done.stderr and "tokenizer.json not found" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("utf-8", "é😀".encode()), ("cp1252", b"\xe9?"), ("latin-1", b"\xe9?"), ("ascii", "é😀".encode())],
+)
+def test_a_stream_takes_every_character(
+    runner: EchoRunner, monkeypatch: pytest.MonkeyPatch, encoding: str, shown: bytes
+) -> None:
+    runner.tokens = tokenizer_of(runner).encode("é😀").ids
+    for options in ((), ("--logprobs",)):
+        out = io.TextIOWrapper(io.BytesIO(), encoding)
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as exited:
+            patch.setattr(sys, "stdout", out)
+            patch.setattr(signal, "signal", lambda *_: None)
+            main(["run", str(runner.folder), "--prompt", "x", *options])
+        assert exited.value.code == 0
+        found = out.buffer.getvalue()
+        assert options or found == shown + b"\n"
+
+
+@pytest.mark.parametrize(
+    "env", [{"PYTHONIOENCODING": "cp1252"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}], ids=str
+)
+def test_errors_are_printed_whatever_the_locale(tmp_path: Path, env: dict[str, str]) -> None:
+    folder = tmp_path / "папка"
+    folder.mkdir()
+    done = subprocess.run([*COMMAND, "inspect", folder], capture_output=True, env=os.environ | env, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(b"error: ") and b"Traceback" not in done.stderr
+
+
+def test_a_prompt_is_utf8_whatever_the_locale() -> None:
+    text = "ascii(UTF8Text().convert(sys.argv[1], None, None))"
+    code = f"import sys\nfrom gptoss_export.cli.params import UTF8Text\nprint({text})"
+    env = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", code, "é😀".encode()], capture_output=True, env=env, check=False)
+    assert done.stdout.decode() == ascii("é😀") + "\n", done.stderr

@@ -183,7 +183,7 @@ def _without_sources(files: Sequence[Any], folder: Path) -> list[str]:
     kept = [str(shutil.copy(file, folder)) for file in files if str(file).endswith((".so", ".wrapper_metadata.json"))]
     for library in [file for file in kept if file.endswith(".so")]:
         command = ["strip", "--strip-debug", "--remove-section=.comment", library]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if done.returncode:
             raise BuildError(f"strip failed on {library}: {done.stderr.strip()}")
         source = Path(library).with_suffix(".cpp")

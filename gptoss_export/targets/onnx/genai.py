@@ -62,5 +62,5 @@ def write_genai_config(job: CompileJob) -> Path:
             "do_sample": False,
         },
     }
-    (job.folder / NAME).write_text(json.dumps(data, indent=1) + "\n")
+    (job.folder / NAME).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     return Path(NAME)

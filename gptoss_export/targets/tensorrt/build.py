@@ -137,7 +137,7 @@ class EngineCompilation(Compilation):
     def _write_plugin(self, plugin: Plugin) -> None:
         if plugin.name in self.schedule.plugins:
             return
-        (self._folder / "plugins" / f"{plugin.name}.ptx").write_text(plugin.ptx)
+        (self._folder / "plugins" / f"{plugin.name}.ptx").write_text(plugin.ptx, encoding="utf-8")
         (self._folder / "plugins" / f"{plugin.name}.cubin").write_bytes(plugin.cubin)
         self.schedule.plugins[plugin.name] = PluginSpec(
             function=plugin.function,

@@ -87,7 +87,7 @@ class Schedule:
 
 
 def save_schedule(schedule: Schedule, folder: Path) -> None:
-    (folder / NAME).write_text(json.dumps(dataclasses.asdict(schedule), separators=(",", ":")) + "\n")
+    (folder / NAME).write_text(json.dumps(dataclasses.asdict(schedule), separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 def parse_schedule(data: Mapping[str, Any]) -> Schedule:
