@@ -14,9 +14,33 @@ from typing import Any
 
 from ..errors import CheckpointError, raise_all
 from ..json_file import read_object, shown
+from .spellings import ROPE_SECTIONS, contradictions
 
 SLIDING = "sliding_attention"
 FULL = "full_attention"
+# The smallest and the largest number that is believed. A wrong one would cost hours or all memory before it is noticed.
+BELIEVED: dict[str, tuple[float, float]] = {
+    "hidden_size": (1, 2**20),
+    "intermediate_size": (1, 2**20),
+    "num_hidden_layers": (1, 2**10),
+    "num_attention_heads": (1, 2**12),
+    "num_key_value_heads": (1, 2**12),
+    "head_dim": (1, 2**12),
+    "vocab_size": (1, 2**24),
+    "num_local_experts": (1, 2**12),
+    "num_experts_per_tok": (1, 2**12),
+    "sliding_window": (1, 2**30),
+    "max_position_embeddings": (1, 2**30),
+    "rms_norm_eps": (1e-12, 1.0),
+    "swiglu_alpha": (1e-3, 1e3),
+    "swiglu_limit": (1e-3, 1e6),
+    "rope.theta": (1.0, 1e12),
+    "rope.factor": (1.0, 1e6),
+    "rope.original_max_position_embeddings": (1, 2**30),
+    "rope.beta_fast": (1e-3, 1e6),
+    "rope.beta_slow": (1e-3, 1e6),
+    "rope.attention_factor": (1e-3, 1e3),
+}
 MXFP4_GROUP = 32  # weights that share one scale; OCP Microscaling Formats 1.0, section 5.2
 
 
@@ -96,6 +120,7 @@ def read_config(folder: Path) -> ModelConfig:
 def parse_config(raw: dict[str, Any], source: str) -> ModelConfig:
     """Turn the parsed config.json into a ModelConfig. `source` is its name in errors. Raises as `read_config`."""
     keys = _Keys(raw)
+    keys.problems += contradictions(raw)
     config = _original(keys) if "rope_scaling_factor" in raw else _hugging_face(keys)
     problems = keys.problems or violations(config)
     raise_all(CheckpointError, f"{source}: not a gpt-oss config", problems)
@@ -121,18 +146,18 @@ class _Keys:
             return kind(1)
         good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2.0**63
         if not good or (kind is int and value != int(value)):
-            self.problems.append(f"{self.prefix}{key}: found {value!r}, expected a finite {kind.__name__}")
+            self.problems.append(f"{self.prefix}{key}: found {shown(value)}, expected a finite {kind.__name__}")
             return kind(1)
         return kind(value)
 
     def fixed(self, key: str, expected: Any) -> None:
         """Check a key that has one possible value in gpt-oss. An absent key counts as that value."""
         if (value := self.raw.get(key, expected)) != expected:
-            self.problems.append(f"{self.prefix}{key}: found {value!r}, gpt-oss has {expected!r}")
+            self.problems.append(f"{self.prefix}{key}: found {shown(value)}, gpt-oss has {expected!r}")
 
     def first(self, key: str, other: str) -> str:
-        """The one of two keys that is there; the second if neither is."""
-        return key if key in self.raw else other
+        """The one of two keys that has a value; the second if neither has."""
+        return key if self.raw.get(key) is not None else other
 
     def section(self, *names: str) -> _Keys:
         """Look-ups in the first of these keys that holds an object.
@@ -147,7 +172,11 @@ class _Keys:
 
 
 def _common(keys: _Keys) -> dict[str, Any]:
-    """The fields that have the same key in both spellings."""
+    """The fields that have the same key in both spellings. Checks those that gpt-oss does not leave open."""
+    keys.fixed("model_type", "gpt_oss")
+    keys.fixed("hidden_act", "silu")
+    keys.fixed("attention_bias", True)
+    keys.fixed("tie_word_embeddings", False)
     return {
         "hidden_size": keys.number("hidden_size", int),
         "intermediate_size": keys.number("intermediate_size", int),
@@ -163,23 +192,19 @@ def _common(keys: _Keys) -> dict[str, Any]:
 
 
 def _hugging_face(keys: _Keys) -> ModelConfig:
-    keys.fixed("model_type", "gpt_oss")
-    keys.fixed("hidden_act", "silu")
-    keys.fixed("attention_bias", True)
-    keys.fixed("tie_word_embeddings", False)
     layers = keys.number("num_hidden_layers", int)
     # transformers 5 writes rope_parameters, which holds rope_theta. Version 4 wrote rope_scaling and, outside of it,
     # rope_theta.
-    rope = keys.section("rope_parameters", "rope_scaling")
+    rope = keys.section(*ROPE_SECTIONS)
     kind = rope.raw.get("rope_type", rope.raw.get("type"))
     if rope.raw and kind != "yarn":
-        keys.problems.append(f"{rope.prefix}rope_type: found {kind!r}, gpt-oss has 'yarn'")
+        keys.problems.append(f"{rope.prefix}rope_type: found {shown(kind)}, gpt-oss has 'yarn'")
     for unused in ("mscale", "mscale_all_dim", "partial_rotary_factor"):
         rope.fixed(unused, None)
     theta = rope if "rope_theta" in rope.raw else keys
     truncate = rope.raw.get("truncate", True)
     if not isinstance(truncate, bool):
-        keys.problems.append(f"{rope.prefix}truncate: found {truncate!r}, expected true or false")
+        keys.problems.append(f"{rope.prefix}truncate: found {shown(truncate)}, expected true or false")
     attention_factor = rope.raw.get("attention_factor")
     if attention_factor is not None:
         attention_factor = rope.number("attention_factor", float)
@@ -187,7 +212,7 @@ def _hugging_face(keys: _Keys) -> ModelConfig:
     if layer_types is None:
         layer_types = alternating(layers)
     if not isinstance(layer_types, list) or not all(isinstance(kind, str) for kind in layer_types):
-        keys.problems.append(f"layer_types: found {layer_types!r}, expected a list of strings")
+        keys.problems.append(f"layer_types: found {shown(layer_types)}, expected a list of strings")
         layer_types = []
     return ModelConfig(
         **_common(keys),
@@ -213,6 +238,7 @@ def _original(keys: _Keys) -> ModelConfig:
     layers = keys.number("num_hidden_layers", int)
     context = keys.number("initial_context_length", int)
     factor = keys.number("rope_scaling_factor", float)
+    keys.fixed("layer_types", alternating(layers))
     return ModelConfig(
         **_common(keys),
         num_hidden_layers=layers,
@@ -232,8 +258,9 @@ def _original(keys: _Keys) -> ModelConfig:
 
 
 def alternating(layers: int) -> list[str]:
-    """The layer types of gpt-oss: sliding and full in turn, a sliding layer first."""
-    return [SLIDING if layer % 2 == 0 else FULL for layer in range(layers)]
+    """The layer types of gpt-oss: sliding and full in turn, a sliding layer first. No more than a model can have."""
+    most = int(BELIEVED["num_hidden_layers"][1])
+    return [SLIDING if layer % 2 == 0 else FULL for layer in range(min(layers, most))]
 
 
 def _token_ids(keys: _Keys) -> tuple[int, ...]:
@@ -264,11 +291,15 @@ def violations(config: ModelConfig) -> list[str]:
         for field in dataclasses.fields(owner):
             value = getattr(owner, field.name)
             unused = field.name == "sliding_window" and SLIDING not in config.layer_types
-            if field.type not in ("int", "float") or unused:
+            kind, _, optional = str(field.type).partition(" | ")
+            if kind not in ("int", "float") or unused or (optional and value is None):
                 continue
-            good = isinstance(value, (int, float)) and (field.type == "float" or isinstance(value, int))
+            good = isinstance(value, (int, float)) and (kind == "float" or isinstance(value, int))
+            least, most = BELIEVED[f"{prefix}{field.name}"]
             if not good or isinstance(value, bool) or not 0 < value < math.inf:
-                found.append(f"{prefix}{field.name}: found {value!r}, expected a finite {field.type} above 0")
+                found.append(f"{prefix}{field.name}: found {shown(value)}, expected a finite {kind} above 0")
+            elif not least <= value <= most:
+                found.append(f"{prefix}{field.name}: found {shown(value)}, expected {least:g} to {most:g}")
     if found:
         return found
     for name in ("hidden_size", "intermediate_size"):
@@ -291,7 +322,7 @@ def violations(config: ModelConfig) -> list[str]:
             f"layer_types: {len(config.layer_types)} entries, expected num_hidden_layers ({config.num_hidden_layers})"
         )
     if unknown := sorted(set(config.layer_types) - {SLIDING, FULL}):
-        found.append(f"layer_types: found {', '.join(unknown)}, expected {SLIDING} or {FULL}")
+        found.append(f"layer_types: found {', '.join(unknown[:3])}, expected {SLIDING} or {FULL}")
     if config.rope.theta <= 1 or config.rope.factor < 1:
         found.append(
             f"rope: theta {config.rope.theta}, factor {config.rope.factor}; expected theta above 1 and "

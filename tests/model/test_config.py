@@ -85,6 +85,13 @@ def test_all_problems_are_named_at_once() -> None:
         ({"rope_scaling": plain_config_json(PRESETS["20b"])["rope_scaling"] | {"beta_slow": 0}}, "rope.beta_slow"),
         ({"rope_scaling": None}, "rope_parameters: missing"),
         ({"hidden_size": float("nan")}, "finite"),
+        ({"hidden_size": float("inf")}, "finite"),
+        ({"hidden_size": 96.5}, "hidden_size: found 96.5, expected a finite int"),
+        ({"hidden_size": True}, "hidden_size: found True, expected a finite int"),
+        ({"rms_norm_eps": float("inf")}, "rms_norm_eps: found inf, expected a finite float"),
+        ({"rms_norm_eps": False}, "rms_norm_eps: found False, expected a finite float"),
+        ({"layer_types": None, "num_hidden_layers": 10**6}, "num_hidden_layers: found 1000000, expected 1 to 1024"),
+        ({"layer_types": None, "num_hidden_layers": 2**62}, "num_hidden_layers: found .*, expected 1 to 1024"),
     ],
 )
 def test_refused(change: dict[str, Any], message: str) -> None:
