@@ -6,23 +6,20 @@ that a build needs about as much memory for a large model as for a small one.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from ..errors import CheckpointError, raise_all
-from ..json_file import read_object, shown
 from ..model.config import ModelConfig, read_config
 from ..model.parameters import layer_of
 from .layouts import Layout, layout_of
 from .layouts.layout import Recipe, StoredTensor
-
-INDEX = "model.safetensors.index.json"
+from .shards import read_shards
 
 
 @dataclass(frozen=True)
@@ -97,19 +94,26 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: not a folder; expected one with config.json and *.safetensors")
     config = read_config(folder)
-    shards = _shards(folder)
-    names = Counter(name for tensors in shards.values() for name in tensors)
-    layout = layout_of(names)
+    shards = read_shards(folder)
+    holders: dict[str, list[str]] = {}
+    for path, tensors in shards.items():
+        for name in tensors:
+            holders.setdefault(name, []).append(path.name)
+    layout = layout_of(holders)
     if layout is None:
         raise CheckpointError(
-            f"{folder}: tensors of no known layout (such as {', '.join(sorted(names)[:3]) or 'none at all'}); "
+            f"{folder}: tensors of no known layout (such as {', '.join(sorted(holders)[:3]) or 'none at all'}); "
             "expected names like model.layers.0.self_attn.q_proj.weight or block.0.attn.qkv.weight"
         )
     recipes = layout.recipes(config)
     wanted = {part.name: part for recipe in recipes.values() for part in recipe.parts}
-    problems = [f"{name}: in {count} files, expected in one" for name, count in names.items() if count > 1]
-    problems += [f"{name}: missing" for name in wanted if name not in names]
-    problems += [f"{name}: unknown to the {layout.name} layout" for name in names if name not in wanted]
+    problems = [
+        f"{name}: in {len(held)} files ({', '.join(held)}), expected in one"
+        for name, held in holders.items()
+        if len(held) > 1
+    ]
+    problems += [f"{name}: missing" for name in wanted if name not in holders]
+    problems += [f"{name}: unknown to the {layout.name} layout" for name in holders if name not in wanted]
     files: dict[str, Path] = {}
     for path, tensors in shards.items():
         for name, (shape, dtype) in tensors.items():
@@ -125,42 +129,3 @@ def _mismatch(path: Path, wanted: StoredTensor, shape: tuple[int, ...], dtype: s
         yield f"{wanted.name} ({path.name}): shape {list(shape)}, expected {list(wanted.shape)} by config.json"
     if dtype not in wanted.dtypes:
         yield f"{wanted.name} ({path.name}): dtype {dtype}, expected {' or '.join(wanted.dtypes)}"
-
-
-def _shards(folder: Path) -> dict[Path, dict[str, tuple[tuple[int, ...], str]]]:
-    """Shape and dtype of every tensor of every shard, from the shards' headers."""
-    problems: list[str] = []
-    paths = sorted(folder.glob("*.safetensors"))
-    index = _read_index(folder)
-    named = sorted(set(index.values()))
-    problems += [f"{name}: named by {INDEX}, not in the folder" for name in named if not (folder / name).is_file()]
-    if not paths and not problems:
-        problems.append("no *.safetensors file")
-    shards: dict[Path, dict[str, tuple[tuple[int, ...], str]]] = {}
-    for path in paths:
-        try:
-            with safe_open(path, framework="pt") as shard:
-                slices = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118
-                shards[path] = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
-        except (SafetensorError, OSError) as error:
-            problems.append(f"{path.name}: cannot be read as safetensors ({error})")
-    readable = {path.name: tensors for path, tensors in shards.items()}
-    problems += [
-        f"{name}: {INDEX} says it is in {file}, which does not hold it"
-        for name, file in index.items()
-        if file in readable and name not in readable[file]
-    ]
-    raise_all(CheckpointError, f"{folder}: shards are missing or broken", problems)
-    return shards
-
-
-def _read_index(folder: Path) -> dict[str, str]:
-    """The file name of each tensor, from the index. Empty if the folder has no index."""
-    path = folder / INDEX
-    if not path.exists():
-        return {}
-    weight_map = read_object(path, CheckpointError).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        expected = "expected an object that gives the name of a file for each tensor"
-        raise CheckpointError(f"{path}: not a safetensors index (weight_map: found {shown(weight_map)}; {expected})")
-    return weight_map

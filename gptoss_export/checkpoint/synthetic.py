@@ -27,7 +27,7 @@ from ..model.config import FULL, MXFP4_GROUP, SLIDING, ModelConfig, Yarn, altern
 from ..model.parameters import EMBEDDING, layer_of, parameters
 from .layouts import LAYOUTS, Layout
 from .layouts.layout import Recipe
-from .reader import INDEX
+from .shards import INDEX
 
 _20B = ModelConfig(
     hidden_size=2880,

@@ -81,10 +81,49 @@ def test_broken_shards(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     (folder / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"index\.json: holds a list, expected an object"):
         open_checkpoint(folder)
-    for weight_map in ({}, {"weight_map": [1]}, {"weight_map": {"a": 1}}):
+    for weight_map in ({}, {"weight_map": {}}, {"weight_map": [1]}, {"weight_map": {"a": 1}}):
         (folder / "model.safetensors.index.json").write_text(json.dumps(weight_map))
         with pytest.raises(CheckpointError, match=r"not a safetensors index .weight_map: found .*expected an object"):
             open_checkpoint(folder)
+
+
+def test_a_file_that_the_index_does_not_name_is_left_alone(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """An adapter, a shard of another training run, a broken file."""
+    folder = shutil.copytree(checkpoints["hf"], tmp_path / "more")
+    expected = {name: path.name for name, path in open_checkpoint(folder).files.items()}
+    save_file({"base_model.model.x.lora_A.weight": torch.zeros(2, 2)}, folder / "adapter_model.safetensors")
+    shutil.copy(sorted(folder.glob("model-*.safetensors"))[1], folder / "old.safetensors")
+    (folder / "zero.safetensors").write_bytes(b"")
+    assert {name: path.name for name, path in open_checkpoint(folder).files.items()} == expected
+
+
+def test_without_an_index_the_file_of_all_weights_is_the_shard(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoints["hf"], tmp_path / "one")
+    (folder / "model.safetensors.index.json").unlink()
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in folder.glob("*.safetensors"):
+        tensors |= load_file(shard)
+        shard.unlink()
+    save_file(tensors, folder / "model.safetensors")
+    save_file({"x.lora_A.weight": torch.zeros(2, 2)}, folder / "adapter_model.safetensors")
+    assert {path.name for path in open_checkpoint(folder).files.values()} == {"model.safetensors"}
+
+
+def test_a_tensor_in_two_shards_names_both(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoints["hf"], tmp_path / "twice")
+    first, second, *_ = sorted(folder.glob("*.safetensors"))
+    tensors, name = load_file(first), next(iter(load_file(second)))
+    save_file(tensors | {name: load_file(second)[name]}, first)
+    with pytest.raises(CheckpointError, match=rf"{name}: in 2 files .{first.name}, {second.name}., expected in one"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("file", ["../model.safetensors", "/model.safetensors", "..", "", "a/b.safetensors"])
+def test_an_index_names_files_of_its_folder(checkpoints: dict[str, Path], tmp_path: Path, file: str) -> None:
+    folder = shutil.copytree(checkpoints["hf"], tmp_path / "elsewhere")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": file}}))
+    with pytest.raises(CheckpointError, match="expected an object that gives the name of a file in the folder"):
+        open_checkpoint(folder)
 
 
 def test_other_folders(checkpoints: dict[str, Path], tmp_path: Path) -> None:
