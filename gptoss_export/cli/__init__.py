@@ -9,7 +9,7 @@ import click
 
 from .. import __version__
 from .params import check_utf8
-from .streams import print_any_text
+from .streams import ends_as_on_sigpipe, print_any_text
 
 # name -> module of this package that holds `command`
 COMMANDS = {
@@ -30,7 +30,18 @@ class Commands(click.Group):
     def main(self, *args: Any, **extra: Any) -> Any:
         """Prepare the output streams, then parse and run."""
         print_any_text()
-        return super().main(*args, **extra)
+        with ends_as_on_sigpipe():
+            return super().main(*args, **extra)
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Parse. click itself ends with 1 where a pipe is closed."""
+        with ends_as_on_sigpipe():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. click itself ends with 1 where a pipe is closed."""
+        with ends_as_on_sigpipe():
+            return super().invoke(ctx)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Check every argument of every command before one of them is used: text and paths must be UTF-8."""
@@ -61,5 +72,5 @@ def main() -> None:
       1      a check failed: verify found a difference
       2      an option, an input or this machine is not what the command needs
       70     a bug in gptoss-export; the traceback is on stderr
-      128+n  stopped by signal n: 130 by Ctrl-C, 143 by SIGTERM
+      128+n  stopped by signal n: 130 by Ctrl-C, 141 by a closed pipe, 143 by SIGTERM
     """

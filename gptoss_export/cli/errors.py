@@ -12,6 +12,8 @@ from typing import ParamSpec
 
 import click
 
+from .streams import ends_as_on_sigpipe
+
 CHECK_FAILED = 1
 BAD_USE = 2
 BUG = 70  # not 1, which says that a check failed
@@ -34,7 +36,8 @@ def reports_errors(command: Callable[_Parameters, None]) -> Callable[_Parameters
         warnings.filterwarnings("ignore", module=r"torch\.|copyreg")
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(SIGNAL + signal.SIGTERM))
         try:
-            command(*args, **kwargs)
+            with ends_as_on_sigpipe():
+                command(*args, **kwargs)
         except (GptOssExportError, OSError) as error:  # OSError: a full disk, a file that cannot be read
             click.echo(f"error: {error}", err=True)
             sys.exit(BAD_USE)

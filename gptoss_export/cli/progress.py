@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..progress import Progress
+from .streams import new_console
 from .tables import readable
 
 if TYPE_CHECKING:
@@ -54,8 +55,6 @@ class TerminalProgress(Progress):
 @contextmanager
 def progress() -> Iterator[TerminalProgress]:
     """The progress of one command."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
+    console = new_console(stderr=True)
     with console.status("") as status:
         yield TerminalProgress(console, status)

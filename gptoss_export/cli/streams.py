@@ -1,19 +1,71 @@
-"""stdout and stderr: what they do with text that they cannot show."""
+"""stdout and stderr: text that they cannot show, and readers that are gone."""
 
 from __future__ import annotations
 
 import codecs
 import io
+import os
+import select
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def print_any_text() -> None:
     """Let stdout and stderr take every character.
 
     A stream in ASCII becomes UTF-8: it is that of a locale that says nothing. Another encoding stays, and what it does
-    not have becomes a question mark.
+    not have becomes a question mark. A stream that the caller closed (`>&-`) swallows everything.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
+        elif isinstance(stream, io.TextIOWrapper):
             ascii_only = codecs.lookup(stream.encoding).name == "ascii"
             stream.reconfigure(encoding="utf-8" if ascii_only else None, errors="replace")
+
+
+@contextmanager
+def ends_as_on_sigpipe() -> Iterator[None]:
+    """End as SIGPIPE ends a command, silently, where nobody reads stdout or stderr any more.
+
+    The signal itself would leave temporary folders behind. A broken pipe to another process is an error as any other.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        unread = [stream for stream in (sys.stdout, sys.stderr) if _reader_is_gone(stream)]
+        if not unread:
+            raise
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        for stream in unread:
+            os.dup2(devnull, stream.fileno())  # Python writes what is left when it ends
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def new_console(**options: Any) -> Console:
+    """A console of rich that raises BrokenPipeError, where rich itself ends the process with exit code 1."""
+    from rich.console import Console
+
+    class Raising(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # rich calls this where it has caught the error
+
+    return Raising(**options)
+
+
+def _reader_is_gone(stream: Any) -> bool:
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):  # a stream in memory, or a closed one
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .streams import new_console
+
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
@@ -56,11 +58,9 @@ def make_table(
 
 def print_tables(tables: Iterable[Table], html: Path | None = None, quiet: bool = False) -> None:
     """Print to stdout unless `quiet`, and write the same as a page to `html`."""
-    from rich.console import Console
-
     file = io.StringIO() if quiet else None
     width = None if sys.stdout.isatty() else _WIDTH_OF_FILES
-    console = Console(record=html is not None, file=file, width=width)
+    console = new_console(record=html is not None, file=file, width=width)
     for table in tables:
         console.print(table)
     if html is not None:
