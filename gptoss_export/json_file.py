@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from . import git_lfs
 from .errors import GptOssExportError
 
 LARGEST = 64 << 20  # bytes; the manifest of a 120b has less than one MB
@@ -45,6 +46,9 @@ def read_object(
     subject, end = subject or str(path), f"; {advice}" if advice else ""
     try:
         data = _read(path)
+        if git_lfs.is_pointer(data):
+            end = f"; {git_lfs.ADVICE}"
+            raise _WrongError("found a pointer of Git LFS, expected the file itself")
         value = _parse(data)
     except FileNotFoundError:
         raise error(f"{subject}: {missing}") from None

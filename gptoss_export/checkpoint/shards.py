@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from .. import git_lfs
 from ..errors import CheckpointError, raise_all
 from ..json_file import read_object, shown
 
@@ -26,6 +28,7 @@ def read_shards(folder: Path) -> dict[Path, Header]:
     paths = _paths(folder, index)
     if not paths:
         problems.append("no *.safetensors file")
+    _refuse_pointers(folder, paths)
     shards: dict[Path, Header] = {}
     for path in paths:
         if not path.is_file():
@@ -52,6 +55,21 @@ def _paths(folder: Path, index: dict[str, str]) -> list[Path]:
     if (folder / SINGLE).exists():
         return [folder / SINGLE]
     return sorted(folder.glob("*.safetensors"))
+
+
+def _refuse_pointers(folder: Path, paths: list[Path]) -> None:
+    """Say what is wrong with a checkpoint that was cloned without its weights in one line, not one for each shard."""
+    pointers = []
+    for path in filter(Path.is_file, paths):
+        # A file that cannot be opened is named with the broken ones.
+        with suppress(OSError), path.open("rb") as stream:
+            if git_lfs.is_pointer(stream.read(len(git_lfs.POINTER))):
+                pointers.append(path.name)
+    if pointers:
+        raise CheckpointError(
+            f"{folder}: {len(pointers)} of {len(paths)} files of weights, such as {pointers[0]}, are pointers of Git "
+            f"LFS, not the files themselves; {git_lfs.ADVICE}"
+        )
 
 
 def _header(path: Path) -> Header:
