@@ -13,13 +13,14 @@ from gptoss_export.cli import main
 
 
 def invoke(*arguments: object) -> Result:
-    """Run the command line in this process, and leave the process's signal handler and warnings alone."""
-    handler = signal.getsignal(signal.SIGTERM)
+    """Run the command line in this process, and leave the process's signal handlers and warnings alone."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         with warnings.catch_warnings():
             return CliRunner().invoke(main, [str(argument) for argument in arguments])
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def greedy_tokens(model: Any, prompt: list[int], count: int) -> list[int]:

@@ -72,5 +72,6 @@ def main() -> None:
       1      a check failed: verify found a difference
       2      an option, an input or this machine is not what the command needs
       70     a bug in gptoss-export; the traceback is on stderr
-      128+n  stopped by signal n: 130 by Ctrl-C, 141 by a closed pipe, 143 by SIGTERM
+      128+n  stopped by signal n: 130 by Ctrl-C, 141 by a closed pipe,
+             143 by SIGTERM, 129 by SIGHUP
     """

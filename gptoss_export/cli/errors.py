@@ -25,7 +25,7 @@ _Parameters = ParamSpec("_Parameters")
 def reports_errors(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
     """Make a command end with a message and an exit code, whatever happens.
 
-    SIGTERM raises SystemExit in the command, so that temporary folders are removed.
+    SIGTERM and SIGHUP raise SystemExit in the command, so that temporary folders are removed.
     """
 
     @functools.wraps(command)
@@ -34,7 +34,9 @@ def reports_errors(command: Callable[_Parameters, None]) -> Callable[_Parameters
 
         # torch warns about its own internals while it exports and compiles. A user can do nothing about it.
         warnings.filterwarnings("ignore", module=r"torch\.|copyreg")
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(SIGNAL + signal.SIGTERM))
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(number, _end)
         try:
             with ends_as_on_sigpipe():
                 command(*args, **kwargs)
@@ -57,6 +59,10 @@ def reports_errors(command: Callable[_Parameters, None]) -> Callable[_Parameters
             sys.exit(BUG)
 
     return wrapped
+
+
+def _end(number: int, _: object) -> None:
+    sys.exit(SIGNAL + number)
 
 
 def missing_package(error: ModuleNotFoundError) -> str | None:

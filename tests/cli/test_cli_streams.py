@@ -1,8 +1,10 @@
 """Commands end as on SIGPIPE where nobody reads what they print, and clean up on each signal."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,26 @@ def test_a_pipe_of_somebody_else_is_an_error() -> None:
 def test_a_closed_stdout_is_no_error() -> None:
     done = subprocess.run(["sh", "-c", 'exec "$0" "$@" >&-', *COMMAND, "targets"], capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_signals_clean_up(tmp_path: Path, number: signal.Signals, code: int, ignored: bool) -> None:
+    """A signal that the caller ignores, as nohup does, stays ignored."""
+    script = (
+        f"import pathlib, signal, time\nif {ignored}: signal.signal({number:d}, signal.SIG_IGN)\n"
+        "from gptoss_export.cli.errors import reports_errors\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "@reports_errors\ndef command():\n    (folder / 'started').touch()\n"
+        f"    try: time.sleep(2 if {ignored} else 60)\n    finally: (folder / 'cleaned').touch()\ncommand()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(process.pid, number)
+        assert process.wait(60) == (0 if ignored else code)
+    finally:
+        process.kill()
+    assert (tmp_path / "cleaned").exists()
