@@ -11,6 +11,7 @@ import click
 from ..targets import TARGETS
 from .errors import reports_errors
 from .params import json_option
+from .plain import say
 from .progress import progress
 from .tables import print_json, size
 from .target_options import add_target_options, chosen_target_options
@@ -121,7 +122,7 @@ def command(
             }
         )
         return
-    click.echo(
+    say(
         f"{output}: {manifest.target} for {manifest.device} ({manifest.arch}) in {manifest.dtype}, {size(total)}, "
         f"built in {seconds:.0f} s with at most {size(memory)} of memory"
     )

@@ -12,6 +12,7 @@ from typing import ParamSpec
 
 import click
 
+from .plain import say
 from .streams import ends_as_on_sigpipe
 
 CHECK_FAILED = 1
@@ -41,19 +42,19 @@ def reports_errors(command: Callable[_Parameters, None]) -> Callable[_Parameters
             with ends_as_on_sigpipe():
                 command(*args, **kwargs)
         except (GptOssExportError, OSError) as error:  # OSError: a full disk, a file that cannot be read
-            click.echo(f"error: {error}", err=True)
+            say(f"error: {error}", err=True)
             sys.exit(BAD_USE)
         except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
+            say("interrupted", err=True)
             sys.exit(SIGNAL + signal.SIGINT)
         except click.ClickException:  # click prints it and exits with 2
             raise
         except Exception as error:
             if isinstance(error, ModuleNotFoundError) and (package := missing_package(error)):
-                click.echo(f"error: package {package} is not installed; this command needs it", err=True)
+                say(f"error: package {package} is not installed; this command needs it", err=True)
                 sys.exit(BAD_USE)
             if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported for this
-                click.echo(f"error: {error}", err=True)
+                say(f"error: {error}", err=True)
                 sys.exit(BAD_USE)
             traceback.print_exc()
             sys.exit(BUG)

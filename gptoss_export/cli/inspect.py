@@ -10,6 +10,7 @@ import click
 
 from .errors import reports_errors
 from .params import artifact_argument, check_new_file, html_option, json_option
+from .plain import say
 from .tables import make_table, print_json, print_tables, readable, size
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def _target_tables(manifest: Manifest, folder: Path) -> list[Table]:
     try:
         target = loader(manifest.target)
     except UsageError as error:
-        click.echo(f"note: the tables of target {manifest.target} are left out: {error}", err=True)
+        say(f"note: the tables of target {manifest.target} are left out: {error}", err=True)
         return []
     return target.tables(manifest, folder)
 

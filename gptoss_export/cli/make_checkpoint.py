@@ -8,6 +8,7 @@ import click
 
 from .errors import reports_errors
 from .params import json_option
+from .plain import say
 from .progress import progress
 from .tables import print_json, size
 
@@ -73,4 +74,4 @@ def command(
     if as_json:
         print_json(facts)
     else:
-        click.echo(f"{folder}: {preset}, layout {chosen.name}, {size(total)}")
+        say(f"{folder}: {preset}, layout {chosen.name}, {size(total)}")

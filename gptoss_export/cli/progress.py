@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..progress import Progress
+from .plain import plain
 from .streams import new_console
 from .tables import readable
 
@@ -32,9 +33,9 @@ class TerminalProgress(Progress):
         self._print((f"{seconds:8.2f} s", "dim"), f"  {name}")
 
     def update(self, text: str) -> None:
-        from rich.markup import escape
+        from rich.text import Text
 
-        self._status.update(escape(text))
+        self._status.update(Text(plain(text)))
 
     def note(self, text: str) -> None:
         self._print(("note:", "bold"), f" {text}")
@@ -46,10 +47,14 @@ class TerminalProgress(Progress):
             self._print((f"  {name:<{width}}", "dim"), f"  {readable(value)}")
 
     def _print(self, *parts: str | tuple[str, str]) -> None:
-        """Print a line of strings, or of strings with a style. Text is never read as rich's markup."""
+        """Print a line of strings, or of strings with a style. Neither rich nor the terminal reads the text."""
         from rich.text import Text
 
-        self._console.print(Text.assemble(*parts), soft_wrap=True)  # a log gets each line whole
+        self._console.print(Text.assemble(*map(_plain, parts)), soft_wrap=True)  # a log gets each line whole
+
+
+def _plain(part: str | tuple[str, str]) -> str | tuple[str, str]:
+    return plain(part) if isinstance(part, str) else (plain(part[0]), part[1])
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .plain import plain, say
 from .streams import new_console
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def make_table(
     caption: str = "",
     numbers_from: int | None = None,
 ) -> Table:
-    """A table of rich. Strings are shown as they are, never read as rich's markup.
+    """A table of rich. Strings are shown as they are: neither rich nor the terminal reads them.
 
     numbers_from: the columns from this one on are aligned to the right. Without any heading there is no header.
     """
@@ -41,11 +42,11 @@ def make_table(
     from rich.text import Text
 
     def text(value: str | Text) -> Text:
-        return Text(value) if isinstance(value, str) else value
+        return Text(plain(value)) if isinstance(value, str) else value
 
     table = Table(
-        title=Text(title, "italic") if title else None,
-        caption=Text(caption, "dim italic") if caption else None,
+        title=Text(plain(title), "italic") if title else None,
+        caption=Text(plain(caption), "dim italic") if caption else None,
         show_header=any(headings),
     )
     for index, heading in enumerate(headings):
@@ -65,7 +66,7 @@ def print_tables(tables: Iterable[Table], html: Path | None = None, quiet: bool 
         console.print(table)
     if html is not None:
         console.save_html(str(html))
-        click.echo(f"written: {html}", err=True)
+        say(f"written: {html}", err=True)
 
 
 def size(count: float) -> str:

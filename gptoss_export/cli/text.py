@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
+from .plain import say
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -112,7 +112,7 @@ def open_text(runner: Runner, wanted_by: str | None, special_tokens: bool) -> Te
     except UsageError as error:
         if wanted_by is not None:
             raise
-        click.echo(f"note: token ids are shown, no text: {error}", err=True)
+        say(f"note: token ids are shown, no text: {error}", err=True)
         return None
 
 

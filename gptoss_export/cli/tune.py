@@ -11,6 +11,7 @@ import click
 
 from .errors import reports_errors
 from .params import check_new_file, json_option
+from .plain import say
 from .progress import progress
 from .tables import make_table, print_json, print_tables
 
@@ -90,7 +91,7 @@ def command(
     for result in results:
         for refused in result.refused:
             if refused.wrong or result.entry is None:
-                click.echo(f"warning: {result.space}: {refused}", err=True)
+                say(f"warning: {result.space}: {refused}", err=True)
     if as_json:
         rows = [_json(result) for result in results]
         print_json({"tuned_configs": str(output), "arch": arch, "results": rows})
