@@ -17,7 +17,7 @@ PARTIAL = ".partial"
 
 def check_new_folder(folder: Path, error: type[GptOssExportError]) -> None:
     """Raise `error` if `folder` cannot be made: it exists, or its parent is not a folder."""
-    if folder.exists():
+    if folder.exists() or folder.is_symlink():  # a link to nothing is no name for a folder either
         raise error(f"{folder}: exists already; choose another name or remove it first")
     if not folder.absolute().parent.is_dir():
         raise error(f"{folder.absolute().parent}: not a folder; make it first")

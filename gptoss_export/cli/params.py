@@ -67,7 +67,7 @@ html_option = click.option(
 
 
 def check_new_file(option: str, path: Path | None) -> None:
-    """Raise UsageError where the file that an option names cannot be made."""
+    """Raise UsageError where the file that an option names cannot be made, or is something else than a file."""
     from ..errors import UsageError
 
     if path is None:
@@ -78,6 +78,10 @@ def check_new_file(option: str, path: Path | None) -> None:
         raise UsageError(
             f"{option} {path}: expected a file in a folder that exists; make {path.absolute().parent} first"
         )
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{option} {path}: found a device, a pipe or a socket, expected a file or a new name")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise UsageError(f"{option} {path}: no permission to write it")
 
 
 def read_text(option: str, path: Path) -> str:
