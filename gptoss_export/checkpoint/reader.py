@@ -6,7 +6,7 @@ that a build needs about as much memory for a large model as for a small one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from safetensors import safe_open
 from ..errors import CheckpointError, raise_all
 from ..model.config import ModelConfig, read_config
 from ..model.parameters import layer_of
+from .finite import not_finite
 from .layouts import Layout, layout_of
 from .layouts.layout import Recipe, StoredTensor
 from .shards import read_shards
@@ -71,8 +72,31 @@ class Checkpoint:
         for group, names in groups.items():
             yield group, {key: value for name in names for key, value in self._make(name).items()}
 
+    def check_finite(self, progress: Callable[[str], None] = lambda name: None) -> None:
+        """Read what is used as stored. Raise CheckpointError naming each tensor that is not finite, and its experts.
+
+        Tensors are read where they are mapped, one at a time, so that memory stays flat. Converters' results are
+        checked when they are made. `progress` is called with the name of each parameter before it is read.
+        """
+
+        def problems() -> Iterator[str]:
+            for name, recipe in self.recipes.items():
+                if recipe.convert is None and not name.endswith("_blocks"):
+                    progress(name)
+                    for part in recipe.parts:
+                        yield from not_finite(self._where(part), name, self.stored(part.name))
+
+        raise_all(CheckpointError, self._not_finite, problems())
+
+    @property
+    def _not_finite(self) -> str:
+        return f"{self.folder}: weights that are not finite"
+
+    def _where(self, part: StoredTensor) -> str:
+        return f"{part.name} ({self.files[part.name].name})"
+
     def _make(self, stem: str) -> dict[str, torch.Tensor]:
-        """The parameters of the recipe listed under `stem`."""
+        """The parameters of the recipe listed under `stem`. Raises CheckpointError if converted ones are not finite."""
         recipe = self.recipes[stem]
         names = [part.name for part in recipe.parts]
         if recipe.convert is None:
@@ -82,7 +106,11 @@ class Checkpoint:
             paths = dict.fromkeys(self.files[name] for name in names)
             shards = {path: stack.enter_context(safe_open(path, framework="pt")) for path in paths}
             made = recipe.convert.convert([shards[self.files[name]].get_slice(name) for name in names])
-        return dict(zip(recipe.parameters(stem), made, strict=True))
+        parameters = dict(zip(recipe.parameters(stem), made, strict=True))
+        where = ", ".join(map(self._where, recipe.parts))
+        problems = (problem for name, tensor in parameters.items() for problem in not_finite(where, name, tensor))
+        raise_all(CheckpointError, self._not_finite, problems)
+        return parameters
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

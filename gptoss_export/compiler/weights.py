@@ -27,7 +27,8 @@ _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP
 
 
 def write_weights(checkpoint: Checkpoint, dtype: str, folder: Path, progress: Progress) -> dict[str, WeightSpec]:
-    """Write the weights below `folder`; returns for each weight which stored tensors it is made of. Raises OSError."""
+    """Write the weights below `folder`; returns for each weight which stored tensors it is made of. Raises OSError,
+    and CheckpointError for weights that are not finite after they were converted."""
     (folder / WEIGHTS).mkdir()
     write = _write_converted if checkpoint.converts else _link_shards
     parts = write(checkpoint, folder, progress)

@@ -18,6 +18,7 @@ import torch
 
 from .config import MXFP4_GROUP
 
+NAN_SCALE = 255  # the scale that means NaN
 _EMAX = 2  # exponent of the largest E2M1 value, 6 = 1.5 * 2^2
 
 
@@ -26,7 +27,7 @@ def scale_values(scales: torch.Tensor) -> torch.Tensor:
     exponent = scales.to(torch.int32)
     # 2^-127 (byte 0) is subnormal: its pattern is not the byte shifted but 0x00400000.
     bits = torch.clamp(exponent << 23, min=0x00400000)
-    return torch.where(exponent == 255, 0x7FC00000, bits).view(torch.float32)
+    return torch.where(exponent == NAN_SCALE, 0x7FC00000, bits).view(torch.float32)
 
 
 def code_values(codes: torch.Tensor) -> torch.Tensor:
@@ -56,7 +57,7 @@ def quantize(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     finite = torch.isfinite(largest)
     _, exponent = torch.frexp(torch.where(finite, largest, 1.0))  # largest = m * 2^exponent, m in [0.5, 1)
     shared = torch.where(largest > 0, exponent - 1 - _EMAX, -127).clamp(-127, 127)
-    scales = torch.where(finite, shared + 127, 255).to(torch.uint8)
+    scales = torch.where(finite, shared + 127, NAN_SCALE).to(torch.uint8)
     scaled = torch.ldexp(groups, -shared.unsqueeze(-1)).nan_to_num(0.0)
     blocks = _encode(scaled)
     return (blocks[..., 0::2] | (blocks[..., 1::2] << 4)), scales

@@ -59,6 +59,7 @@ def test_progress(checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pyt
     manifest = build(checkpoints["hf"], tmp_path / "out", SMALL, progress)
     assert list(progress.seconds) == [
         "read the checkpoint",
+        "check the weights",
         f"export for {manifest.arch}",
         "write the weights",
         f"compile unembed_1 for {manifest.arch}",
