@@ -69,7 +69,7 @@ def test_a_closed_stdout_is_no_error() -> None:
 def test_signals_clean_up(tmp_path: Path, number: signal.Signals, code: int, ignored: bool) -> None:
     """A signal that the caller ignores, as nohup does, stays ignored."""
     script = (
-        f"import pathlib, signal, time\nif {ignored}: signal.signal({number:d}, signal.SIG_IGN)\n"
+        f"import pathlib, signal, time\nsignal.signal({number:d}, signal.SIG_{'IGN' if ignored else 'DFL'})\n"
         "from gptoss_export.cli.errors import reports_errors\n"
         f"folder = pathlib.Path({str(tmp_path)!r})\n"
         "@reports_errors\ndef command():\n    (folder / 'started').touch()\n"
