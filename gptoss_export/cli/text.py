@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from ..runtime.runner import Runner
 
 _TOKENIZER = "tokenizer.json"
-_LFS_POINTER = "version https://git-lfs.github.com/spec/"
 _REPLACEMENT = "\ufffd"  # what bytes decode to that are no character, or not yet
 _LONGEST_WAIT = 8  # tokens that may end in a part of a character; a character has 4 bytes at most
 
@@ -120,19 +119,18 @@ def _read(path: Path) -> Tokenizer:
     """Raises ImportError without the library, UsageError for a file that it does not read."""
     from tokenizers import Tokenizer
 
+    from .. import git_lfs
     from ..errors import UsageError
 
     try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        raise UsageError(f"{path}: not a tokenizer ({error})") from None
-    if content.startswith(_LFS_POINTER):
-        raise UsageError(
-            f"{path}: a pointer of Git LFS, not the file itself; run `git lfs pull` in the checkpoint's folder and "
-            "build again"
-        )
-    try:
-        tokenizer = Tokenizer.from_str(content)
+        content = path.read_bytes()
+        if git_lfs.is_pointer(content):
+            raise UsageError(
+                f"{path}: found a pointer of Git LFS, expected the file itself; {git_lfs.ADVICE} and build again"
+            )
+        tokenizer = Tokenizer.from_str(content.decode("utf-8"))
+    except UsageError:
+        raise
     except Exception as error:  # the library raises plain Exception
         raise UsageError(f"{path}: not a tokenizer ({error})") from None
     tokenizer.no_truncation()  # the prompt that was given is the prompt that is run

@@ -97,7 +97,10 @@ def test_stored_truncation_and_padding_are_not_taken_over(runner: EchoRunner) ->
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(POINTER, "a pointer of Git LFS, not the file itself; run `git lfs pull`"), ("{}", "not a tokenizer")],
+    [
+        (POINTER, "a pointer of Git LFS, expected the file itself; install Git LFS and run `git lfs pull`"),
+        ("{}", "not a tokenizer"),
+    ],
 )
 def test_a_file_that_is_no_tokenizer_matters_for_text_only(runner: EchoRunner, content: str, message: str) -> None:
     path = runner.folder / "tokenizer.json"
