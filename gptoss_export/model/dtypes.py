@@ -1,8 +1,11 @@
-"""torch dtypes and their names in manifests and options, such as `bfloat16`."""
+"""torch dtypes and their names: in manifests and options, such as `bfloat16`, and in safetensors files."""
 
 from __future__ import annotations
 
 import torch
+
+# What a checkpoint may hold, by the names that safetensors has for them. Every target reads each of them.
+STORED = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16, "U8": torch.uint8}
 
 
 def dtype_name(dtype: torch.dtype) -> str:

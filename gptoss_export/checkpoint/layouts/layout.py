@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 
 from ...model.config import MXFP4_GROUP, ModelConfig
+from ...model.dtypes import STORED
 
 if TYPE_CHECKING:
     from transformers import GptOssForCausalLM
 
 # Names of dtypes as safetensors writes them.
-FLOATS = ("BF16", "F32", "F16")
-PACKED = ("U8",)
+FLOATS = tuple(name for name, dtype in STORED.items() if dtype.is_floating_point)
+PACKED = tuple(name for name in STORED if name not in FLOATS)
 
 Shape = tuple[int, ...]
 

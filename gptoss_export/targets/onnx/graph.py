@@ -10,12 +10,20 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper
+
+from ...model.dtypes import STORED
 
 OPSET = 21
 MICROSOFT = "com.microsoft"  # the domain of onnxruntime's own ops
 OWN = "gptoss"  # the domain of the functions of this project
-_STORED = {"F32": TensorProto.FLOAT, "BF16": TensorProto.BFLOAT16, "U8": TensorProto.UINT8}  # by safetensors' names
+_TYPES = {
+    torch.float32: TensorProto.FLOAT,
+    torch.bfloat16: TensorProto.BFLOAT16,
+    torch.float16: TensorProto.FLOAT16,
+    torch.uint8: TensorProto.UINT8,
+}
 
 
 class Nodes:
@@ -89,18 +97,27 @@ class StoredTensors:
 
         dtype: the ONNX type to read its bytes as; None: that of the file.
         """
-        if file not in self._headers:
-            with (self._folder / file).open("rb") as stream:
-                (length,) = struct.unpack("<Q", stream.read(8))
-                self._headers[file] = 8 + length, json.loads(stream.read(length))
-        start, header = self._headers[file]
+        start, header = self._header(file)
         begin, end = header[tensor]["data_offsets"]
         proto = onnx.TensorProto(
             name=name,
-            data_type=dtype or _STORED[header[tensor]["dtype"]],
+            data_type=dtype or self.type(file, tensor),
             dims=header[tensor]["shape"],
             data_location=TensorProto.EXTERNAL,
         )
         for key, value in {"location": file, "offset": start + begin, "length": end - begin}.items():
             proto.external_data.add(key=key, value=str(value))
         return proto
+
+    def type(self, file: str, tensor: str) -> int:
+        """The ONNX type of a tensor of a file."""
+        _, header = self._header(file)
+        return _TYPES[STORED[header[tensor]["dtype"]]]
+
+    def _header(self, file: str) -> tuple[int, dict[str, Any]]:
+        """Where a file's tensors begin, and its header."""
+        if file not in self._headers:
+            with (self._folder / file).open("rb") as stream:
+                (length,) = struct.unpack("<Q", stream.read(8))
+                self._headers[file] = 8 + length, json.loads(stream.read(length))
+        return self._headers[file]

@@ -73,20 +73,32 @@ class Writer(ABC):
         return []
 
     def stored(self, name: str) -> str:
-        """A weight in its stored dtype. The runtime joins one that is stored in several tensors."""
+        """A weight in its stored dtype, or in float32 if its parts have several. The runtime joins the parts."""
         if name not in self._stored:
             parts = self._weights[name].parts
             labels = [name if len(parts) == 1 else f"{name}.{index}" for index in range(len(parts))]
             for label, part in zip(labels, parts, strict=True):
                 self.initializers.append(self._tensors.initializer(label, part.file, part.tensor))
+            if len(self._types(name)) > 1:
+                labels = [self.g.cast(label, TensorProto.FLOAT) for label in labels]
             self._stored[name] = labels[0] if len(parts) == 1 else self.g.add("Concat", *labels, axis=0)
         return self._stored[name]
 
     def cast(self, name: str, dtype: int) -> str:
-        """A weight in another dtype."""
+        """A weight in a dtype of the model's."""
+        if self._types(name) == {dtype}:
+            return self.stored(name)
         if (name, dtype) not in self._cast:
             self._cast[name, dtype] = self.g.cast(self.stored(name), dtype)
         return self._cast[name, dtype]
+
+    def weight(self, name: str) -> str:
+        """A weight in the dtype that the model computes in."""
+        return self.cast(name, self.dtype)
+
+    def _types(self, name: str) -> set[int]:
+        """The ONNX types of a weight's parts."""
+        return {self._tensors.type(part.file, part.tensor) for part in self._weights[name].parts}
 
     def rotation(self, inv_freq: str, concentration: float) -> tuple[str, str]:
         """Cosines and sines [C + 1, D / 2] by position: attention looks up those of its tokens.

@@ -31,14 +31,14 @@ class CpuWriter(Writer):
         return self.rms_norm(x, weight, eps), x
 
     def linear(self, x: str, weight: str, bias: str | None = None) -> str:
-        return self.g.add("Gemm", x, self._weight(weight), *([self._weight(bias)] if bias else []), transB=1)
+        return self.g.add("Gemm", x, self.weight(weight), *([self.weight(bias)] if bias else []), transB=1)
 
     def attention(self, qkv: str, sizes: Sequence[int], given: Attention) -> str:
         parts = self.g.add("Split", qkv, self.g.constant(sizes), outputs=3, axis=1)
         rows = [self.g.reshape(part, self.batch, -1, size) for part, size in zip(parts, sizes, strict=True)]
         keys, values = given.k_cache, given.v_cache
         outputs = [f"{keys.present}.out", keys.present, values.present]
-        self.attend([*rows, keys.past, values.past], given, self._weight(given.sinks), outputs)
+        self.attend([*rows, keys.past, values.past], given, self.weight(given.sinks), outputs)
         return self.g.reshape(outputs[0], -1, sizes[0])
 
     def project(self, x: str, out: str, weight: str, bias: str) -> str:
@@ -53,9 +53,6 @@ class CpuWriter(Writer):
         shares = self.g.add("Softmax", best, axis=1)
         mixed = self.g.add("Mxfp4Experts", normed, shares, indices, *weights, domain=OWN, alpha=alpha, limit=limit)
         return self.g.add("Add", x, mixed)
-
-    def _weight(self, name: str) -> str:
-        return self.cast(name, self.dtype)
 
 
 class PortableWriter(CpuWriter):

@@ -71,13 +71,13 @@ class CudaWriter(Writer):
         return self.g.cast(normed, self.dtype), total
 
     def linear(self, x: str, weight: str, bias: str | None = None) -> str:
-        return self.g.add("Gemm", x, self.stored(weight), *([self.stored(bias)] if bias else []), transB=1)
+        return self.g.add("Gemm", x, self.weight(weight), *([self.weight(bias)] if bias else []), transB=1)
 
     def attention(self, qkv: str, sizes: Sequence[int], given: Attention) -> str:
         keys, values = given.k_cache, given.v_cache
         outputs = [f"{keys.present}.out", keys.present, values.present]
         packed = self.g.reshape(qkv, self.batch, -1, sum(sizes)), "", ""
-        self.attend([*packed, keys.past, values.past], given, self.stored(given.sinks), outputs)
+        self.attend([*packed, keys.past, values.past], given, self.weight(given.sinks), outputs)
         return self.g.reshape(outputs[0], -1, sizes[0])
 
     def project(self, x: str, out: str, weight: str, bias: str) -> PendingSum:
@@ -91,10 +91,10 @@ class CudaWriter(Writer):
         weights = [
             self._blocks(packed.gate_up_blocks),
             self._scales(packed.gate_up_scales),
-            self.stored(packed.gate_up_bias),
+            self.weight(packed.gate_up_bias),
             self._blocks(packed.down_blocks),
             self._scales(packed.down_scales),
-            self.stored(packed.down_bias),
+            self.weight(packed.down_bias),
         ]
         count = self.config.num_local_experts
         mixed = qmoe(self.g, normed, logits, weights, count, choices, alpha, limit)
