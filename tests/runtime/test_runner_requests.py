@@ -147,5 +147,5 @@ def test_loading_is_timed_by_stage(loaded: Runner) -> None:
         "load weights",
         "load programs",
         "allocate and warm up",
-        "hash the weights, the rest",
+        "wait for the weights' hashes",
     ]

@@ -32,7 +32,7 @@ WRITTEN = {
     "_gate_up_pdl": {"act"},
     "_down_pdl": {"out"},
     "_count_pairs": {"counts"},
-    "_place_pairs": {"expert_of_block", "pair_of_slot"},
+    "_place_pairs": {"expert_of_block", "pair_of_row"},
     "_gate_up_many": {"act"},
     "_down_many": {"out"},
     "_sum_choices": {"sums"},
