@@ -47,9 +47,9 @@ def build(
     with progress.stage("read the checkpoint"):
         checkpoint = open_checkpoint(source)
         settings = _complete(settings, options, checkpoint)
+    progress.facts("build", settings.to_json())
     with progress.stage("check the weights"):
         checkpoint.check_finite(lambda name: progress.update(f"check {name}"))
-    progress.facts("build", settings.to_json())
     with replace_folder(output, UsageError) as folder, background_hashes(folder) as hashes:
         lowered = {arch: _lower(compiler, settings, choosers[arch], checkpoint, progress) for arch in settings.archs}
         _check_tuned_configs(settings, choosers)
