@@ -37,7 +37,7 @@ def command(artifact: Path, html: Path | None, as_json: bool) -> None:
     from ..artifact.files import check_sizes
     from ..artifact.manifest import load_manifest
 
-    check_new_file("--html", html)
+    check_new_file("--html", html, artifact)
     manifest = load_manifest(artifact)
     check_sizes(manifest.files, artifact)
     tables = _target_tables(manifest, artifact)

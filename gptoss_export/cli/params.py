@@ -66,8 +66,9 @@ html_option = click.option(
 )
 
 
-def check_new_file(option: str, path: Path | None) -> None:
-    """Raise UsageError where the file that an option names cannot be made, or is something else than a file."""
+def check_new_file(option: str, path: Path | None, *inputs: Path | None) -> None:
+    """Raise UsageError where the file that an option names cannot be made, or is something else than a file, or lies in
+    one of the folders that the command reads, whose files it could replace."""
     from ..errors import UsageError
 
     if path is None:
@@ -82,6 +83,9 @@ def check_new_file(option: str, path: Path | None) -> None:
         raise UsageError(f"{option} {path}: found a device, a pipe or a socket, expected a file or a new name")
     if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
         raise UsageError(f"{option} {path}: no permission to write it")
+    for folder in inputs:
+        if folder is not None and folder.resolve() in path.resolve().parents:
+            raise UsageError(f"{option} {path}: is in {folder}, which the command reads; name a file outside of it")
 
 
 def read_text(option: str, path: Path) -> str:

@@ -103,7 +103,7 @@ def command(
     if no_stop and stop_tokens:
         raise UsageError("--no-stop: found --stop-token as well; give one of them")
     sampling = SamplingParams(temperature, top_k, top_p, seed)
-    check_new_file("--save-logits", save_logits)
+    check_new_file("--save-logits", save_logits, artifact)
     if prompt_file is not None:
         prompt = read_text("--prompt-file", prompt_file)
     if tokens_file is not None:

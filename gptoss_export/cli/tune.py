@@ -70,7 +70,7 @@ def command(
     chunks = default_prefill_chunks("cuda")
     sizes, problems = resolve_sizes(max_batch, max_context, prefill_chunks or None, chunks)
     raise_all(UsageError, "options that cannot be tuned for", problems)
-    check_new_file("--output", output)
+    check_new_file("--output", output, checkpoint)
     if not os.access(output.absolute().parent, os.W_OK):  # rather than after the first measurement
         raise UsageError(f"--output {output}: no permission to write in its folder")
     config = read_config(checkpoint)

@@ -62,7 +62,7 @@ def command(
     """
     from ..verification.verify import verify
 
-    check_new_file("--html", html)
+    check_new_file("--html", html, artifact, checkpoint, compare_with)
     with progress() as shown:
         report = verify(artifact, checkpoint, oracle, lengths, verify_hashes, shown, compare_with)
     if as_json:

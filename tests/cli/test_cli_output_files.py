@@ -42,6 +42,19 @@ def test_an_output_that_is_no_file(tmp_path: Path, command: str, kind: str) -> N
     assert list(tmp_path.iterdir()) == [output]
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("way", ["{folder}/manifest.json", "{folder}/weights/../new", "{link}/manifest.json"])
+def test_an_output_in_a_folder_that_is_read(tmp_path: Path, command: str, way: str) -> None:
+    folder, link = tmp_path / "folder", tmp_path / "link"
+    (folder / "weights").mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    link.symlink_to(folder)
+    output = way.format(folder=folder, link=link)
+    done = invoke(*(word.format(missing=folder, output=output) for word in COMMANDS[command]))
+    assert done.exit_code == 2 and "which the command reads; name a file outside of it" in done.stderr, done.stderr
+    assert (folder / "manifest.json").read_text() == "{}" and len(list(folder.iterdir())) == 2
+
+
 @pytest.mark.parametrize("path", ["/dev/null", "/dev/full"])
 def test_devices_by_name(path: str) -> None:
     with pytest.raises(UsageError, match=f"--html {path}: found a"):
