@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,12 +131,8 @@ def resolve_device(target: Compiler, options: BuildOptions) -> str:
 def _devices_of(target: Compiler, arch: str) -> list[str]:
     """The devices that have all of these archs. Raises UsageError where none has."""
     archs = {device: target.archs(device) for device in target.dtypes}
-    known = [name for names in archs.values() for name in names]
-    problems = [
-        f"--arch {name}: {target.name} compiles here for {', '.join(dict.fromkeys(known))}"
-        for name in _names(arch)
-        if name not in known
-    ]
+    known = list(dict.fromkeys(name for names in archs.values() for name in names))
+    problems = _unknown_archs(target, _names(arch), known)
     problems += [
         f"nothing is compiled here for {device}: {available.detail}; {available.fix}"
         for device, available in ((device, target.available(device)) for device in archs)
@@ -146,6 +143,10 @@ def _devices_of(target: Compiler, arch: str) -> list[str]:
         problems = [f"--arch {arch}: found archs of several devices, expected those of one"]
     raise_all(UsageError, "archs that cannot be built", problems)
     return found
+
+
+def _unknown_archs(target: Compiler, archs: Sequence[str], known: Sequence[str]) -> list[str]:
+    return [f"--arch {name}: {target.name} compiles here for {', '.join(known)}" for name in archs if name not in known]
 
 
 def _names(arch: str) -> list[str]:
@@ -190,9 +191,7 @@ def _resolve_archs(target: Compiler, device: str, arch: str | None, target_optio
     archs = tuple(_names(arch)) if arch else target.default_archs(device, target_options)
     if not archs:
         raise UsageError(f"--arch: this machine has no {device} device to build for; choose one of {', '.join(known)}")
-    problems = [
-        f"--arch {name}: {target.name} compiles here for {', '.join(known)}" for name in archs if name not in known
-    ]
+    problems = _unknown_archs(target, archs, known)
     if len(archs) > 1 and not target.compiles_many_archs(device):
         problems.append(f"--arch {arch}: {target.name} builds for one arch at a time; build an artifact for each")
     raise_all(BuildError, "archs that cannot be built", problems)

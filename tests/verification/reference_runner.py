@@ -28,6 +28,7 @@ class Place(NamedTuple):
     decoded: bool
 
 
+Logits = Callable[[tuple[int, ...]], torch.Tensor]  # tokens to one row for each
 Change = Callable[[torch.Tensor, Place], torch.Tensor]
 
 
@@ -57,7 +58,7 @@ def write_artifact(folder: Path, checkpoint: Path, sizes: Sizes, dtype: str = "f
 
 
 @cache
-def _reference(checkpoint: Path) -> Callable[[tuple[int, ...]], torch.Tensor]:
+def _reference(checkpoint: Path) -> Logits:
     oracle = open_oracle("reference", checkpoint, torch.float32, torch.device("cpu"))
 
     @cache
@@ -71,9 +72,9 @@ def _reference(checkpoint: Path) -> Callable[[tuple[int, ...]], torch.Tensor]:
 class ReferenceRunner:
     """The calls of Runner that `verify` makes. Each one computes the whole sequence by the references of the ops."""
 
-    def __init__(self, folder: Path, checkpoint: Path, change: Change) -> None:
+    def __init__(self, folder: Path, logits: Logits, change: Change) -> None:
         self.manifest = load_manifest(folder)
-        self._logits, self._change = _reference(checkpoint), change
+        self._logits, self._change = logits, change
         self.reset()
 
     def reset(self) -> None:
@@ -111,6 +112,6 @@ def loader(checkpoint: Path, changes: dict[Path, Change]) -> Callable[..., Any]:
     """What stands in for `gptoss_export.load` in `verify`: a runner for each of these folders."""
 
     def load(folder: Path, verify_hashes: bool) -> ReferenceRunner:
-        return ReferenceRunner(folder, checkpoint, changes.get(folder, unchanged))
+        return ReferenceRunner(folder, _reference(checkpoint), changes.get(folder, unchanged))
 
     return load

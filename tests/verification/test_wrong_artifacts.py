@@ -18,7 +18,7 @@ from artifacts import TWO_LAYERS
 from gptoss_export.artifact.programs import Sizes
 from gptoss_export.checkpoint.layouts import LAYOUTS
 from gptoss_export.checkpoint.synthetic import PRESETS, write_synthetic
-from gptoss_export.model.config import ModelConfig
+from gptoss_export.model.config import ModelConfig, read_config
 from gptoss_export.verification import verify as module
 from gptoss_export.verification.cases import DECODED
 from gptoss_export.verification.oracles import open_oracle
@@ -119,20 +119,19 @@ class WrongRunner(ReferenceRunner):
     """Computes with a model that has a fault, in the artifact's dtype."""
 
     def __init__(self, folder: Path, checkpoint: Path, fault: Fault, dtype: torch.dtype) -> None:
-        super().__init__(folder, checkpoint, unchanged)
         oracle: Any = open_oracle("reference", checkpoint, dtype, torch.device("cpu"))
         with torch.inference_mode():
             fault(oracle._model)
 
         # All prompts begin the same sequence, so one run over it has the logits of all of them.
-        sequence = tuple(module._random_tokens(max(LENGTHS) + DECODED, self.manifest.model.vocab_size))
+        sequence = tuple(module._random_tokens(max(LENGTHS) + DECODED, read_config(checkpoint).vocab_size))
         everything = torch.stack(list(oracle.run(sequence, range(len(sequence))).logits.values()))
 
         def logits(tokens: tuple[int, ...]) -> torch.Tensor:
             assert tokens == sequence[: len(tokens)]
             return everything[: len(tokens)]
 
-        self._logits = logits
+        super().__init__(folder, logits, unchanged)
 
 
 def verified(folder: Path, checkpoint: Path, fault: Fault, dtype: str, patch: pytest.MonkeyPatch) -> Report:
