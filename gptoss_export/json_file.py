@@ -43,17 +43,26 @@ def read_object(
     missing  what the error says if there is no file
     advice   what the error tells the user to do about a file that is there
     """
-    subject, end = subject or str(path), f"; {advice}" if advice else ""
+    subject = subject or str(path)
     try:
         data = _read(path)
-        if git_lfs.is_pointer(data):
-            end = f"; {git_lfs.ADVICE}"
-            raise _WrongError("found a pointer of Git LFS, expected the file itself")
-        value = _parse(data)
     except FileNotFoundError:
         raise error(f"{subject}: {missing}") from None
     except OSError as problem:
-        raise error(f"{subject}: cannot be read ({problem.strerror or problem}){end}") from None
+        raise error(f"{subject}: cannot be read ({problem.strerror or problem}){_end(advice)}") from None
+    except _WrongError as problem:
+        raise error(f"{subject}: {problem}{_end(advice)}") from None
+    return parse_object(data, error, subject=subject, advice=advice)
+
+
+def parse_object(data: bytes, error: type[GptOssExportError], *, subject: str, advice: str = "") -> dict[str, Any]:
+    """As `read_object`, of bytes that were read already."""
+    end = _end(advice)
+    try:
+        if git_lfs.is_pointer(data):
+            end = _end(git_lfs.ADVICE)
+            raise _WrongError("found a pointer of Git LFS, expected the file itself")
+        value = _parse(data)
     except _WrongError as problem:
         raise error(f"{subject}: {problem}{end}") from None
     except UnicodeDecodeError as problem:
@@ -72,6 +81,10 @@ def shown(value: object) -> str:
     """A value of any size for an error: its beginning, in one short line."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _end(advice: str) -> str:
+    return f"; {advice}" if advice else ""
 
 
 class _WrongError(Exception):
