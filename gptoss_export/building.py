@@ -14,6 +14,7 @@ import torch
 
 from ._version import VERSION
 from .artifact.atomic_folder import check_new_folder, replace_folder
+from .artifact.description import describe_code
 from .artifact.files import FileSpec, background_hashes, combined_hash, describe_file
 from .artifact.manifest import Manifest, Provenance, save_manifest
 from .artifact.programs import programs_of
@@ -56,6 +57,10 @@ def build(
         with progress.stage("write the weights"):
             weights = write_weights(checkpoint, settings.dtype, folder, progress)
         hashes.add(weight_file_names(weights))
+        # Every arch has the same programs.
+        signatures = {traced.name: traced.signature for traced in lowered[settings.archs[0]]}
+        stored_programs = signatures if compiler.stores_programs() else {}
+        target_options = dataclasses.asdict(settings.target_options)
         for arch, programs in lowered.items():
             job = CompileJob(
                 config=checkpoint.config,
@@ -66,6 +71,16 @@ def build(
                 stop_tokens=settings.stop_tokens,
                 weights=weights,
                 folder=folder,
+                description=describe_code(
+                    target=compiler.name,
+                    target_options=target_options,
+                    device=settings.device,
+                    arch=arch,
+                    dtype=settings.dtype,
+                    model=checkpoint.config,
+                    sizes=settings.sizes,
+                    programs=stored_programs,
+                ),
                 progress=progress,
             )
             hashes.add(_compile(compiler, job, programs))
@@ -74,16 +89,14 @@ def build(
             files = hashes.wait()
         manifest = Manifest(
             target=compiler.name,
-            target_options=dataclasses.asdict(settings.target_options),
+            target_options=target_options,
             device=settings.device,
             archs=settings.archs,
             dtype=settings.dtype,
             model=checkpoint.config,
             sizes=settings.sizes,
             stop_tokens=settings.stop_tokens,
-            programs={traced.name: traced.signature for traced in lowered[settings.archs[0]]}
-            if compiler.stores_programs()
-            else {},
+            programs=stored_programs,
             weights=weights,
             files=files,
             versions={"gptoss_export": VERSION, "python": platform.python_version(), "torch": torch.__version__}

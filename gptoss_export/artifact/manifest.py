@@ -25,7 +25,7 @@ from .programs import Role, Signature, Sizes, TensorSpec, programs_of, signature
 
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16")  # what an artifact can compute in
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 NAME = "manifest.json"
 # Names in a manifest that are not those of the option; "tables" is in schema 4 and earlier.
 _OPTION_NAMES = {"prefill_chunks": "prefill-chunk", "stop_tokens": "stop-token", "tables": "tuned-configs"}

@@ -33,7 +33,10 @@ class Availability:
 @dataclass(frozen=True)
 class CompileJob:
     """What is compiled for one arch, and where the code goes. The weights lie in `folder` already and stay as they
-    are."""
+    are.
+
+    description  goes into the file of the code (artifact/description.py)
+    """
 
     config: ModelConfig
     sizes: Sizes
@@ -43,6 +46,7 @@ class CompileJob:
     stop_tokens: tuple[int, ...]
     weights: Mapping[str, WeightSpec]
     folder: Path
+    description: str
     progress: Progress
 
 

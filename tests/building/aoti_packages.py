@@ -29,7 +29,7 @@ def compile_package(
     """Compile programs of a model of two layers into the new folder `folder`; returns the package."""
     folder.mkdir()
     implementations = COMPILER.implementations(device, ConfigChooser(arch))
-    job = CompileJob(TWO_LAYERS, SIZES, device, arch, COMPILER.options_class(), (), {}, folder, Progress())
+    job = CompileJob(TWO_LAYERS, SIZES, device, arch, COMPILER.options_class(), (), {}, folder, "{}", Progress())
     with COMPILER.environment(device, arch):
         compilation = COMPILER.start(job)
         for program in programs:

@@ -53,7 +53,7 @@ def test_answers_are_those_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(mutation_analysis, "caching", compared)
     implementations = COMPILER.implementations("cuda", ConfigChooser("sm_90"))
-    job = CompileJob(TWO_LAYERS, SIZES, "cuda", "sm_90", COMPILER.options_class(), (), {}, tmp_path, Progress())
+    job = CompileJob(TWO_LAYERS, SIZES, "cuda", "sm_90", COMPILER.options_class(), (), {}, tmp_path, "{}", Progress())
     with COMPILER.environment("cuda", "sm_90"):
         compilation = COMPILER.start(job)
         for program in (Decode(1), Prefill(16)):
