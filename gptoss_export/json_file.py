@@ -7,25 +7,17 @@ from __future__ import annotations
 
 import json
 import math
-import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from . import git_lfs
 from .errors import GptOssExportError
+from .regular_file import NotRegularError, read_start
 
 LARGEST = 64 << 20  # bytes; the manifest of a 120b has less than one MB
 DEEPEST = 64  # objects and lists inside of each other
 LONGEST_NUMBER = 400  # characters; a float64 written out has at most 310 digits before the point
-
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-    (stat.S_ISSOCK, "a socket"),
-)
 
 
 def read_object(
@@ -35,6 +27,7 @@ def read_object(
     subject: str = "",
     missing: str = "not found",
     advice: str = "",
+    check: Callable[[bytes], None] | None = None,
 ) -> dict[str, Any]:
     """The object that the file at `path` holds: UTF-8 whatever the locale, no key twice, finite numbers.
 
@@ -42,6 +35,7 @@ def read_object(
     subject  what the error calls the file; empty: its path
     missing  what the error says if there is no file
     advice   what the error tells the user to do about a file that is there
+    check    called with the bytes of the file before they are parsed; what it raises is passed on
     """
     subject = subject or str(path)
     try:
@@ -50,8 +44,10 @@ def read_object(
         raise error(f"{subject}: {missing}") from None
     except OSError as problem:
         raise error(f"{subject}: cannot be read ({problem.strerror or problem}){_end(advice)}") from None
-    except _WrongError as problem:
+    except (_WrongError, NotRegularError) as problem:
         raise error(f"{subject}: {problem}{_end(advice)}") from None
+    if check is not None:
+        check(data)
     return parse_object(data, error, subject=subject, advice=advice)
 
 
@@ -95,12 +91,7 @@ _TOO_DEEP = f"cannot be read as JSON (found more than {DEEPEST} objects and list
 
 
 def _read(path: Path) -> bytes:
-    mode = path.stat().st_mode  # before opening: the opening of a FIFO waits for a writer
-    if not stat.S_ISREG(mode):
-        found = next((name for test, name in _KINDS if test(mode)), "something else")
-        raise _WrongError(f"found {found}, expected a regular file")
-    with path.open("rb") as stream:
-        data = stream.read(LARGEST + 1)
+    data = read_start(path, LARGEST + 1)
     if len(data) > LARGEST:
         raise _WrongError(f"found more than {LARGEST >> 20} MiB, expected a smaller file of JSON")
     return data
