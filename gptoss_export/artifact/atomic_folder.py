@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import GptOssExportError
-
-PARTIAL = ".partial"
+from ..temporary_folder import PARTIAL, TemporaryFolder, remove_leftovers
 
 
 def check_new_folder(folder: Path, error: type[GptOssExportError]) -> None:
@@ -28,18 +25,15 @@ def replace_folder(folder: Path, error: type[GptOssExportError]) -> Iterator[Pat
     """Yield a temporary sibling of `folder` to write into. It is renamed to `folder` at the end, or removed on failure.
 
     The sibling's name starts with a dot and ends in `PARTIAL`. A killed process leaves it behind. Nothing loads a
-    folder of such a name, and it can be removed.
+    folder of such a name, and the next call for the same parent folder removes it, as it does what killed processes
+    left in the system's temporary folder.
     """
     check_new_folder(folder, error)
-    parent = folder.absolute().parent
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=PARTIAL, dir=parent))
-    try:
-        yield partial
-        _set_usual_permissions(partial)
+    remove_leftovers()
+    with TemporaryFolder(folder.absolute().parent, f".{folder.name}-", PARTIAL) as partial:
+        yield partial.path
+        _set_usual_permissions(partial.path)
         partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _set_usual_permissions(folder: Path) -> None:
