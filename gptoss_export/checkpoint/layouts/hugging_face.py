@@ -1,19 +1,21 @@
 """The layout "hf": Hugging Face's tensor names, experts in MXFP4. openai/gpt-oss-20b and -120b are stored so.
 
 Also what other layouts share with it: the tensors outside of the experts' matrices, config.json as Hugging Face
-spells it, and how Hugging Face's model is filled from this project's parameters.
+spells it, and how Hugging Face's model is filled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 
-from ...model import mxfp4
+from ...errors import CheckpointError, raise_all
 from ...model.config import ModelConfig
-from .layout import Layout, ParameterSource, Recipe, StoredTensor, expert_matrices, stored, stored_mxfp4
+from .layout import Layout, LazyTensor, ParameterSource, Recipe, StoredTensor, expert_matrices, stored, stored_mxfp4
 
 if TYPE_CHECKING:
     from transformers import GptOssForCausalLM
@@ -100,34 +102,82 @@ def plain_config_json(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def load_stored(
+    checkpoint: ParameterSource, experts: str, dtype: torch.dtype, device: torch.device
+) -> GptOssForCausalLM:
+    """Hugging Face's model, filled by transformers from the stored tensors. For layouts with Hugging Face's names.
+
+    experts  "mxfp4": transformers unpacks them. "bf16": plain matrices
+    """
+    with ExitStack() as stack:
+        paths = dict.fromkeys(checkpoint.files.values())
+        shards = {path: stack.enter_context(safe_open(path, framework="pt")) for path in paths}
+        weights = {name: shards[path].get_slice(name) for name, path in checkpoint.files.items()}
+        return _fill_transformers(checkpoint, weights, experts, dtype, device)
+
+
 def load_from_parameters(checkpoint: ParameterSource, dtype: torch.dtype, device: torch.device) -> GptOssForCausalLM:
-    """Hugging Face's model, filled from the checkpoint's parameters. For layouts that transformers cannot read."""
-    from transformers import AutoModelForCausalLM, GptOssConfig
+    """Hugging Face's model, filled by transformers from the parameters. For layouts with other names.
 
+    Parameters that are stored as they are stay where they are mapped. Converted ones are MXFP4 and small.
+    """
     config = checkpoint.config
-    settings = GptOssConfig(**plain_config_json(config))
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(settings, dtype=dtype, attn_implementation="eager")
-    remaining = set(checkpoint.parameters())
-
-    def take(name: str) -> torch.Tensor:
-        remaining.remove(name)
-        return checkpoint.parameter(name)
-
-    state: dict[str, torch.Tensor] = {}
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     sizes = [count * config.head_dim for count in (heads, kv_heads, kv_heads)]
-    for layer in range(config.num_hidden_layers):
-        prefix = f"model.layers.{layer}."
-        for kind in ("weight", "bias"):
-            pieces = take(f"{prefix}self_attn.qkv_proj.{kind}").split(sizes)
-            state |= {f"{prefix}self_attn.{p}_proj.{kind}": piece for p, piece in zip("qkv", pieces, strict=True)}
-        for matrix in expert_matrices(config):
-            stem = f"{prefix}mlp.experts.{matrix.name}"
-            state[stem] = mxfp4.dequantize(take(f"{stem}_blocks"), take(f"{stem}_scales")).mT
-    state |= {name: checkpoint.parameter(name) for name in remaining}
-    model.load_state_dict(state, strict=True)
-    return model
+    weights: dict[str, LazyTensor] = {}
+    for _, group in checkpoint.converted_groups():
+        for name, value in group.items():
+            names = [name.replace("qkv_proj", f"{letter}_proj") for letter in "qkv"] if "qkv_proj" in name else [name]
+            weights |= dict(zip(names, value.split(sizes) if len(names) > 1 else [value], strict=True))
+    return _fill_transformers(checkpoint, weights, "mxfp4", dtype, device)
+
+
+def _fill_transformers(
+    checkpoint: ParameterSource,
+    weights: Mapping[str, LazyTensor],
+    experts: str,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> GptOssForCausalLM:
+    """Hugging Face's model of this config, filled by transformers from weights with Hugging Face's names.
+
+    The config is the one that a build reads, whatever else config.json says. Raises CheckpointError where a parameter
+    of the model got no weight, where a weight belongs to no parameter, and where the shapes differ.
+    """
+    from transformers import GptOssConfig, GptOssForCausalLM
+    from transformers.utils.quantization_config import Mxfp4Config
+
+    config = checkpoint.config
+    settings = (_config_json if experts == "mxfp4" else plain_config_json)(config)
+    # transformers makes a mask for sliding layers of every model, and refuses to without a window.
+    settings["sliding_window"] = config.sliding_window or config.max_position_embeddings
+    settings["eos_token_id"] = settings["pad_token_id"] = None
+    loaded: Any = GptOssForCausalLM.from_pretrained(
+        None,
+        config=GptOssConfig(**settings),
+        state_dict=dict(weights),
+        quantization_config=Mxfp4Config(dequantize=True) if experts == "mxfp4" else None,
+        dtype=dtype,
+        attn_implementation="eager",
+        device_map=device,
+        ignore_mismatched_sizes=True,  # they are reported with the others
+        output_loading_info=True,
+    )
+    model, info = loaded
+    problems = [f"{name}: transformers got no weight for it" for name in sorted(info["missing_keys"])]
+    problems += [f"{name}: transformers has no such parameter" for name in sorted(info["unexpected_keys"])]
+    problems += [
+        f"{name}: shape {list(found)}, transformers expected {list(expected)}"
+        for name, found, expected in sorted(info["mismatched_keys"])
+    ]
+    raise_all(
+        CheckpointError,
+        f"{checkpoint.folder}: transformers does not load the weights that a build reads; "
+        "use --oracle reference, or another version of transformers",
+        problems,
+    )
+    filled: GptOssForCausalLM = model
+    return filled
 
 
 def _matches(names: Collection[str]) -> bool:
@@ -150,16 +200,7 @@ def _config_json(config: ModelConfig) -> dict[str, Any]:
 
 
 def _load_transformers(checkpoint: ParameterSource, dtype: torch.dtype, device: torch.device) -> GptOssForCausalLM:
-    from transformers import GptOssForCausalLM
-    from transformers.utils.quantization_config import Mxfp4Config
-
-    return GptOssForCausalLM.from_pretrained(
-        checkpoint.folder,
-        quantization_config=Mxfp4Config(dequantize=True),
-        dtype=dtype,
-        attn_implementation="eager",
-        device_map=device,
-    )
+    return load_stored(checkpoint, "mxfp4", dtype, device)
 
 
 LAYOUT = Layout(

@@ -13,7 +13,7 @@ import torch
 
 from ...model import mxfp4
 from ...model.config import ModelConfig
-from .hugging_face import dense_recipes, plain_config_json
+from .hugging_face import dense_recipes, load_stored, plain_config_json
 from .layout import (
     Layout,
     LazyTensor,
@@ -72,11 +72,7 @@ def _recipes(config: ModelConfig) -> dict[str, Recipe]:
 
 def _load_transformers(checkpoint: ParameterSource, dtype: torch.dtype, device: torch.device) -> GptOssForCausalLM:
     """Let transformers read the plain matrices, and round them to MXFP4, as a build does."""
-    from transformers import GptOssForCausalLM
-
-    model = GptOssForCausalLM.from_pretrained(
-        checkpoint.folder, dtype=dtype, attn_implementation="eager", device_map=device
-    )
+    model = load_stored(checkpoint, "bf16", dtype, device)
     for layer in model.model.layers:
         for matrices in (layer.mlp.experts.gate_up_proj, layer.mlp.experts.down_proj):
             for expert in matrices.data:

@@ -93,11 +93,12 @@ class ParameterSource(Protocol):
     def config(self) -> ModelConfig:
         """The shape of the model."""
 
-    def parameters(self) -> Iterator[str]:
-        """Names of the model's parameters that come from the checkpoint."""
+    @property
+    def files(self) -> dict[str, Path]:
+        """The shard of each stored tensor."""
 
-    def parameter(self, name: str) -> torch.Tensor:
-        """One of them, as the model holds it."""
+    def converted_groups(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        """All parameters of the model that come from the checkpoint, by name, grouped by layer."""
 
 
 @dataclass(frozen=True)
