@@ -6,6 +6,7 @@ They ask a device for what they could look up. While `fake_gpu` is active they g
   Triton's driver                               that device as target; a binary counts as loaded, a launch does nothing
   Inductor's run of the kernels that it made    runs under fake tensors; of several configs it takes the first, which is
                                                 Inductor's first guess, so that two builds give the same code
+  Inductor's passes that time code              are off (_TIMING_PASSES); one that starts nevertheless is an error
   the device guard of a torch without CUDA      one that does nothing, made from torch's own headers
 
 Everything is restored at the end, and cached answers about the device are dropped at both ends.
@@ -29,6 +30,7 @@ from typing import Any
 
 import torch
 
+from ..errors import CompatibilityError
 from .cpp import compile_library
 from .replace import add, replace
 
@@ -63,6 +65,27 @@ _CACHING_MODULES = (
     "torch.utils._triton",
     "triton.compiler.compiler",
 )
+
+
+# The settings of Inductor with which a pass times code on the GPU, each at the value that times nothing. Most are off by
+# default, and an environment variable turns them on. The others are on by default:
+#   shape_padding              times a matrix product with and without padding, where a size is no multiple of 8
+#   benchmark_epilogue_fusion  times the products that max_autotune made, with and without what follows them
+# What `autotune_pointwise` makes is chosen by `benchmark_all_configs`, which is replaced.
+_TIMING_PASSES: dict[str, Any] = {
+    "b2b_gemm_pass": False,
+    "benchmark_combo_kernel": False,
+    "benchmark_epilogue_fusion": False,
+    "benchmark_fusion": False,
+    "combo_kernels": False,
+    "coordinate_descent_tuning": False,
+    "max_autotune": False,
+    "max_autotune_gemm": False,
+    "max_autotune_pointwise": False,
+    "shape_padding": False,
+    "triton.mix_order_reduction_autotune_split_size": False,
+    "triton.multi_kernel": 0,
+}
 
 
 @contextmanager
@@ -207,10 +230,12 @@ def _answer_inductor(stack: ExitStack) -> None:
     Inductor made are launched to time their configs."""
     from torch._inductor import config
     from torch._inductor.codegen.wrapper import PythonWrapperCodegen
+    from torch._inductor.runtime.benchmarking import benchmarker
     from torch._inductor.runtime.triton_heuristics import CachingAutotuner
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    stack.enter_context(config.patch({"compile_threads": 1, "joint_graph_constant_folding": False}))
+    settings = {"compile_threads": 1, "joint_graph_constant_folding": False, **_TIMING_PASSES}
+    stack.enter_context(config.patch(settings))
     run = PythonWrapperCodegen.generate_and_run_autotune_block
 
     def run_under_fakes(self: Any) -> None:
@@ -222,6 +247,16 @@ def _answer_inductor(stack: ExitStack) -> None:
 
     replace(stack, PythonWrapperCodegen, "generate_and_run_autotune_block", run_under_fakes)
     replace(stack, CachingAutotuner, "benchmark_all_configs", in_order)
+
+    def refuse(*arguments: Any, **options: Any) -> float:
+        raise CompatibilityError(
+            f"a pass of Inductor times code (torch {torch.__version__}), which a build without the GPU cannot do; "
+            "unset the variables of the environment that start with TORCHINDUCTOR_"
+        )
+
+    names = {"benchmark", "benchmark_gpu", *(name for name in dir(benchmarker) if name.startswith("benchmark_gpu"))}
+    for name in sorted(names):
+        replace(stack, benchmarker, name, refuse)
 
 
 def _clear_caches() -> None:

@@ -16,6 +16,7 @@ from gptoss_export.artifact.programs import Program, Sizes, Unembed
 from gptoss_export.compiler.export import trace
 from gptoss_export.compiler.lower import lower
 from gptoss_export.kernels.kernel import ConfigChooser
+from gptoss_export.model.config import ModelConfig
 from gptoss_export.progress import Progress
 from gptoss_export.targets.aoti.compile import COMPILER
 from gptoss_export.targets.base_compiler import CompileJob
@@ -24,16 +25,21 @@ SIZES = Sizes(max_batch=1, max_context=64, prefill_chunks=(16,))
 
 
 def compile_package(
-    folder: Path, device: str, arch: str, dtype: torch.dtype, programs: tuple[Program, ...] = (Unembed(1),)
+    folder: Path,
+    device: str,
+    arch: str,
+    dtype: torch.dtype,
+    programs: tuple[Program, ...] = (Unembed(1),),
+    config: ModelConfig = TWO_LAYERS,
 ) -> Path:
-    """Compile programs of a model of two layers into the new folder `folder`; returns the package."""
+    """Compile programs of a model into the new folder `folder`; returns the package."""
     folder.mkdir()
     implementations = COMPILER.implementations(device, ConfigChooser(arch))
-    job = CompileJob(TWO_LAYERS, SIZES, device, arch, COMPILER.options_class(), (), {}, folder, "{}", Progress())
+    job = CompileJob(config, SIZES, device, arch, COMPILER.options_class(), (), {}, folder, "{}", Progress())
     with COMPILER.environment(device, arch):
         compilation = COMPILER.start(job)
         for program in programs:
-            traced = trace(program, TWO_LAYERS, SIZES, dtype, COMPILER.trace_device(device))
+            traced = trace(program, config, SIZES, dtype, COMPILER.trace_device(device))
             compilation.compile(lower(traced, implementations))
         (name,) = compilation.finish()
     return folder / name

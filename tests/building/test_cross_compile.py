@@ -13,13 +13,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from aoti_packages import SIZES, compile_package, device_archs, libraries_of, problems_of, symbols
+from aoti_packages import compile_package, device_archs, libraries_of, problems_of, symbols
+from torch._inductor import config
 from torch.utils import cpp_extension
 
 from artifacts import TWO_LAYERS, made_once
 from gptoss_export import BuildOptions, build
 from gptoss_export.artifact.manifest import load_manifest
-from gptoss_export.artifact.programs import Decode
+from gptoss_export.artifact.programs import Decode, Sizes, Unembed
 from gptoss_export.checkpoint.layouts import LAYOUTS
 from gptoss_export.checkpoint.synthetic import write_synthetic
 from gptoss_export.compat import versions
@@ -38,6 +39,20 @@ pytestmark = pytest.mark.skipif(bool(cross_compile.problems()), reason="; ".join
 
 ARCHS = ("sm_90", "sm_80")
 GPU = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+# With sizes that are no multiples of 8, passes of Inductor would time code on the GPU.
+CONFIG = dataclasses.replace(TWO_LAYERS, hidden_size=96, vocab_size=517, num_local_experts=5)
+SIZES = Sizes(max_batch=3, max_context=64, prefill_chunks=(16,))
+# Settings that a variable of the environment turns on, and with which a pass of Inductor times code.
+TIMING = {
+    "benchmark_fusion": True,
+    "coordinate_descent_tuning": True,
+    "max_autotune": True,
+    "max_autotune_gemm": True,
+    "max_autotune_pointwise": True,
+    "shape_padding": True,
+    "triton.mix_order_reduction_autotune_split_size": True,
+    "triton.multi_kernel": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +60,8 @@ def cross_built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifact of two layers for two GPUs."""
 
     def make(root: Path) -> None:
-        write_synthetic(root / "checkpoint", TWO_LAYERS, LAYOUTS["hf"], 7, torch.device("cpu"))
-        options = BuildOptions("aoti", "cuda", arch=",".join(ARCHS), max_context=64, prefill_chunks=(16,))
+        write_synthetic(root / "checkpoint", CONFIG, LAYOUTS["hf"], 7, torch.device("cpu"))
+        options = BuildOptions("aoti", "cuda", arch=",".join(ARCHS), **dataclasses.asdict(SIZES))
         build(root / "checkpoint", root / "artifact", options)
 
     return made_once(tmp_path_factory, "cross", make) / "artifact"
@@ -83,7 +98,7 @@ def launched_kernels(arch: str) -> set[str]:
         else implementation
         for name, implementation in COMPILER.implementations("cuda", chooser).items()
     }
-    traced = trace(Decode(SIZES.max_batch), TWO_LAYERS, SIZES, torch.bfloat16, torch.device("cpu"))
+    traced = trace(Decode(SIZES.max_batch), CONFIG, SIZES, torch.bfloat16, torch.device("cpu"))
     lowered = lower(traced, implementations)
     launched = [kernel_of_launch(node) for node in lowered.exported.graph.nodes if is_kernel_launch(node)]
     return {getattr(kernel, "fn", kernel).__name__ for kernel in launched}
@@ -138,17 +153,19 @@ from torch._dynamo import device_interface
 from torch._higher_order_ops import triton_kernel_wrap
 from torch._inductor import config, cpp_builder, cpu_vec_isa
 from torch._inductor.codegen.wrapper import PythonWrapperCodegen
+from torch._inductor.runtime.benchmarking import benchmarker
 from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 from torch._subclasses import fake_tensor
 from torch.utils import cpp_extension
 from triton import knobs
 from triton.runtime import driver
+from gptoss_export.errors import CompatibilityError
 from gptoss_export.targets.aoti.compile import COMPILER
 
 def state():
     owners = (torch.cuda, torch.version, device_interface.CudaInterface, PythonWrapperCodegen, CachingAutotuner,
               fake_tensor, fake_tensor.FakeTensorMode, cpp_extension, cpp_builder, cpu_vec_isa, triton_kernel_wrap,
-              knobs.compilation)
+              knobs.compilation, benchmarker)
     try:
         with fake_tensor.FakeTensorMode():
             torch.empty(1, device="cuda")[:, None]
@@ -159,7 +176,7 @@ def state():
             for owner in owners]
     return {
         "replaced": held, "driver": id(driver._active), "threads": config.compile_threads, "guard": guard,
-        "folding": config.joint_graph_constant_folding, "available": torch.cuda.is_available(),
+        "config": config.save_config_portable(), "available": torch.cuda.is_available(),
         "stream": "_cuda_getCurrentRawStream" in vars(torch._C), "devices": sorted(device_interface.device_interfaces),
         "properties": sorted(device_interface.caching_worker_device_properties),
         "triton": torch.utils._triton.has_triton(),
@@ -172,6 +189,12 @@ before = state()
 try:
     with COMPILER.environment("cuda", "sm_90"):
         inside = state()
+        for time in benchmarker.benchmark, benchmarker.benchmark_gpu:
+            try:
+                time(lambda: None)
+            except CompatibilityError:
+                continue
+            raise AssertionError(f"{time} takes the time of what no GPU runs")
         raise ZeroDivisionError
 except ZeroDivisionError:
     pass
@@ -198,8 +221,12 @@ def test_the_fake_gpu_leaves_no_trace(registry_filled_before: tuple[str, ...]) -
 
 
 def test_two_builds_are_the_same(tmp_path: Path) -> None:
-    """The second one finds what the first left in Inductor's cache."""
-    first, second = (compile_package(tmp_path / name, "cuda", "sm_90", torch.bfloat16).read_bytes() for name in "ab")
+    """The second one finds what the first left in Inductor's cache, though the environment asks for passes that time
+    code."""
+    given = ("cuda", "sm_90", torch.bfloat16, (Unembed(64),), CONFIG)
+    first = compile_package(tmp_path / "a", *given).read_bytes()
+    with config.patch(TIMING):
+        second = compile_package(tmp_path / "b", *given).read_bytes()
     assert first == second and len(first) > 100_000
 
 
