@@ -50,7 +50,7 @@ def build(
         settings = _complete(settings, options, checkpoint)
     progress.facts("build", settings.to_json())
     with progress.stage("check the weights"):
-        checkpoint.check_finite(lambda name: progress.update(f"check {name}"))
+        checkpoint.check_finite(torch_dtype(settings.dtype), lambda name: progress.update(f"check {name}"))
     with replace_folder(output, UsageError) as folder, background_hashes(folder) as hashes:
         lowered = {arch: _lower(compiler, settings, choosers[arch], checkpoint, progress) for arch in settings.archs}
         _check_tuned_configs(settings, choosers)

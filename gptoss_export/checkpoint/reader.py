@@ -17,7 +17,8 @@ from safetensors import safe_open
 from ..errors import CheckpointError, raise_all
 from ..model.config import ModelConfig, read_config
 from ..model.parameters import layer_of
-from .finite import not_finite
+from .finite import not_finite, too_large
+from .foreign import refuse_other_files, refuse_other_tensors
 from .layouts import Layout, layout_of
 from .layouts.layout import Recipe, StoredTensor
 from .shards import read_shards
@@ -72,8 +73,10 @@ class Checkpoint:
         for group, names in groups.items():
             yield group, {key: value for name in names for key, value in self._make(name).items()}
 
-    def check_finite(self, progress: Callable[[str], None] = lambda name: None) -> None:
+    def check_finite(self, dtype: torch.dtype, progress: Callable[[str], None] = lambda name: None) -> None:
         """Read what is used as stored. Raise CheckpointError naming each tensor that is not finite, and its experts.
+
+        Floats must be finite in `dtype` too, in which the artifact computes with them, and MXFP4 weights in float32.
 
         Tensors are read where they are mapped, one at a time, so that memory stays flat. Converters' results are
         checked when they are made. `progress` is called with the name of each parameter before it is read.
@@ -84,7 +87,11 @@ class Checkpoint:
                 if recipe.convert is None and not name.endswith("_blocks"):
                     progress(name)
                     for part in recipe.parts:
-                        yield from not_finite(self._where(part), name, self.stored(part.name))
+                        tensor = self.stored(part.name)
+                        yield from not_finite(self._where(part), name, tensor, dtype)
+                        if name.endswith("_scales"):
+                            (blocks,) = self.recipes[f"{name.removesuffix('_scales')}_blocks"].parts
+                            yield from too_large(self._where(part), name, self.stored(blocks.name), tensor)
 
         raise_all(CheckpointError, self._not_finite, problems())
 
@@ -119,8 +126,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises CheckpointError. It names every tensor that is missing, unknown, stored twice, or of the wrong shape or
     dtype, and every shard that is missing or cannot be read.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: not a folder; expected one with config.json and *.safetensors")
+    refuse_other_files(folder)
     config = read_config(folder)
     shards = read_shards(folder)
     holders: dict[str, list[str]] = {}
@@ -128,7 +134,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         for name in tensors:
             holders.setdefault(name, []).append(path.name)
     layout = layout_of(holders)
+    found = {name: tensor for tensors in shards.values() for name, tensor in tensors.items()}
     if layout is None:
+        refuse_other_tensors(folder, found)
         raise CheckpointError(
             f"{folder}: tensors of no known layout (such as {', '.join(sorted(holders)[:3]) or 'none at all'}); "
             "expected names like model.layers.0.self_attn.q_proj.weight or block.0.attn.qkv.weight"
@@ -148,12 +156,16 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             files[name] = path
             if name in wanted:
                 problems += _mismatch(path, wanted[name], shape, dtype)
+    if problems:
+        refuse_other_tensors(folder, found)
     raise_all(CheckpointError, f"{folder}: not a complete gpt-oss checkpoint (layout {layout.name})", problems)
     return Checkpoint(folder, config, layout, recipes, files)
 
 
 def _mismatch(path: Path, wanted: StoredTensor, shape: tuple[int, ...], dtype: str) -> Iterator[str]:
     if shape != wanted.shape:
-        yield f"{wanted.name} ({path.name}): shape {list(shape)}, expected {list(wanted.shape)} by config.json"
+        swapped = (*wanted.shape[:-2], *wanted.shape[:-3:-1])
+        hint = "; its last two dimensions are swapped: it was stored transposed" if shape == swapped else ""
+        yield f"{wanted.name} ({path.name}): shape {list(shape)}, expected {list(wanted.shape)} by config.json{hint}"
     if dtype not in wanted.dtypes:
         yield f"{wanted.name} ({path.name}): dtype {dtype}, expected {' or '.join(wanted.dtypes)}"

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from .. import git_lfs
 from ..errors import CheckpointError, raise_all
 from ..json_file import read_object, shown
+from .foreign import ADAPTER_WEIGHTS
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -21,7 +22,7 @@ def read_shards(folder: Path) -> dict[Path, Header]:
     """The headers of the shards. Raises CheckpointError naming every shard that is missing or broken.
 
     The shards are the files that the index names. Without an index, model.safetensors is the only shard, and where
-    there is none, all safetensors files are. Other files, such as an adapter, are left alone.
+    there is none, all safetensors files are but an adapter. Other files, such as an adapter, are left alone.
     """
     problems: list[str] = []
     index = _read_index(folder)
@@ -54,7 +55,7 @@ def _paths(folder: Path, index: dict[str, str]) -> list[Path]:
         return [folder / name for name in sorted(set(index.values()))]
     if (folder / SINGLE).exists():
         return [folder / SINGLE]
-    return sorted(folder.glob("*.safetensors"))
+    return [path for path in sorted(folder.glob("*.safetensors")) if path.name != ADAPTER_WEIGHTS]
 
 
 def _refuse_pointers(folder: Path, paths: list[Path]) -> None:

@@ -121,10 +121,16 @@ def parse_config(raw: dict[str, Any], source: str) -> ModelConfig:
     """Turn the parsed config.json into a ModelConfig. `source` is its name in errors. Raises as `read_config`."""
     keys = _Keys(raw)
     keys.problems += contradictions(raw)
-    config = _original(keys) if "rope_scaling_factor" in raw else _hugging_face(keys)
+    config = _original(keys) if _is_original(raw) else _hugging_face(keys)
     problems = keys.problems or violations(config)
     raise_all(CheckpointError, f"{source}: not a gpt-oss config", problems)
     return config
+
+
+def _is_original(raw: dict[str, Any]) -> bool:
+    """Whether a config.json is in the original spelling. One that has all of Hugging Face's is read as such."""
+    complete = "max_position_embeddings" in raw and any(isinstance(raw.get(name), dict) for name in ROPE_SECTIONS)
+    return "rope_scaling_factor" in raw and not complete
 
 
 class _Keys:
@@ -150,9 +156,9 @@ class _Keys:
             return kind(1)
         return kind(value)
 
-    def fixed(self, key: str, expected: Any) -> None:
-        """Check a key that has one possible value in gpt-oss. An absent key counts as that value."""
-        if (value := self.raw.get(key, expected)) != expected:
+    def fixed(self, key: str, expected: Any, *others: Any) -> None:
+        """Check a key that has one possible value in gpt-oss, or others of the same meaning. Absent counts as it."""
+        if (value := self.raw.get(key, expected)) not in (expected, *others):
             self.problems.append(f"{self.prefix}{key}: found {shown(value)}, gpt-oss has {expected!r}")
 
     def first(self, key: str, other: str) -> str:
@@ -177,6 +183,7 @@ def _common(keys: _Keys) -> dict[str, Any]:
     keys.fixed("hidden_act", "silu")
     keys.fixed("attention_bias", True)
     keys.fixed("tie_word_embeddings", False)
+    keys.fixed("partial_rotary_factor", None, 1.0)
     return {
         "hidden_size": keys.number("hidden_size", int),
         "intermediate_size": keys.number("intermediate_size", int),
@@ -196,11 +203,9 @@ def _hugging_face(keys: _Keys) -> ModelConfig:
     # transformers 5 writes rope_parameters, which holds rope_theta. Version 4 wrote rope_scaling and, outside of it,
     # rope_theta.
     rope = keys.section(*ROPE_SECTIONS)
-    kind = rope.raw.get("rope_type", rope.raw.get("type"))
-    if rope.raw and kind != "yarn":
-        keys.problems.append(f"{rope.prefix}rope_type: found {shown(kind)}, gpt-oss has 'yarn'")
-    for unused in ("mscale", "mscale_all_dim", "partial_rotary_factor"):
-        rope.fixed(unused, None)
+    if rope.raw and not (rope.raw.get("rope_type") or rope.raw.get("type")):
+        keys.problems.append(f"{rope.prefix}rope_type: missing, gpt-oss has 'yarn'")
+    _check_rope_type(rope)
     theta = rope if "rope_theta" in rope.raw else keys
     truncate = rope.raw.get("truncate", True)
     if not isinstance(truncate, bool):
@@ -234,26 +239,47 @@ def _hugging_face(keys: _Keys) -> ModelConfig:
     )
 
 
+def _check_rope_type(rope: _Keys) -> None:
+    """Check the keys of a section of RoPE that gpt-oss does not leave open, where it has them."""
+    kind = rope.raw.get("rope_type", rope.raw.get("type"))
+    if kind not in ("yarn", None):
+        rope.problems.append(f"{rope.prefix}rope_type: found {shown(kind)}, gpt-oss has 'yarn'")
+    for unused in ("mscale", "mscale_all_dim"):
+        rope.fixed(unused, None)
+    rope.fixed("partial_rotary_factor", None, 1.0)
+
+
 def _original(keys: _Keys) -> ModelConfig:
     layers = keys.number("num_hidden_layers", int)
     context = keys.number("initial_context_length", int)
     factor = keys.number("rope_scaling_factor", float)
-    keys.fixed("layer_types", alternating(layers))
+    keys.fixed("layer_types", alternating(layers), None)
+    keys.fixed("max_position_embeddings", int(context * factor), None)
+    rope = Yarn(
+        theta=keys.number("rope_theta", float),
+        factor=factor,
+        original_max_position_embeddings=context,
+        beta_fast=keys.number("rope_ntk_beta", float, 32.0),
+        beta_slow=keys.number("rope_ntk_alpha", float, 1.0),
+    )
+    for name in ROPE_SECTIONS:  # this spelling has no key for what these say
+        if isinstance(section := keys.raw.get(name), dict):
+            inside = _Keys(section, f"{name}.", keys.problems)
+            _check_rope_type(inside)
+            inside.fixed("truncate", rope.truncate, None)
+            if section.get("attention_factor") is not None:
+                found = inside.number("attention_factor", float)
+                if not math.isclose(found, rope.concentration, rel_tol=1e-6):
+                    inside.fixed("attention_factor", rope.concentration)
     return ModelConfig(
         **_common(keys),
         num_hidden_layers=layers,
-        num_local_experts=keys.number("num_experts", int),
-        num_experts_per_tok=keys.number("experts_per_token", int),
+        num_local_experts=keys.number(keys.first("num_experts", "num_local_experts"), int),
+        num_experts_per_tok=keys.number(keys.first("experts_per_token", "num_experts_per_tok"), int),
         sliding_window=keys.number("sliding_window", int),
         layer_types=tuple(alternating(layers)),
         max_position_embeddings=int(context * factor),
-        rope=Yarn(
-            theta=keys.number("rope_theta", float),
-            factor=factor,
-            original_max_position_embeddings=context,
-            beta_fast=keys.number("rope_ntk_beta", float, 32.0),
-            beta_slow=keys.number("rope_ntk_alpha", float, 1.0),
-        ),
+        rope=rope,
     )
 
 

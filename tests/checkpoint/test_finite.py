@@ -15,9 +15,9 @@ from weights_only import WeightsOnly, use
 
 from gptoss_export import BuildOptions, build
 from gptoss_export.checkpoint import LAYOUTS
-from gptoss_export.checkpoint.finite import not_finite
+from gptoss_export.checkpoint.finite import not_finite, too_large
 from gptoss_export.errors import CheckpointError
-from gptoss_export.model.mxfp4 import NAN_SCALE
+from gptoss_export.model.mxfp4 import NAN_SCALE, dequantize
 
 Change = Callable[[torch.Tensor], object]
 
@@ -99,6 +99,65 @@ def test_the_largest_numbers_are_finite(dtype: torch.dtype) -> None:
     assert list(not_finite("x", "x", tensor)) == [
         "x: found -inf at [1, 0], 1 of 4 numbers are such; expected finite numbers"
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "finite"),
+    [
+        (3.4e38, torch.bfloat16, False),
+        (-3.4e38, torch.bfloat16, False),
+        (3.4e38, torch.float32, True),
+        (3.39e38, torch.bfloat16, True),  # rounds to the largest
+        (70000.0, torch.float16, False),
+        (1e-45, torch.bfloat16, True),
+    ],
+)
+def test_numbers_beyond_the_dtype_of_the_artifact(value: float, dtype: torch.dtype, finite: bool) -> None:
+    """Loading casts them, which makes them infinite."""
+    tensor = torch.tensor([[1.0, value]])
+    assert bool(torch.isfinite(tensor.to(dtype)).all()) == finite
+    problems = list(not_finite("x", "x", tensor, dtype))
+    assert len(problems) == (not finite)
+    if problems:
+        assert "x: found " in problems[0] and " at [0, 1], 1 of 2 numbers are such; expected finite" in problems[0]
+        assert f"numbers of {str(dtype).removeprefix('torch.')}, whose largest is " in problems[0]
+
+
+def test_a_build_checks_the_range_of_its_dtype(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, WeightsOnly())
+    folder = shutil.copytree(checkpoints["hf"], tmp_path / "checkpoint")
+    shard = folder / json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]["lm_head.weight"]
+    tensors = {name: tensor.float() for name, tensor in load_file(shard).items()}
+    tensors["lm_head.weight"][3, 4] = 3.4e38
+    save_file(tensors, shard)
+    build(folder, tmp_path / "artifact", BuildOptions(max_context=64, dtype="float32"))
+    with pytest.raises(CheckpointError, match=rf"lm_head.weight .{shard.name}.: found 3\.[34]\d+e\+38 at \[3, 4\]"):
+        build(folder, tmp_path / "other", BuildOptions(max_context=64, dtype="bfloat16"))
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(("scale", "code"), [(253, 6), (253, 14), (254, 4), (254, 12)])
+def test_mxfp4_weights_beyond_float32(scale: int, code: int) -> None:
+    """A code of 7 means 6, one of 6 means 4, one of 4 means 2; the highest bit is the sign."""
+    scales = torch.full((2, 3, 2), 120, dtype=torch.uint8)
+    blocks = torch.full((2, 3, 2, 16), 0x77, dtype=torch.uint8)
+    scales[1, 2, 1] = scale
+    name = "model.layers.0.mlp.experts.down_proj_scales"
+    for small, problems in ((code % 8 - 1, 0), (code, 1)):
+        blocks[1, 2, 1] = 0
+        blocks[1, 2, 1, 9] = small << 4
+        assert bool(torch.isfinite(dequantize(blocks, scales)).all()) == (not problems)
+        found = list(too_large("x", name, blocks, scales))
+        assert len(found) == problems
+    assert found[0].startswith(f"x, expert 1: found {scale} at [1, 2, 1], 1 of 12 numbers are such; expected weights")
+    assert list(too_large("x", name, blocks, torch.full_like(scales, 252))) == []
+
+
+def test_a_build_names_mxfp4_weights_beyond_float32(refused: Callable[[str, str, Change], str]) -> None:
+    message = refused("hf", "model.layers.1.mlp.experts.down_proj_scales", put(254, 5))
+    assert ", expert 5: found 254 at [5, 0, 0], " in message and "weights that float32 holds" in message
 
 
 def test_a_block_of_255_is_four_bit_codes() -> None:

@@ -99,6 +99,59 @@ def test_the_original_spelling_with_keys_of_hugging_face(change: dict[str, Any])
     assert next(iter(change)) in message(ORIGINAL | change)
 
 
+FACTOR = CONFIG.rope.concentration
+
+
+@pytest.mark.parametrize("section", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize(
+    ("key", "agrees", "differs"),
+    [
+        ("truncate", [False, None], [True, 1, "no"]),
+        ("attention_factor", [None, FACTOR, FACTOR + 1e-8], [1.0, FACTOR + 0.01, True, 0, -1, "1"]),
+        ("rope_type", ["yarn", None], ["linear", "default", 3]),
+        ("type", ["yarn", None], ["longrope"]),
+        ("mscale", [None], [1.0]),
+        ("partial_rotary_factor", [None, 1.0, 1], [0.5, 0]),
+    ],
+)
+def test_the_original_spelling_has_one_value_of_what_only_a_section_says(
+    section: str, key: str, agrees: list[object], differs: list[object]
+) -> None:
+    read = parse_config(ORIGINAL, "config.json")
+    for value in agrees:
+        assert parse_config(ORIGINAL | {section: {key: value}}, "config.json") == read, value
+    for value in differs:
+        name = key.replace("type", "rope_type").replace("rope_rope", "rope")
+        assert f"{section}.{name}: found {value!r}, " in message(ORIGINAL | {section: {key: value}}), value
+
+
+def test_the_original_spelling_with_lengths_and_types_of_hugging_face() -> None:
+    read = parse_config(ORIGINAL, "config.json")
+    length = CONFIG.max_position_embeddings
+    agreeing = {"max_position_embeddings": length, "layer_types": None, "partial_rotary_factor": 1.0}
+    assert parse_config(ORIGINAL | agreeing, "config.json") == read
+    assert f"max_position_embeddings: found 4096, gpt-oss has {length}" in message(
+        ORIGINAL | {"max_position_embeddings": 4096}
+    )
+    assert "partial_rotary_factor: found 0.5" in message(ORIGINAL | {"partial_rotary_factor": 0.5})
+    assert "partial_rotary_factor: found 0.5" in message(HUGGING_FACE | {"partial_rotary_factor": 0.5})
+
+
+def test_a_complete_file_of_hugging_face_with_keys_of_the_original_is_read_as_such() -> None:
+    more = {key: value for key, value in ORIGINAL.items() if key not in HUGGING_FACE}
+    assert "rope_scaling_factor" in more
+    assert parse_config(HUGGING_FACE | more, "config.json") == CONFIG
+    full = HUGGING_FACE | {"layer_types": ["full_attention"] * 24, "rope_scaling_factor": 32.0}
+    assert parse_config(full, "config.json").layer_types == ("full_attention",) * 24
+    assert "rope_scaling_factor: found 16.0" in message(HUGGING_FACE | more | {"rope_scaling_factor": 16.0})
+
+
+@pytest.mark.parametrize("section", [{}, {"rope_type": None}, {"type": ""}])
+def test_a_section_without_a_kind_of_rope(section: dict[str, Any]) -> None:
+    rope = {key: value for key, value in ROPE.items() if key != "rope_type"}
+    assert "rope_scaling.rope_type: " in message(HUGGING_FACE | {"rope_scaling": rope | section})
+
+
 def test_a_value_of_null_leaves_the_other_spelling() -> None:
     raw = HUGGING_FACE | {"num_local_experts": None, "num_experts": 32}
     assert parse_config(raw, "config.json") == CONFIG
