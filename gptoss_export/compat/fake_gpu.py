@@ -67,8 +67,8 @@ _CACHING_MODULES = (
 )
 
 
-# The settings of Inductor with which a pass times code on the GPU, each at the value that times nothing. Most are off by
-# default, and an environment variable turns them on. The others are on by default:
+# The settings of Inductor with which a pass times code on the GPU, each at the value that times nothing. Most are off
+# by default, and an environment variable turns them on. The others are on by default:
 #   shape_padding              times a matrix product with and without padding, where a size is no multiple of 8
 #   benchmark_epilogue_fusion  times the products that max_autotune made, with and without what follows them
 # What `autotune_pointwise` makes is chosen by `benchmark_all_configs`, which is replaced.
