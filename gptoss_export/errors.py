@@ -7,7 +7,8 @@ GptOssExportError        base; the message says what was found, what was expecte
 │   ├── LoweringError    an op has no implementation that the target accepts
 │   └── CompatibilityError   torch or Triton lacks a private name that the build needs
 ├── ArtifactError        the artifact is damaged, incomplete or not made for this machine
-└── RunError             a request does not fit the loaded artifact
+├── RunError             a request does not fit the loaded artifact
+└── MachineError         the machine has too little memory, or cannot start another thread
 
 The command line turns each of them into one message on stderr and exit code 2.
 """
@@ -47,6 +48,10 @@ class ArtifactError(GptOssExportError):
 
 class RunError(GptOssExportError):
     """A request does not fit the loaded artifact."""
+
+
+class MachineError(GptOssExportError):
+    """The machine has too little memory, or cannot start another thread."""
 
 
 LISTED = 20  # problems that one error lists; it counts those after them

@@ -1,14 +1,16 @@
-"""Folders that appear complete or not at all."""
+"""Folders and files that appear complete or not at all."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import GptOssExportError
+from ..machine_limits import writes
 from ..temporary_folder import PARTIAL, TemporaryFolder, remove_leftovers
 
 
@@ -32,8 +34,26 @@ def replace_folder(folder: Path, error: type[GptOssExportError]) -> Iterator[Pat
     remove_leftovers()
     with TemporaryFolder(folder.absolute().parent, f".{folder.name}-", PARTIAL) as partial:
         yield partial.path
+        with writes(folder):
+            _set_usual_permissions(partial.path)
+            partial.rename(folder)
+
+
+@contextmanager
+def replace_file(file: Path) -> Iterator[Path]:
+    """Yield a path to write to. What is written there becomes `file` at the end, or is removed on failure.
+
+    A file that exists keeps its permissions. Raises OSError, which names `file` where writing fails. A killed process
+    leaves a folder as `replace_folder` does.
+    """
+    file = file.resolve()  # a link stays a link
+    with TemporaryFolder(file.parent, f".{file.name}-", PARTIAL) as partial, writes(file):
+        written = partial.path / file.name
+        yield written
         _set_usual_permissions(partial.path)
-        partial.rename(folder)
+        if file.exists():
+            shutil.copymode(file, written)
+        written.replace(file)
 
 
 def _set_usual_permissions(folder: Path) -> None:

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from ..artifact.atomic_folder import replace_folder
 from ..errors import UsageError
+from ..machine_limits import reports_limits, writes
 from ..model.config import FULL, MXFP4_GROUP, SLIDING, ModelConfig, Yarn, alternating
 from ..model.parameters import EMBEDDING, layer_of, parameters
 from .layouts import LAYOUTS, Layout
@@ -90,6 +91,7 @@ def layout_for(names: str, experts: str) -> Layout:
     return found[experts]
 
 
+@reports_limits()
 def write_synthetic(
     folder: Path,
     config: ModelConfig,
@@ -99,7 +101,9 @@ def write_synthetic(
     tokenizer: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Write a checkpoint with random weights to `folder`. Raises UsageError if `folder` exists.
+    """Write a checkpoint with random weights to `folder`.
+
+    Raises UsageError if `folder` exists, OSError where it cannot be written, and MachineError.
 
     The values depend on the seed and on the type of `device`, which draws them. With `tokenizer`, a tokenizer of
     single bytes is written too. `progress` is called after each shard with the number of shards written and of all.
@@ -116,13 +120,15 @@ def write_synthetic(
             for stem, recipe in recipes.items():
                 drawn = [random.draw(name, shapes[name]) for name in recipe.parameters(stem)]
                 tensors |= {name: value.contiguous().cpu() for name, value in recipe.invert(drawn).items()}
-            save_file(tensors, partial / file, metadata={"format": "pt"})
+            with writes(partial / file):
+                save_file(tensors, partial / file, metadata={"format": "pt"})
             weight_map |= dict.fromkeys(tensors, file)
             total += sum(tensor.nbytes for tensor in tensors.values())
             progress(number, len(shards))
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (partial / INDEX).write_text(json.dumps(index, indent=1) + "\n")
-        (partial / "config.json").write_text(json.dumps(layout.config_json(config), indent=1) + "\n")
+        for name, value in ((INDEX, index), ("config.json", layout.config_json(config))):
+            with writes(partial / name):
+                (partial / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
         if tokenizer:
             _write_tokenizer(partial, config)
 
@@ -204,4 +210,5 @@ def _write_tokenizer(folder: Path, config: ModelConfig) -> None:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
+    with writes(folder / "tokenizer.json"):
+        tokenizer.save(str(folder / "tokenizer.json"))

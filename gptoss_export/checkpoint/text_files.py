@@ -7,6 +7,7 @@ from shutil import copyfile
 
 from ..errors import CheckpointError
 from ..json_file import read_object
+from ..machine_limits import writes
 from ..model.config import ModelConfig, token_ids
 
 GENERATION_CONFIG = "generation_config.json"
@@ -23,7 +24,8 @@ def copy_text_files(source: Path, folder: Path) -> list[Path]:
     """Copy those that the checkpoint has; returns their names."""
     found = [Path(name) for name in TOKENIZER_FILES if (source / name).is_file()]
     for name in found:
-        copyfile(source / name, folder / name)
+        with writes(folder / name):
+            copyfile(source / name, folder / name)
     return found
 
 

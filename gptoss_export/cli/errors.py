@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import NoReturn, ParamSpec
 
 import click
 
 from .plain import say
-from .streams import ends_as_on_sigpipe
+from .streams import ends_as_on_sigpipe, silence_broken_streams
 
 CHECK_FAILED = 1
 BAD_USE = 2
 BUG = 70  # not 1, which says that a check failed
 SIGNAL = 128  # plus the number of the signal
+
+_MORE_SPACE = "free some space, or write to another file system"
+_ADVICE = {  # what to do about an error of the system
+    errno.ENOSPC: _MORE_SPACE,
+    errno.EDQUOT: _MORE_SPACE,
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f), or write to another file system",
+    errno.EROFS: "write to another file system",
+    errno.ENOMEM: "close other programs, or raise the limit of memory (ulimit -v)",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
 
 _Parameters = ParamSpec("_Parameters")
 
@@ -32,6 +43,7 @@ def reports_errors(command: Callable[_Parameters, None]) -> Callable[_Parameters
     @functools.wraps(command)
     def wrapped(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> None:
         from ..errors import GptOssExportError
+        from ..machine_limits import machine_limit
 
         # torch warns about its own internals while it exports and compiles. A user can do nothing about it.
         warnings.filterwarnings("ignore", module=r"torch\.|copyreg")
@@ -41,21 +53,22 @@ def reports_errors(command: Callable[_Parameters, None]) -> Callable[_Parameters
         try:
             with ends_as_on_sigpipe():
                 command(*args, **kwargs)
-        except (GptOssExportError, OSError) as error:  # OSError: a full disk, a file that cannot be read
-            say(f"error: {error}", err=True)
-            sys.exit(BAD_USE)
+        except GptOssExportError as error:
+            _end_with(str(error))
+        except OSError as error:  # a full disk, a file that cannot be read
+            end_with_os_error(error)
         except KeyboardInterrupt:
             say("interrupted", err=True)
             sys.exit(SIGNAL + signal.SIGINT)
         except click.ClickException:  # click prints it and exits with 2
             raise
         except Exception as error:
-            if isinstance(error, ModuleNotFoundError) and (package := missing_package(error)):
-                say(f"error: package {package} is not installed; this command needs it", err=True)
-                sys.exit(BAD_USE)
-            if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be imported for this
-                say(f"error: {error}", err=True)
-                sys.exit(BAD_USE)
+            if isinstance(error, ImportError) and (package := missing_package(error)):
+                missing = isinstance(error, ModuleNotFoundError)
+                problem = "is not installed" if missing else f"cannot be loaded ({error})"
+                _end_with(f"package {package} {problem}; this command needs it")
+            if (limit := machine_limit(error)) is not None:
+                _end_with(str(limit))
             traceback.print_exc()
             sys.exit(BUG)
 
@@ -66,7 +79,28 @@ def _end(number: int, _: object) -> None:
     sys.exit(SIGNAL + number)
 
 
-def missing_package(error: ModuleNotFoundError) -> str | None:
-    """The package that an import did not find; None where it is a module of this project, which is a bug."""
+def end_with_os_error(error: OSError) -> NoReturn:
+    """End the command with what the system says, the file that it concerns and what to do."""
+    subject = ""
+    if error.filename is None and (stream := silence_broken_streams()):
+        subject = f"{stream}: cannot be written: "
+    advice = _ADVICE.get(error.errno or 0, "")
+    _end_with(f"{subject}{error}{advice and '; '}{advice}")
+
+
+def _end_with(message: str) -> NoReturn:
+    try:
+        say(f"error: {message}", err=True)
+    except BrokenPipeError:
+        raise
+    except OSError:  # stderr is what cannot be written
+        pass
+    silence_broken_streams()
+    sys.exit(BAD_USE)
+
+
+def missing_package(error: ImportError) -> str | None:
+    """The package that an import did not find or could not load; None where it is a module of this project, which is a
+    bug."""
     package = (error.name or "").partition(".")[0]
     return None if package in ("", __name__.partition(".")[0]) else package

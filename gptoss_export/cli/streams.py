@@ -8,7 +8,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,10 +44,30 @@ def ends_as_on_sigpipe() -> Iterator[None]:
         unread = [stream for stream in (sys.stdout, sys.stderr) if _reader_is_gone(stream)]
         if not unread:
             raise
-        devnull = os.open(os.devnull, os.O_WRONLY)
-        for stream in unread:
-            os.dup2(devnull, stream.fileno())  # Python writes what is left when it ends
+        _silence(unread)
         sys.exit(128 + signal.SIGPIPE)
+
+
+def silence_broken_streams() -> str:
+    """Let stdout and stderr swallow everything from now on where they cannot be written, as on a full disk.
+
+    Returns the name of the first of them that cannot; empty: both can. Without this, Python fails when it ends, since
+    it writes what is left.
+    """
+    broken = []
+    for name in ("stdout", "stderr"):
+        try:
+            getattr(sys, name).flush()
+        except OSError:
+            broken.append(name)
+    _silence([getattr(sys, name) for name in broken])
+    return broken[0] if broken else ""
+
+
+def _silence(streams: Iterable[Any]) -> None:
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(devnull, stream.fileno())
 
 
 def new_console(**options: Any) -> Console:

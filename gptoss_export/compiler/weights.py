@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from ..artifact.manifest import Part, WeightSpec
 from ..checkpoint import Checkpoint
+from ..machine_limits import writes
 from ..model.decoder import yarn_inv_freq
 from ..model.parameters import INV_FREQ, parameters
 from ..progress import Progress
@@ -33,7 +34,8 @@ def write_weights(checkpoint: Checkpoint, dtype: str, folder: Path, progress: Pr
     write = _write_converted if checkpoint.converts else _link_shards
     parts = write(checkpoint, folder, progress)
     inv_freq = yarn_inv_freq(checkpoint.config.rope, checkpoint.config.head_dim)
-    save_file({INV_FREQ: inv_freq}, folder / DERIVED)
+    with writes(folder / DERIVED):
+        save_file({INV_FREQ: inv_freq}, folder / DERIVED)
     parts[INV_FREQ] = (Part(DERIVED, INV_FREQ),)
     return {
         item.name: WeightSpec(item.shape, item.dtype, parts[item.name]) for item in parameters(checkpoint.config, dtype)
@@ -62,7 +64,8 @@ def _link_shards(checkpoint: Checkpoint, folder: Path, progress: Progress) -> di
             )
             for count, shard in enumerate(left, start=1):
                 progress.update(f"copy {shard.name}, {count} of {len(left)}")
-                shutil.copyfile(shard.resolve(), folder / WEIGHTS / shard.name)
+                with writes(folder / WEIGHTS / shard.name):
+                    shutil.copyfile(shard.resolve(), folder / WEIGHTS / shard.name)
             break
     return {
         name: tuple(Part(f"{WEIGHTS}/{checkpoint.files[part.name].name}", part.name) for part in recipe.parts)
@@ -76,7 +79,8 @@ def _write_converted(checkpoint: Checkpoint, folder: Path, progress: Progress) -
     for stem, tensors in checkpoint.converted_groups():
         progress.update(f"convert {stem}")
         file = f"{WEIGHTS}/{stem}.safetensors"
-        save_file(tensors, folder / file)
+        with writes(folder / file):
+            save_file(tensors, folder / file)
         parts |= {name: (Part(file, name),) for name in tensors}
         del tensors  # so that one layer is in memory at a time
     return parts

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..artifact.atomic_folder import replace_file
 from ..errors import UsageError, raise_all
 from ..json_file import read_object
 from .launch_config import ConfigSpace, LaunchConfig
@@ -112,12 +113,8 @@ class TunedConfigs:
 
 def write_tuned_configs(configs: TunedConfigs, path: Path) -> None:
     """Write the file whole or not at all. Raises OSError where it cannot be written."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
+    with replace_file(path) as partial:
         partial.write_text(_text(configs), encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_tuned_configs(path: Path) -> TunedConfigs:

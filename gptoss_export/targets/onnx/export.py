@@ -9,7 +9,6 @@ logits [B, R, V]; present.<layer>.key, .value [B, Hkv, P + S, D]
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,9 @@ from torch.fx.node import map_arg
 from ...artifact.programs import kv_cache_names
 from ...compiler.export import TracedProgram
 from ...errors import BuildError, LoweringError, raise_all
+from ...machine_limits import writes
 from ...model.config import ModelConfig
+from ...temporary_folder import TemporaryFolder
 from ..base_compiler import CompileJob
 from .converters import CONVERTERS, convert
 from .graph import MICROSOFT, OPSET, OWN
@@ -66,7 +67,8 @@ def export_model(program: TracedProgram, job: CompileJob, writer: Writer) -> lis
             args, kwargs = (map_arg(given, values.__getitem__) for given in (node.args, node.kwargs))
             values[node] = convert(writer, node.target, args, kwargs)
     model = _model(writer, job)
-    onnx.save(model, job.folder / MODEL)
+    with writes(job.folder / MODEL):
+        onnx.save(model, job.folder / MODEL)
     _check(model, {name: (job.folder / name).stat().st_size for name in writer.files})
     return [Path(name) for name in sorted(writer.files)]
 
@@ -118,8 +120,8 @@ def _check(model: onnx.ModelProto, files: Mapping[str, int]) -> None:
     The checker refuses files with several hard links, and a build hard-links the checkpoint's files. So it gets empty
     files of the same sizes.
     """
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
+    with TemporaryFolder() as folder, writes(folder.path):
+        scratch = folder.path
         for file, size in files.items():
             (scratch / file).parent.mkdir(exist_ok=True)
             with (scratch / file).open("wb") as stream:

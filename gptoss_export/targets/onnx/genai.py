@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from ...machine_limits import writes
 from ..base_compiler import CompileJob
 from .model_files import (
     ATTENTION_MASK,
@@ -62,5 +63,6 @@ def write_genai_config(job: CompileJob) -> Path:
             "do_sample": False,
         },
     }
-    (job.folder / NAME).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    with writes(job.folder / NAME):
+        (job.folder / NAME).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     return Path(NAME)

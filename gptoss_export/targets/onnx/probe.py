@@ -15,6 +15,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 
+from ...machine_limits import writes
 from ...model import mxfp4
 from ...model.ops import OPS
 from .graph import MICROSOFT, OPSET, Nodes
@@ -79,5 +80,6 @@ def write_probe(folder: Path) -> Path:
     graph = helper.make_graph(g.nodes, "probe", [], [output], list(tensors.values()))
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="gptoss-export")
-    onnx.save(model, folder / PROBE)
+    with writes(folder / PROBE):
+        onnx.save(model, folder / PROBE)
     return Path(PROBE)

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from ...artifact.manifest import Part
 from ...compiler.weights import WEIGHTS
+from ...machine_limits import writes
 from ...model.parameters import layer_of
 from ..base_compiler import CompileJob
 
@@ -49,7 +50,8 @@ def repack_experts(job: CompileJob) -> dict[str, Part]:
     for count, (layer, names) in enumerate(layers.items(), start=1):
         job.progress.update(f"repack the experts, layer {count} of {len(layers)}")
         file = f"{WEIGHTS}/repacked-{layer:03}.safetensors"
-        save_file({name: _repacked(job, name) for name in names}, job.folder / file)
+        with writes(job.folder / file):
+            save_file({name: _repacked(job, name) for name in names}, job.folder / file)
         parts |= {name: Part(file, name) for name in names}
     return parts
 

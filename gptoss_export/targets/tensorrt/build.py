@@ -14,6 +14,7 @@ import torch
 
 from ...compiler.export import TracedProgram
 from ...errors import ArtifactError, BuildError, LoweringError, raise_all
+from ...machine_limits import writes
 from ..base_compiler import Compilation
 from .contexts import CACHE, Contexts
 from .edition import Edition
@@ -131,14 +132,14 @@ class EngineCompilation(Compilation):
         return plugins
 
     def _write_engine(self, key: str, engine: bytes, label: str) -> None:
-        (self._folder / "engines" / f"{key}.engine").write_bytes(engine)
+        self._write(f"engines/{key}.engine", engine)
         self.schedule.engines[key] = label
 
     def _write_plugin(self, plugin: Plugin) -> None:
         if plugin.name in self.schedule.plugins:
             return
-        (self._folder / "plugins" / f"{plugin.name}.ptx").write_text(plugin.ptx, encoding="utf-8")
-        (self._folder / "plugins" / f"{plugin.name}.cubin").write_bytes(plugin.cubin)
+        self._write(f"plugins/{plugin.name}.ptx", plugin.ptx.encode("utf-8"))
+        self._write(f"plugins/{plugin.name}.cubin", plugin.cubin)
         self.schedule.plugins[plugin.name] = PluginSpec(
             function=plugin.function,
             inputs=plugin.inputs,
@@ -160,8 +161,12 @@ class EngineCompilation(Compilation):
             raise BuildError(f"what loading compiles cannot be compiled here: {error}") from error
         if cache is None:  # a build without engines
             return []
-        (self._folder / CACHE).write_bytes(cache)
+        self._write(CACHE, cache)
         return [Path(CACHE)]
+
+    def _write(self, name: str, data: bytes) -> None:
+        with writes(self._folder / name):
+            (self._folder / name).write_bytes(data)
 
 
 def _check_inputs(program: TracedProgram) -> None:

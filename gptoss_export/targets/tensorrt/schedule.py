@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from ...machine_limits import writes
+
 NAME = "schedule.json"
 INPUT, ARENA, OUTPUT = "input", "arena", "output"
 PLACES = (INPUT, ARENA, OUTPUT)
@@ -87,7 +89,9 @@ class Schedule:
 
 
 def save_schedule(schedule: Schedule, folder: Path) -> None:
-    (folder / NAME).write_text(json.dumps(dataclasses.asdict(schedule), separators=(",", ":")) + "\n", encoding="utf-8")
+    text = json.dumps(dataclasses.asdict(schedule), separators=(",", ":")) + "\n"
+    with writes(folder / NAME):
+        (folder / NAME).write_text(text, encoding="utf-8")
 
 
 def parse_schedule(data: Mapping[str, Any]) -> Schedule:
