@@ -113,14 +113,11 @@ def stream(executor: Executor, slots: Slots, request: Request) -> Generator[Toke
         ended = {slot for slot in going if tokens[slot] in request.stop_tokens}
         if early:
             slots.rollback(ended)
-        try:
-            for slot in remaining:
-                yield Token(slot, tokens[slot], logprobs[slot], logits[slot] if request.keep_logits else None)
-                slots.check_epoch(epoch)
-        except GeneratorExit:  # the caller wants no more tokens
-            if slots.epoch == epoch:
-                slots.rollback(slots.speculated)
-            raise
+        # A generator that is closed here leaves the slots alone: another thread may be in a call, and the next call
+        # rolls back what was speculated.
+        for slot in remaining:
+            yield Token(slot, tokens[slot], logprobs[slot], logits[slot] if request.keep_logits else None)
+            slots.check_epoch(epoch)
         slots.confirm()
         remaining = {slot: remaining[slot] - 1 for slot in going if slot not in ended}
         if remaining and not early:

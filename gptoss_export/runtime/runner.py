@@ -13,21 +13,43 @@ Arrays are torch tensors where the artifact's target needs torch to run, and num
 
 from __future__ import annotations
 
-import operator
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ..artifact.manifest import Manifest
 from ..errors import RunError
+from .arguments import sampling_params, sequence, token_ids, whole_number
 from .executor import ChunkOutput, Executor
 from .generation import Generation, Request, Token, collect, prefill_prompt, stream
 from .sampling_params import SamplingParams
 from .slots import Slots
 
 Item = TypeVar("Item")
+_BUSY = "another thread is in a call of this runner; let one thread at a time use it"
+
+
+class AloneIterator(Iterator[Item], Generic[Item]):
+    """The items of a generator that was started by a call of a runner. Each one is made alone.
+
+    Any thread may take the next one, close it, or be the one in which it is collected as garbage.
+    """
+
+    def __init__(self, items: Generator[Item, None, None], alone: Callable[[], AbstractContextManager[None]]) -> None:
+        self._items, self._alone = items, alone
+
+    def __next__(self) -> Item:
+        with self._alone():
+            return next(self._items)
+
+    def close(self) -> None:
+        """Want no more items. Raises RunError while another thread makes one."""
+        try:
+            self._items.close()
+        except ValueError:  # Python's for a generator that runs
+            raise RunError(_BUSY) from None
 
 
 class Runner:
@@ -49,13 +71,14 @@ class Runner:
 
     def length(self, slot: int = 0) -> int:
         """Tokens whose keys and values are in the slot's cache."""
-        return self._slots.length(slot)
+        return self._slots.length(whole_number("slot", slot))
 
     def reset(self, slot: int | None = None) -> None:
         """Forget the sequence of a slot, or of all slots."""
+        cleared = range(len(self._slots)) if slot is None else (whole_number("slot", slot),)
         with self._alone():
             self._slots.begin_call()
-            for index in range(len(self._slots)) if slot is None else (slot,):
+            for index in cleared:
                 self._slots.clear(index)
 
     def truncate(self, length: int, slot: int = 0) -> None:
@@ -63,6 +86,7 @@ class Runner:
 
         Raises RunError where sliding layers have overwritten what the next token has to see. Once the ring of window
         + chunk positions is full, a sequence can be shortened by at most one prefill chunk."""
+        length, slot = whole_number("length", length), whole_number("slot", slot)
         with self._alone():
             self._slots.length(slot)
             self._slots.begin_call()
@@ -70,27 +94,30 @@ class Runner:
 
     def prefill(self, tokens: Sequence[int], slot: int = 0) -> Any:
         """Append tokens to a slot's sequence; returns the logits [V] float32 after the last of them."""
+        ids, slot = self._ids(tokens), whole_number("slot", slot)
         with self._alone():
-            ids = self._checked(tokens, slot)
+            self._check_room(ids, slot)
             self._slots.begin_call()
             return prefill_prompt(self.executor, self._slots, slot, ids).logits[0]
 
     def prefill_logits(self, tokens: Sequence[int], slot: int = 0) -> Iterator[Any]:
         """As `prefill`, but yields the logits after every token, in blocks [n, V] float32."""
+        ids, slot = self._ids(tokens), whole_number("slot", slot)
         with self._alone():
-            ids = self._checked(tokens, slot)
+            self._check_room(ids, slot)
             blocks = (output.logits for output in self._outputs(ids, slot, self._slots.begin_call()))
-        return self._each_alone(blocks)
+        return AloneIterator(blocks, self._alone)
 
     def score(self, tokens: Sequence[int], slot: int = 0) -> Any:
         """Log probability of each token after the first, given those before it: [n - 1] float32, on the host.
 
         Uses the slot, whose sequence is `tokens` afterwards.
         """
-        if len(tokens) < 2:
-            raise RunError(f"score: found {len(tokens)} tokens, expected 2 or more")
+        ids, slot = self._ids(tokens), whole_number("slot", slot)
+        if len(ids) < 2:
+            raise RunError(f"score: found {len(ids)} tokens, expected 2 or more")
         with self._alone():
-            ids = self._checked(tokens, slot, fresh=True)
+            self._check_room(ids, slot, fresh=True)
             epoch = self._slots.begin_call()
             self._slots.clear(slot)
             following, row, scores = self.executor.token_array([*ids[1:], 0]), 0, []
@@ -105,11 +132,12 @@ class Runner:
 
         Rows of slots that were left alone mean nothing.
         """
-        if len(tokens) != len(self._slots):
+        listed = sequence("tokens", tokens, "token ids (or None)")
+        if len(listed) != len(self._slots):
             raise RunError(
-                f"decode: found {len(tokens)} tokens, expected one (or None) for each of {len(self._slots)} slots"
+                f"decode: found {len(listed)} tokens, expected one (or None) for each of {len(self._slots)} slots"
             )
-        given = {slot: token for slot, token in enumerate(tokens) if token is not None}
+        given = {slot: token for slot, token in enumerate(listed) if token is not None}
         ids = dict(zip(given, self._ids(list(given.values())), strict=True))
         with self._alone():
             for slot in ids:
@@ -141,7 +169,7 @@ class Runner:
         Raises RunError for tokens outside of the vocabulary and for a prompt that is longer than the context.
         """
         (result,) = self.generate_batch(
-            [prompt], max_new_tokens, [sampling or SamplingParams()], stop_tokens, keep_logits
+            [prompt], max_new_tokens, None if sampling is None else [sampling], stop_tokens, keep_logits
         )
         return result
 
@@ -170,8 +198,8 @@ class Runner:
         stop_tokens: Sequence[int] | None = None,
     ) -> Iterator[Token]:
         """As `generate`, one token at a time as they are chosen. Raises RunError before the first token."""
-        request = self._request([prompt], max_new_tokens, [sampling or SamplingParams()], stop_tokens, False)
-        return self._each_alone(stream(self.executor, self._slots, request))
+        request = self._request([prompt], max_new_tokens, None if sampling is None else [sampling], stop_tokens, False)
+        return AloneIterator(stream(self.executor, self._slots, request), self._alone)
 
     # Checks
 
@@ -179,22 +207,11 @@ class Runner:
     def _alone(self) -> Iterator[None]:
         """Raises RunError, without waiting, while another thread is in a call: their sequences would be mixed up."""
         if not self._lock.acquire(blocking=False):
-            raise RunError("another thread is in a call of this runner; let one thread at a time use it")
+            raise RunError(_BUSY)
         try:
             yield
         finally:
             self._lock.release()
-
-    def _each_alone(self, items: Generator[Item, None, None]) -> Iterator[Item]:
-        """The items of a generator that was started by a call. Each one is made alone."""
-        with closing(items):
-            while True:
-                with self._alone():
-                    try:
-                        item = next(items)
-                    except StopIteration:
-                        return
-                yield item
 
     def _request(
         self,
@@ -204,14 +221,16 @@ class Runner:
         stop_tokens: Sequence[int] | None,
         keep_logits: bool,
     ) -> Request:
-        if not 1 <= len(prompts) <= len(self._slots):
-            raise RunError(f"{len(prompts)} prompts: expected 1 to {len(self._slots)} (--max-batch of the build)")
+        listed = sequence("prompts", prompts, "prompts")
+        if not 1 <= len(listed) <= len(self._slots):
+            raise RunError(f"{len(listed)} prompts: expected 1 to {len(self._slots)} (--max-batch of the build)")
+        max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
         if max_new_tokens < 1:
             raise RunError(f"max_new_tokens: found {max_new_tokens}, expected 1 or more")
-        params = list(sampling) if sampling is not None else [SamplingParams()] * len(prompts)
-        if len(params) != len(prompts):
-            raise RunError(f"sampling: {len(params)} parameters for {len(prompts)} prompts, expected one each")
-        ids = [self._checked(prompt, slot, fresh=True) for slot, prompt in enumerate(prompts)]
+        params = sampling_params(sampling, len(listed))
+        ids = [self._ids(prompt) for prompt in listed]
+        for slot, prompt in enumerate(ids):
+            self._check_room(prompt, slot, fresh=True)
         stops = frozenset(self.manifest.stop_tokens if stop_tokens is None else self._ids(stop_tokens, "stop token"))
         return Request(ids, max_new_tokens, params, stops, keep_logits)
 
@@ -226,21 +245,11 @@ class Runner:
                 self._slots.check_epoch(epoch)
 
     def _ids(self, tokens: Sequence[int], name: str = "token") -> list[int]:
-        """Token ids as plain integers. Raises RunError for one outside of the vocabulary."""
-        size = self.manifest.model.vocab_size
-        try:
-            ids = [operator.index(token) for token in tokens]
-        except TypeError as error:
-            raise RunError(f"{name}s: expected whole numbers ({error})") from None
-        wrong = [token for token in ids if not 0 <= token < size]
-        if wrong:
-            raise RunError(f"{name} {wrong[0]}: expected ids of 0 to {size - 1}, the model's vocabulary")
-        return ids
+        return token_ids(name, tokens, self.manifest.model.vocab_size)
 
-    def _checked(self, tokens: Sequence[int], slot: int, fresh: bool = False) -> list[int]:
-        """Token ids that fit behind a slot's sequence, or (`fresh`) in place of it."""
-        ids = self._ids(tokens)
+    def _check_room(self, ids: Sequence[int], slot: int, fresh: bool = False) -> None:
+        """Raise RunError for no ids, and for ids that do not fit behind a slot's sequence, or (`fresh`) in place of
+        it."""
         if not ids:
             raise RunError("no tokens, expected one or more")
         self._slots.check_room(slot, len(ids), fresh)
-        return ids

@@ -36,20 +36,37 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         problems = []
-        if not (_is_number(self.temperature) and 0 <= self.temperature < float("inf")):
-            problems.append(f"temperature: found {self.temperature!r}, expected a number of 0 or more")
-        if not (_is_integer(self.top_k) and 0 <= self.top_k < 2**63):
-            problems.append(f"top_k: found {self.top_k!r}, expected an integer of 0 (all) to 2**63 - 1")
-        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
-            problems.append(f"top_p: found {self.top_p!r}, expected a number above 0 and at most 1")
-        if not (_is_integer(self.seed) and -(2**63) <= self.seed < 2**63):
-            problems.append(f"seed: found {self.seed!r}, expected a 64-bit integer")
+        for name, convert, valid, expected in (
+            ("temperature", _number, lambda value: 0 <= value < float("inf"), "a number of 0 or more"),
+            ("top_k", _integer, lambda value: 0 <= value < 2**63, "an integer of 0 (all) to 2**63 - 1"),
+            ("top_p", _number, lambda value: 0 < value <= 1, "a number above 0 and at most 1"),
+            ("seed", _integer, lambda value: -(2**63) <= value < 2**63, "a 64-bit integer"),
+        ):
+            value = convert(getattr(self, name))
+            if value is None or not valid(value):
+                problems.append(f"{name}: found {shown(getattr(self, name))}, expected {expected}")
+            else:
+                object.__setattr__(self, name, value)  # numbers of other libraries become Python's
         raise_all(RunError, "sampling parameters out of range", problems)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+def _number(value: object) -> float | None:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return None
+    try:
+        return float(value) + 0.0  # -0.0 becomes 0.0
+    except OverflowError:
+        return None
 
 
-def _is_integer(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+def _integer(value: object) -> int | None:
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+
+
+def shown(value: object) -> str:
+    """A value of any kind and size for an error: its beginning, in one short line."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."

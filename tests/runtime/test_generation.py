@@ -201,7 +201,9 @@ def test_a_caller_who_stops_leaves_the_sequence_at_the_last_token_but_one(overla
     ran = run(overlaps, [[*range(30)]], [[1, 2]], 20)
     assert [next(ran.tokens).id for _ in range(3)] == [0, 1, 2]
     ran.tokens.close()  # type: ignore[attr-defined]
-    assert ran.slots.lengths() == [4]  # the prompt and two tokens; the third one was never appended
+    assert ran.slots.length(0) == 4  # the prompt and two tokens; the third one was never appended
+    ran.slots.begin_call()
+    assert ran.slots.lengths() == [4] and ran.slots.speculated == set()
 
 
 @pytest.mark.parametrize(("overlaps", "steps"), [(False, 0), (True, 1)], ids=["waits", "overlaps"])
