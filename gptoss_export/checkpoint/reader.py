@@ -73,7 +73,9 @@ class Checkpoint:
         for group, names in groups.items():
             yield group, {key: value for name in names for key, value in self._make(name).items()}
 
-    def check_finite(self, dtype: torch.dtype, progress: Callable[[str], None] = lambda name: None) -> None:
+    def check_finite(
+        self, dtype: torch.dtype = torch.float32, progress: Callable[[str], None] = lambda name: None
+    ) -> None:
         """Read what is used as stored. Raise CheckpointError naming each tensor that is not finite, and its experts.
 
         Floats must be finite in `dtype` too, in which the artifact computes with them, and MXFP4 weights in float32.

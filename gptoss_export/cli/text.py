@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,21 +24,42 @@ class Text:
     """A tokenizer with one rule for special tokens.
 
     special_tokens  show them in decoded text; without it they are left out
+    vocab_size      tokens of the model; None: unknown, and any token is good
+    name            what errors call the tokenizer's file
+
+    The methods raise UsageError where the tokenizer fails.
     """
 
-    def __init__(self, tokenizer: Tokenizer, special_tokens: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        special_tokens: bool = False,
+        vocab_size: int | None = None,
+        name: str = _TOKENIZER,
+    ) -> None:
         self._tokenizer, self._skip = tokenizer, not special_tokens
+        self._vocab_size, self._name = vocab_size, name
         added = tokenizer.get_added_tokens_decoder()
         self._special = {index for index, token in added.items() if token.special}
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text."""
-        tokens: list[int] = self._tokenizer.encode(text).ids
+        """The tokens of a text. Raises UsageError for one that is no token of the model, too."""
+        from ..errors import UsageError
+
+        with _without_stderr(), _reports_failures(f"{self._name}: cannot make tokens of this text"):
+            tokens: list[int] = self._tokenizer.encode(text).ids
+        size = self._vocab_size
+        if size is not None and (wrong := [token for token in tokens if token >= size]):
+            raise UsageError(
+                f"{self._name}: makes token {wrong[0]} of this text, and the model has tokens 0 to {size - 1}; "
+                "build the artifact from a checkpoint with the tokenizer of its model"
+            )
         return tokens
 
     def decode(self, tokens: list[int]) -> str:
         """The text of tokens."""
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=self._skip)
+        with _reports_failures(f"{self._name}: cannot make text of tokens"):
+            text: str = self._tokenizer.decode(tokens, skip_special_tokens=self._skip)
         return text
 
     def leaves_out(self, token: int) -> bool:
@@ -103,7 +127,7 @@ def open_text(runner: Runner, wanted_by: str | None, special_tokens: bool) -> Te
             return None
         raise UsageError(f"{wanted_by}: {path} not found; without it there are token ids only (--tokens), no text")
     try:
-        return Text(_read(path), special_tokens)
+        return Text(_read(path), special_tokens, runner.manifest.model.vocab_size, str(path))
     except ImportError:
         if wanted_by is None:
             return None
@@ -122,17 +146,49 @@ def _read(path: Path) -> Tokenizer:
     from .. import git_lfs
     from ..errors import UsageError
 
-    try:
+    with _without_stderr(), _reports_failures(f"{path}: not a tokenizer"):
         content = path.read_bytes()
         if git_lfs.is_pointer(content):
             raise UsageError(
                 f"{path}: found a pointer of Git LFS, expected the file itself; {git_lfs.ADVICE} and build again"
             )
         tokenizer = Tokenizer.from_str(content.decode("utf-8"))
+        # The prompt that was given is the prompt that is run, whatever settings the file stores.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        if getattr(tokenizer.model, "dropout", None) is not None:  # of BPE: would choose other tokens in each run
+            tokenizer.model.dropout = None
+    return tokenizer
+
+
+@contextmanager
+def _reports_failures(failure: str) -> Iterator[None]:
+    """Raise UsageError where the library fails: it raises plain Exception, and BaseException for a panic of Rust."""
+    from ..errors import UsageError
+
+    try:
+        yield
     except UsageError:
         raise
-    except Exception as error:  # the library raises plain Exception
-        raise UsageError(f"{path}: not a tokenizer ({error})") from None
-    tokenizer.no_truncation()  # the prompt that was given is the prompt that is run
-    tokenizer.no_padding()
-    return tokenizer
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # KeyboardInterrupt and the like
+        raise UsageError(f"{failure} ({' '.join(str(error).split())})") from None
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Drop what is written to the process's stderr: a panic of Rust writes a report there, past Python."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # the caller closed it
+        yield
+        return
+    try:
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, 2)
+        os.close(devnull)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -52,7 +52,8 @@ class EchoRunner:
 
     @property
     def manifest(self) -> Any:
-        return SimpleNamespace(files={path.name for path in self.folder.iterdir()})
+        files = {path.name for path in self.folder.iterdir()}
+        return SimpleNamespace(files=files, model=SimpleNamespace(vocab_size=1000))
 
     def stream(self, prompt: list[int], *_: object) -> Iterator[Token]:
         self.prompt = prompt
