@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,10 @@ from .kernels.tuned_configs import TunedConfigs, read_tuned_configs
 from .model.config import ModelConfig
 from .targets import TARGETS
 from .targets.base_compiler import Compiler, compiler
+from .values import shown, whole_number
+
+MOST_SEQUENCES = 2**12  # of --max-batch
+MOST_CACHE_BYTES = 2**43  # more than any machine has
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,8 @@ def resolve(options: BuildOptions) -> tuple[Compiler, Settings, dict[str, Config
     sizes, size_problems = resolve_sizes(
         options.max_batch, options.max_context, options.prefill_chunks, target.default_prefill_chunks(device)
     )
-    raise_all(UsageError, "options that cannot be built", problems + size_problems)
+    stop_tokens, stop_problems = _stop_tokens(options.stop_tokens)
+    raise_all(UsageError, "options that cannot be built", problems + size_problems + stop_problems)
     available = target.available(device)
     if not available.ready:
         raise BuildError(f"{target.name} for {device} cannot be built here: {available.detail}; {available.fix}")
@@ -107,7 +114,7 @@ def resolve(options: BuildOptions) -> tuple[Compiler, Settings, dict[str, Config
         archs=archs,
         dtype=options.dtype or target.dtypes[device][0],
         sizes=sizes,
-        stop_tokens=options.stop_tokens or (),
+        stop_tokens=stop_tokens,
         tuned_configs=options.tuned_configs,
         target_options=target_options,
     )
@@ -158,25 +165,57 @@ def resolve_sizes(
     max_batch: int, max_context: int, chunks: tuple[int, ...] | None, default_chunks: tuple[int, ...]
 ) -> tuple[Sizes, list[str]]:
     """The sizes of an artifact, and what is wrong with them. Default chunks are shortened to the context."""
-    problems = []
-    for option, values in {
+    wanted = {
         "--max-batch": (max_batch,),
         "--max-context": (max_context,),
-        "--prefill-chunk": (0,) if chunks == () else chunks or (),
-    }.items():
-        problems += [f"{option} {value}: expected 1 or more" for value in values if value < 1]
-    if chunks and max(chunks) > max_context:
-        problems.append(f"--prefill-chunk {max(chunks)}: expected at most --max-context ({max_context})")
-    used = chunks or tuple(min(chunk, max(1, max_context)) for chunk in default_chunks)
+        "--prefill-chunk": _listed(default_chunks if chunks is None else chunks),
+    }
+    problems = [
+        f"{option} {shown(value)}: expected a whole number"
+        for option, values in wanted.items()
+        for value in values
+        if whole_number(value) is None
+    ]
+    if problems:
+        return Sizes(1, 1, (1,)), problems
+    numbers = {option: tuple(map(operator.index, values)) for option, values in wanted.items()}
+    (max_batch,), (max_context,), given = numbers.values()
+    problems = [f"{option} {value}: expected 1 or more" for option in numbers for value in numbers[option] if value < 1]
+    if chunks is not None and not given:
+        problems.append("--prefill-chunk: found none, expected one or more")
+    if max_batch > MOST_SEQUENCES:
+        problems.append(f"--max-batch {max_batch}: expected at most {MOST_SEQUENCES}")
+    if chunks is not None and given and max(given) > max_context:
+        problems.append(f"--prefill-chunk {max(given)}: expected at most --max-context ({max_context})")
+    used = given if chunks is not None else tuple(min(chunk, max(1, max_context)) for chunk in given)
     return Sizes(max_batch, max_context, tuple(sorted(set(used)))), problems
+
+
+def _listed(values: Any) -> tuple[Any, ...]:
+    """The values of an option that may be repeated; one that is no list counts as a list of it."""
+    return tuple(values) if isinstance(values, Iterable) and not isinstance(values, str) else (values,)
+
+
+def _stop_tokens(tokens: Any) -> tuple[tuple[int, ...], list[str]]:
+    """The given stop tokens, and what is wrong with them. Whether the model has them is checked with the checkpoint."""
+    given = () if tokens is None else _listed(tokens)
+    problems = [f"stop token {shown(t)}: expected a whole number" for t in given if whole_number(t) is None]
+    return () if problems else tuple(map(operator.index, given)), problems
 
 
 def context_problems(sizes: Sizes, config: ModelConfig) -> list[str]:
     """What is wrong with the context for a model."""
     limit = config.max_position_embeddings
-    if sizes.max_context <= limit:
-        return []
-    return [f"--max-context {sizes.max_context}: expected at most {limit} (max_position_embeddings of config.json)"]
+    if sizes.max_context > limit:
+        expected = f"expected at most {limit} (max_position_embeddings of config.json)"
+        return [f"--max-context {sizes.max_context}: {expected}"]
+    caches = sum(2 * math.prod(sizes.cache.tensor(config, layer)) for layer in range(config.num_hidden_layers))
+    if 2 * caches > MOST_CACHE_BYTES:  # two bytes a number, or four
+        return [
+            f"--max-batch {sizes.max_batch} with --max-context {sizes.max_context}: the KV caches take "
+            f"{2 * caches / 1e12:.0f} TB or more; expected at most {MOST_CACHE_BYTES / 1e12:.0f} TB"
+        ]
+    return []
 
 
 def _dtype_problems(target: Compiler, device: str, dtype: str | None) -> list[str]:

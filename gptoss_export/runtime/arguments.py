@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..errors import RunError
-from .sampling_params import SamplingParams, shown
+from ..values import shown, whole_number
+from .sampling_params import SamplingParams
 
 
-def whole_number(name: str, value: object) -> int:
+def integer(name: str, value: object) -> int:
     """A whole number of Python, numpy or torch as Python's. Raises RunError for others, and for true and false."""
-    try:
-        return _index(value)
-    except TypeError:
-        raise RunError(f"{name}: found {shown(value)}, expected a whole number") from None
+    if (number := whole_number(value)) is None:
+        raise RunError(f"{name}: found {shown(value)}, expected a whole number")
+    return number
 
 
 def token_ids(name: str, tokens: Any, vocab_size: int) -> list[int]:
@@ -25,10 +24,13 @@ def token_ids(name: str, tokens: Any, vocab_size: int) -> list[int]:
     """
     if type(tokens).__module__.partition(".")[0] in ("numpy", "torch"):
         tokens = tokens.tolist()
-    try:
-        ids = [_index(token) for token in tokens]
-    except TypeError as error:
-        raise RunError(f"{name}s: expected whole numbers ({error})") from None
+    if not isinstance(tokens, Iterable) or isinstance(tokens, str | bytes):
+        raise RunError(f"{name}s: expected whole numbers, found {shown(tokens)}")
+    ids = []
+    for token in tokens:
+        if (number := whole_number(token)) is None:
+            raise RunError(f"{name}s: expected whole numbers, found {shown(token)}")
+        ids.append(number)
     wrong = [token for token in ids if not 0 <= token < vocab_size]
     if wrong:
         raise RunError(f"{name} {shown(wrong[0])}: expected ids of 0 to {vocab_size - 1}, the model's vocabulary")
@@ -56,11 +58,3 @@ def sampling_params(sampling: Sequence[SamplingParams] | None, prompts: int) -> 
         if not isinstance(param, SamplingParams):
             raise RunError(f"sampling: found {shown(param)}, expected SamplingParams")
     return params
-
-
-def _index(value: Any) -> int:
-    if type(value) is int:
-        return value
-    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
-        raise TypeError(f"found {value}, which is true or false")
-    return operator.index(value)

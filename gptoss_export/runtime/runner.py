@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 
 from ..artifact.manifest import Manifest
 from ..errors import RunError
-from .arguments import sampling_params, sequence, token_ids, whole_number
+from .arguments import integer, sampling_params, sequence, token_ids
 from .executor import ChunkOutput, Executor
 from .generation import Generation, Request, Token, collect, prefill_prompt, stream
 from .sampling_params import SamplingParams
@@ -71,11 +71,11 @@ class Runner:
 
     def length(self, slot: int = 0) -> int:
         """Tokens whose keys and values are in the slot's cache."""
-        return self._slots.length(whole_number("slot", slot))
+        return self._slots.length(integer("slot", slot))
 
     def reset(self, slot: int | None = None) -> None:
         """Forget the sequence of a slot, or of all slots."""
-        cleared = range(len(self._slots)) if slot is None else (whole_number("slot", slot),)
+        cleared = range(len(self._slots)) if slot is None else (integer("slot", slot),)
         with self._alone():
             self._slots.begin_call()
             for index in cleared:
@@ -86,7 +86,7 @@ class Runner:
 
         Raises RunError where sliding layers have overwritten what the next token has to see. Once the ring of window
         + chunk positions is full, a sequence can be shortened by at most one prefill chunk."""
-        length, slot = whole_number("length", length), whole_number("slot", slot)
+        length, slot = integer("length", length), integer("slot", slot)
         with self._alone():
             self._slots.length(slot)
             self._slots.begin_call()
@@ -94,7 +94,7 @@ class Runner:
 
     def prefill(self, tokens: Sequence[int], slot: int = 0) -> Any:
         """Append tokens to a slot's sequence; returns the logits [V] float32 after the last of them."""
-        ids, slot = self._ids(tokens), whole_number("slot", slot)
+        ids, slot = self._ids(tokens), integer("slot", slot)
         with self._alone():
             self._check_room(ids, slot)
             self._slots.begin_call()
@@ -102,7 +102,7 @@ class Runner:
 
     def prefill_logits(self, tokens: Sequence[int], slot: int = 0) -> Iterator[Any]:
         """As `prefill`, but yields the logits after every token, in blocks [n, V] float32."""
-        ids, slot = self._ids(tokens), whole_number("slot", slot)
+        ids, slot = self._ids(tokens), integer("slot", slot)
         with self._alone():
             self._check_room(ids, slot)
             blocks = (output.logits for output in self._outputs(ids, slot, self._slots.begin_call()))
@@ -113,7 +113,7 @@ class Runner:
 
         Uses the slot, whose sequence is `tokens` afterwards.
         """
-        ids, slot = self._ids(tokens), whole_number("slot", slot)
+        ids, slot = self._ids(tokens), integer("slot", slot)
         if len(ids) < 2:
             raise RunError(f"score: found {len(ids)} tokens, expected 2 or more")
         with self._alone():
@@ -224,7 +224,7 @@ class Runner:
         listed = sequence("prompts", prompts, "prompts")
         if not 1 <= len(listed) <= len(self._slots):
             raise RunError(f"{len(listed)} prompts: expected 1 to {len(self._slots)} (--max-batch of the build)")
-        max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
+        max_new_tokens = integer("max_new_tokens", max_new_tokens)
         if max_new_tokens < 1:
             raise RunError(f"max_new_tokens: found {max_new_tokens}, expected 1 or more")
         params = sampling_params(sampling, len(listed))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 
 from ..errors import RunError, raise_all
+from ..values import shown, whole_number
 
 LOWEST_TEMPERATURE = 2.0**-126  # the smallest normal number of float32: a GPU may take smaller ones for 0
 # Random numbers are a hash of seed, position and token id: SplitMix64's odd multipliers and its finalizer (Steele, Lea,
@@ -38,9 +39,9 @@ class SamplingParams:
         problems = []
         for name, convert, valid, expected in (
             ("temperature", _number, lambda value: 0 <= value < float("inf"), "a number of 0 or more"),
-            ("top_k", _integer, lambda value: 0 <= value < 2**63, "an integer of 0 (all) to 2**63 - 1"),
+            ("top_k", whole_number, lambda value: 0 <= value < 2**63, "an integer of 0 (all) to 2**63 - 1"),
             ("top_p", _number, lambda value: 0 < value <= 1, "a number above 0 and at most 1"),
-            ("seed", _integer, lambda value: -(2**63) <= value < 2**63, "a 64-bit integer"),
+            ("seed", whole_number, lambda value: -(2**63) <= value < 2**63, "a 64-bit integer"),
         ):
             value = convert(getattr(self, name))
             if value is None or not valid(value):
@@ -57,16 +58,3 @@ def _number(value: object) -> float | None:
         return float(value) + 0.0  # -0.0 becomes 0.0
     except OverflowError:
         return None
-
-
-def _integer(value: object) -> int | None:
-    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
-
-
-def shown(value: object) -> str:
-    """A value of any kind and size for an error: its beginning, in one short line."""
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of thousands of digits
-        text = "a number of thousands of digits"
-    return text if len(text) <= 80 else f"{text[:77]}..."

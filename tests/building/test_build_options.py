@@ -3,12 +3,14 @@
 import dataclasses
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from weights_only import WeightsOnly, use
 
 from gptoss_export import BuildOptions
 from gptoss_export.artifact.programs import Sizes
-from gptoss_export.build_options import resolve, resolve_device, resolve_sizes
+from gptoss_export.build_options import context_problems, resolve, resolve_device, resolve_sizes
+from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.compat.versions import SUPPORTED
 from gptoss_export.errors import BuildError, GptOssExportError, UsageError
 from gptoss_export.targets import TARGETS, options_class
@@ -117,7 +119,7 @@ def test_sizes() -> None:
         ((0, 64, None), ["--max-batch 0: expected 1 or more"]),
         ((1, 0, None), ["--max-context 0: expected 1 or more"]),
         ((1, 64, (0,)), ["--prefill-chunk 0: expected 1 or more"]),
-        ((1, 64, ()), ["--prefill-chunk 0: expected 1 or more"]),
+        ((1, 64, ()), ["--prefill-chunk: found none, expected one or more"]),
         ((1, 64, (65,)), ["--prefill-chunk 65: expected at most --max-context (64)"]),
         ((-1, 64, (16, 65, -2)), 3),
     ],
@@ -199,3 +201,39 @@ def test_options_of_another_target_are_refused(target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_target_is_compiled_with_the_options_that_it_declares(target: str) -> None:
     assert compiler(target).options_class is options_class(target)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((4097, 64, None), "--max-batch 4097: expected at most 4096"),
+        ((10**6, 64, None), "--max-batch 1000000: expected at most 4096"),
+        ((2**63, 64, None), f"--max-batch {2**63}: expected at most 4096"),
+        ((True, 64, None), "--max-batch True: expected a whole number"),
+        ((1.0, 64, None), "--max-batch 1.0: expected a whole number"),
+        ((1, "64", None), "--max-context '64': expected a whole number"),
+        ((1, None, None), "--max-context None: expected a whole number"),
+        ((1, 64, (True,)), "--prefill-chunk True: expected a whole number"),
+        ((1, 64, (8, 1.5)), "--prefill-chunk 1.5: expected a whole number"),
+        ((1, 64, "16"), "--prefill-chunk '16': expected a whole number"),
+        ((1, 64, ()), "--prefill-chunk: found none, expected one or more"),
+    ],
+)
+def test_sizes_that_are_not_believed(sizes: tuple[Any, Any, Any], message: str) -> None:
+    assert resolve_sizes(*sizes, (128,))[1] == [message]
+
+
+def test_sizes_of_other_libraries_and_one_chunk() -> None:
+    sizes, problems = resolve_sizes(np.int64(4096), np.int32(64), np.array([8, 4]), (128,))  # type: ignore[arg-type]
+    assert problems == [] and sizes == Sizes(4096, 64, (4, 8)) and type(sizes.max_batch) is int
+    assert resolve_sizes(1, 64, 8, (128,)) == (Sizes(1, 64, (8,)), [])  # type: ignore[arg-type]
+
+
+def test_caches_that_no_machine_holds() -> None:
+    """The shape of the 20b: 12 full layers with 8 heads of 64, keys and values, two bytes: 24,576 bytes a token."""
+    config = PRESETS["20b"]
+    assert context_problems(Sizes(2048, 131072, (128,)), config) == []
+    (problem,) = context_problems(Sizes(4096, 131072, (128,)), config)
+    assert problem == (
+        "--max-batch 4096 with --max-context 131072: the KV caches take 13 TB or more; expected at most 9 TB"
+    )

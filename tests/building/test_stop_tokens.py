@@ -3,8 +3,11 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from weights_only import WeightsOnly, use
 
 from gptoss_export import BuildOptions, build
@@ -77,3 +80,19 @@ def test_generation_config_json_that_holds_no_object(checkpoint: Path) -> None:
 def test_a_token_outside_of_the_vocabulary(checkpoint: Path, token: int) -> None:
     with pytest.raises(UsageError, match=f"stop token {token}: expected an id below vocab_size \\(512\\)"):
         built_with(checkpoint, (3, token))
+
+
+def test_numbers_of_other_libraries(checkpoint: Path) -> None:
+    assert built_with(checkpoint, (np.int64(3), torch.tensor(4))) == (3, 4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stops", [torch.tensor([3, 4]), np.array([3, 4]), [3, 4], iter([3, 4])], ids=str)
+def test_sequences_of_other_libraries(checkpoint: Path, stops: Any) -> None:
+    assert built_with(checkpoint, stops) == (3, 4)
+
+
+@pytest.mark.parametrize("stop", [True, 1.0, "5", None, np.True_, torch.tensor(True), torch.tensor(1.5)], ids=str)
+def test_what_is_no_token_is_refused(checkpoint: Path, stop: Any) -> None:
+    with pytest.raises(UsageError, match=r"stop token .*: expected a whole number"):
+        built_with(checkpoint, (3, stop))
+    assert not (checkpoint.parent / "artifact").exists()
