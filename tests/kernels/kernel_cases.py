@@ -19,6 +19,8 @@ from gptoss_export.model.ops import OPS, Case
 from gptoss_export.verification.metric import Deviation, deviation
 
 CPU = torch.device("cpu")
+GUARD = 4096  # elements on each side of a cache that a kernel must not touch
+WRONG = Deviation(float("nan"), float("nan"))  # within no bound
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -166,10 +168,24 @@ def _router_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         yield Case(label, OPS["experts_sublayer"].arguments((), arguments))
 
 
+def _small_inputs(name: str, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """An input of which RMSNorm's eps is the larger part, and one of zeros."""
+    for label, arguments in OPS[name].cases(device, dtype):
+        if label == _SMALL[name]:
+            yield Case(f"{label}, small input", arguments | {"x": arguments["x"] * 1e-3})
+            yield Case(f"{label}, input of zeros", arguments | {"x": torch.zeros_like(arguments["x"])})
+
+
 _MORE_CASES = {
     "sink_attention": _attention_cases,
     "mxfp4_experts": _expert_cases,
     "experts_sublayer": _router_cases,
+}
+# The ops that begin with RMSNorm, and the case whose input is made small.
+_SMALL = {
+    "attention_sublayer": "one token, the first",
+    "experts_sublayer": "one token, one choice",
+    "unembed": "one row",
 }
 
 
@@ -177,6 +193,8 @@ def all_cases(name: str, device: torch.device, dtype: torch.dtype) -> Iterator[C
     yield from OPS[name].cases(device, dtype)
     if name in _MORE_CASES:
         yield from _MORE_CASES[name](device, dtype)
+    if name in _SMALL:
+        yield from _small_inputs(name, device, dtype)
 
 
 def is_covered(name: str, arguments: dict[str, Any]) -> bool:
@@ -199,18 +217,40 @@ def covered_keys(dtypes: Sequence[str]) -> list[tuple[str, str, str]]:
 def kernel_deviation(name: str, arguments: dict[str, Any], arch: str, tuned: Sequence[TunedConfigs] = ()) -> Deviation:
     """A kernel against its op's reference, which is computed in float32 from the same inputs.
 
-    Returns the largest deviation of all results and of the arguments that are written in place.
+    Returns the largest deviation of all results and of the arguments that are written in place. It is NaN where the
+    kernel wrote in front of a cache or behind it, or to the scratch row of a slot that has no padding.
     """
     op = OPS[name]
     exact = {key: _exact(key, value) for key, value in arguments.items()}
     given = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in arguments.items()}
+    memory = {key: _guarded(arguments[key]) for key in op.mutates}
+    given |= {key: whole[GUARD:-GUARD].view(arguments[key].shape) for key, whole in memory.items()}
     kernel = kernels()[name].bind(op, ConfigChooser(arch, tuned))
     expected = op.results(op.reference(**exact), exact)
     actual = op.results(kernel(**given), given)
+    if not all(_stayed_inside(memory[key], given[key], arguments[key], arguments) for key in op.mutates):
+        return WRONG
     found = [dataclasses.astuple(_deviation(got, want)) for got, want in zip(actual, expected, strict=True)]
     return Deviation(
         *(max(numbers, key=lambda number: (number != number, number)) for numbers in zip(*found, strict=True))
     )
+
+
+def _guarded(tensor: torch.Tensor) -> torch.Tensor:
+    """Flat memory that holds a copy of the tensor between GUARD elements on each side."""
+    guard = tensor.new_full((GUARD,), 7.0)
+    return torch.cat((guard, tensor.flatten(), guard))
+
+
+def _stayed_inside(memory: torch.Tensor, cache: torch.Tensor, before: torch.Tensor, arguments: dict[str, Any]) -> bool:
+    """Whether a call that wrote to `cache`, which lies in `memory`, left the guards and the scratch rows of the slots
+    without padding as they were."""
+    padded = arguments["slots"][(arguments["positions"] < 0).any(dim=1)]
+    others = torch.ones(len(cache), dtype=torch.bool, device=cache.device)
+    others[padded] = False
+    scratch, scratch_before = cache[others, :, -1], before[others, :, -1]
+    guards = torch.cat((memory[:GUARD], memory[-GUARD:]))
+    return bool((guards == 7.0).all()) and torch.equal(scratch.nan_to_num(), scratch_before.nan_to_num())
 
 
 def _exact(name: str, argument: Any) -> Any:
@@ -225,14 +265,13 @@ def _deviation(actual: torch.Tensor, expected: torch.Tensor) -> Deviation:
 
     Padding has results of zero. It is left out, since deviations are relative to the root mean square of all results.
     """
-    wrong = Deviation(float("nan"), float("nan"))
     if not expected.is_floating_point():
-        return Deviation(0.0, 0.0) if torch.equal(actual, expected) else wrong
+        return Deviation(0.0, 0.0) if torch.equal(actual, expected) else WRONG
     if not torch.equal(actual.isnan(), expected.isnan()):
-        return wrong
+        return WRONG
     active = (expected != 0).any(dim=-1) if expected.dim() > 1 else torch.ones_like(expected, dtype=torch.bool)
     if bool(actual[~active].any()):
-        return wrong
+        return WRONG
     if not bool(active.any()):
         return Deviation(0.0, 0.0)
     return deviation(actual[active].nan_to_num(), expected[active].nan_to_num())

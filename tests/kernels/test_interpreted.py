@@ -31,19 +31,19 @@ INTERPRETED = "float32", "float16"
 
 
 @pytest.fixture(scope="module")
-def interpreted() -> dict[str, Any]:
-    """The deviations of all cases, by 'op/dtype/label'. Each dtype has a process: the interpreter is slow."""
-    runs = [
-        subprocess.Popen(
-            [sys.executable, __file__, dtype],
-            env={**os.environ, "TRITON_INTERPRET": "1"},
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for dtype in INTERPRETED
-    ]
+def interpreted(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The deviations of the cases that this run has chosen, by 'op/dtype/label'. Each dtype has a process: the
+    interpreter is slow."""
+    tests = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    chosen = [item.callspec.params for item in tests if "label" in item.callspec.params]
+    runs = []
+    for dtype in INTERPRETED:
+        keys = [(params["name"], params["label"]) for params in chosen if params["dtype"] == dtype]
+        command = [sys.executable, __file__, dtype, json.dumps(keys)]
+        environment = {**os.environ, "TRITON_INTERPRET": "1"}
+        folder, pipe = Path(__file__).parents[2], subprocess.PIPE
+        if keys:
+            runs.append(subprocess.Popen(command, env=environment, cwd=folder, stdout=pipe, stderr=pipe, text=True))
     found: dict[str, Any] = {}
     for run in runs:
         output, errors = run.communicate(timeout=600)
@@ -70,15 +70,16 @@ def test_composed_ops_have_calls_that_are_not_covered() -> None:
     assert composed and all(kernels()[name].covers is not None for name in composed)
 
 
-def _interpret(dtype: str) -> None:
+def _interpret(dtype: str, keys: list[list[str]]) -> None:
     torch.set_num_threads(1)  # two of these processes run at once
     found = {
         f"{name}/{dtype}/{label}": dataclasses.asdict(kernel_deviation(name, arguments, INTERPRETER))
         for name in OPS
         for label, arguments in covered_cases(name, CPU, DTYPES[dtype]).items()
+        if [name, label] in keys
     }
     print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
-    _interpret(sys.argv[1])
+    _interpret(sys.argv[1], json.loads(sys.argv[2]))
