@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from gptoss_export.artifact.description import describe_code
 from gptoss_export.artifact.files import FileSpec
-from gptoss_export.artifact.programs import Role, Signature, TensorSpec
+from gptoss_export.artifact.programs import Role, Signature, Sizes, TensorSpec
+from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.targets.tensorrt import edition
 from gptoss_export.targets.tensorrt.schedule import (
     ARENA,
@@ -27,8 +29,15 @@ from gptoss_export.targets.tensorrt.schedule import (
 )
 
 CPU = torch.device("cpu")
-MANIFEST: Any = SimpleNamespace(
-    programs={
+COMPILED_FOR: dict[str, Any] = {
+    "target": "tensorrt",
+    "target_options": {},
+    "device": "cuda",
+    "arch": "sm_90",
+    "dtype": "bfloat16",
+    "model": PRESETS["tiny"],
+    "sizes": Sizes(1, 8, (4,)),
+    "programs": {
         "decode": Signature(
             (
                 TensorSpec("tokens", Role.DATA, (4,), "int64"),
@@ -38,11 +47,15 @@ MANIFEST: Any = SimpleNamespace(
             (TensorSpec("logits", Role.DATA, (2, 8), "float32"),),
         )
     },
+}
+MANIFEST: Any = SimpleNamespace(
+    **COMPILED_FOR,
     files={name: FileSpec(1, "") for name in ("schedule.json", "engines/e.engine", "plugins/k-1.cubin")},
     missing_programs=list,
 )
 PLUGIN = PluginSpec("_k", ("x", "cache"), ("cache", "out"), (32, 128, 128, 512), (2, 1, 1), 128, 0)
 SCHEDULE = Schedule(
+    describe_code(**COMPILED_FOR),
     {"e": "decode: all of it"},
     {"k-1": PLUGIN},
     {

@@ -118,7 +118,7 @@ def test_lifted_constants_are_refused(tmp_path):
     exported = exported_function(lambda x: x + torch.tensor([1.0, 2.0]), (floats(3, 2),))
     signature = Signature(program.signature.inputs[:1], program.signature.outputs)
     lifted = dataclasses.replace(program, exported=exported, signature=signature)
-    compilation = EngineCompilation(installed_edition(), ARCH, False, tmp_path, None, None)
+    compilation = EngineCompilation(installed_edition(), ARCH, False, tmp_path, None, None, "{}")
     with pytest.raises(LoweringError, match=r"the graph has 2 inputs, the call 1: .*lifted_tensor"):
         compilation.compile(lifted)
 

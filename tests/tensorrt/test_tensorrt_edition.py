@@ -100,7 +100,7 @@ def test_a_broken_tensorrt_is_not_missing(modules, tmp_path, source, message):
 
 
 def _manifest(**versions):
-    return SimpleNamespace(**vars(MANIFEST), versions=versions, device="cuda", arch="sm_90")
+    return SimpleNamespace(**vars(MANIFEST), versions=versions)
 
 
 def test_an_artifact_asks_for_the_tensorrt_that_built_it(modules, tmp_path):

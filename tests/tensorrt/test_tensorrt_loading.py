@@ -91,7 +91,7 @@ def test_what_cannot_run_is_named_with_its_device(no_cuda, folder):
 
 
 def _compilation(folder, name=RTX, maker=None):
-    return build.EngineCompilation(fake_edition(None, name), "sm_90", True, folder, maker, None)
+    return build.EngineCompilation(fake_edition(None, name), "sm_90", True, folder, maker, None, "{}")
 
 
 def test_a_build_that_cannot_compile_its_cache_fails_as_a_build(no_cuda, tmp_path, monkeypatch):
@@ -190,7 +190,7 @@ def test_loading_reads_what_the_manifest_names(monkeypatch, folder, no_cuda):
     (folder / "plugins").mkdir()
     (folder / "plugins" / "k-1.cubin").write_bytes(b"cubin")
     (folder / CACHE).write_bytes(ACCEPTED_CACHE)
-    named = SimpleNamespace(programs=MANIFEST.programs, files=MANIFEST.files | {CACHE: FileSpec(1, "")})
+    named = SimpleNamespace(**vars(MANIFEST) | {"files": MANIFEST.files | {CACHE: FileSpec(1, "")}})
     for manifest, accepted in (MANIFEST, None), (named, True):
         programs = load_programs(manifest, folder, CPU, fake_edition(FakeEngine()))
         contexts = next(argument for argument in programs["decode"].args if isinstance(argument, Contexts))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from tensorrt_helpers import exported_function, floats, lowered
 
 from gptoss_export.errors import LoweringError
+from gptoss_export.model.dtypes import torch_dtype
 from gptoss_export.targets.tensorrt.memory_plan import bound_tensors, plan_memory
 from gptoss_export.targets.tensorrt.partition import partition
-from gptoss_export.targets.tensorrt.schedule import ARENA
+from gptoss_export.targets.tensorrt.schedule import ARENA, INPUT, OUTPUT
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -27,6 +30,13 @@ def test_tensors_that_live_at_the_same_time_do_not_overlap():
             if reference.place == ARENA:
                 value = node.meta["val"]
                 extent[node] = reference.value, reference.value + value.numel() * value.element_size()
+        items = {INPUT: program.signature.inputs, OUTPUT: program.signature.outputs}
+        for node in lives:  # an input or a result is read and written as a whole, which loading relies on
+            place, value = plan.references[node].place, node.meta["val"]
+            if place != ARENA:
+                item = items[place][plan.references[node].value]
+                held = math.prod(item.shape) * torch_dtype(item.dtype).itemsize
+                assert value.numel() * value.element_size() == held, (node, item)
         assert all(end <= plan.arena and begin % 256 == 0 for begin, end in extent.values())
         for one in extent:
             for other in extent:

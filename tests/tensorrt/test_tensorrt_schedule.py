@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,8 +53,16 @@ CHANGES = [
     (lambda d: _steps(d)[0].update(engine="ghost"), "unknown engine 'ghost'"),
     (
         lambda d: d["plugins"]["k-1"].update(bytes=[32, 129, 129, 512]),
-        r"input 1 \(k_cache.0\) has 128 bytes, 129 are",
+        r"input 1 \(k_cache.0\) has 128 bytes, a step takes it for 129",
     ),
+    (
+        lambda d: d["plugins"]["k-1"].update(bytes=[32, 64, 64, 512]),
+        r"input 1 \(k_cache.0\) has 128 bytes, a step takes it for 64",
+    ),
+    (lambda d: d.pop("description"), "malformed .KeyError: 'description'"),
+    (lambda d: d.update(description={}), "malformed .TypeError: description: found {}, expected a string"),
+    (lambda d: d.update(description="{}"), "model: the code says nothing, the manifest"),
+    (lambda d: d.update(description="no JSON"), "its description: cannot be read as JSON"),
     (lambda d: d["plugins"]["k-1"].update(bytes=[32]), r"k-1: bytes are \(32,\)"),
     (lambda d: d["plugins"]["k-1"].update(bytes=[32, -1, 1, 1]), "k-1: bytes are"),
     (lambda d: d["plugins"]["k-1"].update(grid=[1, 1]), r"grid is \(1, 1\)"),
@@ -88,10 +97,11 @@ def test_a_schedule_that_no_build_writes(tmp_path, change, message):
     ("change", "message"),
     [
         ({}, None),
-        ({"in1": ((9, 8), torch.bfloat16)}, r"in1: input 2 \(w\) has 128 bytes, 144 are"),
+        ({"in1": ((9, 8), torch.bfloat16)}, r"in1: input 2 \(w\) has 128 bytes, a step takes it for 144"),
+        ({"in1": ((7, 8), torch.bfloat16)}, r"in1: input 2 \(w\) has 128 bytes, a step takes it for 112"),
         (
             {"out0": ((3, 8), torch.float32)},
-            r"schedule step 2: engines/e.engine: out0: output 0 \(logits\) has 64 bytes, 96 are",
+            r"schedule step 2: engines/e.engine: out0: output 0 \(logits\) has 64 bytes, a step takes it for 96",
         ),
         (
             {"out0": ((2, 128), torch.float32)},
@@ -107,6 +117,53 @@ def test_a_schedule_that_no_build_writes(tmp_path, change, message):
 def test_engines_are_compared_with_the_schedule(change, message):
     problems = "\n".join(binding_violations(SCHEDULE, MANIFEST, {"e": FakeEngine(TENSORS | change)}))
     assert re.search(message, problems) if message else not problems, problems
+
+
+def _model(**changes):
+    return {"model": dataclasses.replace(MANIFEST.model, **changes)}
+
+
+def _sizes(**changes):
+    return {"sizes": dataclasses.replace(MANIFEST.sizes, **changes)}
+
+
+SIGNATURE = MANIFEST.programs["decode"]
+FORGED = {
+    "sizes.max_batch": _sizes(max_batch=2),
+    "sizes.max_context": _sizes(max_context=16),
+    "sizes.prefill_chunks[0]": _sizes(prefill_chunks=(8,)),
+    "model.head_dim": _model(head_dim=16),
+    "model.num_key_value_heads": _model(num_key_value_heads=1),
+    "model.num_hidden_layers": _model(num_hidden_layers=2, layer_types=MANIFEST.model.layer_types[:2]),
+    "model.layer_types[0]": _model(layer_types=("full_attention", *MANIFEST.model.layer_types[1:])),
+    "model.sliding_window": _model(sliding_window=31),
+    "model.vocab_size": _model(vocab_size=520),
+    "model.rms_norm_eps": _model(rms_norm_eps=1e-6),
+    "model.num_experts_per_tok": _model(num_experts_per_tok=2),
+    "model.rope": _model(rope=None),
+    "dtype": {"dtype": "float32"},
+    "device": {"device": "cpu"},
+    "arch": {"arch": "sm_80"},
+    "target_options.experimental_full_tensorrt": {"target_options": {"experimental_full_tensorrt": True}},
+    "programs.decode.inputs[1].shape[0]": {
+        "programs": {
+            "decode": dataclasses.replace(
+                SIGNATURE,
+                inputs=tuple(dataclasses.replace(item, shape=(4, *item.shape[1:])) for item in SIGNATURE.inputs),
+            )
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("value", FORGED)
+def test_a_manifest_of_other_code(tmp_path, value):
+    """A value that was changed in the manifest alone. What it changes of the shapes makes no difference."""
+    save_schedule(SCHEDULE, tmp_path)
+    manifest = SimpleNamespace(**vars(MANIFEST) | FORGED[value])
+    with pytest.raises(ArtifactError, match=r"schedule.json: was compiled for something else") as caught:
+        load_schedule(tmp_path, manifest)
+    assert f"- {value}: the code says" in str(caught.value)
 
 
 def test_an_output_in_place_of_an_input_is_found(monkeypatch):

@@ -42,6 +42,7 @@ class EngineCompilation(Compilation):
 
     on_this_gpu  `arch` is that of this machine's GPU
     folder       of the artifact
+    description  of the code (artifact/description.py)
     """
 
     def __init__(
@@ -52,10 +53,11 @@ class EngineCompilation(Compilation):
         folder: Path,
         maker: PluginMaker,
         add_plugin: AddPlugin,
+        description: str,
     ) -> None:
         self._edition, self._arch, self._on_this_gpu = edition, arch, on_this_gpu
         self._folder, self._maker, self._add_plugin = folder, maker, add_plugin
-        self.schedule = Schedule({}, {}, {})
+        self.schedule = Schedule(description, {}, {}, {})
         for name in "engines", "plugins":
             (folder / name).mkdir()
 

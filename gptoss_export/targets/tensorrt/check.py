@@ -13,10 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...artifact.description import check_description
 from ...artifact.manifest import Manifest
 from ...artifact.programs import Role, Signature, TensorSpec
 from ...errors import ArtifactError, raise_all
-from ...json_file import read_object
+from ...json_file import read_object, shown
 from ...model.dtypes import torch_dtype
 from .schedule import (
     ALIGNMENT,
@@ -42,14 +43,18 @@ _MAX_SHARED = 227 << 10  # of sm_90, which has most
 def load_schedule(folder: Path, manifest: Manifest) -> Schedule:
     """Read and check `folder`/schedule.json.
 
-    Raises ArtifactError naming everything in it that no build writes.
+    Raises ArtifactError naming everything in it that no build writes, and code that was compiled for something else
+    than the manifest says.
     """
     path = folder / NAME
     try:
         schedule = parse_schedule(read_object(path, ArtifactError, advice="build the artifact again"))
+        if not isinstance(schedule.description, str):
+            raise TypeError(f"description: found {shown(schedule.description)}, expected a string")
         problems = list(violations(schedule, manifest))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path}: malformed ({type(error).__name__}: {error}); build the artifact again") from None
+    check_description(manifest, manifest.arch, schedule.description, path)
     raise_all(ArtifactError, f"{path}: not what a build writes; build the artifact again", problems)
     return schedule
 
@@ -72,7 +77,8 @@ def violations(schedule: Schedule, manifest: Manifest) -> Iterator[str]:
 
 
 def binding_violations(schedule: Schedule, manifest: Manifest, engines: Mapping[str, Any]) -> Iterator[str]:
-    """Where loaded engines have other tensors than their steps bind, or larger ones than the memory bound to them."""
+    """Where loaded engines have other tensors than their steps bind, or of another size than the memory bound to
+    them."""
     for name, program in schedule.programs.items():
         for index, step in enumerate(program.steps):
             if isinstance(step, EngineStep):
@@ -128,7 +134,7 @@ def _step_violations(
         if step.engine not in schedule.engines:
             yield f"unknown engine {step.engine!r}"
         for reference in (*step.inputs, *step.outputs):
-            yield from _reference_violations(reference, 1, program, signature)
+            yield from _reference_violations(reference, None, program, signature)
         written = step.outputs
     else:
         if step.plugin not in schedule.plugins:
@@ -171,23 +177,27 @@ def _engine_violations(step: EngineStep, engine: Any, program: ProgramSchedule, 
 
 
 def _reference_violations(
-    reference: Reference, size: int, program: ProgramSchedule, signature: Signature
+    reference: Reference, size: int | None, program: ProgramSchedule, signature: Signature
 ) -> Iterator[str]:
-    """Where `size` bytes do not lie within the memory that the reference names."""
+    """Where a tensor of `size` bytes is not the memory that the reference names. None: a size that only a loaded engine
+    knows.
+
+    A step reads and writes inputs and results as a whole: views of them have as many bytes.
+    """
     place, value = reference.place, reference.value
     if place not in PLACES or not _is_count(value):
         yield f"{place!r} {value!r}, expected {', '.join(PLACES)} and a number from 0"
     elif place == ARENA:
         if value % ALIGNMENT:
             yield f"arena offset {value}, expected a multiple of {ALIGNMENT}"
-        if value + size > program.arena:
-            yield f"{size} bytes at {value} are outside of the arena of {program.arena} bytes"
+        if value + (size or 1) > program.arena:
+            yield f"{size or 1} bytes at {value} are outside of the arena of {program.arena} bytes"
     else:
         items = signature.inputs if place == INPUT else signature.outputs
         if value >= len(items):
             yield f"{place} {value}: the program has {len(items)}"
-        elif size > (held := _bytes(items[value])):
-            yield f"{place} {value} ({items[value].name}) has {held} bytes, {size} are read or written there"
+        elif size not in (None, held := _bytes(items[value])):
+            yield f"{place} {value} ({items[value].name}) has {held} bytes, a step takes it for {size}"
 
 
 def _bytes(item: TensorSpec) -> int:

@@ -102,7 +102,7 @@ class TensorRTCompiler(Compiler):
         support = plugin_support()
         on_this_gpu = job.arch == self.current_arch(job.device)
         maker = support.maker(job.arch)
-        return EngineCompilation(_edition(), job.arch, on_this_gpu, job.folder, maker, support.add)
+        return EngineCompilation(_edition(), job.arch, on_this_gpu, job.folder, maker, support.add, job.description)
 
 
 def _edition() -> Edition:

@@ -3,6 +3,9 @@
 A program is a list of schedule steps. Each runs an engine or launches a kernel, and names the memory that is bound to
 it. A reference names a piece of memory: an input of the program, an offset in the arena (scratch memory for what one
 step writes and a later step reads), or a result of the call.
+
+Engines and kernels hold sizes and constants of the model and say nothing of them. So the schedule says what all of it
+was compiled for.
 """
 
 from __future__ import annotations
@@ -81,8 +84,10 @@ class ProgramSchedule:
 
 @dataclass(frozen=True)
 class Schedule:
-    """engines: by key, a label for people that names the nodes it was built from."""
+    """description: what all of it was compiled for (artifact/description.py). engines: by key, a label for people that
+    names the nodes it was built from."""
 
+    description: str
     engines: dict[str, str]
     plugins: dict[str, PluginSpec]
     programs: dict[str, ProgramSchedule]
@@ -100,6 +105,7 @@ def parse_schedule(data: Mapping[str, Any]) -> Schedule:
     Raises LookupError, TypeError or AttributeError for JSON of another structure.
     """
     return Schedule(
+        description=data["description"],
         engines=dict(data["engines"]),
         plugins={name: _plugin(spec) for name, spec in data["plugins"].items()},
         programs={name: _program(spec) for name, spec in data["programs"].items()},
