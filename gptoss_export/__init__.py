@@ -3,6 +3,7 @@
 build           checkpoint folder -> artifact folder
 load            artifact folder -> Runner
 verify          compare an artifact with an oracle
+sign            sign an artifact with a private key
 Runner          a loaded artifact
 SamplingParams  how a sequence chooses its tokens
 
@@ -19,6 +20,7 @@ from ._version import VERSION
 __version__ = VERSION
 
 if TYPE_CHECKING:
+    from .artifact.signing import sign
     from .building import BuildOptions, build
     from .loading import load
     from .runtime.generation import Generation, Token
@@ -34,10 +36,11 @@ _PUBLIC = {
     "Token": "runtime.generation",
     "build": "building",
     "load": "loading",
+    "sign": "artifact.signing",
     "verify": "verification.verify",
 }
 
-__all__ = ["BuildOptions", "Generation", "Runner", "SamplingParams", "Token", "build", "load", "verify"]
+__all__ = ["BuildOptions", "Generation", "Runner", "SamplingParams", "Token", "build", "load", "sign", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .artifact.keys import Trust
 from .artifact.manifest import Manifest, WeightSpec
 from .errors import UsageError, raise_all
 from .loading import load
@@ -114,18 +115,19 @@ def bench(
     profile: bool = False,
     progress: Progress | None = None,
     tune_process: bool = False,
+    trust: Trust = None,
 ) -> BenchReport:
     """Time every batch with every context.
 
-    profile                      measure the kernels of a decode step too, at the first context (CUDA only)
-    verify_hashes, tune_process  as of `load`
+    profile                             measure the kernels of a decode step too, at the first context (CUDA only)
+    verify_hashes, tune_process, trust  as of `load`
 
     Raises UsageError for what does not fit the artifact, ArtifactError as `load`.
     """
     progress = progress or Progress()
     startup = {"start Python, import torch": _seconds_of_process()}
     with progress.stage("load the artifact"):
-        runner = load(artifact, verify_hashes, tune_process=tune_process)
+        runner = load(artifact, verify_hashes, tune_process=tune_process, trust=trust)
     startup |= runner.load_seconds
     manifest, device = runner.manifest, torch.device(runner.manifest.device)
     _check_request(artifact, manifest, batches, contexts, profile)

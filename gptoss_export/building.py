@@ -1,7 +1,7 @@
 """checkpoint folder -> artifact folder. `build` is the whole pipeline, one step after the other.
 
 The artifact is written into a temporary folder next to it, which is renamed when it is complete, and the manifest is
-written last. A build that fails or is killed leaves nothing that loads."""
+written last, but for its signature. A build that fails or is killed leaves nothing that loads."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from ._version import VERSION
 from .artifact.atomic_folder import check_new_folder, replace_folder
 from .artifact.description import describe_code
 from .artifact.files import FileSpec, background_hashes, combined_hash, describe_file
+from .artifact.keys import read_private_key
 from .artifact.manifest import Manifest, Provenance, save_manifest
 from .artifact.programs import programs_of
+from .artifact.signature import write_signature
 from .build_options import BuildOptions, Settings, context_problems, resolve
 from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint.text_files import copy_text_files, default_stop_tokens
@@ -32,12 +34,17 @@ from .targets.base_compiler import CompileJob, Compiler
 
 
 def build(
-    source: Path | str, output: Path | str, options: BuildOptions | None = None, progress: Progress | None = None
+    source: Path | str,
+    output: Path | str,
+    options: BuildOptions | None = None,
+    progress: Progress | None = None,
+    sign_key: Path | str | None = None,
 ) -> Manifest:
     """Compile the checkpoint in folder `source` into the new folder `output`; returns the artifact's manifest.
 
     options   None: the defaults of `BuildOptions`
     progress  receives the stages of the build and their seconds
+    sign_key  file with the private key that signs the artifact; None: it is not signed
 
     Raises UsageError, CheckpointError or BuildError, and OSError where a file cannot be written. Then `output` does not
     exist.
@@ -45,6 +52,7 @@ def build(
     source, output, options, progress = Path(source), Path(output), options or BuildOptions(), progress or Progress()
     compiler, settings, choosers = resolve(options)
     check_new_folder(output, UsageError)
+    private_key = None if sign_key is None else read_private_key(sign_key, "--sign-key")
     with progress.stage("read the checkpoint"):
         checkpoint = open_checkpoint(source)
         settings = _complete(settings, options, checkpoint)
@@ -104,7 +112,9 @@ def build(
             source=f"{source.resolve().name} (layout {checkpoint.layout.name})",
             provenance=_provenance(checkpoint, settings, files, choosers),
         )
-        save_manifest(manifest, folder)
+        written = save_manifest(manifest, folder)
+        if private_key is not None:
+            write_signature(folder, written, private_key)
     return manifest
 
 

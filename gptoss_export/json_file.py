@@ -27,7 +27,7 @@ def read_object(
     subject: str = "",
     missing: str = "not found",
     advice: str = "",
-    check: Callable[[bytes], None] | None = None,
+    check: Callable[[bytes], object] | None = None,
 ) -> dict[str, Any]:
     """The object that the file at `path` holds: UTF-8 whatever the locale, no key twice, finite numbers.
 

@@ -6,41 +6,56 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .artifact.files import check_hashes, check_sizes
-from .artifact.manifest import load_manifest
+from .artifact.keys import Trust, read_trusted_keys
+from .artifact.manifest import Manifest, load_manifest
+from .artifact.signature import signature_check
 from .errors import ArtifactError, UsageError, raise_all
 from .progress import Progress
 from .runtime.runner import Runner
 from .targets import TARGETS
-from .targets.base_loader import loader
+from .targets.base_loader import Loader, loader
 
 
 def load(
-    path: str | Path, verify_hashes: bool = True, progress: Progress | None = None, tune_process: bool = False
+    path: str | Path,
+    verify_hashes: bool = True,
+    progress: Progress | None = None,
+    tune_process: bool = False,
+    trust: Trust = None,
 ) -> Runner:
-    """Load the artifact at `path`.
+    """Load the artifact at `path`. Its code runs with the rights of this process.
 
     verify_hashes  read every file and compare its sha256; sizes are compared in any case
     tune_process   change settings of the whole process to save GPU memory (runtime/cuda/memory.py)
+    trust          files with public keys, one of which must have signed the artifact; None: no signature is asked for.
+                   It is checked before anything but the manifest is opened
 
-    Raises ArtifactError saying what is damaged, incomplete or not made for this machine.
+    Raises ArtifactError saying what is damaged, incomplete, not signed by a trusted key or not made for this machine,
+    and UsageError for keys that cannot be used, and for `trust` without `verify_hashes`.
     """
     folder, progress = Path(path), progress or Progress()
+    keys = read_trusted_keys(trust, verify_hashes)
     with progress.stage("check files"):
-        manifest = load_manifest(folder)
+        manifest = load_manifest(folder, signature_check(folder, keys))
         if manifest.target not in TARGETS:
             raise ArtifactError(f"{folder}: built for target {manifest.target!r}, expected {', '.join(TARGETS)}")
         try:
             target = loader(manifest.target)
         except UsageError as error:
             raise ArtifactError(f"{folder}: {error}") from error
-        raise_all(ArtifactError, f"{folder}: cannot run on this machine", target.problems(manifest, folder))
+        if keys is None:
+            _check_machine(target, manifest, folder)
         check_sizes(manifest.files, folder)
     # Code is hashed before it is loaded. Weights are hashed while they are copied, from the same pages.
     weights = manifest.weight_files()
+    if verify_hashes:
+        with progress.stage("hash the code"):
+            check_hashes(manifest.files, folder, manifest.files.keys() - set(weights))
+    if keys is not None:  # now, since a target reads files to find problems
+        with progress.stage("check the machine"):
+            _check_machine(target, manifest, folder)
     with ThreadPoolExecutor(1) as background:
         if verify_hashes:
-            with progress.stage("hash the code"):
-                check_hashes(manifest.files, folder, manifest.files.keys() - set(weights))
             hashing = background.submit(check_hashes, manifest.files, folder, weights)
         try:
             executor = target.load(manifest, folder, progress, tune_process)
@@ -49,3 +64,7 @@ def load(
                 with progress.stage("wait for the weights' hashes"):
                     hashing.result()
     return Runner(manifest, folder, executor, progress.seconds)
+
+
+def _check_machine(target: Loader, manifest: Manifest, folder: Path) -> None:
+    raise_all(ArtifactError, f"{folder}: cannot run on this machine", target.problems(manifest, folder))

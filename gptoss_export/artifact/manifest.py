@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -106,12 +106,17 @@ class Manifest:
         return [program.name for program in programs_of(self.sizes) if program.name not in self.programs]
 
 
-def save_manifest(manifest: Manifest, folder: Path) -> None:
-    (folder / NAME).write_text(json.dumps(manifest.to_json(), indent=1) + "\n", encoding="utf-8")
+def save_manifest(manifest: Manifest, folder: Path) -> bytes:
+    """Write `folder`/manifest.json; returns its bytes, which a signature covers."""
+    data = (json.dumps(manifest.to_json(), indent=1) + "\n").encode("utf-8")
+    (folder / NAME).write_bytes(data)
+    return data
 
 
-def load_manifest(folder: Path) -> Manifest:
-    """Read `folder`/manifest.json.
+def load_manifest(folder: Path, check: Callable[[bytes], object] | None = None) -> Manifest:
+    """Read `folder`/manifest.json, once.
+
+    check  called with its bytes before they are parsed (`signature.signature_check`); what it raises is passed on
 
     Raises ArtifactError where it is missing, broken, of another schema, or contradicts itself.
     """
@@ -125,6 +130,7 @@ def load_manifest(folder: Path) -> Manifest:
         ArtifactError,
         missing=f"not found; {folder} is no artifact, or an incomplete one",
         advice="build the artifact again",
+        check=check,
     )
     version = data.get("schema_version")
     if version != SCHEMA_VERSION:

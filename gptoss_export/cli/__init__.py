@@ -15,6 +15,7 @@ from .streams import ends_as_on_sigpipe, print_any_text
 COMMANDS = {
     "make-checkpoint": "make_checkpoint",
     "build": "build",
+    "sign": "sign",
     "run": "run",
     "verify": "verify",
     "bench": "bench",

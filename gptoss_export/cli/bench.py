@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .errors import reports_errors
-from .params import Integers, artifact_argument, hashes_option, json_option
+from .params import Integers, artifact_argument, hashes_option, json_option, trust_option, trusted
 from .progress import progress
 from .tables import make_table, print_json, print_tables, size
 
@@ -26,10 +26,17 @@ _LONGEST_NAME = 70  # characters of a kernel's name that are shown
 @click.option("--context", "contexts", type=Integers(), default="1024", show_default=True, help="Prompt lengths.")
 @click.option("--profile", is_flag=True, help="List the kernels of a decode step at the first context (CUDA only).")
 @hashes_option
+@trust_option
 @json_option
 @reports_errors
 def command(
-    artifact: Path, batches: list[int], contexts: list[int], profile: bool, verify_hashes: bool, as_json: bool
+    artifact: Path,
+    batches: list[int],
+    contexts: list[int],
+    profile: bool,
+    verify_hashes: bool,
+    trust: tuple[Path, ...],
+    as_json: bool,
 ) -> None:
     """Measure the speed of ARTIFACT.
 
@@ -39,7 +46,9 @@ def command(
     from ..bench import bench
 
     with progress() as shown:
-        report = bench(artifact, batches, contexts, verify_hashes, profile, shown, tune_process=True)
+        report = bench(
+            artifact, batches, contexts, verify_hashes, profile, shown, tune_process=True, trust=trusted(trust)
+        )
     if as_json:
         print_json(report.to_json())
         return

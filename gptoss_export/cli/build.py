@@ -63,6 +63,12 @@ from .target_options import add_target_options, chosen_target_options
     multiple=True,
     help="Token id that ends a sequence. May be repeated.  [default: those of the checkpoint]",
 )
+@click.option(
+    "--sign-key",
+    type=click.Path(path_type=Path),
+    metavar="KEYFILE",
+    help="File with a private Ed25519 key that signs the artifact, for the option --trust of other commands.",
+)
 @add_target_options
 @json_option
 @reports_errors
@@ -78,6 +84,7 @@ def command(
     prefill_chunks: tuple[int, ...],
     tuned_configs: tuple[Path, ...],
     stop_tokens: tuple[int, ...],
+    sign_key: Path | None,
     as_json: bool,
     **target_values: Any,
 ) -> None:
@@ -103,7 +110,7 @@ def command(
     )
     start = time.perf_counter()
     with progress() as shown:
-        manifest = build(checkpoint, output, options, shown)
+        manifest = build(checkpoint, output, options, shown, sign_key)
     seconds, memory = time.perf_counter() - start, _peak_memory()
     total = sum(spec.bytes for spec in manifest.files.values())
     if as_json:
@@ -115,6 +122,7 @@ def command(
                 "arch": manifest.arch,
                 "dtype": manifest.dtype,
                 "bytes": total,
+                "signed": sign_key is not None,
                 "seconds": seconds,
                 "stages": shown.seconds,
                 "peak_memory_bytes": memory,
@@ -124,7 +132,7 @@ def command(
         return
     say(
         f"{output}: {manifest.target} for {manifest.device} ({manifest.arch}) in {manifest.dtype}, {size(total)}, "
-        f"built in {seconds:.0f} s with at most {size(memory)} of memory"
+        f"built in {seconds:.0f} s with at most {size(memory)} of memory{', signed' if sign_key is not None else ''}"
     )
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .errors import reports_errors
-from .params import artifact_argument, check_new_file, html_option, json_option
+from .params import artifact_argument, check_new_file, html_option, json_option, trust_option, trusted
 from .plain import say
 from .tables import make_table, print_json, print_tables, readable, size
 
@@ -26,27 +26,43 @@ _SHOWN_DIGITS = 16  # of a sha256
 
 @click.command("inspect")
 @artifact_argument
+@trust_option
 @html_option
 @json_option
 @reports_errors
-def command(artifact: Path, html: Path | None, as_json: bool) -> None:
+def command(artifact: Path, trust: tuple[Path, ...], html: Path | None, as_json: bool) -> None:
     """Show what is in ARTIFACT.
 
-    Reads its manifest. Opens no compiled code and no weights.
+    Reads its manifest. Opens no compiled code and no weights, and compares no hashes.
     """
     from ..artifact.files import check_sizes
+    from ..artifact.keys import read_trusted_keys
     from ..artifact.manifest import load_manifest
+    from ..artifact.signature import check_signature, has_signature
 
     check_new_file("--html", html, artifact)
-    manifest = load_manifest(artifact)
+    keys, signers = read_trusted_keys(trusted(trust)), []
+
+    def check(data: bytes) -> None:
+        if keys is not None:
+            signers.append(str(check_signature(artifact, data, keys).path))
+
+    manifest = load_manifest(artifact, check)
+    signature = {"signed": has_signature(artifact), "trusted_key": signers[0] if signers else None}
     check_sizes(manifest.files, artifact)
     tables = _target_tables(manifest, artifact)
     if as_json:
         rows = {table.title: [dict(zip(table.headings, row, strict=True)) for row in table.rows] for table in tables}
-        print_json(manifest.to_json() | {"tables": rows})
+        print_json(manifest.to_json() | {"signature": signature, "tables": rows})
     if html is not None or not as_json:
         more = [make_table(table.headings, table.rows, table.title) for table in tables]
-        shown = [_about(manifest), _settings(manifest), _programs(manifest), *more, _files(manifest)]
+        shown = [
+            _about(manifest, _signature(signature)),
+            _settings(manifest),
+            _programs(manifest),
+            *more,
+            _files(manifest),
+        ]
         print_tables(shown, html=html, quiet=as_json)
 
 
@@ -63,7 +79,13 @@ def _target_tables(manifest: Manifest, folder: Path) -> list[Table]:
     return target.tables(manifest, folder)
 
 
-def _about(manifest: Manifest) -> RichTable:
+def _signature(found: dict[str, Any]) -> str:
+    if found["trusted_key"] is not None:
+        return f"of {found['trusted_key']}, over the manifest; the files were not compared with it"
+    return "there is one, not checked; --trust PUBLICKEY checks it" if found["signed"] else "none"
+
+
+def _about(manifest: Manifest, signature: str) -> RichTable:
     model, origin = manifest.model, manifest.provenance
     tuned = [f"{arch}: {'; '.join(labels) or _GUESSES}" for arch, labels in origin.tuned_configs.items()]
     rows = {
@@ -78,6 +100,7 @@ def _about(manifest: Manifest) -> RichTable:
         "window": f"{model.sliding_window} on {model.layer_types.count('sliding_attention')} layers",
         "sequences": f"{manifest.sizes.max_batch} of up to {manifest.sizes.max_context} tokens",
         "stop tokens": readable(manifest.stop_tokens),
+        "signature": signature,
     }
     return make_table(("", ""), rows.items(), "artifact")
 

@@ -61,9 +61,21 @@ hashes_option = click.option(
     show_default=True,
     help="Compare the sha256 of every file with the manifest when the artifact is loaded.",
 )
+trust_option = click.option(
+    "--trust",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="PUBLICKEY",
+    help="Open the artifact only if this key signed it. May be repeated: one of the keys must have.",
+)
 html_option = click.option(
     "--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write the tables to FILE as a web page."
 )
+
+
+def trusted(paths: Sequence[Path]) -> list[Path] | None:
+    """The files that --trust names; None without the option, which asks for no signature."""
+    return list(paths) or None
 
 
 def check_new_file(option: str, path: Path | None, *inputs: Path | None) -> None:

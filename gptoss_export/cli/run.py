@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .errors import reports_errors
-from .params import Integers, UTF8Text, artifact_argument, check_new_file, hashes_option, json_option, read_text
+from .params import (
+    Integers,
+    UTF8Text,
+    artifact_argument,
+    check_new_file,
+    hashes_option,
+    json_option,
+    read_text,
+    trust_option,
+    trusted,
+)
 from .tables import print_json
 from .text import Text, TextStream, open_text
 
@@ -70,6 +80,7 @@ if TYPE_CHECKING:
     help="Write the logits that each token was chosen from as safetensors: float32 [tokens, vocabulary].",
 )
 @hashes_option
+@trust_option
 @json_option
 @reports_errors
 def command(
@@ -89,6 +100,7 @@ def command(
     logprobs: bool,
     save_logits: Path | None,
     verify_hashes: bool,
+    trust: tuple[Path, ...],
     as_json: bool,
 ) -> None:
     """Continue a prompt with ARTIFACT."""
@@ -108,7 +120,7 @@ def command(
         prompt = read_text("--prompt-file", prompt_file)
     if tokens_file is not None:
         tokens = _read_tokens(tokens_file)
-    runner = load(artifact, verify_hashes, tune_process=True)
+    runner = load(artifact, verify_hashes, tune_process=True, trust=trusted(trust))
     wanted_by = given[0] if prompt is not None else "--special-tokens" if special_tokens else None
     text = open_text(runner, wanted_by, special_tokens)
     if prompt is not None and text is not None:

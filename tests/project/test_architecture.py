@@ -84,6 +84,7 @@ def test_public_surface() -> None:
         "Token",
         "build",
         "load",
+        "sign",
         "verify",
     ]
     assert all(callable(getattr(gptoss_export, name)) for name in gptoss_export.__all__)
