@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 import click
 
 from .errors import CHECK_FAILED, reports_errors
-from .params import Integers, artifact_argument, check_new_file, hashes_option, html_option, json_option
+from .params import (
+    Integers,
+    artifact_argument,
+    check_new_file,
+    hashes_option,
+    html_option,
+    json_option,
+    trust_option,
+    trusted,
+)
 from .progress import progress
 from .tables import make_table, print_json, print_tables
 
@@ -44,6 +53,7 @@ if TYPE_CHECKING:
 )
 @html_option
 @hashes_option
+@trust_option
 @json_option
 @reports_errors
 def command(
@@ -54,6 +64,7 @@ def command(
     compare_with: Path | None,
     html: Path | None,
     verify_hashes: bool,
+    trust: tuple[Path, ...],
     as_json: bool,
 ) -> None:
     """Compare the logits of ARTIFACT with an oracle.
@@ -64,7 +75,7 @@ def command(
 
     check_new_file("--html", html, artifact, checkpoint, compare_with)
     with progress() as shown:
-        report = verify(artifact, checkpoint, oracle, lengths, verify_hashes, shown, compare_with)
+        report = verify(artifact, checkpoint, oracle, lengths, verify_hashes, shown, compare_with, trusted(trust))
     if as_json:
         print_json(report.to_json())
     if html is not None or not as_json:

@@ -19,7 +19,9 @@ from typing import TypeAlias
 
 import torch
 
+from ..artifact.keys import Trust, read_trusted_keys
 from ..artifact.manifest import Manifest, load_manifest
+from ..artifact.signature import signature_check
 from ..checkpoint import open_checkpoint
 from ..errors import UsageError, raise_all
 from ..loading import load
@@ -45,6 +47,7 @@ def verify(
     verify_hashes: bool = True,
     progress: Progress | None = None,
     compare_with: Path | str | None = None,
+    trust: Trust = None,
 ) -> Report:
     """Compare the artifact with an oracle on the checkpoint that it was built from. `Report.passed` is the answer.
 
@@ -53,6 +56,7 @@ def verify(
     verify_hashes  compare the hashes of all files of the artifact when it is loaded
     compare_with   another artifact of the checkpoint, which is compared with the oracle and with the first one. Only
                    cases that both can run are used
+    trust          as of `load`, for both artifacts
 
     Raises UsageError for options that do not fit, CheckpointError, ArtifactError.
     """
@@ -60,13 +64,14 @@ def verify(
     folders = [Path(folder) for folder in (artifact, compare_with) if folder is not None]
     checkpoint = Path(checkpoint)
     check_oracle(oracle)
-    manifests = [load_manifest(folder) for folder in folders]
+    keys = read_trusted_keys(trust, verify_hashes)
+    manifests = [load_manifest(folder, signature_check(folder, keys)) for folder in folders]
     _check_manifests(folders, manifests, open_checkpoint(checkpoint).config)
     manifest = manifests[0]
     cases = make_cases(manifests, lengths)
     tokens = _random_tokens(max(case.longest for case in cases) + DECODED, manifest.model.vocab_size)
 
-    results = [_run_artifact(folder, cases, tokens, verify_hashes, progress) for folder in folders]
+    results = [_run_artifact(folder, cases, tokens, verify_hashes, progress, trust) for folder in folders]
     rows = sorted({row for compared, _ in results[0].values() for row in compared})
 
     def run_oracle(dtype: torch.dtype) -> OracleOutput:
@@ -102,10 +107,10 @@ def verify(
 
 
 def _run_artifact(
-    folder: Path, cases: Sequence[Case], tokens: Sequence[int], verify_hashes: bool, progress: Progress
+    folder: Path, cases: Sequence[Case], tokens: Sequence[int], verify_hashes: bool, progress: Progress, trust: Trust
 ) -> Results:
     with progress.stage(f"load {folder}"):
-        runner = load(folder, verify_hashes)
+        runner = load(folder, verify_hashes, trust=trust)
     with progress.stage(f"run {folder}"):
         results: Results = {}
         for case in cases:
