@@ -26,7 +26,7 @@ from .checkpoint.text_files import copy_text_files, default_stop_tokens
 from .compiler.export import TracedProgram, trace
 from .compiler.lower import lower
 from .compiler.weights import WEIGHTS, weight_file_names, write_weights
-from .errors import UsageError, raise_all
+from .errors import BuildError, UsageError, raise_all
 from .kernels.kernel import ConfigChooser
 from .model.dtypes import torch_dtype
 from .progress import Progress
@@ -56,6 +56,11 @@ def build(
     with progress.stage("read the checkpoint"):
         checkpoint = open_checkpoint(source)
         settings = _complete(settings, options, checkpoint)
+        raise_all(
+            BuildError,
+            f"{source}: sizes that --target {compiler.name} does not compile for {settings.device}",
+            compiler.model_problems(checkpoint.config, settings.device, settings.target_options),
+        )
     progress.facts("build", settings.to_json())
     with progress.stage("check the weights"):
         checkpoint.check_finite(torch_dtype(settings.dtype), lambda name: progress.update(f"check {name}"))

@@ -95,6 +95,10 @@ class Compiler(ABC):
         """What is wrong with the target's own options, given --device and --arch (None: not given)."""
         return []
 
+    def model_problems(self, config: ModelConfig, device: str, options: Any) -> list[str]:
+        """The sizes of a model that the target cannot compile for `device`, each with what to do."""
+        return []
+
     @abstractmethod
     def versions(self) -> dict[str, str]:
         """The packages that a build depends on, besides torch, and their versions."""
