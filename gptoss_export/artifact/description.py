@@ -79,7 +79,8 @@ def check_description(manifest: Manifest, arch: str, found: str | bytes | None, 
         programs=manifest.programs,
     )
     heading = f"{file}: was compiled for something else than manifest.json says; {advice}"
-    raise_all(ArtifactError, heading, _differences("", described, json.loads(expected)))
+    problems = sorted(_differences("", described, json.loads(expected)), key=lambda line: line.startswith("programs"))
+    raise_all(ArtifactError, heading, problems)  # the programs last, since their shapes follow from the rest
 
 
 def _differences(path: str, found: Any, expected: Any) -> Iterator[str]:

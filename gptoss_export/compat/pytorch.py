@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +21,20 @@ def triton_op_body(op: Callable[..., Any]) -> Callable[..., Any]:
     return op._abstract_fn  # type: ignore[attr-defined]
 
 
-def open_package(package: Path, program: str, device: torch.device) -> Any:
-    """A program of an AOTInductor package, loaded; `.run(inputs)` calls it. Raises RuntimeError where torch refuses it.
+def write_package(package: Path, files: Mapping[str, Sequence[Any]], extra: Mapping[str, str]) -> None:
+    """Write an AOTInductor package of several programs, each given by the files of its code, and of texts by name.
 
-    Name: torch._C._aoti.AOTIModelPackageLoader. Without it: torch._inductor.aoti_load_package does the same, but
-    imports Inductor and Triton first, which takes longer than everything else of a start. Since: torch 2.6. It can go
-    when the public function imports no compiler."""
-    index = (device.index or 0) if device.type == "cuda" else -1
-    single_threaded, runners = True, 1
-    return torch._C._aoti.AOTIModelPackageLoader(str(package), program, single_threaded, runners, index)
-
-
-def write_package(package: Path, files: Mapping[str, Sequence[Any]]) -> None:
-    """Write an AOTInductor package of several programs, each given by the files of its code.
+    Raises OSError where it cannot be written: torch writes into memory, since its own writing of a file ends the
+    process when the disk is full.
 
     Name: torch.export.pt2_archive._package.package_pt2. Without it: the public function packages one program at a time.
     Since: torch 2.9. It can go when torch.export.save, or another public function, packages several.
     """
     from torch.export.pt2_archive._package import package_pt2
 
-    package_pt2(package, aoti_files={name: list(paths) for name, paths in files.items()})
+    data = BytesIO()
+    package_pt2(data, aoti_files={name: list(paths) for name, paths in files.items()}, extra_files=dict(extra))
+    package.write_bytes(data.getvalue())
 
 
 def compile_to_files(module: Any, inputs: Sequence[Any], options: dict[str, Any]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import struct
 import subprocess
@@ -12,13 +13,19 @@ from pathlib import Path
 import torch
 
 from artifacts import TWO_LAYERS
+from gptoss_export.artifact.files import describe_file
+from gptoss_export.artifact.manifest import Manifest
 from gptoss_export.artifact.programs import Program, Sizes, Unembed
 from gptoss_export.compiler.export import trace
 from gptoss_export.compiler.lower import lower
 from gptoss_export.kernels.kernel import ConfigChooser
 from gptoss_export.model.config import ModelConfig
 from gptoss_export.progress import Progress
+from gptoss_export.runtime.mapped_files import MappedFiles
+from gptoss_export.runtime.program_executor import LoadedProgram
 from gptoss_export.targets.aoti.compile import COMPILER
+from gptoss_export.targets.aoti.load import load_programs
+from gptoss_export.targets.aoti.package import package_name
 from gptoss_export.targets.base_compiler import CompileJob
 
 SIZES = Sizes(max_batch=1, max_context=64, prefill_chunks=(16,))
@@ -84,3 +91,10 @@ def device_archs(code: bytes) -> Iterator[int]:
         if machine == 190:
             (flags,) = struct.unpack_from("<I", code, start + 48)
             yield flags >> 8 & 0xFF if code[start + 8] > 7 else flags & 0xFF
+
+
+def load_package(manifest: Manifest, folder: Path, device: torch.device) -> dict[str, LoadedProgram]:
+    """The programs of the package in `folder`, whatever hash the manifest has for it."""
+    specs = {name: describe_file(folder / name) for name in (package_name(arch) for arch in manifest.archs)}
+    manifest = dataclasses.replace(manifest, files=manifest.files | specs)
+    return load_programs(manifest, folder, device, MappedFiles(()))

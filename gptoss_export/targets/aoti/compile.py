@@ -22,24 +22,26 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import torch
 
+from ...compat.cpp_flags import without_paths
 from ...compat.cpu_instructions import cpu_instructions
 from ...compat.mutation_analysis import cached_mutation_analysis
 from ...compat.pytorch import compile_to_files, write_package
+from ...compat.toolchain import toolchain_problem
 from ...compat.versions import installed, version_problem
 from ...compiler.export import TracedProgram
 from ...compiler.lower import Implementations, kernel_implementations, reference_implementations
 from ...errors import BuildError
 from ...kernels.kernel import ConfigChooser
+from ...temporary_folder import TemporaryFolder
 from ..base_compiler import Availability, Compilation, CompileJob, Compiler
 from ..gpu import current_gpu_arch
 from . import cpu_isa, cross_compile
 from .options import Options
-from .package import package_name
+from .package import DESCRIPTION, package_name
 
 _ENTRY_SYMBOL = b"AOTInductorModelContainerCreateWithDevice"  # what a loader calls first
 # Ops without a kernel on a GPU. Inductor fuses the reference, a scatter in place, with the operators before it.
@@ -55,17 +57,16 @@ class AotiCompiler(Compiler):
     def available(self, device: str) -> Availability:
         if problem := version_problem("torch"):
             return Availability(False, problem, "install a supported version")
-        compiler = os.environ.get("CXX", "g++")
-        if shutil.which(compiler) is None or shutil.which("strip") is None:
-            detail = f"{compiler} or strip not found; AOTInductor compiles C++"
-            return Availability(False, detail, "apt-get install g++ binutils, or name a C++ compiler with CXX")
+        current = None if device == "cpu" else self.current_arch(device)
+        if problem := toolchain_problem(gpu=device != "cpu", triton_compiles=current is not None):
+            return Availability(False, *problem)
         if device == "cpu":
             return Availability(True, f"torch {torch.__version__}, {self.current_arch('cpu')}")
         if importlib.util.find_spec("triton") is None:
             return Availability(False, "triton: not installed", "pip install 'gptoss-export[cuda]'")
         if problem := version_problem("triton"):
             return Availability(False, problem, "install a supported version")
-        current, problems = self.current_arch("cuda"), cross_compile.problems()
+        problems = cross_compile.problems()
         if current is None and problems:
             detail = "; ".join(["torch finds no CUDA GPU", *problems])
             return Availability(False, detail, "pip install 'gptoss-export[cuda]'")
@@ -116,6 +117,7 @@ class AotiCompiler(Compiler):
                 stack.enter_context(cached_mutation_analysis())
             level = cpu_isa.HOST_LEVEL if device == "cuda" else arch.partition("-")[2]
             stack.enter_context(cpu_instructions(level))
+            stack.enter_context(without_paths())
             yield
 
     def implementations(self, device: str, chooser: ConfigChooser) -> Implementations:
@@ -133,7 +135,7 @@ class _Package(Compilation):
 
     def __init__(self, job: CompileJob) -> None:
         self._job = job
-        self._scratch = TemporaryDirectory(prefix="gptoss-export-")  # removed with this object
+        self._scratch = TemporaryFolder()  # removed with this object
         self._files: dict[str, list[str]] = {}
         self._options: dict[str, Any] = {"aot_inductor.package": True}
         if job.device == "cuda":
@@ -151,12 +153,12 @@ class _Package(Compilation):
         except Exception as error:  # Inductor raises any kind; the user needs the program's name
             raise BuildError(f"AOTInductor failed on program {program.name}: {error}") from error
         _check_linked(program.name, files)
-        self._files[program.name] = _without_sources(files, Path(self._scratch.name, program.name))
+        self._files[program.name] = _without_sources(files, self._scratch.path / program.name)
 
     def finish(self) -> list[Path]:
         name = package_name(self._job.arch)
         with self._scratch:
-            write_package(self._job.folder / name, self._files)
+            write_package(self._job.folder / name, self._files, {DESCRIPTION: self._job.description})
         return [Path(name)]
 
 

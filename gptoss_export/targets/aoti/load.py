@@ -1,6 +1,7 @@
 """Loads AOTInductor packages. Needs torch alone: no Triton, no compiler.
 
-torch's loader unpacks the libraries into the temporary folder, which must not be mounted noexec.
+torch's loader unpacks the libraries into a temporary folder, which must not be mounted noexec. It is removed as soon as
+they are loaded.
 """
 
 from __future__ import annotations
@@ -9,22 +10,23 @@ import platform
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ...artifact.manifest import Manifest
-from ...compat.pytorch import open_package
+from ...compat.packaged_program import PackagedProgram
 from ...compat.versions import SUPPORTED, is_supported, minor
-from ...errors import ArtifactError
+from ...errors import ArtifactError, RunError
 from ...progress import Progress
 from ...runtime.cuda.memory import reduce_process_memory
+from ...runtime.mapped_files import MappedFiles
 from ...runtime.program_executor import LoadedProgram, ProgramExecutor
 from ...runtime.weights import load_weights
+from ...temporary_folder import TemporaryFolder, check_executable
 from ..base_loader import Loader
 from ..gpu import current_gpu_arch
 from . import cpu_isa
-from .package import package_name, runnable_arch
+from .package import checked_package, package_name, runnable_arch
 
 
 class AotiLoader(Loader):
@@ -62,26 +64,42 @@ class AotiLoader(Loader):
                 reduce_process_memory()
             device = torch.device("cuda", torch.cuda.current_device())
         with progress.stage("load weights"):
+            # On CUDA the weights are copied to the GPU.
+            mapped = MappedFiles(folder / name for name in manifest.weight_files() if device.type == "cpu")
             weights = load_weights(manifest, folder, device)
         with progress.stage("load programs"):
-            programs = load_programs(manifest, folder, device)
+            programs = load_programs(manifest, folder, device, mapped)
         with progress.stage("allocate and warm up"):
             return ProgramExecutor(manifest, folder, device, weights, programs)
 
 
-def load_programs(manifest: Manifest, folder: Path, device: torch.device) -> dict[str, LoadedProgram]:
-    """The programs of the package that this machine runs. Raises ArtifactError naming the one that cannot be loaded."""
+def load_programs(
+    manifest: Manifest, folder: Path, device: torch.device, mapped: MappedFiles
+) -> dict[str, LoadedProgram]:
+    """The programs of the package that this machine runs.
+
+    mapped  the files of weights that the programs read where they are mapped
+
+    Raises ArtifactError naming the program that cannot be loaded.
+    """
     arch = runnable_arch(manifest, _current_arch(manifest))
     if arch is None:
         raise ArtifactError(f"{folder}: has no code for this machine")
-    package = folder / package_name(arch)
+    data = checked_package(manifest, folder, arch)
     programs: dict[str, LoadedProgram] = {}
-    for name in manifest.programs:
-        try:
-            opened = open_package(package, name, device)
-        except RuntimeError as error:
-            raise ArtifactError(f"{package}: program {name} cannot be loaded: {error}") from error
-        programs[name] = partial(_run, opened)
+    # Code stays mapped when its files are removed.
+    with TemporaryFolder() as temporary:
+        check_executable(temporary.path, ArtifactError)
+        package = temporary.path / package_name(arch)
+        package.write_bytes(data)
+        for name in manifest.programs:
+            try:
+                opened = PackagedProgram(package, manifest.files[package.name].sha256, name, device)
+            except RuntimeError as error:
+                raise ArtifactError(
+                    f"{folder / package.name}: program {name} cannot be loaded: {_first_line(error)}"
+                ) from error
+            programs[name] = partial(_run, opened, name, mapped)
     return programs
 
 
@@ -89,8 +107,19 @@ def _current_arch(manifest: Manifest) -> str | None:
     return cpu_isa.current_arch() if manifest.device == "cpu" else current_gpu_arch()
 
 
-def _run(opened: Any, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    return opened.run(list(inputs))
+def _run(opened: PackagedProgram, name: str, mapped: MappedFiles, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    mapped.check()
+    try:
+        return opened.run(inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise RunError(f"program {name} failed: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    """An error of torch without the stack of its C++."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 LOADER = AotiLoader()

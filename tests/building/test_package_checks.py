@@ -1,0 +1,166 @@
+"""What is checked of a package before torch unpacks it: the hash, the members' names, what it was compiled for."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from aoti_packages import load_package
+
+from gptoss_export.artifact.files import FileSpec
+from gptoss_export.artifact.manifest import Manifest, load_manifest
+from gptoss_export.errors import ArtifactError
+from gptoss_export.targets.aoti.package import DESCRIPTION, checked_package, package_name
+
+Members = dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def manifest(artifact: Path) -> Manifest:
+    return load_manifest(artifact)
+
+
+@pytest.fixture(scope="module")
+def members(artifact: Path, manifest: Manifest) -> Members:
+    with zipfile.ZipFile(artifact / package_name(manifest.arch)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def written(members: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", compression) as archive:
+        for name, data in members.items():
+            archive.writestr(zipfile.ZipInfo(name), data, compress_type=compression)
+    return out.getvalue()
+
+
+def check(manifest: Manifest, folder: Path, data: bytes) -> bytes:
+    """Check a package of these bytes, whose hash the manifest has."""
+    name = package_name(manifest.arch)
+    (folder / name).write_bytes(data)
+    spec = FileSpec(len(data), hashlib.sha256(data).hexdigest())
+    return checked_package(dataclasses.replace(manifest, files=manifest.files | {name: spec}), folder, manifest.arch)
+
+
+def description(members: Members) -> str:
+    return next(name for name in members if name.endswith(f"/extra/{DESCRIPTION}"))
+
+
+def library(members: Members) -> str:
+    return next(name for name in members if "/decode/" in name and name.endswith(".so"))
+
+
+def test_a_whole_package_passes_and_keeps_its_members(manifest: Manifest, members: Members, tmp_path: Path) -> None:
+    checked = check(manifest, tmp_path, written(members))
+    with zipfile.ZipFile(io.BytesIO(checked)) as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == members
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../outside",
+        "archive/../../outside",
+        "/tmp/outside",
+        "archive/data/aotinductor/decode/../../../../outside.so",
+        "archive/data/aotinductor/../decode/x.so",
+        "archive/data/aotinductor/decode/sub/x.so",
+        "archive/data/aotinductor/decode/..",
+        "archive\\..\\outside",
+        "archive/data/aotinductor/decode/x\x1b[2J.so",
+        "archive/data/weights/payload.pickle",
+        "archive/models/model.json",
+        "other/data/aotinductor/decode/x.so",
+        "/",
+    ],
+)
+def test_a_member_that_does_not_belong_there_is_refused(
+    manifest: Manifest, members: Members, tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    root = library(members).partition("/")[0]
+    data = written(members | {name.replace("archive", root): b"x"})
+    with pytest.raises(ArtifactError, match="is no package of programs"):
+        check(manifest, folder, data)
+    assert [path.name for path in tmp_path.iterdir()] == ["inner"]
+    assert [path.name for path in folder.iterdir()] == [package_name(manifest.arch)]
+
+
+CHANGES: dict[str, tuple[Callable[[Members], Members], str]] = {
+    "no description": (
+        lambda members: {name: data for name, data in members.items() if name != description(members)},
+        "does not say what it was compiled for",
+    ),
+    "another description": (
+        lambda members: members | {description(members): b'{"format": 1}'},
+        "was compiled for something else",
+    ),
+    "no decode": (
+        lambda members: {name: data for name, data in members.items() if "/decode/" not in name},
+        "program decode: not in the package",
+    ),
+    "another program": (
+        lambda members: members | {library(members).replace("/decode/", "/decode_2/"): b""},
+        "program 'decode_2': not in the manifest",
+    ),
+    "nothing": (lambda members: {}, "program decode: not in the package"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_package_than_the_manifests_is_refused(
+    manifest: Manifest, members: Members, tmp_path: Path, change: str
+) -> None:
+    make, message = CHANGES[change]
+    with pytest.raises(ArtifactError) as caught:
+        check(manifest, tmp_path, written(make(members)))
+    assert message in str(caught.value)
+
+
+def test_compressed_members_are_refused(manifest: Manifest, members: Members, tmp_path: Path) -> None:
+    """A small file could hold any number of bytes."""
+    bomb = members | {library(members): bytes(1 << 20)}
+    with pytest.raises(ArtifactError, match="is compressed or encrypted"):
+        check(manifest, tmp_path, written(bomb, zipfile.ZIP_DEFLATED))
+
+
+def test_a_member_twice_is_refused(manifest: Manifest, members: Members, tmp_path: Path) -> None:
+    out = io.BytesIO(written(members))
+    with zipfile.ZipFile(out, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr(zipfile.ZipInfo(library(members)), b"other code")
+    with pytest.raises(ArtifactError, match="found twice"):
+        check(manifest, tmp_path, out.getvalue())
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100, -1, -30])
+def test_a_cut_package_is_refused(manifest: Manifest, members: Members, tmp_path: Path, cut: int) -> None:
+    with pytest.raises(ArtifactError, match="cannot be read as a package"):
+        check(manifest, tmp_path, written(members)[:cut])
+
+
+def test_the_hash_is_compared_with_the_bytes_that_are_used(artifact: Path, manifest: Manifest, tmp_path: Path) -> None:
+    """Whatever `verify_hashes` says, and whenever the file changes."""
+    name = package_name(manifest.arch)
+    data = bytearray((artifact / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ArtifactError, match=rf"{name}: sha256 [0-9a-f]+\.\.\., expected"):
+        checked_package(manifest, tmp_path, manifest.arch)
+    (tmp_path / name).unlink()
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        checked_package(manifest, tmp_path, manifest.arch)
+
+
+def test_a_library_that_is_none_is_an_error_that_names_the_program(
+    manifest: Manifest, members: Members, tmp_path: Path
+) -> None:
+    check(manifest, tmp_path, written(members | {library(members): b"no code"}))
+    with pytest.raises(ArtifactError, match="program decode cannot be loaded"):
+        load_package(manifest, tmp_path, torch.device("cpu"))
