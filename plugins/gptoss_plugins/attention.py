@@ -74,6 +74,7 @@ def _attend_pdl(
     DIM: tl.constexpr,
     PRECISION: tl.constexpr,
     EARLY: tl.constexpr,
+    FINITE: tl.constexpr,
 ):
     """One share of the keys for one tile of rows; see the top of the file."""
     zero = let_next_start(EARLY) + wait_for_previous(EARLY)
@@ -137,6 +138,7 @@ def _attend_pdl(
             DIM,
             PRECISION,
             False,
+            FINITE,
         )
     peak, total, acc = scan(
         q,
@@ -156,6 +158,7 @@ def _attend_pdl(
         DIM,
         PRECISION,
         True,
+        FINITE,
     )
     # The tiles without masks counted idle rows as well.
     peak = tl.where(valid, peak, NOTHING)
@@ -255,6 +258,7 @@ def _attend_next_pdl(
         DIM,
         PRECISION,
         True,
+        True,
     )
     if SPLITS == 1:
         sink = tl.load(sinks + kv_head * GROUP + row, mask=inside, other=0.0).to(tl.float32) * LOG2E
@@ -336,7 +340,9 @@ def attend(inputs: AttentionInputs, config: Attend, arch: str, after_its_query: 
     if after_its_query and length == 1 and grid[0] == 1:
         wrap_triton(_attend_next_pdl)[(grid[1], splits)](*tensors, **constants)
     else:
-        wrap_triton(_attend_pdl)[(*grid, splits)](*tensors, LENGTH=length, **constants)
+        # Values that the kernel before wrote may be NaN. All rows of a single token see the same keys.
+        finite = length == 1 or not after_its_query
+        wrap_triton(_attend_pdl)[(*grid, splits)](*tensors, LENGTH=length, FINITE=finite, **constants)
     if splits > 1:
         combine(part_sum, part_peak, part_total, inputs.sinks, out, early)
     return out

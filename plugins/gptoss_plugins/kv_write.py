@@ -1,7 +1,7 @@
 """gptoss_triton::kv_write: `gptoss::kv_write` for NVIDIA GPUs, one program for each token and KV head.
 
-The contract is in gptoss_export/model/ops/kv_write.py. A program copies the key and the value of one head of one
-token. It does not handle several tokens at once, because their rows in a ring need not be neighbours.
+The contract is in gptoss_export/model/ops/kv_write.py, with what is written for values that are not finite. A program
+copies the key and the value of one head of one token. It does not handle several tokens at once, because their rows in a ring need not be neighbours.
 
 The kernel is for compilers that cannot scatter into a tensor that the program does not own. AOTInductor can: it
 compiles the op's reference. A step of few tokens does not call this op: `_qkv_pdl` in attention_sublayer.py writes
@@ -44,8 +44,11 @@ def _write_kv(
     row = tl.where(position >= 0, position % ROWS, ROWS)
     source = (token * KV_HEADS + head) * HEAD_DIM + d
     target = ((slot * KV_HEADS + head) * (ROWS + 1) + row) * HEAD_DIM + d
-    tl.store(k_cache + target, tl.load(key + source, mask=there), mask=there)
-    tl.store(v_cache + target, tl.load(value + source, mask=there), mask=there)
+    k = tl.load(key + source, mask=there)
+    v = tl.load(value + source, mask=there)
+    finite = tl.abs(v.to(tl.float32)) < float("inf")  # False for NaN
+    tl.store(k_cache + target, tl.where(finite, k, float("nan")), mask=there)
+    tl.store(v_cache + target, tl.where(finite, v, 0.0), mask=there)
 
 
 @triton_op("gptoss_triton::kv_write", mutates_args={"k_cache", "v_cache"})

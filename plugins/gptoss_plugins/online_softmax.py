@@ -4,8 +4,12 @@ It is computed in float32 with powers of two. A row has three numbers: its large
 weights 2^(score - peak) (total), and the sum of the values times their weights, which is not normalised.
 
 How NaN is avoided: a masked score is -inf, but a peak starts at the finite -1e30, so the difference of the two is
--inf and never NaN. A row that saw no key has total 0 and sum 0, and its denominator is the sink alone. Rows of V
-after the last position are loaded as 0, since the cache may hold any number there.
+-inf and never NaN. A row that saw no key has total 0 and sum 0, and its denominator is the sink alone. Rows of K and V
+that no row of the tile sees are loaded as 0, since the cache may hold any number there, NaN included.
+
+A value that is not finite must not reach rows that do not see its key: its weight is 0 there, and 0 times NaN is NaN.
+With FINITE the caller promises that there is none (gptoss::kv_write writes none). Otherwise such values are replaced
+by 0, and their scores by NaN for the rows that see them.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ def scan(
     DIM: tl.constexpr,
     PRECISION: tl.constexpr,
     MASKED: tl.constexpr,
+    FINITE: tl.constexpr,
 ):
     """Online softmax of the rows `q` [BLOCK_M, DIM] over positions begin..end-1 of one cache slot.
 
@@ -55,10 +60,17 @@ def scan(
             if WINDOW:
                 seen = seen & (at[None, :] > q_at[:, None] - WINDOW)
             score = tl.where(seen, score, float("-inf"))
+            if not FINITE:
+                v = tl.load(values + cells, mask=there, other=0.0).to(q.dtype)
+                finite = tl.abs(v.to(tl.float32)) < float("inf")  # False for NaN
+                broken = tl.min(finite.to(tl.int32), 1) == 0
+                score = tl.where(seen & broken[None, :], float("nan"), score)
+                v = tl.where(finite, v, 0.0).to(q.dtype)
         top = tl.maximum(peak, tl.max(score, 1))
         weight = tl.exp2(score - top[:, None])
         shrink = tl.exp2(peak - top)
-        v = tl.load(values + cells, mask=there, other=0.0).to(q.dtype)
+        if FINITE or not MASKED:
+            v = tl.load(values + cells, mask=there, other=0.0).to(q.dtype)
         acc = tl.dot(weight.to(q.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
         total = total * shrink + tl.sum(weight, 1)
         peak = top

@@ -22,8 +22,13 @@ Shapes
 Cache rows: position p is in row p % R (model/kv_cache.py). Row R is scratch: idle queries write there, and nothing
 reads it.
 
-Limits: rows that were never written hold finite numbers (caches start as zeros). A ring holds position p only until p
-+ R is written. So in one call the largest position is below the smallest visible one + R."""
+Rows that no query of a sequence sees do not change its result, whatever they hold: NaN and infinity included. So a
+slot that held NaN serves the next sequence. A visible key or value that is not finite gives NaN.
+
+Limits: a ring holds position p only until p + R is written. So in one call the largest position is below the smallest
+visible one + R. Where one query of a call sees a value that is not finite, and another query of the call does not, the
+results of both may be NaN. gptoss::kv_write keeps such values out of the cache: it marks their keys instead, which are
+masked for each query alone."""
 
 from __future__ import annotations
 
@@ -50,15 +55,17 @@ def reference(
     kv_heads, rows = k_cache.size(1), k_cache.size(2) - 1
     group = query_heads // kv_heads
     keys = k_cache[slots, :, :rows].float()
-    values = v_cache[slots, :, :rows].float()
     # The last written position says which position each row of the ring holds.
     last = positions.amax(dim=1, keepdim=True)
     row = torch.arange(rows, device=query.device)
-    held = last - torch.remainder(last - row, rows)  # [N, R]
+    newest = torch.remainder(last, rows) - row
+    held = last - torch.where(newest < 0, newest + rows, newest)  # [N, R]; a remainder for each row would be slow
     q_at, k_at = positions[:, :, None], held[:, None, :]
     visible = (k_at >= 0) & (k_at <= q_at)
     if window:
         visible = visible & (k_at > q_at - window)
+    # A weight of zero times NaN is NaN, so a row that no query sees is replaced before it is multiplied.
+    values = torch.where(visible.any(dim=1)[:, None, :, None], v_cache[slots, :, :rows].float(), 0.0)
     grouped = query.float().view(sequences, length, kv_heads, group, head_dim) * scale
     scores = torch.einsum("nlhgd,nhrd->nhglr", grouped, keys)
     scores = scores.masked_fill(~visible[:, None, None], float("-inf"))

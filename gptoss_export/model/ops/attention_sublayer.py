@@ -18,12 +18,16 @@ Shapes (T = N L tokens, Hq query heads, Hkv key and value heads of size D)
   v_cache      [S, Hkv, R + 1, D]     written in place
   cos, sin     [T, D / 2] float32     of the angles, times YaRN's concentration
   slots        [N] int64
-  positions    [N, L] int64           -1: padding, whose keys go to the scratch row
+  positions    [N, L] int64           -1: padding, whose keys go to the scratch row and whose results mean nothing
   window       int, 0: see everything;   scale, eps   float
   returns      [T, H] float32
 
 Products are in the dtype of the weights with float32 sums; norm, RoPE and softmax are in float32. An implementation may
 keep more digits than the reference, which rounds after each operation.
+
+No result depends on what is not seen: cache rows, tokens of other sequences, later tokens of the same chunk, padding.
+They may hold NaN and infinity. An implementation may write values that are not finite as they are, where
+gptoss::kv_write would mark their keys, if its own attention keeps this promise.
 """
 
 from __future__ import annotations

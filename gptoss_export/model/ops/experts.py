@@ -67,7 +67,9 @@ def reference(
             down_blocks[pairs], down_scales[pairs], down_bias[pairs],
             alpha, limit,
         )  # fmt: skip
-        out = (mixed.view(tokens, choices, -1) * weights.unsqueeze(-1)).sum(dim=1)
+        # A weight of zero times NaN is NaN: a place without an expert must not count.
+        mixed = torch.where(chosen.unsqueeze(-1), mixed.view(tokens, choices, -1), 0.0)
+        out = (mixed * weights.unsqueeze(-1)).sum(dim=1)
     else:
         inputs = x.float().unsqueeze(0).expand(experts, -1, -1)
         mixed = _feed_forward(
@@ -76,8 +78,9 @@ def reference(
         )  # fmt: skip
         one_hot = indices.unsqueeze(-1) == torch.arange(experts, device=x.device)  # [T, K, E]
         gates = torch.where(one_hot, weights.unsqueeze(-1), 0.0).sum(dim=1)  # [T, E]
-        # A weight of zero times NaN is NaN: an expert that the token did not choose must not count.
-        mixed = torch.where(gates.T.unsqueeze(-1) != 0, mixed, 0.0)
+        # In the same way an expert that the token did not choose must not count.
+        picked = (one_hot & chosen.unsqueeze(-1)).any(dim=1)
+        mixed = torch.where(picked.T.unsqueeze(-1), mixed, 0.0)
         out = torch.einsum("te,eth->th", gates, mixed)
     return out.to(x.dtype).contiguous()
 

@@ -3,6 +3,11 @@
     k_cache[slot, :, row] = key[t]     v_cache[slot, :, row] = value[t]
     row = p % R for a token at position p of the sequence in that slot, R for padding
 
+Where an element of the value is not finite (NaN or infinity), 0 is written in its place, and NaN in place of that
+element of the key. The token then still gives NaN to every query that sees it: attention masks scores, which are made
+of keys, for each query alone, but all queries of a chunk multiply the same values. Without this, one such token would
+spoil the tokens before it in its chunk.
+
 It is an op because the write is a scatter into an input of the program. A compiler that knows PyTorch's scatters uses
 the reference, which is an index_put, and fuses it. A compiler that does not, or that would copy the whole cache to
 change a row of it, calls a kernel.
@@ -40,8 +45,9 @@ def reference(
 ) -> None:
     """The op's meaning in plain PyTorch."""
     slot_of, position_of = slots[:, None].expand_as(positions).flatten(), positions.flatten()
-    kv_cache.write(k_cache, key, slot_of, position_of)
-    kv_cache.write(v_cache, value, slot_of, position_of)
+    finite = value.isfinite()
+    kv_cache.write(k_cache, torch.where(finite, key, float("nan")), slot_of, position_of)
+    kv_cache.write(v_cache, torch.where(finite, value, 0.0), slot_of, position_of)
 
 
 def fake(*_: object) -> None:

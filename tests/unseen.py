@@ -1,0 +1,100 @@
+"""Fills what a call of an op must not see with NaN or infinity, and compares its results with those of zeros there.
+
+What is filled: cache rows that no query sees, all rows of other slots, the scratch row, the inputs of padding, and the
+inputs of the last token. The tokens before the last one do not see it: they are earlier in its chunk, or in other
+sequences. Results of filled tokens are left out, unless the op promises zeros for padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gptoss_export.model.ops import OPS
+
+FILLS = {"nan": float("nan"), "inf": float("inf"), "negative inf": float("-inf")}
+# The inputs of each op that have a row for each token. The op that is left out has whole numbers alone.
+TOKEN_INPUTS = {
+    "sink_attention": ("query",),
+    "attention_sublayer": ("x", "cos", "sin"),
+    "kv_write": ("key", "value"),
+    "mxfp4_experts": ("x", "routing_weights"),
+    "experts_sublayer": ("x",),
+    "unembed": ("x",),
+}
+ZERO_FOR_PADDING = "sink_attention", "mxfp4_experts"
+
+
+class Unseen:
+    """What a call of an op must not see.
+
+    active  [T] bool: tokens that are not padding
+    last    [T] bool: the last active token, if there are several
+    """
+
+    def __init__(self, name: str, arguments: dict[str, Any]) -> None:
+        self.name, self.arguments = name, arguments
+        if "positions" in arguments:
+            self.active = arguments["positions"].flatten() >= 0
+        elif "expert_indices" in arguments:
+            self.active = (arguments["expert_indices"] >= 0).any(dim=1)
+        else:
+            self.active = torch.ones_like(arguments["x"][:, 0], dtype=torch.bool)
+        self.last = torch.zeros_like(self.active)
+        if int(self.active.sum()) > 1:
+            self.last[self.active.nonzero()[-1]] = True
+
+    @property
+    def counts_something(self) -> bool:
+        return bool(self._counted_tokens().any())
+
+    def same_bits(self, call: Callable[..., Any], fill: float) -> bool:
+        """Whether the results that count are finite, and the same bits with `fill` as with zeros."""
+        return all(
+            bool(torch.isfinite(got.float()).all())
+            and torch.equal(got.contiguous().view(torch.uint8), want.contiguous().view(torch.uint8))
+            for got, want in zip(self._results(call, fill), self._results(call, 0.0), strict=True)
+        )
+
+    def _counted_tokens(self) -> torch.Tensor:
+        return ~self.last if self.name in ZERO_FOR_PADDING else self.active & ~self.last
+
+    def _rows(self, tokens: torch.Tensor, window: int) -> torch.Tensor:
+        """[S, R + 1] bool: cache rows of the last `window` positions of some tokens, of all positions if it is 0."""
+        positions, slots, cache = (self.arguments[name] for name in ("positions", "slots", "k_cache"))
+        rows = cache.size(2) - 1
+        found = torch.zeros(cache.size(0), rows + 1, dtype=torch.bool, device=cache.device)
+        for slot, at, chosen in zip(slots.tolist(), positions, tokens.view(positions.shape), strict=True):
+            for position in at[chosen].tolist():
+                first = max(0, position + 1 - window) if window else 0
+                found[slot, torch.arange(first, position + 1, device=cache.device) % rows] = True
+        return found
+
+    def _filled(self, fill: float) -> dict[str, Any]:
+        """A copy of the arguments."""
+        given = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in
+                 self.arguments.items()}  # fmt: skip
+        hidden = ~self.active | self.last
+        for key in TOKEN_INPUTS[self.name]:
+            given[key][hidden.view(given["positions"].shape) if key == "query" else hidden] = fill
+        if "routing_weights" in given:
+            given["routing_weights"][given["expert_indices"] < 0] = fill
+        if "k_cache" in given:
+            # The last token alone sees its own row. There the key is filled and the value is not: see kv_write.
+            window = given.get("window", 1)
+            for key, tokens in ("k_cache", self.active & ~self.last), ("v_cache", self.active):
+                given[key].transpose(1, 2)[~self._rows(tokens, window)] = fill
+        return given
+
+    def _results(self, call: Callable[..., Any], fill: float) -> list[torch.Tensor]:
+        """The results that count, of a call with `fill`."""
+        op, given, counted = OPS[self.name], self._filled(fill), self._counted_tokens()
+        results = op.results(call(**given), given)
+        returned = results[: len(results) - len(op.mutates)]
+        found = [result.reshape(len(counted), -1)[counted] for result in returned]
+        if op.mutates:
+            written = self._rows(self.active & ~self.last, 1)[:, :-1]
+            found += [cache.transpose(1, 2)[written] for cache in results[len(returned) :]]
+        return found
