@@ -8,7 +8,7 @@ GptOssExportError        base; the message says what was found, what was expecte
 │   └── CompatibilityError   torch or Triton lacks a private name that the build needs
 ├── ArtifactError        the artifact is damaged, incomplete or not made for this machine
 ├── RunError             a request does not fit the loaded artifact
-└── MachineError         the machine has too little memory, or cannot start another thread
+└── MachineError         the machine has too little memory or disk, or cannot start another thread
 
 The command line turns each of them into one message on stderr and exit code 2.
 """
@@ -51,7 +51,7 @@ class RunError(GptOssExportError):
 
 
 class MachineError(GptOssExportError):
-    """The machine has too little memory, or cannot start another thread."""
+    """The machine has too little memory or disk, or cannot start another thread."""
 
 
 LISTED = 20  # problems that one error lists; it counts those after them

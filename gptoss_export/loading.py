@@ -10,12 +10,14 @@ from .artifact.keys import Trust, read_trusted_keys
 from .artifact.manifest import Manifest, load_manifest
 from .artifact.signature import signature_check
 from .errors import ArtifactError, UsageError, raise_all
+from .machine_limits import reports_limits
 from .progress import Progress
 from .runtime.runner import Runner
 from .targets import TARGETS
 from .targets.base_loader import Loader, loader
 
 
+@reports_limits()
 def load(
     path: str | Path,
     verify_hashes: bool = True,
@@ -31,7 +33,8 @@ def load(
                    It is checked before anything but the manifest is opened
 
     Raises ArtifactError saying what is damaged, incomplete, not signed by a trusted key or not made for this machine,
-    and UsageError for keys that cannot be used, and for `trust` without `verify_hashes`.
+    UsageError for keys that cannot be used, and for `trust` without `verify_hashes`, MachineError where the machine has
+    too little memory.
     """
     folder, progress = Path(path), progress or Progress()
     keys = read_trusted_keys(trust, verify_hashes)

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from ..artifact.atomic_folder import replace_folder
 from ..errors import UsageError
-from ..machine_limits import reports_limits, writes
+from ..machine_limits import check_threads, reports_limits, writes
 from ..model.config import FULL, MXFP4_GROUP, SLIDING, ModelConfig, Yarn, alternating
 from ..model.parameters import EMBEDDING, layer_of, parameters
 from .layouts import LAYOUTS, Layout
@@ -108,6 +108,7 @@ def write_synthetic(
     The values depend on the seed and on the type of `device`, which draws them. With `tokenizer`, a tokenizer of
     single bytes is written too. `progress` is called after each shard with the number of shards written and of all.
     """
+    check_threads(torch.get_num_threads())
     shards = _shards(layout.recipes(config))
     shapes = {parameter.name: parameter.shape for parameter in parameters(config, "bfloat16")}
     random = _RandomParameters(seed, device, residual_writes=2 * config.num_hidden_layers)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from .. import __version__
+from .errors import end_with_os_error
 from .params import check_utf8
 from .streams import ends_as_on_sigpipe, print_any_text
 
@@ -32,7 +33,10 @@ class Commands(click.Group):
         """Prepare the output streams, then parse and run."""
         print_any_text()
         with ends_as_on_sigpipe():
-            return super().main(*args, **extra)
+            try:
+                return super().main(*args, **extra)
+            except OSError as error:  # of --help; a command reports its own
+                end_with_os_error(error)
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
         """Parse. click itself ends with 1 where a pipe is closed."""

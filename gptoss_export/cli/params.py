@@ -93,8 +93,10 @@ def check_new_file(option: str, path: Path | None, *inputs: Path | None) -> None
         )
     if path.exists() and not path.is_file():
         raise UsageError(f"{option} {path}: found a device, a pipe or a socket, expected a file or a new name")
-    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+    if path.exists() and not os.access(path, os.W_OK):
         raise UsageError(f"{option} {path}: no permission to write it")
+    if not os.access(path.resolve().parent, os.W_OK):  # the file is written beside `path`, then replaces it
+        raise UsageError(f"{option} {path}: no permission to write in its folder")
     for folder in inputs:
         if folder is not None and folder.resolve() in path.resolve().parents:
             raise UsageError(f"{option} {path}: is in {folder}, which the command reads; name a file outside of it")

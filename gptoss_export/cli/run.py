@@ -183,13 +183,13 @@ def _read_tokens(path: Path) -> list[int]:
 
 def _save(logits: list[Any], path: Path) -> None:
     """Write logits, of torch or of numpy as the artifact's target gives them. Raises UsageError where it cannot."""
-    from safetensors import SafetensorError
-
+    from ..artifact.atomic_folder import replace_file
     from ..errors import UsageError
 
     library = "torch" if type(logits[0]).__module__.startswith("torch") else "numpy"
     save_file = importlib.import_module(f"safetensors.{library}").save_file
     try:
-        save_file({"logits": importlib.import_module(library).stack(logits)}, path)
-    except SafetensorError as error:  # a full disk too
-        raise UsageError(f"--save-logits {path}: cannot be written ({error})") from None
+        with replace_file(path) as written:
+            save_file({"logits": importlib.import_module(library).stack(logits)}, written)
+    except OSError as error:  # a full disk too
+        raise UsageError(f"--save-logits {path}: cannot be written ({error.strerror})") from error

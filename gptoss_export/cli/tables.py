@@ -59,13 +59,16 @@ def make_table(
 
 def print_tables(tables: Iterable[Table], html: Path | None = None, quiet: bool = False) -> None:
     """Print to stdout unless `quiet`, and write the same as a page to `html`."""
+    from ..artifact.atomic_folder import replace_file
+
     file = io.StringIO() if quiet else None
     width = None if sys.stdout.isatty() else _WIDTH_OF_FILES
     console = new_console(record=html is not None, file=file, width=width)
     for table in tables:
         console.print(table)
     if html is not None:
-        console.save_html(str(html))
+        with replace_file(html) as written:
+            console.save_html(str(written))
         say(f"written: {html}", err=True)
 
 

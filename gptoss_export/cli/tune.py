@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,8 +70,6 @@ def command(
     sizes, problems = resolve_sizes(max_batch, max_context, prefill_chunks or None, chunks)
     raise_all(UsageError, "options that cannot be tuned for", problems)
     check_new_file("--output", output, checkpoint)
-    if not os.access(output.absolute().parent, os.W_OK):  # rather than after the first measurement
-        raise UsageError(f"--output {output}: no permission to write in its folder")
     config = read_config(checkpoint)
     raise_all(UsageError, "options that do not fit the checkpoint", context_problems(sizes, config))
     arch = current_gpu_arch()

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..artifact.manifest import Manifest, WeightSpec
 from ..errors import ArtifactError, raise_all
+from ..machine_limits import check_threads
 from ..model.dtypes import torch_dtype
 from .cuda.upload import Copy, upload
 
@@ -22,8 +23,10 @@ _ALIGNMENT = 256  # bytes; compiled CUDA code clones inputs that are not aligned
 def load_weights(manifest: Manifest, folder: Path, device: torch.device) -> dict[str, torch.Tensor]:
     """Every weight by name, with the shape and dtype of the manifest.
 
-    Raises ArtifactError naming every file that cannot be read and every stored tensor that does not match.
+    Raises ArtifactError naming every file that cannot be read and every stored tensor that does not match, and
+    MachineError where torch cannot start its threads.
     """
+    check_threads(torch.get_num_threads())
     with ExitStack() as stack:
         files = {}
         for name in sorted({part.file for weight in manifest.weights.values() for part in weight.parts}):
