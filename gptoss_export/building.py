@@ -28,11 +28,13 @@ from .compiler.lower import lower
 from .compiler.weights import WEIGHTS, weight_file_names, write_weights
 from .errors import BuildError, UsageError, raise_all
 from .kernels.kernel import ConfigChooser
+from .machine_limits import check_threads, reports_limits
 from .model.dtypes import torch_dtype
 from .progress import Progress
 from .targets.base_compiler import CompileJob, Compiler
 
 
+@reports_limits()
 def build(
     source: Path | str,
     output: Path | str,
@@ -46,12 +48,13 @@ def build(
     progress  receives the stages of the build and their seconds
     sign_key  file with the private key that signs the artifact; None: it is not signed
 
-    Raises UsageError, CheckpointError or BuildError, and OSError where a file cannot be written. Then `output` does not
-    exist.
+    Raises UsageError, CheckpointError, BuildError or MachineError, and OSError where a file cannot be written. Then
+    `output` does not exist.
     """
     source, output, options, progress = Path(source), Path(output), options or BuildOptions(), progress or Progress()
     compiler, settings, choosers = resolve(options)
     check_new_folder(output, UsageError)
+    check_threads(torch.get_num_threads())
     private_key = None if sign_key is None else read_private_key(sign_key, "--sign-key")
     with progress.stage("read the checkpoint"):
         checkpoint = open_checkpoint(source)

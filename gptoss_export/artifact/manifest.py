@@ -17,6 +17,7 @@ from typing import Any
 
 from ..errors import ArtifactError, raise_all
 from ..json_file import read_object
+from ..machine_limits import writes
 from ..model.config import ModelConfig, violations
 from ..model.parameters import parameters
 from .atomic_folder import PARTIAL
@@ -109,7 +110,8 @@ class Manifest:
 def save_manifest(manifest: Manifest, folder: Path) -> bytes:
     """Write `folder`/manifest.json; returns its bytes, which a signature covers."""
     data = (json.dumps(manifest.to_json(), indent=1) + "\n").encode("utf-8")
-    (folder / NAME).write_bytes(data)
+    with writes(folder / NAME):
+        (folder / NAME).write_bytes(data)
     return data
 
 

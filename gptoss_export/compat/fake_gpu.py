@@ -20,7 +20,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -30,7 +29,8 @@ from typing import Any
 
 import torch
 
-from ..errors import CompatibilityError
+from ..errors import BuildError, CompatibilityError
+from ..temporary_folder import TemporaryFolder, check_executable
 from .cpp import compile_library
 from .replace import add, replace
 
@@ -184,7 +184,8 @@ def _answer_device_guard(stack: ExitStack) -> None:
     Without it: a torch without CUDA cannot even index a fake tensor of a GPU. c10's registry has no Python interface.
     """
     root = Path(torch.__file__).parent
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gptoss-export-")))
+    folder = stack.enter_context(TemporaryFolder()).path
+    check_executable(folder, BuildError)
     options = ("-std=c++20", f"-I{root / 'include'}", f"-L{root / 'lib'}", "-lc10")
     library = ctypes.CDLL(str(compile_library(folder / "guard.so", _GUARD, *options)))
     if library.enter():

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ..machine_limits import writes
+
 
 def triton_op_body(op: Callable[..., Any]) -> Callable[..., Any]:
     """The function that a torch.library.triton_op was made of: calling it keeps each kernel launch in a traced graph.
@@ -34,7 +36,8 @@ def write_package(package: Path, files: Mapping[str, Sequence[Any]], extra: Mapp
 
     data = BytesIO()
     package_pt2(data, aoti_files={name: list(paths) for name, paths in files.items()}, extra_files=dict(extra))
-    package.write_bytes(data.getvalue())
+    with writes(package):
+        package.write_bytes(data.getvalue())
 
 
 def compile_to_files(module: Any, inputs: Sequence[Any], options: dict[str, Any]) -> list[Any]:

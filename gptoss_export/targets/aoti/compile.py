@@ -58,8 +58,9 @@ class AotiCompiler(Compiler):
         if problem := version_problem("torch"):
             return Availability(False, problem, "install a supported version")
         current = None if device == "cpu" else self.current_arch(device)
-        if problem := toolchain_problem(gpu=device != "cpu", triton_compiles=current is not None):
-            return Availability(False, *problem)
+        lacking = toolchain_problem(gpu=device != "cpu", triton_compiles=current is not None)
+        if lacking is not None:
+            return Availability(False, *lacking)
         if device == "cpu":
             return Availability(True, f"torch {torch.__version__}, {self.current_arch('cpu')}")
         if importlib.util.find_spec("triton") is None:

@@ -17,6 +17,7 @@ from ...artifact.manifest import Manifest
 from ...compat.packaged_program import PackagedProgram
 from ...compat.versions import SUPPORTED, is_supported, minor
 from ...errors import ArtifactError, RunError
+from ...machine_limits import writes
 from ...progress import Progress
 from ...runtime.cuda.memory import reduce_process_memory
 from ...runtime.mapped_files import MappedFiles
@@ -91,7 +92,8 @@ def load_programs(
     with TemporaryFolder() as temporary:
         check_executable(temporary.path, ArtifactError)
         package = temporary.path / package_name(arch)
-        package.write_bytes(data)
+        with writes(package):
+            package.write_bytes(data)
         for name in manifest.programs:
             try:
                 opened = PackagedProgram(package, manifest.files[package.name].sha256, name, device)
