@@ -59,10 +59,12 @@ def test_arch_and_options(artifacts, kind):
     assert manifest.target_options == {"portable": portable}
     assert manifest.programs == {}
     properties = onnx.load(artifacts[kind] / "model.onnx", load_external_data=False).metadata_props
-    assert {item.key: item.value for item in properties} == {
-        "max_context": "4352",
-        "portable": "true" if portable else "false",
-    }
+    (description,) = properties
+    assert description.key == "gptoss_export"
+    described = json.loads(description.value)
+    assert described["sizes"] == dataclasses.asdict(manifest.sizes) | {"prefill_chunks": [64]}
+    assert described["target_options"] == {"portable": portable}
+    assert described["model"] == json.loads(json.dumps(manifest.model.to_json()))
     config = json.loads((artifacts[kind] / "genai_config.json").read_text())
     assert config["search"]["past_present_share_buffer"] is not portable
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from onnx_helpers import KINDS, PROMPT, build_onnx, cpu_artifacts
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from gptoss_export import SamplingParams, load
 from gptoss_export.checkpoint.synthetic import PRESETS
@@ -111,7 +112,14 @@ def test_a_call_that_fails_changes_nothing(artifacts, kind):
 
         run_with_iobinding = run
 
-    for failure, expected in ((MemoryError("no memory"), RunError), (KeyboardInterrupt(), KeyboardInterrupt)):
+    failures = (
+        MemoryError("no memory"),
+        MemoryError(),
+        RuntimeError("x"),
+        ort_errors.Fail("x"),
+        ort_errors.RuntimeException("x"),
+    )
+    for failure, expected in (*((error, RunError) for error in failures), (KeyboardInterrupt(), KeyboardInterrupt)):
         model.session = Failing(failure)
         with pytest.raises(expected):
             runner.prefill(PROMPT[100:])
@@ -121,6 +129,44 @@ def test_a_call_that_fails_changes_nothing(artifacts, kind):
         assert runner.length() == 100
     last = runner.prefill(PROMPT[100:])
     assert same(last, load(artifacts[kind]).prefill(PROMPT))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("made_by", ["zeros", "empty", "ones", "array", "arange", "ascontiguousarray", "zeros_like"])
+def test_memory_that_ends_within_a_call(artifacts, kind, made_by, monkeypatch):
+    """Whatever array is one too many, the caller gets a RunError, and the sequence goes on."""
+    runner = load(artifacts[kind])
+    runner.prefill(PROMPT[:100])
+    calls = {
+        "prefill": lambda: runner.prefill(PROMPT[100:]),
+        "decode": lambda: runner.decode([5, None]),
+        "no token": lambda: runner.decode([None, None]),
+        "step": lambda: runner.generate(PROMPT, 2, stop_tokens=()),
+        "score": lambda: runner.score(PROMPT, 1),
+    }
+
+    def refuse(*_, **__):
+        raise MemoryError("Unable to allocate 1. GiB")
+
+    failed = set()
+    for name, call in calls.items():
+        if name in ("step", "score"):
+            runner.reset()
+        with monkeypatch.context() as patch:
+            patch.setattr(np, made_by, refuse)
+            try:
+                call()
+            except RunError as error:
+                assert "too little memory for this call (Unable to allocate 1. GiB)" in str(error)
+                failed.add(name)
+    runner.reset()
+    assert same(runner.prefill(PROMPT), load(artifacts[kind]).prefill(PROMPT))
+    # What a kind of model makes its arrays with.
+    used = {
+        "default": {"array", "ones", "empty", "arange", "zeros_like"},
+        "portable": {"array", "ones", "zeros", "ascontiguousarray", "zeros_like"},
+    }
+    assert bool(failed) == (made_by in used[kind])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,7 +14,6 @@ from onnx_helpers import cuda_artifact, ort, unpack
 from gptoss_export.artifact.manifest import load_manifest
 from gptoss_export.errors import ArtifactError
 from gptoss_export.targets.onnx.model_cuda import load_model
-from gptoss_export.targets.onnx.options import Options
 
 READY = "CUDAExecutionProvider" in ort.get_available_providers() and torch.cuda.is_available()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not READY, reason="needs onnxruntime-gpu and a CUDA GPU")]
@@ -77,4 +76,4 @@ def test_the_probe_sees_another_layout(cuda, tmp_path):
             item.raw_data = torch.stack([unpack(expert) for expert in packed]).contiguous().numpy().tobytes()
     onnx.save(model, tmp_path / "probe.onnx")
     with pytest.raises(ArtifactError, match="other values than these weights give"):
-        load_model(load_manifest(artifact), tmp_path, Options(), torch.device("cuda", 0))
+        load_model(load_manifest(artifact), tmp_path, torch.device("cuda", 0))

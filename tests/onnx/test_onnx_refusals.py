@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
+import torch
 from onnx_helpers import KINDS, cpu_artifacts, ort
 
-from gptoss_export import load
+from gptoss_export import load, verify
+from gptoss_export.artifact.files import describe_file
 from gptoss_export.artifact.manifest import load_manifest, save_manifest
+from gptoss_export.checkpoint.layouts import LAYOUTS
+from gptoss_export.checkpoint.synthetic import PRESETS, with_layers, write_synthetic
 from gptoss_export.errors import ArtifactError
 from gptoss_export.targets.base_compiler import compiler
 from gptoss_export.targets.base_loader import loader
+from gptoss_export.targets.onnx.limits import size_problems
 from gptoss_export.targets.onnx.model_cpu import load_model
 from gptoss_export.targets.onnx.options import Options, read_options
 from gptoss_export.targets.onnx.requirements import import_problem
+from gptoss_export.targets.onnx.session import differences, open_session
 
 
 @pytest.fixture(scope="module")
@@ -85,22 +94,39 @@ def test_options_that_cannot_be_built(checkpoints, tmp_path, cli, options, messa
 
 
 def test_a_model_that_is_not_the_manifests(artifacts, tmp_path):
-    manifest, path = load_manifest(artifacts["default"]), artifacts["default"] / "model.onnx"
-    fewer = dataclasses.replace(manifest, model=dataclasses.replace(manifest.model, num_key_value_heads=1))
-    with pytest.raises(ArtifactError, match="not the model of the manifest"):
-        load_model(fewer, path, Options())
-    larger = dataclasses.replace(manifest.model, vocab_size=520)
-    longer = dataclasses.replace(manifest.sizes, max_context=9999)
-    for changes, options, message in (
-        ({"model": larger}, Options(), r"outputs logits: found .*512.*, expected .*520"),
-        ({}, Options(portable=True), "portable: found false, expected true"),
-        ({"sizes": longer}, Options(), "max_context: found 4352, expected 9999"),
-    ):
+    manifest, path = load_manifest(artifacts["default"]), tmp_path / "a" / "model.onnx"
+    shutil.copytree(artifacts["default"], tmp_path / "a")
+    model = onnx.load(path, load_external_data=False)
+
+    def refused(data: bytes, message: str, same_hash: bool = True) -> None:
+        path.write_bytes(data)
+        files = manifest.files | ({"model.onnx": describe_file(path)} if same_hash else {})
         with pytest.raises(ArtifactError, match=message):
-            load_model(dataclasses.replace(manifest, **changes), path, options)
-    (tmp_path / "model.onnx").write_bytes(b"no model")
-    with pytest.raises(ArtifactError, match="cannot load it"):
-        load_model(manifest, tmp_path / "model.onnx", Options())
+            load_model(dataclasses.replace(manifest, files=files), path, Options())
+
+    refused(b"no model", "model.onnx: sha256", same_hash=False)
+    refused(b"no model", "is not a model that a build writes")
+    refused(b"", "does not say what it was compiled for")
+    model.graph.node[0].op_type = "NoOperator"
+    refused(model.SerializeToString(), "onnxruntime cannot load it")
+
+
+def test_a_model_with_other_inputs(artifacts):
+    """What the description does not say: the nodes of the model, by what onnxruntime makes of them."""
+    manifest, path = load_manifest(artifacts["default"]), artifacts["default"] / "model.onnx"
+    session = open_session(path, manifest, ["CPUExecutionProvider"])
+    fewer = dataclasses.replace(manifest.model, num_key_value_heads=1)
+    larger = dataclasses.replace(manifest.model, vocab_size=520)
+    shorter = dataclasses.replace(manifest.model, num_hidden_layers=2)
+    for changes, message in (
+        ({"model": fewer}, r"inputs past_key_values.* found .* 2, .*, expected .* 1, "),
+        ({"model": larger}, r"outputs logits: found .*512.*, expected .*520"),
+        ({"model": shorter}, r"inputs past_key_values.2.key, .*, expected None"),
+        ({"dtype": "bfloat16"}, r"found .*tensor.float.*, expected .*tensor.bfloat16"),
+    ):
+        found = "\n".join(differences(session, dataclasses.replace(manifest, **changes)))
+        assert re.search(message, found), found
+    assert list(differences(session, manifest)) == []
 
 
 def test_programs_are_asked_for_where_they_are_needed(artifacts, tmp_path):
@@ -185,3 +211,53 @@ def test_a_missing_package_is_reported(artifacts, artifact):
     assert done.returncode == 2
     assert "target aoti cannot be used: package torch is not installed" in done.stderr
     assert run("run", artifacts["default"], "--tokens", "1,2,3", "--max-new-tokens", "2").returncode == 0
+
+
+CPU, PORTABLE, CUDA = ("cpu", False), ("cpu", True), ("cuda", False)
+SIZES = [
+    ({"head_dim": 24}, CPU, "head_dim: found 24, expected a multiple of 16 .*; build with --portable, which"),
+    ({"head_dim": 8}, CPU, "head_dim: found 8, expected a multiple of 16"),
+    ({"head_dim": 24}, CUDA, "head_dim: found 24, expected a multiple of 16 .*; build with --device cpu --portable"),
+    ({"head_dim": 272}, CUDA, "head_dim: found 272, expected at most 256"),
+    ({"num_attention_heads": 1026}, CUDA, "num_attention_heads: found 1026, expected at most 1024"),
+    ({"hidden_size": 160}, CUDA, "hidden_size: found 160, expected a multiple of 64 .*QMoE; build with --device cpu"),
+    ({"intermediate_size": 96}, CUDA, "intermediate_size: found 96, expected a multiple of 64"),
+]
+FITTING = {"hidden_size": 128, "intermediate_size": 192}
+ODD = {"vocab_size": 517, "num_local_experts": 5, "num_experts_per_tok": 5, "sliding_window": 1}
+
+
+@pytest.mark.parametrize(("changes", "kind", "message"), SIZES)
+def test_sizes_that_the_ops_of_onnxruntime_do_not_take(changes, kind, message):
+    device, portable = kind
+    config = dataclasses.replace(PRESETS["tiny"], **FITTING | changes)
+    (problem,) = size_problems(config, device, portable)
+    assert re.match(message, problem), problem
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        (FITTING | ODD, CUDA),
+        (FITTING | {"head_dim": 256, "num_attention_heads": 1024}, CUDA),
+        (ODD | {"head_dim": 272, "num_attention_heads": 1026, "hidden_size": 96}, CPU),
+        (ODD | {"head_dim": 24}, PORTABLE),
+    ],
+)
+def test_other_sizes_are_taken(changes, kind):
+    assert size_problems(dataclasses.replace(PRESETS["tiny"], **changes), *kind) == []
+
+
+def test_odd_sizes(tmp_path, cli):
+    """Refused before any work; the portable model of the same checkpoint runs."""
+    config = dataclasses.replace(with_layers(PRESETS["tiny"], 2), **ODD | {"head_dim": 24})
+    write_synthetic(tmp_path / "checkpoint", config, LAYOUTS["hf"], 7, torch.device("cpu"))
+    command = ["build", tmp_path / "checkpoint", "--target", "onnx", "--device", "cpu", "--max-context", "64"]
+    code, _, err = cli(*command, "-o", tmp_path / "a")
+    assert code == 2
+    assert "--target onnx does not compile for cpu" in " ".join(err.split())
+    assert "head_dim: found 24, expected a multiple of 16" in " ".join(err.split())
+    assert not (tmp_path / "a").exists()
+    code, _, err = cli(*command, "--portable", "-o", tmp_path / "a")
+    assert code == 0, err
+    assert verify(tmp_path / "a", tmp_path / "checkpoint", "reference", [1, 33]).passed

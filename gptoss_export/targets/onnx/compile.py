@@ -13,8 +13,10 @@ from ...compat.versions import version_problem
 from ...compiler.export import TracedProgram
 from ...compiler.lower import Implementations, unchanged_implementations
 from ...kernels.kernel import ConfigChooser
+from ...model.config import ModelConfig
 from ..base_compiler import Availability, Compilation, CompileJob, Compiler
 from ..gpu import current_gpu_arch
+from .limits import size_problems
 from .model_files import ANY_ARCH, MODEL
 from .options import Options
 from .requirements import INSTALL, import_problem, runtime_edition, runtime_problems
@@ -50,6 +52,9 @@ class OnnxCompiler(Compiler):
         if options.portable and device != "cpu":
             return [f"--portable: is for --device cpu, found --device {device}; leave it out"]
         return []
+
+    def model_problems(self, config: ModelConfig, device: str, options: Options) -> list[str]:
+        return size_problems(config, device, options.portable)
 
     def versions(self) -> dict[str, str]:
         return {"onnx": version("onnx")} | runtime_edition()

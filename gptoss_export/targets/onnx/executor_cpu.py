@@ -12,6 +12,7 @@ from ...runtime.executor import ChunkOutput, Executor, PendingTokens, PrefilledC
 from ...runtime.sampler_numpy import choose, logprob
 from ...runtime.sampling_params import SamplingParams
 from .model_cpu import CpuModel
+from .session import run_errors
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class NumpyOutput:
 
     logits: np.ndarray
 
+    @run_errors()
     def logprob(self, tokens: np.ndarray) -> np.ndarray:
         return logprob(self.logits, tokens)
 
@@ -61,12 +63,15 @@ class CpuExecutor(Executor):
             wanted = every_token or done + len(piece) == len(tokens)
             yield PrefilledChunk(len(piece), iter([NumpyOutput(logits)] if wanted else []))
 
+    @run_errors()
     def decode(self, tokens: dict[int, int], lengths: Sequence[int]) -> np.ndarray:
         return self.model.decode(tokens, lengths) if tokens else np.zeros_like(self._logits)
 
+    @run_errors()
     def to_host(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         return np.concatenate(list(arrays))
 
+    @run_errors()
     def token_array(self, tokens: Sequence[int]) -> np.ndarray:
         return np.array(tokens, np.int64)
 
@@ -83,9 +88,11 @@ class CpuExecutor(Executor):
         self._logits = self.decode({slot: int(self._tokens[slot]) for slot in slots}, lengths)
         self._choose(slots, lengths, sampled)
 
+    @run_errors()
     def pending_tokens(self, keep_logits: bool) -> NumpyPendingTokens:
         return NumpyPendingTokens(self._tokens, self._logprobs, self._logits.copy() if keep_logits else None)
 
+    @run_errors()
     def _choose(self, slots: Sequence[int], positions: Sequence[int], sampled: bool) -> None:
         """Choose the next token of each slot; `positions` are those of the last tokens of all slots."""
         params = {slot: self._params[slot] for slot in slots} if sampled else {}

@@ -18,18 +18,15 @@ from ...runtime.executor import ChunkOutput, PrefilledChunk
 from ...runtime.sampler_torch import StepOutput
 from ...runtime.torch_executor import TorchExecutor
 from .model_cuda import CudaModel, load_model
-from .options import Options
 
 
-def load_cuda(
-    manifest: Manifest, folder: Path, options: Options, progress: Progress, tune_process: bool
-) -> CudaExecutor:
+def load_cuda(manifest: Manifest, folder: Path, progress: Progress, tune_process: bool) -> CudaExecutor:
     """Load an artifact onto torch's current GPU. Raises ArtifactError."""
     if tune_process:
         reduce_process_memory()
     device = torch.device("cuda", torch.cuda.current_device())
     with progress.stage("load the model"):
-        model = load_model(manifest, folder, options, device)
+        model = load_model(manifest, folder, device)
     with progress.stage("allocate and warm up"):
         return CudaExecutor(manifest, model)
 

@@ -29,6 +29,7 @@ from .converters import CONVERTERS, convert
 from .graph import MICROSOFT, OPSET, OWN
 from .model_files import (
     ATTENTION_MASK,
+    DESCRIPTION,
     INPUT_IDS,
     LOGITS,
     LOGITS_FROM,
@@ -36,7 +37,6 @@ from .model_files import (
     MODEL,
     cache_names,
     layer_cache_names,
-    model_properties,
 )
 from .writer import Writer
 
@@ -110,7 +110,7 @@ def _model(writer: Writer, job: CompileJob) -> onnx.ModelProto:
         ir_version=writer.ir_version,
         producer_name="gptoss-export",
     )
-    helper.set_model_props(model, model_properties(job.sizes.max_context, job.options))
+    helper.set_model_props(model, {DESCRIPTION: job.description})
     return model
 
 

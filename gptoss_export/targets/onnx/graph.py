@@ -1,29 +1,19 @@
-"""Writing an ONNX graph: a growing list of nodes, and initializers that refer to stored tensors."""
+"""Writing an ONNX graph: a growing list of nodes."""
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto, helper
 
-from ...model.dtypes import STORED
+from .model_proto import Initializer
 
 OPSET = 21
 MICROSOFT = "com.microsoft"  # the domain of onnxruntime's own ops
 OWN = "gptoss"  # the domain of the functions of this project
-_TYPES = {
-    torch.float32: TensorProto.FLOAT,
-    torch.bfloat16: TensorProto.BFLOAT16,
-    torch.float16: TensorProto.FLOAT16,
-    torch.uint8: TensorProto.UINT8,
-}
 
 
 class Nodes:
@@ -85,39 +75,13 @@ class Nodes:
         return self.add(op, value, self.constant([axis]), keepdims=keepdims)
 
 
-class StoredTensors:
-    """The tensors in safetensors files below a folder. Reads nothing but the files' headers."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._headers: dict[str, tuple[int, dict[str, Any]]] = {}
-
-    def initializer(self, name: str, file: str, tensor: str, dtype: int | None = None) -> onnx.TensorProto:
-        """An initializer that refers to a tensor of a file.
-
-        dtype: the ONNX type to read its bytes as; None: that of the file.
-        """
-        start, header = self._header(file)
-        begin, end = header[tensor]["data_offsets"]
-        proto = onnx.TensorProto(
-            name=name,
-            data_type=dtype or self.type(file, tensor),
-            dims=header[tensor]["shape"],
-            data_location=TensorProto.EXTERNAL,
-        )
-        for key, value in {"location": file, "offset": start + begin, "length": end - begin}.items():
-            proto.external_data.add(key=key, value=str(value))
-        return proto
-
-    def type(self, file: str, tensor: str) -> int:
-        """The ONNX type of a tensor of a file."""
-        _, header = self._header(file)
-        return _TYPES[STORED[header[tensor]["dtype"]]]
-
-    def _header(self, file: str) -> tuple[int, dict[str, Any]]:
-        """Where a file's tensors begin, and its header."""
-        if file not in self._headers:
-            with (self._folder / file).open("rb") as stream:
-                (length,) = struct.unpack("<Q", stream.read(8))
-                self._headers[file] = 8 + length, json.loads(stream.read(length))
-        return self._headers[file]
+def initializer_proto(name: str, initializer: Initializer) -> TensorProto:
+    """An initializer whose data lies in another file."""
+    proto = TensorProto(
+        name=name, data_type=initializer.type, dims=initializer.shape, data_location=TensorProto.EXTERNAL
+    )
+    data = initializer.data
+    assert data is not None
+    for key, value in {"location": data.file, "offset": data.offset, "length": data.length}.items():
+        proto.external_data.add(key=key, value=str(value))
+    return proto

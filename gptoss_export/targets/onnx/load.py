@@ -35,15 +35,15 @@ class OnnxLoader(Loader):
         return found + (gpu_problems() if manifest.device == "cuda" else [])
 
     def load(self, manifest: Manifest, folder: Path, progress: Progress, tune_process: bool) -> Executor:
-        options = read_options(manifest.target_options)
         if manifest.device == "cuda":
             from .executor_cuda import load_cuda
 
-            return load_cuda(manifest, folder, options, progress, tune_process)
+            return load_cuda(manifest, folder, progress, tune_process)
         from .executor_cpu import CpuExecutor
         from .model_cpu import load_model
 
         with progress.stage("load the model"):
+            options = read_options(manifest.target_options)
             return CpuExecutor(manifest, load_model(manifest, folder / MODEL, options))
 
 

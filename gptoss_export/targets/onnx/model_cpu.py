@@ -61,7 +61,7 @@ class CpuModel(ABC):
 
 def load_model(manifest: Manifest, path: Path, options: Options) -> CpuModel:
     """The model at `path`. Raises ArtifactError where onnxruntime refuses it or where it is not the manifest's."""
-    session = open_session(path, manifest, options, ["CPUExecutionProvider"])
+    session = open_session(path, manifest, ["CPUExecutionProvider"])
     return GrowingModel(session, manifest) if options.portable else InPlaceModel(session, manifest)
 
 
@@ -78,11 +78,13 @@ class InPlaceModel(CpuModel):
     def kv_cache_bytes(self) -> int:
         return sum(cache.nbytes for cache in self._caches.values())
 
+    @run_errors()
     def prefill(self, tokens: Sequence[int], slot: int, start: int, last_only: bool) -> np.ndarray:
         caches = {name: cache[slot : slot + 1] for name, cache in self._caches.items()}
         mask = np.ones((1, start + len(tokens)), np.int64)
         return self._call(np.array([tokens], np.int64), mask, caches, last_only)[0]
 
+    @run_errors()
     def decode(self, tokens: Mapping[int, int], lengths: Sequence[int]) -> np.ndarray:
         ids = np.array([[tokens.get(slot, 0)] for slot in range(len(lengths))], np.int64)
         mask = (np.arange(max(lengths) + 1) <= np.array(lengths)[:, None]).astype(np.int64)
@@ -97,8 +99,7 @@ class InPlaceModel(CpuModel):
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name, array in outputs.items():
             binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        with run_errors():
-            self.session.run_with_iobinding(binding)
+        self.session.run_with_iobinding(binding)
         return logits
 
 
@@ -115,6 +116,7 @@ class GrowingModel(CpuModel):
     def kv_cache_bytes(self) -> int:
         return sum(cache.nbytes for caches in self._caches for cache in caches.values())
 
+    @run_errors()
     def prefill(self, tokens: Sequence[int], slot: int, start: int, last_only: bool) -> np.ndarray:
         past = {name: np.ascontiguousarray(cache[:, :, :start]) for name, cache in self._caches[slot].items()}
         mask = np.ones((1, start + len(tokens)), np.int64)
@@ -122,6 +124,7 @@ class GrowingModel(CpuModel):
         self._caches[slot] = present
         return logits[0]
 
+    @run_errors()
     def decode(self, tokens: Mapping[int, int], lengths: Sequence[int]) -> np.ndarray:
         slots = sorted(tokens)
         longest = max(lengths[slot] for slot in slots)
@@ -143,8 +146,7 @@ class GrowingModel(CpuModel):
 
     def _call(self, ids: np.ndarray, mask: np.ndarray, past: Caches, last_only: bool) -> tuple[np.ndarray, Caches]:
         inputs = {INPUT_IDS: ids, ATTENTION_MASK: mask, LOGITS_FROM: _first_wanted(ids, last_only), **past}
-        with run_errors():
-            logits, *present = self.session.run([LOGITS, *self._present.values()], inputs)
+        logits, *present = self.session.run([LOGITS, *self._present.values()], inputs)
         return logits, dict(zip(self._present, present, strict=True))
 
 

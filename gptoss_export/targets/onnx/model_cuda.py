@@ -29,8 +29,7 @@ from ...errors import ArtifactError, RunError
 from ...model.dtypes import torch_dtype
 from ...runtime.cuda.driver import own_stream
 from .model_files import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_FROM, LOGITS_TO, MODEL, PROBE, cache_names
-from .options import Options
-from .session import open_session, run_errors, start_session
+from .session import open_closed_model, open_session, run_errors
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -48,7 +47,7 @@ class _Bound:
     wanted: torch.Tensor
 
 
-def load_model(manifest: Manifest, folder: Path, options: Options, device: torch.device) -> CudaModel:
+def load_model(manifest: Manifest, folder: Path, device: torch.device) -> CudaModel:
     """The model in `folder`. Raises ArtifactError where onnxruntime cannot run it or where it is not the manifest's."""
     stream = own_stream(device)
     settings = {
@@ -59,7 +58,7 @@ def load_model(manifest: Manifest, folder: Path, options: Options, device: torch
     providers = [(_PROVIDER, settings)]
     check_probe(folder / PROBE, providers)
     entries = {"session.use_device_allocator_for_initializers": "1"}  # an arena would round their sizes up
-    session = open_session(folder / MODEL, manifest, options, providers, entries)
+    session = open_session(folder / MODEL, manifest, providers, entries)
     try:
         return CudaModel(session, manifest, device, stream)
     except RunError as error:
@@ -68,7 +67,7 @@ def load_model(manifest: Manifest, folder: Path, options: Options, device: torch
 
 def check_probe(path: Path, providers: Sequence[Any]) -> None:
     """Run the probe. Raises ArtifactError where this onnxruntime cannot run the experts or computes them wrongly."""
-    session = start_session(path, providers)
+    session = open_closed_model(path, providers)
     if _PROVIDER not in session.get_providers():
         raise ArtifactError(
             f"{path.parent}: onnxruntime could not start its CUDA provider; it needs CUDA 13 and cuDNN 9, which come "
@@ -124,6 +123,7 @@ class CudaModel:
         """How many different shapes the prefill calls had so far."""
         return len(self._shapes)
 
+    @run_errors()
     def prefill(self, tokens: Sequence[int], slot: int, start: int, rows: int, last_only: bool) -> torch.Tensor:
         """Append tokens behind the first `start` of a slot's sequence, padded to `rows` where the cache has room.
 
@@ -140,6 +140,7 @@ class CudaModel:
         self._call(self._bind(ids, mask, caches, logits, wanted))
         return logits[0]
 
+    @run_errors()
     def decode(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Append a token to the sequence of every slot, at `positions` [B]; -1: at the row behind the context.
 
@@ -171,7 +172,7 @@ class CudaModel:
         return _Bound(binding, ends)
 
     def _call(self, bound: _Bound) -> None:
-        with run_errors(), self._on_stream():
+        with self._on_stream():
             self.session.run_with_iobinding(bound.binding, self._run_options)
 
     @contextmanager

@@ -1,14 +1,13 @@
-"""What both halves of the target know of an artifact: its files, the model's inputs, outputs and properties."""
+"""What both halves of the target know of an artifact: its files, the model's inputs and outputs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .options import Options
-
 ANY_ARCH = "any"  # the arch of every artifact: a model has no machine code
 MODEL = "model.onnx"
 PROBE = "probe.onnx"  # for cuda (probe.py)
+DESCRIPTION = "gptoss_export"  # the property of a model that holds its description (artifact/description.py)
 
 # Inputs and outputs. onnxruntime-genai knows these names.
 INPUT_IDS = "input_ids"
@@ -49,8 +48,3 @@ def layer_cache_names(layer: int) -> tuple[CacheNames, CacheNames]:
 def cache_names(layers: int) -> list[CacheNames]:
     """The caches of all layers, in the order of the model's inputs and outputs."""
     return [names for layer in range(layers) for names in layer_cache_names(layer)]
-
-
-def model_properties(max_context: int, options: Options) -> dict[str, str]:
-    """What model.onnx stores about itself, so that the loader can compare it with the manifest."""
-    return {"max_context": str(max_context), "portable": str(options.portable).lower()}

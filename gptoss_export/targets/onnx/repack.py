@@ -18,11 +18,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ...artifact.manifest import Part
-from ...compiler.weights import WEIGHTS
 from ...machine_limits import writes
 from ...model.parameters import layer_of
 from ..base_compiler import CompileJob
+from .stored_tensors import repacked_file, repacked_shape
 
 _BLOCKS = "_blocks"
 
@@ -35,8 +34,8 @@ def repack(blocks: torch.Tensor) -> torch.Tensor:
     return torch.stack((even.T, odd.T), dim=1).flatten(0, 1)
 
 
-def repack_experts(job: CompileJob) -> dict[str, Part]:
-    """Repack the blocks of all layers into files of the job's folder; returns where those of each weight are."""
+def repack_experts(job: CompileJob) -> set[str]:
+    """Repack the blocks of all layers into files of the job's folder; returns the names of the files."""
     layers: dict[int, list[str]] = {}
     for name in job.weights:
         layer = layer_of(name)
@@ -46,23 +45,22 @@ def repack_experts(job: CompileJob) -> dict[str, Part]:
     job.progress.note(
         f"onnxruntime reads the experts in a layout of its own: writing {size / 1e9:.1f} GB in addition to the weights"
     )
-    parts: dict[str, Part] = {}
-    for count, (layer, names) in enumerate(layers.items(), start=1):
+    files: set[str] = set()
+    for count, names in enumerate(layers.values(), start=1):
         job.progress.update(f"repack the experts, layer {count} of {len(layers)}")
-        file = f"{WEIGHTS}/repacked-{layer:03}.safetensors"
+        file = repacked_file(names[0])
         with writes(job.folder / file):
             save_file({name: _repacked(job, name) for name in names}, job.folder / file)
-        parts |= {name: Part(file, name) for name in names}
-    return parts
+        files.add(file)
+    return files
 
 
 def _repacked(job: CompileJob, name: str) -> torch.Tensor:
     """The blocks of all experts of one weight: uint8 [E, K, N / 2]."""
-    experts, rows, groups, half = job.weights[name].shape
     (part,) = job.weights[name].parts
-    out = torch.empty(experts, groups * half * 2, rows // 2, dtype=torch.uint8, device="cpu")
+    out = torch.empty(repacked_shape(job.weights[name].shape), dtype=torch.uint8, device="cpu")
     with safe_open(job.folder / part.file, framework="pt") as stored:
         blocks = stored.get_slice(part.tensor)
-        for expert in range(experts):
+        for expert in range(len(out)):
             out[expert] = repack(blocks[expert])
     return out

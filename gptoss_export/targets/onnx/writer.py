@@ -15,8 +15,10 @@ import numpy as np
 from onnx import FunctionProto, TensorProto
 
 from ..base_compiler import CompileJob
-from .graph import MICROSOFT, Nodes, StoredTensors
+from .graph import MICROSOFT, Nodes, initializer_proto
 from .model_files import ATTENTION_MASK, INPUT_IDS, CacheNames
+from .model_proto import Initializer
+from .stored_tensors import StoredTensors, initializers
 
 Stream: TypeAlias = Any  # what stands for the residual stream: the name of a value, or a class of the writer's own
 
@@ -62,7 +64,7 @@ class Writer(ABC):
         self.batch = self.g.size(INPUT_IDS, 0)
         self.initializers: list[TensorProto] = []
         self.files = {part.file for weight in job.weights.values() for part in weight.parts}
-        self._weights, self._tensors = job.weights, StoredTensors(job.folder)
+        self._weights, self._device, self._tensors = job.weights, job.device, StoredTensors(job.folder)
         self._stored: dict[str, str] = {}
         self._cast: dict[tuple[str, int], str] = {}
         if self.uses_contributed_ops:
@@ -75,13 +77,12 @@ class Writer(ABC):
     def stored(self, name: str) -> str:
         """A weight in its stored dtype, or in float32 if its parts have several. The runtime joins the parts."""
         if name not in self._stored:
-            parts = self._weights[name].parts
-            labels = [name if len(parts) == 1 else f"{name}.{index}" for index in range(len(parts))]
-            for label, part in zip(labels, parts, strict=True):
-                self.initializers.append(self._tensors.initializer(label, part.file, part.tensor))
+            found = self._initializers(name)
+            self.initializers += [initializer_proto(label, item) for label, item in found.items()]
+            labels = list(found)
             if len(self._types(name)) > 1:
                 labels = [self.g.cast(label, TensorProto.FLOAT) for label in labels]
-            self._stored[name] = labels[0] if len(parts) == 1 else self.g.add("Concat", *labels, axis=0)
+            self._stored[name] = labels[0] if len(labels) == 1 else self.g.add("Concat", *labels, axis=0)
         return self._stored[name]
 
     def cast(self, name: str, dtype: int) -> str:
@@ -98,7 +99,10 @@ class Writer(ABC):
 
     def _types(self, name: str) -> set[int]:
         """The ONNX types of a weight's parts."""
-        return {self._tensors.type(part.file, part.tensor) for part in self._weights[name].parts}
+        return {item.type for item in self._initializers(name).values()}
+
+    def _initializers(self, name: str) -> dict[str, Initializer]:
+        return initializers(name, self._weights[name], self._device, self._tensors)
 
     def rotation(self, inv_freq: str, concentration: float) -> tuple[str, str]:
         """Cosines and sines [C + 1, D / 2] by position: attention looks up those of its tokens.

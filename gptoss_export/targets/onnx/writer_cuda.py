@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 from onnx import TensorProto
 
-from ...errors import BuildError, raise_all
 from ..base_compiler import CompileJob
 from .graph import MICROSOFT
 from .qmoe import qmoe
@@ -23,7 +22,6 @@ from .repack import repack_experts
 from .writer import Attention, ExpertWeights, Writer
 
 IR_VERSION = 12  # the first with E8M0, the dtype of the scales
-_MULTIPLE = 64  # of other sizes QMoE computes wrong values, without an error
 
 
 @dataclass(frozen=True)
@@ -41,15 +39,7 @@ class CudaWriter(Writer):
 
     def __init__(self, job: CompileJob) -> None:
         super().__init__(job)
-        sizes = {"hidden_size": job.config.hidden_size, "intermediate_size": job.config.intermediate_size}
-        wrong = [
-            f"{name}: found {size}, expected a multiple of {_MULTIPLE}"
-            for name, size in sizes.items()
-            if size % _MULTIPLE
-        ]
-        raise_all(BuildError, "config.json: sizes that onnxruntime's QMoE computes wrongly; build --device cpu", wrong)
-        self._repacked = repack_experts(job)
-        self.files |= {part.file for part in self._repacked.values()}
+        self.files |= repack_experts(job)
 
     def rotation(self, inv_freq: str, concentration: float) -> tuple[str, str]:
         cos, sin = super().rotation(inv_freq, concentration)
@@ -89,24 +79,13 @@ class CudaWriter(Writer):
         self, x: str, normed: str, logits: str, packed: ExpertWeights, choices: int, alpha: float, limit: float
     ) -> PendingSum:
         weights = [
-            self._blocks(packed.gate_up_blocks),
-            self._scales(packed.gate_up_scales),
+            self.stored(packed.gate_up_blocks),
+            self.stored(packed.gate_up_scales),
             self.weight(packed.gate_up_bias),
-            self._blocks(packed.down_blocks),
-            self._scales(packed.down_scales),
+            self.stored(packed.down_blocks),
+            self.stored(packed.down_scales),
             self.weight(packed.down_bias),
         ]
         count = self.config.num_local_experts
         mixed = qmoe(self.g, normed, logits, weights, count, choices, alpha, limit)
         return PendingSum(x, self.g.cast(mixed, TensorProto.FLOAT))
-
-    def _blocks(self, name: str) -> str:
-        part = self._repacked[name]
-        self.initializers.append(self._tensors.initializer(name, part.file, part.tensor))
-        return name
-
-    def _scales(self, name: str) -> str:
-        (part,) = self._weights[name].parts
-        scales = self._tensors.initializer(name, part.file, part.tensor, dtype=TensorProto.FLOAT8E8M0)
-        self.initializers.append(scales)
-        return name
