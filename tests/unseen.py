@@ -7,7 +7,7 @@ sequences. Results of filled tokens are left out, unless the op promises zeros f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -47,16 +47,22 @@ class Unseen:
             self.last[self.active.nonzero()[-1]] = True
 
     @property
-    def counts_something(self) -> bool:
-        return bool(self._counted_tokens().any())
+    def can_fail(self) -> bool:
+        """Whether something is filled and some result counts."""
+        hidden = ~self.active | self.last
+        return bool(self._counted_tokens().any()) and ("k_cache" in self.arguments or bool(hidden.any()))
 
-    def same_bits(self, call: Callable[..., Any], fill: float) -> bool:
-        """Whether the results that count are finite, and the same bits with `fill` as with zeros."""
-        return all(
-            bool(torch.isfinite(got.float()).all())
-            and torch.equal(got.contiguous().view(torch.uint8), want.contiguous().view(torch.uint8))
-            for got, want in zip(self._results(call, fill), self._results(call, 0.0), strict=True)
-        )
+    def same_bits(self, call: Callable[..., Any], fills: Sequence[float]) -> list[bool]:
+        """For each fill, whether the results that count are finite and have the same bits as with zeros."""
+        wanted = self._results(call, 0.0)
+        return [
+            all(
+                bool(torch.isfinite(got.float()).all())
+                and torch.equal(got.contiguous().view(torch.uint8), want.contiguous().view(torch.uint8))
+                for got, want in zip(self._results(call, fill), wanted, strict=True)
+            )
+            for fill in fills
+        ]
 
     def _counted_tokens(self) -> torch.Tensor:
         return ~self.last if self.name in ZERO_FOR_PADDING else self.active & ~self.last
@@ -98,3 +104,23 @@ class Unseen:
             written = self._rows(self.active & ~self.last, 1)[:, :-1]
             found += [cache.transpose(1, 2)[written] for cache in results[len(returned) :]]
         return found
+
+
+def marks_keys(arguments: dict[str, Any], call: Callable[..., Any]) -> bool:
+    """Whether a call of gptoss::kv_write whose values have three elements that are not finite writes 0 in their places,
+    NaN in those of their keys, and everything else as it is given."""
+    written = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in arguments.items()}
+    marked = [(0, 1, 7), (1, 0, 0), (1, 1, 33)]  # token, head, element
+    for (token, head, element), fill in zip(marked, FILLS.values(), strict=True):
+        written["value"][token, head, element] = fill
+    call(**written)
+    positions, slots, rows = arguments["positions"], arguments["slots"], arguments["k_cache"].size(2) - 1
+    slot_of = slots[:, None].expand_as(positions).flatten()
+    row = positions.flatten() % rows
+    for cache, source, mark in ("k_cache", "key", float("nan")), ("v_cache", "value", 0.0):
+        expected = arguments[source].clone()
+        for place in marked:
+            expected[place] = mark
+        if not torch.equal(written[cache][slot_of, :, row].nan_to_num(nan=9.0), expected.nan_to_num(nan=9.0)):
+            return False
+    return True

@@ -1,7 +1,8 @@
 """gptoss_triton::kv_write: `gptoss::kv_write` for NVIDIA GPUs, one program for each token and KV head.
 
 The contract is in gptoss_export/model/ops/kv_write.py, with what is written for values that are not finite. A program
-copies the key and the value of one head of one token. It does not handle several tokens at once, because their rows in a ring need not be neighbours.
+copies the key and the value of one head of one token. It does not handle several tokens at once, because their rows in
+a ring need not be neighbours.
 
 The kernel is for compilers that cannot scatter into a tensor that the program does not own. AOTInductor can: it
 compiles the op's reference. A step of few tokens does not call this op: `_qkv_pdl` in attention_sublayer.py writes
