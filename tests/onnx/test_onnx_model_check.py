@@ -8,6 +8,7 @@ import os
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import onnx
@@ -348,6 +349,35 @@ def test_every_cut_of_a_model_is_refused(artifacts: dict[str, Path]) -> None:
             assert read_model(data[:length]) != whole
         except ValueError:
             continue
+
+
+def test_changed_bytes_of_a_model(artifacts: dict[str, Path]) -> None:
+    """Random bytes at random places: a ValueError at most."""
+    data, random = (artifacts["default"] / "model.onnx").read_bytes(), Random(1)
+    refused = 0
+    for _ in range(150):
+        begin = random.randrange(len(data))
+        changed_data = data[:begin] + random.randbytes(random.randrange(1, 40)) + data[begin + random.randrange(40) :]
+        try:
+            read_model(changed_data)
+        except ValueError:
+            refused += 1
+    assert refused > 75
+
+
+def test_graphs_inside_of_each_other() -> None:
+    def field(number: int, data: bytes) -> bytes:
+        length, digits = len(data), bytearray()
+        while length > 127:
+            digits.append(length & 127 | 128)
+            length >>= 7
+        return bytes([number << 3 | 2, *digits, length]) + data
+
+    graph = b""
+    for _ in range(2000):
+        graph = field(1, field(5, field(6, graph)))  # a node with an attribute that is a graph
+    with pytest.raises(ValueError, match="found more than 32 graphs inside of each other"):
+        read_model(field(7, graph))
 
 
 def test_every_stored_dtype_has_an_onnx_type() -> None:
