@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .errors import reports_errors
-from .params import artifact_argument, hashes_option, json_option
+from .params import artifact_argument, json_option
 from .plain import say
 from .progress import progress
 from .tables import print_json, size
@@ -23,7 +23,12 @@ from .tables import print_json, size
     help="File with a private Ed25519 key: PEM as `openssl genpkey -algorithm ed25519` writes it, or OpenSSH.",
 )
 @click.option("--replace", is_flag=True, help="Replace a signature that is there.")
-@hashes_option
+@click.option(
+    "--verify-hashes/--no-verify-hashes",
+    default=True,
+    show_default=True,
+    help="Compare the sha256 of every file with the manifest, not only its size.",
+)
 @json_option
 @reports_errors
 def command(artifact: Path, key: Path, replace: bool, verify_hashes: bool, as_json: bool) -> None:
