@@ -73,6 +73,21 @@ def parse_object(data: bytes, error: type[GptOssExportError], *, subject: str, a
     return value
 
 
+def members(value: Any, *names: str) -> list[Any]:
+    """The values of an object that has these keys and no others, in this order. Raises ValueError."""
+    if not isinstance(value, dict) or value.keys() != set(names):
+        found = sorted(value) if isinstance(value, dict) else value
+        raise ValueError(f"found {shown(found)}, expected an object with {', '.join(names)}")
+    return [value[name] for name in names]
+
+
+def elements(value: Any) -> tuple[Any, ...]:
+    """The elements of a list. Raises ValueError for everything else, such as text, which Python takes for one."""
+    if not isinstance(value, list):
+        raise ValueError(f"found {shown(value)}, expected a list")
+    return tuple(value)
+
+
 def shown(value: object) -> str:
     """A value of any size for an error: its beginning, in one short line."""
     text = repr(value)

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import ArtifactError, raise_all
-from ..json_file import read_object
+from ..json_file import elements, members, read_object
 from ..machine_limits import writes
 from ..model.config import ModelConfig, violations
 from ..model.parameters import parameters
@@ -169,21 +169,23 @@ def rebuild_command(data: Mapping[str, Any], folder: Path) -> str:
 
 def _parse(data: dict[str, Any]) -> Manifest:
     def tensor(spec: dict[str, Any]) -> TensorSpec:
-        return TensorSpec(spec["name"], Role(spec["role"]), tuple(spec["shape"]), spec["dtype"])
+        name, role, shape, dtype = members(spec, "name", "role", "shape", "dtype")
+        return TensorSpec(name, Role(role), elements(shape), dtype)
 
     def signature(spec: dict[str, Any]) -> Signature:
-        return Signature(tuple(map(tensor, spec["inputs"])), tuple(map(tensor, spec["outputs"])))
+        inputs, outputs = members(spec, "inputs", "outputs")
+        return Signature(tuple(map(tensor, elements(inputs))), tuple(map(tensor, elements(outputs))))
 
     def weight(spec: dict[str, Any]) -> WeightSpec:
-        parts = tuple(Part(**part) for part in spec["parts"])
-        return WeightSpec(tuple(spec["shape"]), spec["dtype"], parts)
+        shape, dtype, parts = members(spec, "shape", "dtype", "parts")
+        return WeightSpec(elements(shape), dtype, tuple(Part(**part) for part in elements(parts)))
 
-    sizes = data["sizes"]
+    max_batch, max_context, prefill_chunks = members(data["sizes"], "max_batch", "max_context", "prefill_chunks")
     fields = dict(data) | {
         "model": ModelConfig.from_json(data["model"]),
-        "archs": tuple(data["archs"]),
-        "sizes": Sizes(sizes["max_batch"], sizes["max_context"], tuple(sizes["prefill_chunks"])),
-        "stop_tokens": tuple(data["stop_tokens"]),
+        "archs": elements(data["archs"]),
+        "sizes": Sizes(max_batch, max_context, elements(prefill_chunks)),
+        "stop_tokens": elements(data["stop_tokens"]),
         "programs": {name: signature(spec) for name, spec in data["programs"].items()},
         "weights": {name: weight(spec) for name, spec in data["weights"].items()},
         "provenance": Provenance(**data["provenance"]),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, raise_all
-from ..json_file import read_object, shown
+from ..json_file import elements, read_object, shown
 from .spellings import ROPE_SECTIONS, contradictions
 
 SLIDING = "sliding_attention"
@@ -99,11 +99,11 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ModelConfig:
-        """The inverse of `to_json`. Checks nothing: see `violations`."""
+        """The inverse of `to_json`. Checks no values: see `violations`."""
         fields = dict(data)
         fields["rope"] = Yarn(**fields["rope"])
-        fields["layer_types"] = tuple(fields["layer_types"])
-        fields["eos_token_ids"] = tuple(fields["eos_token_ids"])
+        fields["layer_types"] = elements(fields["layer_types"])
+        fields["eos_token_ids"] = elements(fields["eos_token_ids"])
         return cls(**fields)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,32 @@ def test_weights_are_those_of_the_model(
 ) -> None:
     change(data["weights"])
     with pytest.raises(ArtifactError, match=message):
+        read(data, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["sizes"].update(extra=1), "expected an object with max_batch, max_context, prefill_chunks"),
+        (lambda d: d["sizes"].update(prefill_chunks="16"), "found '16', expected a list"),
+        (lambda d: d["programs"]["decode"].update(extra=1), "expected an object with inputs, outputs"),
+        (lambda d: d["programs"]["decode"]["inputs"][0].update(extra=1), "expected an object with name, role, shape"),
+        (lambda d: d["programs"]["decode"]["inputs"][0].update(shape={"3": 3}), "found {'3': 3}, expected a list"),
+        (lambda d: d["weights"]["lm_head.weight"].update(extra=1), "expected an object with shape, dtype, parts"),
+        (lambda d: d["weights"]["lm_head.weight"]["parts"][0].update(extra=1), "malformed"),
+        (lambda d: d.update(archs="sm_90"), "found 'sm_90', expected a list"),
+        (lambda d: d.update(stop_tokens=""), "found '', expected a list"),
+        (lambda d: d["model"].update(layer_types="full_attention"), "found 'full_attention', expected a list"),
+        (lambda d: d["model"].update(extra=1), "malformed"),
+        (lambda d: d.update(extra=1), "malformed"),
+    ],
+)
+def test_everything_in_a_manifest_means_something(
+    data: dict[str, Any], tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    """A key that nobody reads, and text in place of a list, are refused."""
+    change(data)
+    with pytest.raises(ArtifactError, match=re.escape(message)):
         read(data, tmp_path)
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from ...json_file import elements, members
 from ...machine_limits import writes
 
 NAME = "schedule.json"
@@ -102,30 +103,34 @@ def save_schedule(schedule: Schedule, folder: Path) -> None:
 def parse_schedule(data: Mapping[str, Any]) -> Schedule:
     """The schedule in the JSON of `save_schedule`. Values are not checked (check.py does that).
 
-    Raises LookupError, TypeError or AttributeError for JSON of another structure.
+    Raises LookupError, TypeError, ValueError or AttributeError for JSON of another structure.
     """
+    description, engines, plugins, programs = members(data, "description", "engines", "plugins", "programs")
     return Schedule(
-        description=data["description"],
-        engines=dict(data["engines"]),
-        plugins={name: _plugin(spec) for name, spec in data["plugins"].items()},
-        programs={name: _program(spec) for name, spec in data["programs"].items()},
+        description=description,
+        engines=dict(engines),
+        plugins={name: _plugin(spec) for name, spec in plugins.items()},
+        programs={name: _program(spec) for name, spec in programs.items()},
     )
 
 
 def _plugin(spec: dict[str, Any]) -> PluginSpec:
-    tuples = {name: tuple(spec[name]) for name in ("inputs", "outputs", "bytes", "grid")}
+    tuples = {name: elements(spec[name]) for name in ("inputs", "outputs", "bytes", "grid")}
     return PluginSpec(**spec | tuples)
 
 
 def _program(spec: dict[str, Any]) -> ProgramSchedule:
-    return ProgramSchedule(spec["arena"], tuple(map(_step, spec["steps"])))
+    arena, steps = members(spec, "arena", "steps")
+    return ProgramSchedule(arena, tuple(map(_step, elements(steps))))
 
 
 def _step(step: dict[str, Any]) -> ScheduleStep:
     if "engine" in step:
-        return EngineStep(step["engine"], _references(step["inputs"]), _references(step["outputs"]))
-    return KernelStep(step["plugin"], _references(step["arguments"]))
+        engine, inputs, outputs = members(step, "engine", "inputs", "outputs")
+        return EngineStep(engine, _references(inputs), _references(outputs))
+    plugin, arguments = members(step, "plugin", "arguments")
+    return KernelStep(plugin, _references(arguments))
 
 
-def _references(items: list[dict[str, Any]]) -> tuple[Reference, ...]:
-    return tuple(Reference(**item) for item in items)
+def _references(items: Any) -> tuple[Reference, ...]:
+    return tuple(Reference(**item) for item in elements(items))
