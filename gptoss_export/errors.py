@@ -17,9 +17,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+LONGEST = 8000  # characters of a message; what a file or another library says may be longer
+
 
 class GptOssExportError(Exception):
-    """Base of every error that this project raises on purpose."""
+    """Base of every error that this project raises on purpose.
+
+    A message of more than `LONGEST` characters is cut in its middle: its beginning says what is wrong, its end what to
+    do.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        if len(message) > LONGEST:
+            half = LONGEST // 2
+            left_out = f" [... {len(message) - 2 * half} characters left out ...] "
+            message = message[:half] + left_out + message[-half:]
+        super().__init__(message)
 
 
 class UsageError(GptOssExportError):

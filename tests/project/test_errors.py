@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gptoss_export.errors import LISTED, CheckpointError, raise_all
+from gptoss_export.errors import LISTED, LONGEST, ArtifactError, CheckpointError, GptOssExportError, raise_all
 
 
 def message(count: int) -> list[str]:
@@ -27,3 +27,14 @@ def test_the_rest_is_counted(more: int) -> None:
     lines = message(LISTED + more)
     assert lines[:-1] == ["heading", *(f"  - problem {index}" for index in range(LISTED))]
     assert lines[-1] == f"  - and {more} more"
+
+
+@pytest.mark.parametrize("kind", [GptOssExportError, ArtifactError])
+def test_a_long_message_keeps_its_beginning_and_its_end(kind: type[GptOssExportError]) -> None:
+    """A file of somebody else may hold a text of any length, and a message quotes it."""
+    assert str(kind("x" * LONGEST)) == "x" * LONGEST
+    beginning, end = "manifest.json: found ", "; build the artifact again"
+    text = str(kind(f"{beginning}{'y' * 100_000}{end}"))
+    assert text.startswith(f"{beginning}yyy") and text.endswith(f"yyy{end}")
+    assert f"[... {100_000 + len(beginning + end) - LONGEST} characters left out ...]" in text
+    assert len(text) < LONGEST + 50
