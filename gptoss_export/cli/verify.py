@@ -91,12 +91,12 @@ def _table(report: Report) -> Table:
     headings = (
         "tokens",
         "rows",
+        "near ties",
         "max",
         "rms",
-        "near ties",
-        "no tie max",
+        "bound max",
         "rms",
-        "oracle max",
+        "tie max",
         "rms",
         "bound max",
         "rms",
@@ -108,11 +108,11 @@ def _table(report: Report) -> Table:
         (
             row.label,
             str(row.rows),
-            *_numbers(row.all),
             str(row.near_ties),
-            *_numbers(row.no_tie),
-            *_numbers(row.oracle),
+            *_numbers(row.gated),
             *_numbers(row.bound),
+            *_numbers(row.tie),
+            *_numbers(row.tie_bound),
             f"{row.top1:.1%}",
             f"{row.kl:.1e}",
             "pass" if row.passed else Text("FAIL", "bold red"),
@@ -124,8 +124,9 @@ def _table(report: Report) -> Table:
         rows,
         title=f"{report.artifact} ({report.dtype}) against {report.oracle} in float32",
         caption="A near tie is a row where rounding can change which experts a router chooses: the logits of the last "
-        f"chosen expert and of the next one are less than {report.near_tie:.1e} apart. The bound of max is for the "
-        f"rows without one. {report.near_ties} of {report.tokens} tokens of the sequence have a near tie.",
+        f"chosen expert and of the next one are less than {report.near_tie:.1e} apart. Rows without one and rows "
+        "with one have columns and bounds of their own. Where every row has one, the first columns are of them. "
+        f"{report.near_ties} of {report.tokens} tokens of the sequence have a near tie.",
         numbers_from=1,
     )
 
@@ -145,7 +146,8 @@ def _comparison(report: Report) -> Table:
         ("tokens", "max", "rms", "difference max", "rms", "same top-1"),
         rows,
         title=f"{report.compare_with} against {report.oracle}, and its difference from {report.artifact}",
-        caption="max and rms have the bounds of the table above. The difference has twice these bounds.",
+        caption="All rows without a near tie; all rows where each has one. max and rms have the bounds of the table "
+        "above, and the difference has twice these bounds. So have the rows with a near tie.",
         numbers_from=1,
     )
 

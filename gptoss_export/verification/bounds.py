@@ -1,59 +1,55 @@
 """How far an artifact may deviate from the oracle.
 
-A float32 artifact is compared with TOLERANCES. For an artifact of another dtype the bound is the oracle's own
-deviation: of its logits in the artifact's dtype from its logits in float32, times FACTOR.
+Rows with and without a near tie (near_ties.py) have bounds of their own, in every case.
 
-Tokens with a near tie (near_ties.py) deviate by much, and which ones do is chance. So the maximum is taken over the
-rows without a near tie. The rms is taken over all rows of the longest prompt, which are many. In the other cases it
-is taken over the rows without a near tie, and the bound is the largest rms of the oracle over as many rows of the
-longest prompt. A case whose every row has a near tie is compared on all of its rows, with the oracle's deviation over
-all rows of the longest prompt.
+Rows without one deviate by rounding. A float32 artifact has TOLERANCES. For an artifact of another dtype the bound is
+the oracle's own deviation: of its logits in the artifact's dtype from its logits in float32, times FACTOR.
+
+Rows with one deviate by much more if the token went to another expert, and which ones do is chance. So their bound is
+measured on both outcomes: the oracle in the artifact's dtype, and the same with every near tie decided the other way.
+The larger deviation of the two counts, times FACTOR.
+
+Each bound has a maximum and an rms. The maximum is over all such rows of the sequence. The rms of few rows varies
+more than the rms of many. So the bound of n rows is the largest rms of the oracle over n neighbouring rows of the same
+kind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 
-from .cases import DECODED, LAST_ROWS, Case
-from .metric import TOLERANCES, Deviation, deviation
+from .metric import TOLERANCES, Deviation, RowDeviation, deviation, row_deviations
 
 FACTOR = 1.25
+
+Logits: TypeAlias = Mapping[int, torch.Tensor]  # position -> [V] float32
 
 
 class Bounds:
     """The bounds of all cases.
 
-    expected      position -> the oracle's logits [V] in float32
-    rounded       the same, computed in the artifact's dtype; None for a float32 artifact
-    no_tie        for each position, whether the token has no near tie
-    sampled_rows  the compared positions of the longest prompt
-
-    longest, others, only_ties: the bound of the longest prompt, of other cases, and of cases whose every row has a
-    near tie.
+    expected    the oracle's logits in float32, at every position that a case compares
+    rounded     the same, computed in the artifact's dtype; None for a float32 artifact
+    other_side  the same in the artifact's dtype, with near ties decided the other way; None where no token has one
+    no_tie      for each position, whether the token has no near tie
     """
 
     def __init__(
-        self,
-        expected: Mapping[int, torch.Tensor],
-        rounded: Mapping[int, torch.Tensor] | None,
-        no_tie: Sequence[bool],
-        sampled_rows: Sequence[int],
+        self, expected: Logits, rounded: Logits | None, other_side: Logits | None, no_tie: Sequence[bool]
     ) -> None:
         self._expected, self._rounded, self._no_tie = expected, rounded, no_tie
-        self.longest = self.others = self.only_ties = TOLERANCES[torch.float32]
-        if rounded is None:
-            return
-        total = _deviation_of(rounded, expected, sampled_rows)
-        self.longest = self.others = self.only_ties = total.times(FACTOR)
-        size = LAST_ROWS + DECODED
-        pieces = [self.without_tie(sampled_rows[start : start + size]) for start in range(0, len(sampled_rows), size)]
-        if pieces := [piece for piece in pieces if piece]:
-            largest = _deviation_of(rounded, expected, self.without_tie(sampled_rows)).max
-            worst = max(_deviation_of(rounded, expected, piece).rms for piece in pieces)
-            self.longest = Deviation(largest, total.rms).times(FACTOR)
-            self.others = Deviation(largest, worst).times(FACTOR)
+        positions = sorted(expected)
+        own: dict[int, RowDeviation] = {}
+        others: dict[int, RowDeviation] = {}
+        if rounded is not None:
+            own = _by_row(rounded, expected, positions)
+        if other_side is not None:
+            others = _by_row(other_side, expected, [row for row in positions if self.has_tie(row)])
+        self._without = [own[row] for row in positions if rounded is not None and not self.has_tie(row)]
+        self._with = [_larger(own.get(row, both), both) for row, both in others.items()]
 
     def expected(self, rows: Sequence[int]) -> torch.Tensor:
         """The oracle's logits [rows, V] in float32."""
@@ -63,26 +59,40 @@ class Bounds:
         """Whether the token at this position has a near tie."""
         return not self._no_tie[row]
 
-    def without_tie(self, rows: Sequence[int]) -> list[int]:
-        """The rows without a near tie."""
-        return [row for row in rows if not self.has_tie(row)]
+    def without_tie(self, count: int) -> Deviation:
+        """The bound of `count` rows without a near tie."""
+        return TOLERANCES[torch.float32] if self._rounded is None else _largest(self._without, count)
 
-    def bound(self, case: Case, rows: Sequence[int]) -> Deviation:
-        """The bound of a case that is compared at `rows`."""
-        if not self.without_tie(rows):
-            return self.only_ties
-        return self.longest if case.sampled else self.others
+    def with_tie(self, count: int) -> Deviation:
+        """The bound of `count` rows with a near tie."""
+        return _largest(self._with, count)
 
     def oracle_deviation(self, rows: Sequence[int]) -> Deviation | None:
         """The oracle's own deviation over `rows`; None for a float32 artifact."""
-        return None if self._rounded is None else _deviation_of(self._rounded, self._expected, rows)
+        if self._rounded is None:
+            return None
+        return deviation(_stack(self._rounded, rows), _stack(self._expected, rows))
 
 
-def _deviation_of(
-    actual: Mapping[int, torch.Tensor], expected: Mapping[int, torch.Tensor], rows: Sequence[int]
-) -> Deviation:
-    return deviation(_stack(actual, rows), _stack(expected, rows))
+def _largest(rows: Sequence[RowDeviation], count: int) -> Deviation:
+    """The largest element, and the largest rms over `count` neighbours (over all rows where they are fewer).
+
+    NaN where the oracle has a NaN, which lets nothing pass.
+    """
+    largest, mean_squares = torch.tensor(rows, dtype=torch.float64).unbind(dim=1)
+    windows = mean_squares.unfold(0, min(count, len(rows)), 1).mean(dim=1)
+    return Deviation(largest.max().item(), windows.max().sqrt().item()).times(FACTOR)
 
 
-def _stack(logits: Mapping[int, torch.Tensor], rows: Sequence[int]) -> torch.Tensor:
+def _larger(first: RowDeviation, second: RowDeviation) -> RowDeviation:
+    larger = torch.maximum(torch.tensor(first, dtype=torch.float64), torch.tensor(second, dtype=torch.float64))
+    return RowDeviation(*larger.tolist())
+
+
+def _by_row(actual: Logits, expected: Logits, rows: Sequence[int]) -> dict[int, RowDeviation]:
+    found = row_deviations(_stack(actual, rows), _stack(expected, rows)) if rows else []
+    return dict(zip(rows, found, strict=True))
+
+
+def _stack(logits: Logits, rows: Sequence[int]) -> torch.Tensor:
     return torch.stack([logits[row] for row in rows])

@@ -63,15 +63,18 @@ def make_cases(manifests: Sequence[Manifest], lengths: list[int] | None) -> list
 def default_lengths(manifests: Iterable[Manifest], limit: int) -> list[int]:
     """Prompt lengths around every border that one of these artifacts has, up to `limit`, in ascending order.
 
-    The borders are what implementations get wrong: the sliding window, the prefill chunk, the wrap of the cache of
-    sliding layers, and the position from which YaRN extrapolates.
+    The borders are what implementations get wrong: the sliding window, each prefill chunk, alone and behind the
+    largest one, the wrap of the cache of sliding layers, and the position from which YaRN extrapolates.
     """
     lengths = {1}
     for manifest in manifests:
         window, chunk = manifest.model.sliding_window, max(manifest.sizes.prefill_chunks)
         ring = window + chunk
         yarn = manifest.model.rope.original_max_position_embeddings
-        lengths |= {border + step for border in (window, chunk, ring, 2 * ring, yarn) for step in (-1, 0, 1)}
+        borders = {window, chunk, ring, 2 * ring, yarn}
+        for smaller in set(manifest.sizes.prefill_chunks) - {chunk}:
+            borders |= {smaller, chunk + smaller}
+        lengths |= {border + step for border in borders for step in (-1, 0, 1)}
     return sorted(length for length in lengths if 1 <= length <= limit)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -12,37 +13,54 @@ from .metric import Deviation, deviation
 from .report import Comparison, Row
 
 
+class Gate(NamedTuple):
+    """A deviation and its bound."""
+
+    deviation: Deviation
+    bound: Deviation
+
+    @property
+    def passed(self) -> bool:
+        return self.deviation.within(self.bound)
+
+
 def compare_case(
     case: Case, rows: Sequence[int], logits: torch.Tensor, bounds: Bounds, other: torch.Tensor | None
 ) -> Row:
     """The row of a case: the artifact's logits [n, V] at the positions `rows`, and another artifact's."""
     expected = bounds.expected(rows)
-    no_tie = [index for index, row in enumerate(rows) if not bounds.has_tie(row)]
+    kinds = [
+        (kind, bound(len(kind)))
+        for has_tie, bound in ((False, bounds.without_tie), (True, bounds.with_tie))
+        if (kind := [index for index, row in enumerate(rows) if bounds.has_tie(row) == has_tie])
+    ]
 
-    def deviations(actual: torch.Tensor, wanted: torch.Tensor) -> tuple[Deviation, Deviation, Deviation]:
-        """Over all rows, over those without a near tie (all where each has one), and the gated one."""
-        total = deviation(actual, wanted)
-        part = deviation(actual[no_tie], wanted[no_tie]) if no_tie else total
-        return total, part, Deviation(part.max, total.rms if case.sampled else part.rms)
+    def gates(actual: torch.Tensor, wanted: torch.Tensor, factor: float = 1.0) -> list[Gate]:
+        """Of the rows without a near tie and of those with one, as far as there are any."""
+        return [Gate(deviation(actual[kind], wanted[kind]), bound.times(factor)) for kind, bound in kinds]
 
-    total, part, gated = deviations(logits, expected)
     comparison = None
     if other is not None:
+        # Two artifacts within the bounds differ by at most twice the bounds.
+        differences = gates(logits, other, 2.0)
         comparison = Comparison(
-            gated=deviations(other, expected)[2],
-            difference=deviations(logits, other)[2],
+            gated=(found := gates(other, expected))[0].deviation,
+            difference=differences[0].deviation,
             top1=_agreement(logits, other),
+            passed=all(gate.passed for gate in [*found, *differences]),
         )
+    gate, *ties = gates(logits, expected)
     return Row(
         label=case.label,
         rows=len(rows),
         sampled=case.sampled,
-        near_ties=len(rows) - len(no_tie),
-        all=total,
-        no_tie=part,
+        near_ties=sum(map(bounds.has_tie, rows)),
+        all=deviation(logits, expected),
         oracle=bounds.oracle_deviation(rows),
-        bound=bounds.bound(case, rows),
-        gated=gated,
+        gated=gate.deviation,
+        bound=gate.bound,
+        tie=ties[0].deviation if ties else None,
+        tie_bound=ties[0].bound if ties else None,
         top1=_agreement(logits, expected),
         kl=_divergence(logits, expected),
         comparison=comparison,

@@ -9,6 +9,7 @@ that is larger. So entries near zero do not dominate:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -32,6 +33,13 @@ class Deviation:
         return f"max {self.max:.2e}, rms {self.rms:.2e}"
 
 
+class RowDeviation(NamedTuple):
+    """The deviation of one row of logits: its largest error and its mean square error."""
+
+    max: float
+    mean_square: float
+
+
 # Bounds for results computed in a dtype, compared with the same computed in float32.
 TOLERANCES: dict[torch.dtype, Deviation] = {
     torch.float32: Deviation(max=1e-4, rms=2e-5),
@@ -50,13 +58,32 @@ def deviation(actual: torch.Tensor, expected: torch.Tensor) -> Deviation:
     if not bool(torch.isfinite(actual).all()):
         return Deviation(float("nan"), float("nan"))
     got, want = actual.detach().flatten(), expected.detach().flatten()
-    pieces = range(0, max(1, want.numel()), _PIECE)
-    square = sum(want[at : at + _PIECE].double().square().sum().item() for at in pieces)
-    floor = max((square / max(1, want.numel())) ** 0.5, 1e-30)
+    floor = _floor(want)
     largest, total = 0.0, 0.0
-    for at in pieces:
-        exact = want[at : at + _PIECE].double()
-        relative = (got[at : at + _PIECE].double() - exact).abs() / exact.abs().clamp(min=floor)
+    for at in _starts(want):
+        relative = _relative(got[at : at + _PIECE], want[at : at + _PIECE], floor)
         largest = max(largest, relative.max().item())
         total += relative.square().sum().item()
     return Deviation(largest, (total / want.numel()) ** 0.5)
+
+
+def row_deviations(actual: torch.Tensor, expected: torch.Tensor) -> list[RowDeviation]:
+    """The deviation of each row of [n, V]. The root mean square that errors are relative to is that of all rows."""
+    floor = _floor(expected.flatten())
+    relative = (_relative(got, want, floor) for got, want in zip(actual, expected, strict=True))
+    return [RowDeviation(row.max().item(), row.square().mean().item()) for row in relative]
+
+
+def _starts(values: torch.Tensor) -> range:
+    return range(0, max(1, values.numel()), _PIECE)
+
+
+def _floor(expected: torch.Tensor) -> float:
+    """The root mean square of a flat tensor, and never 0."""
+    square = sum(expected[at : at + _PIECE].double().square().sum().item() for at in _starts(expected))
+    return max((square / max(1, expected.numel())) ** 0.5, 1e-30)
+
+
+def _relative(actual: torch.Tensor, expected: torch.Tensor, floor: float) -> torch.Tensor:
+    exact = expected.double()
+    return (actual.double() - exact).abs() / exact.abs().clamp(min=floor)

@@ -9,6 +9,12 @@ How much rounding changes a margin is measured. The oracle runs in float32 and i
 tokens that went to the same experts both times, the 99th percentile of the change is the margin below which a token
 has a near tie. Tokens that went to different experts are left out, since their two margins are between different
 experts.
+
+A float32 artifact and the oracle differ by the order of their sums alone. FLOAT32_MARGIN is more than that changes a
+router logit.
+
+How far such a token's logits move is measured too: the oracle runs once more, and every near tie is decided the
+other way (`other_side`).
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ import torch
 
 QUANTILE = 0.99
 MINIMUM = 2.0**-5  # the distance of two bfloat16 numbers between 4 and 8, where router logits lie
+FLOAT32_MARGIN = 1e-4
 _MULTIPLIER = 6364136223846793005  # odd; spreads the digests of layers over 64 bits
 
 
@@ -65,6 +72,19 @@ def near_tie_margin(exact: Routing, rounded: Routing) -> float:
     same = finite & (exact.chosen == rounded.chosen)
     change = (exact.margin - rounded.margin)[same].abs()
     return max(MINIMUM, change.quantile(QUANTILE).item()) if len(change) else float("inf")
+
+
+def other_side(logits: torch.Tensor, chosen: torch.Tensor, near_tie: float) -> torch.Tensor:
+    """The chosen experts [n, K] with every near tie decided the other way, from router logits [n, E].
+
+    Where the margin is below `near_tie`, the best expert that was not chosen takes the place of the last chosen one.
+    """
+    if logits.size(-1) == chosen.size(-1):
+        return chosen
+    values = logits.float()
+    last, place = values.gather(-1, chosen).min(dim=-1, keepdim=True)
+    following, expert = values.scatter(-1, chosen, -torch.inf).max(dim=-1, keepdim=True)
+    return torch.where(last - following < near_tie, chosen.scatter(-1, place, expert), chosen)
 
 
 def _margin(logits: torch.Tensor, choices: int) -> torch.Tensor:

@@ -29,7 +29,7 @@ from ..model.decoder import Caches, GptOss, yarn_inv_freq
 from ..model.dtypes import dtype_name, torch_dtype
 from ..model.ops.norm import rms_norm
 from ..model.parameters import INV_FREQ
-from .near_ties import Routing
+from .near_ties import Routing, other_side
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,11 @@ class Oracle(ABC):
     """A model that runs a whole sequence."""
 
     @abstractmethod
-    def run(self, tokens: Sequence[int], rows: Sequence[int]) -> OracleOutput:
-        """Run a sequence; the logits after its tokens at the positions `rows`."""
+    def run(self, tokens: Sequence[int], rows: Sequence[int], near_tie: float = 0.0) -> OracleOutput:
+        """Run a sequence; the logits after its tokens at the positions `rows`.
+
+        near_tie  router margins below it are decided the other way (near_ties.other_side)
+        """
 
 
 def check_oracle(name: str) -> None:
@@ -89,16 +92,23 @@ class TransformersOracle(Oracle):
             self._model: Any = checkpoint.layout.load_transformers(checkpoint, dtype, device).eval()
         self._device = device
         self._layers: list[Routing] = []
+        self._near_tie = 0.0
         for layer in self._model.model.layers:
             layer.mlp.router.register_forward_hook(self._record)
 
-    def _record(self, module: torch.nn.Module, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
-        logits, _, chosen = outputs
+    def _record(self, module: torch.nn.Module, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Keep the routing of a layer. Returns the router's outputs, changed where near ties are decided otherwise."""
+        logits, weights, chosen = outputs
+        if self._near_tie:
+            chosen = other_side(logits, chosen, self._near_tie)
+            weights = logits.gather(-1, chosen).softmax(dim=-1, dtype=weights.dtype)
         self._layers.append(Routing.of_layer(logits, chosen))
+        return logits, weights, chosen
 
     @torch.inference_mode()
-    def run(self, tokens: Sequence[int], rows: Sequence[int]) -> OracleOutput:
+    def run(self, tokens: Sequence[int], rows: Sequence[int], near_tie: float = 0.0) -> OracleOutput:
         self._layers.clear()
+        self._near_tie = near_tie
         ids = torch.tensor([list(tokens)], device=self._device)
         hidden = self._model.model(ids, use_cache=False).last_hidden_state[0]
         logits = self._model.lm_head(hidden[torch.tensor(list(rows), device=self._device)]).float().cpu()
@@ -120,20 +130,39 @@ class ReferenceOracle(Oracle):
             del group  # so that one layer of the checkpoint is in memory at a time
         parameters[INV_FREQ].data.copy_(yarn_inv_freq(self._config.rope, self._config.head_dim))
         self._layers: list[Routing] = []
+        self._near_tie = 0.0
         mlp: Any
         for mlp in (layer.mlp for layer in self._model.model.layers):
             mlp.register_forward_hook(self._record)
 
-    def _record(self, module: torch.nn.Module, inputs: tuple[Any, ...], outputs: torch.Tensor) -> None:
+    def _record(self, module: torch.nn.Module, inputs: tuple[Any, ...], outputs: torch.Tensor) -> torch.Tensor:
+        """Keep the routing of a layer. Returns what its experts give, where near ties are decided otherwise too."""
         x, norm = inputs[:2]
-        router: Any = module.router
+        mlp: Any = module
         normed = rms_norm(x, norm.weight, norm.eps)
-        logits = torch.nn.functional.linear(normed, router.weight.float(), router.bias.float())
+        logits = torch.nn.functional.linear(normed, mlp.router.weight.float(), mlp.router.bias.float())
         chosen = logits.sort(dim=-1, descending=True, stable=True).indices[:, : self._config.num_experts_per_tok]
+        if self._near_tie:
+            chosen = other_side(logits, chosen, self._near_tie)
+            outputs = x + torch.ops.gptoss.mxfp4_experts(
+                normed.to(norm.weight.dtype),
+                logits.gather(-1, chosen).softmax(dim=-1),
+                chosen,
+                mlp.experts.gate_up_proj_blocks,
+                mlp.experts.gate_up_proj_scales,
+                mlp.experts.gate_up_proj_bias,
+                mlp.experts.down_proj_blocks,
+                mlp.experts.down_proj_scales,
+                mlp.experts.down_proj_bias,
+                mlp.alpha,
+                mlp.limit,
+            )
         self._layers.append(Routing.of_layer(logits, chosen))
+        return outputs
 
     @torch.inference_mode()
-    def run(self, tokens: Sequence[int], rows: Sequence[int]) -> OracleOutput:
+    def run(self, tokens: Sequence[int], rows: Sequence[int], near_tie: float = 0.0) -> OracleOutput:
+        self._near_tie = near_tie
         caches, slots = self._empty_caches(len(tokens)), torch.zeros(1, dtype=torch.int64, device=self._device)
         found: dict[int, torch.Tensor] = {}
         pieces: list[Routing] = []

@@ -15,15 +15,14 @@ class Comparison:
     gated       its deviation from the oracle, as `Row.gated`
     difference  the deviation of the first artifact from it, over the same rows
     top1        how often the two agree on the most likely token, 0 to 1
+    passed      whether it is within the bounds of the row, and the difference within twice these bounds; on the rows
+                with a near tie too
     """
 
     gated: Deviation
     difference: Deviation
     top1: float
-
-    def within(self, bound: Deviation) -> bool:
-        """Whether it passes. Two artifacts within the bound differ by at most twice the bound."""
-        return self.gated.within(bound) and self.difference.within(bound.times(2))
+    passed: bool
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,11 @@ class Row:
     sampled       whether they lie all over the prompt
     near_ties     how many of them have a near tie (near_ties.py)
     all           the deviation over all rows
-    no_tie        over the rows without a near tie; over all rows where each has one
     oracle        the oracle's own deviation in the artifact's dtype, over all rows; None for float32
+    gated         the deviation over the rows without a near tie; over all rows where each has one
     bound         what `gated` has to be within (bounds.py)
-    gated         what decides: the maximum of `no_tie`, with the rms of `all` if sampled, of `no_tie` otherwise
+    tie           the deviation over the rows with a near tie; None where there are none, and where `gated` is of them
+    tie_bound     what `tie` has to be within
     top1          how often artifact and oracle agree on the most likely token, 0 to 1
     kl            mean Kullback-Leibler divergence of the artifact's distribution from the oracle's, in nats
     comparison    the comparison with the other artifact, where one was given
@@ -49,17 +49,19 @@ class Row:
     sampled: bool
     near_ties: int
     all: Deviation
-    no_tie: Deviation
     oracle: Deviation | None
-    bound: Deviation
     gated: Deviation
+    bound: Deviation
+    tie: Deviation | None
+    tie_bound: Deviation | None
     top1: float
     kl: float
     comparison: Comparison | None
 
     @property
     def passed(self) -> bool:
-        return self.gated.within(self.bound) and (self.comparison is None or self.comparison.within(self.bound))
+        ties = self.tie is None or (self.tie_bound is not None and self.tie.within(self.tie_bound))
+        return self.gated.within(self.bound) and ties and (self.comparison is None or self.comparison.passed)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Report:
 
     artifact, compare_with  folders; compare_with is None where no other artifact was given
     oracle, dtype           the oracle's name, the artifact's dtype
-    near_tie                the router margin, in logits, below which a token has a near tie; 0 for float32
+    near_tie                the router margin, in logits, below which a token has a near tie
     near_ties, tokens       how many of the sequence's tokens have one, and how many tokens it has
     """
 

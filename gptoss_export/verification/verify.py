@@ -31,8 +31,8 @@ from ..progress import Progress
 from .bounds import Bounds
 from .cases import DECODED, Case, make_cases, run_case
 from .compare import compare_case
-from .near_ties import near_tie_margin
-from .oracles import OracleOutput, check_oracle, open_oracle
+from .near_ties import FLOAT32_MARGIN, near_tie_margin
+from .oracles import check_oracle, open_oracle
 from .report import Report
 
 # case -> the positions that were compared, and the logits [n, V] there
@@ -74,21 +74,32 @@ def verify(
     results = [_run_artifact(folder, cases, tokens, verify_hashes, progress, trust) for folder in folders]
     rows = sorted({row for compared, _ in results[0].values() for row in compared})
 
-    def run_oracle(dtype: torch.dtype) -> OracleOutput:
-        with progress.stage(f"run {oracle} in {dtype_name(dtype)}"):
-            output = open_oracle(oracle, checkpoint, dtype, torch.device(manifest.device)).run(tokens, rows)
+    device, dtype = torch.device(manifest.device), torch_dtype(manifest.dtype)
+    with progress.stage(f"run {oracle} in float32"):
+        model = open_oracle(oracle, checkpoint, torch.float32, device)
+        exact = model.run(tokens, rows)
+    near_tie, rounded, other_side = FLOAT32_MARGIN, None, None
+    if dtype != torch.float32:
+        del model
         _free_memory()
-        return output
-
-    dtype = torch_dtype(manifest.dtype)
-    exact = run_oracle(torch.float32)
-    rounded = None if dtype == torch.float32 else run_oracle(dtype)
-    near_tie = 0.0 if rounded is None else near_tie_margin(exact.routing, rounded.routing)
+        with progress.stage(f"run {oracle} in {dtype_name(dtype)}"):
+            model = open_oracle(oracle, checkpoint, dtype, device)
+            rounded = model.run(tokens, rows)
+        near_tie = near_tie_margin(exact.routing, rounded.routing)
     no_tie = (exact.routing.margin >= near_tie).tolist()
+    if not all(no_tie):
+        with progress.stage(f"run {oracle} with near ties decided the other way"):
+            other_side = model.run(tokens, rows, near_tie)
+    del model
+    _free_memory()
 
-    sampled_rows = next(compared for case, (compared, _) in results[0].items() if case.sampled)
     with progress.stage("compare"):
-        bounds = Bounds(exact.logits, None if rounded is None else rounded.logits, no_tie, sampled_rows)
+        bounds = Bounds(
+            exact.logits,
+            None if rounded is None else rounded.logits,
+            None if other_side is None else other_side.logits,
+            no_tie,
+        )
         others = results[1] if compare_with is not None else None
         compared_rows = [
             compare_case(case, compared, logits, bounds, None if others is None else others[case][1])

@@ -11,7 +11,7 @@ import torch
 
 from gptoss_export.artifact.files import FileSpec
 from gptoss_export.artifact.manifest import Manifest, Part, Provenance, WeightSpec, load_manifest, save_manifest
-from gptoss_export.artifact.programs import Sizes
+from gptoss_export.artifact.programs import Sizes, programs_of
 from gptoss_export.model.config import read_config
 from gptoss_export.model.parameters import parameters
 from gptoss_export.verification.oracles import open_oracle
@@ -32,8 +32,10 @@ Logits = Callable[[tuple[int, ...]], torch.Tensor]  # tokens to one row for each
 Change = Callable[[torch.Tensor, Place], torch.Tensor]
 
 
-def write_artifact(folder: Path, checkpoint: Path, sizes: Sizes, dtype: str = "float32") -> Path:
-    """A folder with the manifest of an artifact, and nothing else."""
+def write_artifact(
+    folder: Path, checkpoint: Path, sizes: Sizes, dtype: str = "float32", with_programs: bool = False
+) -> Path:
+    """A folder with the manifest of an artifact, and nothing else. with_programs: it has the programs' signatures."""
     config = read_config(checkpoint)
     part = (Part("weights.safetensors", "weight"),)
     manifest = Manifest(
@@ -45,7 +47,7 @@ def write_artifact(folder: Path, checkpoint: Path, sizes: Sizes, dtype: str = "f
         model=config,
         sizes=sizes,
         stop_tokens=(),
-        programs={},
+        programs={item.name: item.signature(config, sizes, dtype) for item in programs_of(sizes) if with_programs},
         weights={item.name: WeightSpec(item.shape, item.dtype, part) for item in parameters(config, dtype)},
         files={"weights.safetensors": FileSpec(0, "")},
         versions={"torch": torch.__version__},
@@ -111,7 +113,7 @@ def unchanged(row: torch.Tensor, place: Place) -> torch.Tensor:
 def loader(checkpoint: Path, changes: dict[Path, Change]) -> Callable[..., Any]:
     """What stands in for `gptoss_export.load` in `verify`: a runner for each of these folders."""
 
-    def load(folder: Path, verify_hashes: bool) -> ReferenceRunner:
+    def load(folder: Path, verify_hashes: bool, **options: Any) -> ReferenceRunner:
         return ReferenceRunner(folder, _reference(checkpoint), changes.get(folder, unchanged))
 
     return load

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gptoss_export.errors import UsageError
-from gptoss_export.verification.near_ties import MINIMUM, Routing, near_tie_margin
+from gptoss_export.verification.near_ties import FLOAT32_MARGIN, MINIMUM, Routing, near_tie_margin, other_side
 from gptoss_export.verification.oracles import OracleOutput, check_oracle, open_oracle
 
 
@@ -49,6 +49,38 @@ def test_routing_distinguishes_experts_by_layer() -> None:
     assert one.margin.tolist() == [1.0] * 4  # the smallest
     assert (one.chosen == two.chosen).tolist() == [False, True, False, True]  # the same experts, in other layers
     assert Routing.join([one, two]).chosen.tolist() == [*one.chosen.tolist(), *two.chosen.tolist()]
+
+
+def test_the_other_side_of_a_near_tie() -> None:
+    """The best expert that was not chosen takes the place of the last chosen one, wherever that stands."""
+    logits = torch.tensor([[3.0, 2.0, 1.9, 0.0], [3.0, 2.0, 1.0, 0.0], [0.0, 2.0, 2.0, 1.95]])
+    chosen = torch.tensor([[1, 0], [0, 1], [1, 2]])
+    changed = other_side(logits, chosen, 0.2)
+    assert changed[0].tolist() == [2, 0] and changed[1].tolist() == [0, 1]
+    assert set(changed[2].tolist()) in ({1, 3}, {2, 3})
+    assert torch.equal(other_side(logits, chosen, 0.01), chosen)
+    assert torch.equal(other_side(logits[:, :2], torch.tensor([[0, 1]] * 3), 9.0), torch.tensor([[0, 1]] * 3))
+    assert FLOAT32_MARGIN == 1e-4
+
+
+def test_oracles_decide_near_ties_the_other_way(checkpoints: dict[str, Path]) -> None:
+    """Both oracles in the same way; tokens without a near tie, before the first one with a near tie, are the same."""
+    tokens, rows = list(range(40)), list(range(40))
+    outputs = []
+    for name in ("transformers", "reference"):
+        oracle = open_oracle(name, checkpoints["hf"], torch.float32, torch.device("cpu"))
+        plain, other = oracle.run(tokens, rows), oracle.run(tokens, rows, 0.05)
+        again = oracle.run(tokens, rows)
+        assert all(torch.equal(again.logits[row], plain.logits[row]) for row in rows)
+        first = int((plain.routing.margin < 0.05).nonzero()[0])
+        assert 0 < first < 39
+        for row in range(first):
+            torch.testing.assert_close(other.logits[row], plain.logits[row], atol=1e-5, rtol=1e-5)
+        assert (other.logits[first] - plain.logits[first]).abs().max() > 1e-3
+        assert other.routing.chosen[first] != plain.routing.chosen[first]
+        outputs.append(other)
+    for row in rows:
+        torch.testing.assert_close(outputs[0].logits[row], outputs[1].logits[row], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["transformers", "reference"])

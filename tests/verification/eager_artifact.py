@@ -1,0 +1,81 @@
+"""An artifact whose programs are the decoder in eager PyTorch: it is made in a second, and can be wrong at will.
+
+The runner and its executor are those of a compiled artifact, with the same caches, chunks and slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from reference_runner import write_artifact
+
+from gptoss_export import Runner
+from gptoss_export.artifact.manifest import load_manifest
+from gptoss_export.artifact.programs import Decode, Prefill, Program, Role, Sizes, programs_of
+from gptoss_export.checkpoint import open_checkpoint
+from gptoss_export.compiler.export import build_model
+from gptoss_export.model.decoder import GptOss, yarn_inv_freq
+from gptoss_export.model.dtypes import torch_dtype
+from gptoss_export.model.parameters import INV_FREQ
+from gptoss_export.runtime.program_executor import LoadedProgram, ProgramExecutor
+
+Fault = Callable[[Any], None]  # changes a model
+Where = Callable[[Program, int], bool]  # a program and its first slot: is the fault in it?
+
+
+def everywhere(program: Program, slot: int) -> bool:
+    return True
+
+
+def read_model(checkpoint: Path, dtype: torch.dtype) -> GptOss:
+    """The decoder with the checkpoint's weights, on the CPU."""
+    opened = open_checkpoint(checkpoint)
+    model = build_model(opened.config, dtype).to_empty(device=torch.device("cpu"))
+    parameters = dict(model.named_parameters())
+    for _, group in opened.converted_groups():
+        for name, value in group.items():
+            parameters[name].data.copy_(value)
+    parameters[INV_FREQ].data.copy_(yarn_inv_freq(opened.config.rope, opened.config.head_dim))
+    return model
+
+
+def write_eager(folder: Path, checkpoint: Path, sizes: Sizes, dtype: str) -> Path:
+    """The folder of an artifact: its manifest, with the programs' signatures."""
+    return write_artifact(folder, checkpoint, sizes, dtype, with_programs=True)
+
+
+def load_eager(folder: Path, checkpoint: Path, fault: Fault | None = None, where: Where = everywhere) -> Runner:
+    """The runner of the artifact. Programs that `where` names run a model with the fault."""
+    manifest = load_manifest(folder)
+    right = read_model(checkpoint, torch_dtype(manifest.dtype))
+    wrong = right
+    if fault is not None:
+        wrong = read_model(checkpoint, torch_dtype(manifest.dtype))
+        with torch.inference_mode():
+            fault(wrong)
+
+    def loaded(program: Program) -> LoadedProgram:
+        signature = manifest.programs[program.name]
+        data, caches = (len(signature.inputs_of(role)) for role in (Role.DATA, Role.CACHE))
+
+        def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+            given, rest = inputs[:data], inputs[data : data + caches]
+            pairs = list(zip(rest[::2], rest[1::2], strict=True))
+            slot = int(given[2][0]) if pairs else 0
+            model = wrong if where(program, slot) else right
+            if isinstance(program, Decode):
+                hidden = model.backbone(given[0][:, None], given[1][:, None], given[2], pairs)
+                return list(model.unembed(hidden))
+            if isinstance(program, Prefill):
+                return [model.backbone(given[0][None], given[1][None], given[2], pairs)]
+            return list(model.unembed(given[0]))
+
+        return run
+
+    programs = {program.name: loaded(program) for program in programs_of(manifest.sizes)}
+    weights = dict(right.named_parameters())
+    executor = ProgramExecutor(manifest, folder, torch.device("cpu"), weights, programs)
+    return Runner(manifest, folder, executor, {})
