@@ -14,7 +14,10 @@ from pathlib import Path
 
 from .errors import GptOssExportError, MachineError
 
-_FULL_DISK = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)))
+_FULL_DISK = (
+    *map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)),
+    "File size limit exceeded",  # g++, which a signal ended
+)
 _KILLED = "Killed signal terminated program"  # g++, where the system took its memory
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")  # in the messages of libraries written in Rust
 _MEMORY = (
@@ -58,7 +61,7 @@ def reports_limits() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        limit = machine_limit(error) or machine_limit(error.__cause__)
+        limit = machine_limit(error.__cause__ if isinstance(error, GptOssExportError) else error)
         if limit is None:
             raise
         raise limit from error
@@ -91,6 +94,11 @@ def machine_limit(error: BaseException | None) -> MachineError | None:
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
         return _out_of_memory(text)
+    return limit_in(text)
+
+
+def limit_in(text: str) -> MachineError | None:
+    """The MachineError that the message of another library, or of a program that was called, stands for."""
     if any(part in text for part in _MEMORY):
         return _out_of_memory(text)
     if full := next((part for part in _FULL_DISK if part in text), None):  # a compiler that Inductor called

@@ -80,12 +80,9 @@ def _end(number: int, _: object) -> None:
 
 
 def end_with_os_error(error: OSError) -> NoReturn:
-    """End the command with what the system says, the file that it concerns and what to do."""
-    subject = ""
-    if error.filename is None and (stream := silence_broken_streams()):
-        subject = f"{stream}: cannot be written: "
+    """End the command with what the system says, the file or stream that it concerns and what to do."""
     advice = _ADVICE.get(error.errno or 0, "")
-    _end_with(f"{subject}{error}{advice and '; '}{advice}")
+    _end_with(f"{error}{advice and '; '}{advice}")
 
 
 def _end_with(message: str) -> NoReturn:

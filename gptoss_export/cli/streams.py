@@ -21,15 +21,54 @@ def print_any_text() -> None:
     """Let stdout and stderr take every character.
 
     A stream in ASCII becomes UTF-8: it is that of a locale that says nothing. Another encoding stays, and what it does
-    not have becomes a question mark. A stream that the caller closed (`>&-`) swallows everything.
+    not have becomes a question mark. A stream that the caller closed (`>&-`) swallows everything. Errors name the
+    stream, and text that was only written in part is one.
     """
-    for name in ("stdout", "stderr"):
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
         elif isinstance(stream, io.TextIOWrapper):
             ascii_only = codecs.lookup(stream.encoding).name == "ascii"
             stream.reconfigure(encoding="utf-8" if ascii_only else None, errors="replace")
+            if _descriptor(stream) == descriptor:
+                setattr(sys, name, _whole(stream, name))
+
+
+class _Named(io.FileIO):
+    """A file whose errors name it as a stream of this process."""
+
+    def __init__(self, descriptor: int, stream: str) -> None:
+        super().__init__(descriptor, "wb", closefd=False)
+        self._stream = stream
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = self._stream
+            raise
+
+
+def _whole(stream: io.TextIOWrapper, name: str) -> io.TextIOWrapper:
+    """The same stream with a buffer, and with errors that name it.
+
+    Without a buffer, which PYTHONUNBUFFERED asks for, Python drops what does not fit a disk, without an error.
+    """
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Named(stream.fileno(), name)),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering or stream.write_through,
+    )
+
+
+def _descriptor(stream: Any) -> int | None:
+    try:
+        return stream.fileno()
+    except (OSError, ValueError):  # a stream in memory, or a closed one
+        return None
 
 
 @contextmanager
@@ -48,20 +87,18 @@ def ends_as_on_sigpipe() -> Iterator[None]:
         sys.exit(128 + signal.SIGPIPE)
 
 
-def silence_broken_streams() -> str:
+def silence_broken_streams() -> None:
     """Let stdout and stderr swallow everything from now on where they cannot be written, as on a full disk.
 
-    Returns the name of the first of them that cannot; empty: both can. Without this, Python fails when it ends, since
-    it writes what is left.
+    Without this, Python fails when it ends, since it writes what is left.
     """
     broken = []
-    for name in ("stdout", "stderr"):
+    for stream in (sys.stdout, sys.stderr):
         try:
-            getattr(sys, name).flush()
+            stream.flush()
         except OSError:
-            broken.append(name)
-    _silence([getattr(sys, name) for name in broken])
-    return broken[0] if broken else ""
+            broken.append(stream)
+    _silence(broken)
 
 
 def _silence(streams: Iterable[Any]) -> None:
@@ -82,9 +119,8 @@ def new_console(**options: Any) -> Console:
 
 
 def _reader_is_gone(stream: Any) -> bool:
-    try:
-        descriptor = stream.fileno()
-    except (OSError, ValueError):  # a stream in memory, or a closed one
+    descriptor = _descriptor(stream)
+    if descriptor is None:
         return False
     poll = select.poll()
     poll.register(descriptor, 0)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 
 from ..errors import BuildError
+from ..machine_limits import limit_in
 from ..temporary_folder import TemporaryFolder
 from .cpp import compile_library
 
@@ -23,6 +24,8 @@ def toolchain_problem(gpu: bool, triton_compiles: bool) -> tuple[str, str] | Non
 
     gpu              the code is for a GPU
     triton_compiles  Triton uses this machine's GPU, for which it compiles a module in C
+
+    Raises MachineError where the compiler fails since the disk is full or the memory too small.
     """
     programs = _PROGRAMS | (_GPU_PROGRAMS if gpu else {})
     if missing := [program for program in programs if shutil.which(program) is None]:
@@ -56,6 +59,8 @@ def _cxx_problem(cxx: str | None, path: str | None) -> str | None:
         try:
             compile_library(library, "int *made() { return new int; }")  # calls the standard library
         except BuildError as error:  # the command, then what the compiler says
+            if (limit := limit_in(str(error))) is not None:
+                raise limit from None
             lines = str(error).splitlines()[1:]
             return f"{shown}: cannot compile a library ({lines[0] if lines else 'it says nothing'})"
         except (OSError, subprocess.SubprocessError) as error:

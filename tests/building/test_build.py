@@ -185,7 +185,9 @@ main(["build", *sys.argv[1:], "--target", "aoti", "--device", "cpu", "--max-cont
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_a_killed_build_leaves_nothing_that_loads(checkpoints: dict[str, Path], tmp_path: Path, stop: int) -> None:
+def test_a_killed_build_leaves_nothing_that_loads(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
     command = [sys.executable, "-c", BUILD_THAT_HANGS, checkpoints["hf"], "-o", tmp_path / "out"]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, env=env)
@@ -201,3 +203,7 @@ def test_a_killed_build_leaves_nothing_that_loads(checkpoints: dict[str, Path], 
     if stop == signal.SIGKILL:
         with pytest.raises(ArtifactError, match="a killed build left this folder behind"):
             load(left[0])
+        compile_nothing(monkeypatch, Fails, programs=["unembed_1"])
+        with pytest.raises(BuildError):  # the next build removes it, of another name and whether it fails or not
+            build(checkpoints["hf"], tmp_path / "next", SMALL)
+        assert list(tmp_path.iterdir()) == []
