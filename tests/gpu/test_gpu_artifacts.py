@@ -43,6 +43,47 @@ r.reset(); a = r.prefill(prompts[1]); r.reset(); b = r.prefill(prompts[1])
 assert (a == b).all()
 """
 
+# A slot that held NaN gives the same bits after a reset. It does not touch its neighbour. What lies behind a sequence
+# does not matter to it. A broken token spoils no token before it in its chunk.
+POISONED = """
+import sys
+import torch
+import gptoss_export
+r = gptoss_export.load(sys.argv[1])
+programs, name = r.executor.programs.values(), "model.embed_tokens.weight"
+caches = [tensor for key, tensor in r.executor.programs["decode"].inputs.items() if "_cache." in key]
+def poison(slot, first=0):
+    with torch.inference_mode():
+        for cache in caches:
+            cache[slot, :, first:] = float("nan")
+    torch.cuda.synchronize()
+def run(slot, token=60):
+    rows = torch.cat([block.clone() for block in r.prefill_logits([*range(200, 230), token, 5, 6], slot)])
+    r.truncate(30, slot)
+    steps = [r.decode([None] * slot + [t] + [None] * (2 - slot))[slot].clone() for t in (7, 8)]
+    return rows[:30], torch.stack(steps), rows[30:]
+def same(slot):
+    return all(torch.equal(got, want) for got, want in zip(run(slot), clean[slot]))
+clean = [run(slot) for slot in range(3)]
+poison(0)
+assert r.decode([7, None, None])[0].isnan().any()
+r.reset()
+assert same(0)
+poison(0)
+assert r.decode([7, None, None])[0].isnan().any() and same(1)
+r.truncate(31, 1)
+poison(1, first=31)
+assert torch.equal(r.decode([7, 8, None])[1], clean[1][1][1])
+holders = [program.inputs for program in programs if name in program.inputs]
+broken = holders[0][name].clone()
+broken[60] = float("nan")
+for inputs in holders:
+    inputs[name] = broken
+before, again, after = run(2)
+assert torch.isnan(after).any(dim=-1).all() and torch.isfinite(clean[2][2]).all()
+assert torch.equal(before, clean[2][0]) and torch.equal(again, clean[2][1])
+"""
+
 
 @pytest.fixture(scope="module")
 def cuda_artifact(
@@ -74,6 +115,10 @@ def test_runs_where_only_torch_is_installed(cuda_artifact: Path) -> None:
 
 def test_batch_idle_and_sampling(cuda_artifact: Path) -> None:
     run(BATCHES + STEPS, cuda_artifact)
+
+
+def test_a_slot_that_held_nan_serves_again(cuda_artifact: Path) -> None:
+    run(POISONED, cuda_artifact)
 
 
 @pytest.mark.parametrize("own_stream", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from kernel_cases import (
     is_covered,
     kernel_deviation,
 )
+from unseen import FILLS, TOKEN_INPUTS, Unseen, marks_keys
 
 from gptoss_export.kernels.kernel import ConfigChooser
 from gptoss_export.kernels.registry import kernels, shipped_tuned_configs
@@ -94,3 +96,49 @@ def test_attention_agrees_at_20b_sizes(context: int, length: int, window: int, d
     )
     found = kernel_deviation("sink_attention", arguments, arch(), tuned())
     assert found.within(TOLERANCES[DTYPES[dtype]]), str(found)
+
+
+def check_unseen(name: str, arguments: dict[str, Any], tuned: Tuned = tuple) -> None:
+    """Raises AssertionError where something that the call must not see changes a bit of its results."""
+    kernel = kernels()[name].bind(OPS[name], ConfigChooser(arch(), tuned()))
+    same = Unseen(name, arguments).same_bits(kernel, list(FILLS.values()))
+    assert same == [True] * len(FILLS), dict(zip(FILLS, same, strict=True))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", TOKEN_INPUTS)
+def test_what_is_not_seen_changes_no_bit(name: str, dtype: str) -> None:
+    tried = 0
+    for label, arguments in covered_cases(name, CUDA, DTYPES[dtype]).items():
+        if Unseen(name, arguments).can_fail and label != "a scale that is NaN":  # which gives NaN whatever is filled
+            check_unseen(name, arguments)
+            tried += 1
+    assert tried
+
+
+@WITH_CONFIGS
+@pytest.mark.parametrize("window", [0, 128])
+@pytest.mark.parametrize("length", [1, 512])
+@pytest.mark.parametrize("context", [1, 4097])
+def test_what_attention_does_not_see_changes_no_bit_at_20b_sizes(
+    context: int, length: int, window: int, tuned: Tuned
+) -> None:
+    arguments = attention_arguments(
+        CUDA,
+        torch.bfloat16,
+        slots=2,
+        kv_heads=8,
+        group=8,
+        dim=64,
+        rows=window + 512 if window else 8192,
+        window=window,
+        starts=[max(0, context - length)],
+        length=length,
+        valid=min(length, context),
+    )
+    check_unseen("sink_attention", arguments, tuned)
+
+
+def test_a_value_that_is_not_finite_marks_its_key() -> None:
+    write = kernels()["kv_write"].bind(OPS["kv_write"], ConfigChooser(arch(), ()))
+    assert marks_keys(covered_cases("kv_write", CUDA, torch.bfloat16)["head_dim 80"], write)
