@@ -27,6 +27,7 @@ from ..errors import UsageError, raise_all
 from ..loading import load
 from ..model.config import ModelConfig
 from ..model.dtypes import dtype_name, torch_dtype
+from ..machine_limits import reports_limits
 from ..progress import Progress
 from .bounds import Bounds
 from .cases import DECODED, Case, make_cases, run_case
@@ -39,6 +40,7 @@ from .report import Report
 Results: TypeAlias = dict[Case, tuple[list[int], torch.Tensor]]
 
 
+@reports_limits()
 def verify(
     artifact: Path | str,
     checkpoint: Path | str,
@@ -58,7 +60,7 @@ def verify(
                    cases that both can run are used
     trust          as of `load`, for both artifacts
 
-    Raises UsageError for options that do not fit, CheckpointError, ArtifactError.
+    Raises UsageError for options that do not fit, CheckpointError, ArtifactError, MachineError.
     """
     progress = progress or Progress()
     folders = [Path(folder) for folder in (artifact, compare_with) if folder is not None]
