@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gptoss_export.checkpoint.layouts import LAYOUTS
 from gptoss_export.checkpoint.layouts.hugging_face import plain_config_json
 from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.errors import CheckpointError
@@ -27,6 +29,20 @@ def test_spellings_agree(checkpoints: dict[str, Path]) -> None:
         "sliding_window",
     )
     assert [getattr(original, key) for key in same] == [getattr(hugging_face, key) for key in same]
+
+
+def test_keys_that_a_config_leaves_out_are_those_of_gpt_oss() -> None:
+    """The original spelling has no key for some settings, and a file of Hugging Face may leave them out."""
+    original = parse_config(LAYOUTS["original"].config_json(PRESETS["20b"]), "config.json")
+    assert original == dataclasses.replace(PRESETS["20b"], eos_token_ids=())
+    raw = plain_config_json(PRESETS["20b"])
+    for key in ("rms_norm_eps", "swiglu_alpha", "swiglu_limit", "layer_types"):
+        del raw[key]
+    for key in ("beta_fast", "beta_slow"):
+        del raw["rope_scaling"][key]
+    assert parse_config(raw, "config.json") == PRESETS["20b"]
+    del raw["rope_scaling"]["truncate"]  # transformers rounds the ends of the ramp unless it is told not to
+    assert parse_config(raw, "config.json").rope == dataclasses.replace(PRESETS["20b"].rope, truncate=True)
 
 
 def test_equals_what_transformers_reads(checkpoints: dict[str, Path]) -> None:

@@ -68,11 +68,11 @@ def test_router_is_transformers() -> None:
     from transformers import GptOssConfig
     from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
 
-    rows, x = torch.randn(16, 64), torch.randn(50, 64)
+    rows, bias, x = torch.randn(16, 64), torch.randn(16), torch.randn(50, 64)
     theirs = GptOssTopKRouter(GptOssConfig(hidden_size=64, num_local_experts=16, num_experts_per_tok=4))
-    theirs.load_state_dict({"weight": rows, "bias": torch.zeros(16)})
+    theirs.load_state_dict({"weight": rows, "bias": bias})
     _, scores, indices = theirs(x)
-    ours_scores, ours_indices = route(x, rows, torch.zeros(16), 4)
+    ours_scores, ours_indices = route(x, rows, bias, 4)
     assert torch.equal(ours_indices, indices)
     torch.testing.assert_close(ours_scores, scores)
 

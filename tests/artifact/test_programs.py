@@ -1,0 +1,48 @@
+"""The programs of an artifact, from its sizes: which there are, and what the caches hold."""
+
+from __future__ import annotations
+
+from gptoss_export.artifact.programs import Role, Sizes, kv_caches, programs_of
+from gptoss_export.checkpoint.synthetic import PRESETS
+
+CONFIG = PRESETS["tiny"]  # 2 kv heads of 32; layers 0 and 2 have a window of 32
+SIZES = Sizes(max_batch=3, max_context=400, prefill_chunks=(16, 64))
+
+
+def test_names() -> None:
+    assert [program.name for program in programs_of(SIZES)] == [
+        "decode",
+        "prefill_16",
+        "prefill_64",
+        "unembed_1",
+        "unembed_64",
+    ]
+
+
+def test_caches_hold_every_slot_and_rings_the_largest_chunk() -> None:
+    shapes = {item.name: item.shape for item in kv_caches(CONFIG, SIZES, "bfloat16")}
+    ring, full = (3, 2, 32 + 64 + 1, 32), (3, 2, 400 + 1, 32)
+    assert list(shapes.values()) == [ring, ring, full, full] * 2
+    assert list(shapes)[:3] == ["k_cache.0", "v_cache.0", "k_cache.1"]
+
+
+def test_shapes_of_the_data() -> None:
+    data = {
+        program.name: [(item.name, item.shape) for item in program.signature(CONFIG, SIZES, "float32").inputs
+                       if item.role == Role.DATA]
+        for program in programs_of(SIZES)
+    }  # fmt: skip
+    assert data["decode"] == [("tokens", (3,)), ("positions", (3,)), ("slots", (3,))]
+    assert data["prefill_16"] == [("tokens", (16,)), ("positions", (16,)), ("slots", (1,))]
+    assert data["unembed_64"] == [("hidden", (64, 96))]
+
+
+def test_only_the_unembedding_reads_its_weights_after_a_prefill() -> None:
+    names = {
+        program.name: {item.name for item in program.signature(CONFIG, SIZES, "float32").inputs_of(Role.WEIGHT)}
+        for program in programs_of(SIZES)
+    }
+    unembedding = {"model.norm.weight", "lm_head.weight"}
+    assert names["unembed_1"] == names["unembed_64"] == unembedding
+    assert not names["prefill_16"] & unembedding
+    assert names["decode"] == names["prefill_16"] | unembedding

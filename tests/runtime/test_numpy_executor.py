@@ -1,0 +1,85 @@
+"""The executor that chooses on the host: which logits, position and parameters each choice is made from, and where each
+chunk of a prompt begins. The model is a fake one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from sampling_definition import chosen_token, logprob
+
+from gptoss_export import SamplingParams
+
+pytest.importorskip("onnxruntime")
+
+from gptoss_export.targets.onnx.executor_cpu import CpuExecutor
+
+SLOTS, VOCABULARY = 2, 40
+
+
+class FixedLogits:
+    """Its logits depend on the row alone. It records its calls."""
+
+    kv_cache_bytes = 0
+
+    def __init__(self) -> None:
+        random = np.random.default_rng(5)
+        self.prompt_logits = 2 * random.standard_normal((1, VOCABULARY)).astype(np.float32)
+        self.logits = 2 * random.standard_normal((SLOTS, VOCABULARY)).astype(np.float32)
+        self.calls: list[Any] = []
+
+    def prefill(self, tokens: Sequence[int], slot: int, start: int, last_only: bool) -> np.ndarray:
+        self.calls.append((list(tokens), slot, start, last_only))
+        return self.prompt_logits if last_only else np.repeat(self.prompt_logits, len(tokens), axis=0)
+
+    def decode(self, tokens: Mapping[int, int], lengths: Sequence[int]) -> np.ndarray:
+        self.calls.append((dict(tokens), list(lengths)))
+        return self.logits
+
+
+@pytest.fixture
+def executor() -> CpuExecutor:
+    sizes = SimpleNamespace(max_batch=SLOTS, prefill_chunks=(2, 4))
+    manifest: Any = SimpleNamespace(sizes=sizes, model=SimpleNamespace(vocab_size=VOCABULARY))
+    model: Any = FixedLogits()
+    return CpuExecutor(manifest, model)
+
+
+@pytest.mark.parametrize("every_token", [False, True])
+def test_chunks(executor: CpuExecutor, every_token: bool) -> None:
+    tokens = list(range(10))
+    found = [(chunk.count, len(list(chunk.outputs))) for chunk in executor.prefill(1, 7, tokens, every_token)]
+    assert found == [(4, int(every_token)), (4, int(every_token)), (2, 1)]
+    calls = executor.model.calls  # type: ignore[attr-defined]
+    assert calls == [(tokens[at : at + 4], 1, 7 + at, not every_token) for at in (0, 4, 8)]
+
+
+@pytest.mark.parametrize(
+    "params", [SamplingParams(), SamplingParams(1.0, seed=7), SamplingParams(0.8, 9, 0.9)], ids=str
+)
+def test_choices(executor: CpuExecutor, params: SamplingParams) -> None:
+    """A prompt of n tokens: the first choice is made at position n - 1, that of its last token; each step's at the
+    position of the token that it appends."""
+    sampled = params.temperature > 0
+    executor.set_sampling([params] * SLOTS)
+    for slot in range(SLOTS):
+        (chunk,) = executor.prefill(slot, 0, [1, 2], every_token=False)
+        executor.keep_output(slot, next(chunk.outputs))
+    executor.choose_first([0, 1], [5, 30], sampled)
+    tokens, logprobs, logits = executor.pending_tokens(keep_logits=True).wait()
+    row = executor.model.prompt_logits[0].tolist()  # type: ignore[attr-defined]
+    assert tokens == [chosen_token(row, 4, params), chosen_token(row, 29, params)]
+    assert logprobs == pytest.approx([logprob(row, token) for token in tokens], abs=1e-5)
+    assert logits is not None and logits[0].tolist() == row
+
+    previous = tokens
+    executor.step([0, 1], [5, 30], sampled)
+    tokens, logprobs, logits = executor.pending_tokens(keep_logits=False).wait()
+    rows = executor.model.logits.tolist()  # type: ignore[attr-defined]
+    assert executor.model.calls[-1] == ({0: previous[0], 1: previous[1]}, [5, 30])  # type: ignore[attr-defined]
+    assert tokens == [chosen_token(rows[0], 5, params), chosen_token(rows[1], 30, params)]
+    assert logprobs == pytest.approx([logprob(rows[slot], tokens[slot]) for slot in (0, 1)], abs=1e-5)
+    assert logits is None
