@@ -17,6 +17,7 @@ from .errors import GptOssExportError, MachineError
 _FULL_DISK = (
     *map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)),
     "File size limit exceeded",  # g++, which a signal ended
+    "cannot write PCH file",  # g++, which does not say why
 )
 _KILLED = "Killed signal terminated program"  # g++, where the system took its memory
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")  # in the messages of libraries written in Rust

@@ -25,9 +25,9 @@ from ..artifact.signature import signature_check
 from ..checkpoint import open_checkpoint
 from ..errors import UsageError, raise_all
 from ..loading import load
+from ..machine_limits import reports_limits
 from ..model.config import ModelConfig
 from ..model.dtypes import dtype_name, torch_dtype
-from ..machine_limits import reports_limits
 from ..progress import Progress
 from .bounds import Bounds
 from .cases import DECODED, Case, make_cases, run_case

@@ -220,6 +220,7 @@ def test_too_little_memory(tmp_path: Path) -> None:
         (torch.OutOfMemoryError("CUDA out of memory."), r"too little memory \(CUDA"),
         (RuntimeError("g++: fatal error: Killed signal terminated program cc1plus" + 999 * "x"), "too little memory;"),
         (RuntimeError("can't start new thread"), "a thread could not be started"),
+        (RuntimeError("c_shim_cpu.h:189:1: fatal error: cannot write PCH file"), "cannot write PCH file; free some"),
         (RuntimeError("g++ x.cpp\nfatal error: x.o: No space left on device"), "No space left on device; free some"),
     ],
 )
