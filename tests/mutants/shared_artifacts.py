@@ -1,0 +1,28 @@
+"""A plugin of pytest: the artifacts that tests share lie in the folder $SHARED_ARTIFACTS, and are made once for all
+runs of pytest that have it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+import artifacts
+
+_FOLDER = Path(os.environ["SHARED_ARTIFACTS"])
+
+
+def _made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    root = _FOLDER / name
+    root.mkdir(exist_ok=True)
+    with FileLock(_FOLDER / f"{name}.lock"):
+        if not (root / "made").exists():
+            make(root)
+            (root / "made").touch()
+    return root
+
+
+artifacts.made_once = _made_once
