@@ -9,6 +9,9 @@ Rows with one deviate by much more if the token went to another expert, and whic
 measured on both outcomes: the oracle in the artifact's dtype, and the same with every near tie decided the other way.
 The larger deviation of the two counts, times FACTOR.
 
+A token that attends to one with a near tie may move with it. Where the second outcome moves a row by more than the
+bound of rounding, the row counts as one with a near tie.
+
 Each bound has a maximum and an rms. The maximum is over all such rows of the sequence. The rms of few rows varies
 more than the rms of many. So the bound of n rows is the largest rms of the oracle over n neighbouring rows of the same
 kind.
@@ -40,24 +43,26 @@ class Bounds:
     def __init__(
         self, expected: Logits, rounded: Logits | None, other_side: Logits | None, no_tie: Sequence[bool]
     ) -> None:
-        self._expected, self._rounded, self._no_tie = expected, rounded, no_tie
+        self._expected, self._rounded = expected, rounded
         positions = sorted(expected)
-        own: dict[int, RowDeviation] = {}
-        others: dict[int, RowDeviation] = {}
-        if rounded is not None:
-            own = _by_row(rounded, expected, positions)
-        if other_side is not None:
-            others = _by_row(other_side, expected, [row for row in positions if self.has_tie(row)])
-        self._without = [own[row] for row in positions if rounded is not None and not self.has_tie(row)]
-        self._with = [_larger(own.get(row, both), both) for row, both in others.items()]
+        own = {} if rounded is None else _by_row(rounded, expected, positions)
+        others = {} if other_side is None else _by_row(other_side, expected, positions)
+        self._ties = {row for row in positions if not no_tie[row]}
+        self._without = [own[row] for row in positions if row in own and row not in self._ties]
+        if len(self._ties) < len(positions):
+            limit = self.without_tie(1)
+            moved = {row for row, found in others.items() if not Deviation(found.max, found.rms).within(limit)}
+            self._ties |= moved
+            self._without = [own[row] for row in positions if row in own and row not in self._ties]
+        self._with = [_larger(own.get(row, others[row]), others[row]) for row in sorted(self._ties)]
 
     def expected(self, rows: Sequence[int]) -> torch.Tensor:
         """The oracle's logits [rows, V] in float32."""
         return _stack(self._expected, rows)
 
     def has_tie(self, row: int) -> bool:
-        """Whether the token at this position has a near tie."""
-        return not self._no_tie[row]
+        """Whether the token at this position has a near tie, or moves with one that has."""
+        return row in self._ties
 
     def without_tie(self, count: int) -> Deviation:
         """The bound of `count` rows without a near tie."""

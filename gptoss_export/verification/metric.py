@@ -39,6 +39,11 @@ class RowDeviation(NamedTuple):
     max: float
     mean_square: float
 
+    @property
+    def rms(self) -> float:
+        """The root of the mean square error."""
+        return float(self.mean_square**0.5)
+
 
 # Bounds for results computed in a dtype, compared with the same computed in float32.
 TOLERANCES: dict[torch.dtype, Deviation] = {

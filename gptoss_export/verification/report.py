@@ -32,7 +32,7 @@ class Row:
     label         the lengths of its prompts
     rows          how many positions were compared
     sampled       whether they lie all over the prompt
-    near_ties     how many of them have a near tie (near_ties.py)
+    near_ties     how many of them have a near tie (near_ties.py), or move with one that has (bounds.py)
     all           the deviation over all rows
     oracle        the oracle's own deviation in the artifact's dtype, over all rows; None for float32
     gated         the deviation over the rows without a near tie; over all rows where each has one

@@ -65,7 +65,7 @@ def test_a_float32_artifact_has_the_tolerances_of_float32() -> None:
 
 def test_a_near_tie_in_float32_has_the_bound_of_its_other_side() -> None:
     expected = {0: torch.ones(8), 1: torch.ones(8)}
-    bounds = Bounds(expected, None, {0: torch.full((8,), 1.5), 1: torch.full((8,), 1.2)}, [True, False])
+    bounds = Bounds(expected, None, {0: torch.ones(8), 1: torch.full((8,), 1.2)}, [True, False])
     assert near(bounds.with_tie(1), 0.25, 0.25)
     row = compared(bounds, [0, 1], 1e-5)
     assert row.passed and row.near_ties == 1 and row.tie is not None and row.tie.max < 2e-5
@@ -76,6 +76,20 @@ def test_a_near_tie_in_float32_has_the_bound_of_its_other_side() -> None:
     assert not compare_case(case, [1, 0], logits, bounds, None).passed  # the other row has none
     logits[1] = 1.3
     assert not compare_case(case, [0, 1], logits, bounds, None).passed
+
+
+def test_a_row_that_moves_with_a_near_tie_counts_as_one() -> None:
+    """Where deciding near ties the other way moves it by more than the bound of rounding."""
+    expected = {row: torch.ones(8) for row in range(4)}
+    rounded = {row: torch.full((8,), 1.1) for row in range(4)}
+    other_side = {row: torch.full((8,), 1 + off) for row, off in enumerate((0.4, 0.12, 0.13, 0.1))}
+    bounds = Bounds(expected, rounded, other_side, [False, True, True, True])
+    assert [bounds.has_tie(row) for row in range(4)] == [True, False, True, False]  # the bound is 0.125
+    assert near(bounds.without_tie(1), 0.125, 0.125) and near(bounds.with_tie(1), 0.5, 0.5)
+    exact = Bounds(expected, None, other_side, [False, True, True, True])
+    assert [exact.has_tie(row) for row in range(4)] == [True] * 4
+    still = Bounds(expected, None, other_side | {1: torch.ones(8)}, [False, True, True, True])
+    assert [still.has_tie(row) for row in range(4)] == [True, False, True, True]
 
 
 def test_rows_with_and_without_a_near_tie_have_their_own_bounds() -> None:
