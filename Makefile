@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := artifacts/demo
 
-.PHONY: demo test lint format clean
+.PHONY: demo test fuzz lint format clean
 
 demo: $(INSTALLED)
 	rm -rf $(DEMO) $(DEMO)-checkpoint
@@ -18,6 +18,15 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Changed inputs of every kind, 10,000 of them; an hour on two cores. The outcomes are printed as a table.
+FUZZ_CASES ?= 10000
+fuzz: $(INSTALLED)
+	$(BIN)/python tests/fuzz/fuzz_machine.py
+	rm -rf artifacts/fuzz
+	GPTOSS_EXPORT_FUZZ_CASES=$(FUZZ_CASES) GPTOSS_EXPORT_FUZZ_COUNTS=artifacts/fuzz \
+		$(BIN)/python -m pytest -n 2 --dist worksteal tests/fuzz/test_fuzz.py; \
+		code=$$?; $(BIN)/python tests/fuzz/fuzz_report.py artifacts/fuzz; exit $$code
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
