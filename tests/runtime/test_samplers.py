@@ -84,7 +84,7 @@ def test_greedy_without_reading_the_logits(sampler: str) -> None:
         (2, 1.0, {3, 1}),
         (2, 0.3, {3}),
         (1, 0.95, {3}),
-        (3, 0.5, {3, 1}),  # top_p counts the probability among all tokens, not among the three
+        (3, 0.75, {3, 1, 0}),  # top_p counts the probability among all tokens: among the three, two have 0.78
         (9, 1.0, {3, 1, 0, 2}),
     ],
 )
