@@ -5,8 +5,8 @@
     python tests/mutants/run.py --commit HEAD     the files of a commit, not those of the working tree
 
 A mutation is caught where one of its tests fails. Where none does, a wider set of tests is run. First all of these
-tests run without a fault, and each has to pass. The exit code is 1 where less than 95 % are caught, and 2 where the
-list or the tests are wrong without a fault. The working tree is left alone.
+tests run without a fault. The exit code is 1 where less than 95 % are caught, and 2 where the list is wrong or a test
+fails without a fault. The working tree is left alone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import compileall
 import fnmatch
+import math
 import os
 import re
 import shutil
@@ -47,12 +48,12 @@ class Run:
     def seconds(self) -> float:
         return time.monotonic() - self.started
 
-    def code(self) -> int | None:
-        """The exit code, None while it runs. A run past the limit is ended and counts as failed."""
+    def code(self, limit: float = LIMIT) -> int | None:
+        """The exit code, None while it runs. A run past the limit in seconds is ended and counts as failed."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if pid:
             return os.waitstatus_to_exitcode(status)
-        if self.seconds < LIMIT:
+        if self.seconds < limit:
             return None
         self.end()
         return FAILED
@@ -62,10 +63,9 @@ class Run:
         os.killpg(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
 
-    def failed_test(self) -> str:
-        """The first test that failed, as far as pytest said so."""
-        found = re.search(r"^(?:FAILED|ERROR) (.*?)(?: - .*)?$", self.log.read_text(errors="replace"), re.MULTILINE)
-        return found[1] if found else "took too long"
+    def failed_tests(self) -> list[str]:
+        """The tests that failed, as far as pytest said so."""
+        return re.findall(r"^(?:FAILED|ERROR) (.*?)(?: - .*)?$", self.log.read_text(errors="replace"), re.MULTILINE)
 
 
 class Place:
@@ -139,21 +139,30 @@ def import_packages() -> None:
             print(f"note: {name} is not installed")
 
 
-def check_without_fault(place: Place, mutations: Sequence[Mutation]) -> bool:
-    """Whether all tests of these mutations pass where nothing is wrong. Makes the shared artifacts."""
+def run_without_fault(place: Place, mutations: Sequence[Mutation]) -> list[str] | None:
+    """Run all tests of these mutations where nothing is wrong; the tests that fail, None where pytest does not run.
+
+    It makes the shared artifacts, too.
+    """
     tests = sorted({test for mutation in mutations for test in mutation.tests})
     run = place.start(tests, first_failure=False)
     try:
-        while (code := run.code()) is None:
+        while (code := run.code(limit=math.inf)) is None:
             time.sleep(0.1)
     except KeyboardInterrupt:
         run.end()
         raise
-    last = run.log.read_text(errors="replace").strip().splitlines()
-    print(f"without a fault: {last[-1] if last else 'no output'}", flush=True)
-    if code != PASSED:
-        print("\n".join(last[-60:]))
-    return code == PASSED
+    lines = run.log.read_text(errors="replace").strip().splitlines()
+    print(f"without a fault: {lines[-1] if lines else 'no output'}", flush=True)
+    if code == PASSED:
+        return []
+    print("\n".join(lines[-60:]), flush=True)
+    return run.failed_tests() if code == FAILED else None
+
+
+def uses(mutation: Mutation, test: str) -> bool:
+    """Whether a test, by pytest's name, is one of the mutation's."""
+    return any(test == own or test.startswith((f"{own}[", f"{own}::", f"{own}/")) for own in mutation.tests)
 
 
 class Score:
@@ -179,7 +188,7 @@ class Score:
         for mutation in self.survived:
             print(f"survived: {mutation.name}: {mutation.breaks}")
         for mutation in self.broken:
-            print(f"no test could run: {mutation.name}")
+            print(f"not judged, see above: {mutation.name}")
         return 2 if self.broken else 1 if share < NEEDED or judged < self.total else 0
 
 
@@ -196,7 +205,8 @@ def judge(mutations: Sequence[Mutation], places: Sequence[Place], original: Path
         places[index].restore(mutation, original)
         seconds = before + run.seconds
         if code == FAILED:
-            score.add(mutation, "caught", seconds, run.failed_test() + (" (the wider set)" if wide else ""))
+            failed = [*run.failed_tests(), "took too long"][0]
+            score.add(mutation, "caught", seconds, failed + (" (the wider set)" if wide else ""))
         elif code == PASSED:
             score.add(mutation, "survived", seconds, mutation.breaks)
         else:
@@ -249,9 +259,15 @@ def main() -> int:
             places.append(Place(root / f"place-{number}", root / "shared"))
         import_packages()
         try:
-            if not check_without_fault(places[0], mutations):
+            failed = run_without_fault(places[0], mutations)
+            if failed is None:
                 return 2
-            judge(mutations, places, root / "original", score)
+            for mutation in mutations:
+                if wrong := [test for test in failed if uses(mutation, test)]:
+                    score.add(mutation, "broken", 0.0, f"fails without a fault: {wrong[0]}")
+            judge(
+                [mutation for mutation in mutations if mutation not in score.broken], places, root / "original", score
+            )
         except KeyboardInterrupt:
             print("interrupted")
     return score.summary()
