@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := artifacts/demo
 
-.PHONY: demo test fuzz lint format clean
+.PHONY: demo test fuzz mutants lint format clean
 
 demo: $(INSTALLED)
 	rm -rf $(DEMO) $(DEMO)-checkpoint
@@ -27,6 +27,10 @@ fuzz: $(INSTALLED)
 	GPTOSS_EXPORT_FUZZ_CASES=$(FUZZ_CASES) GPTOSS_EXPORT_FUZZ_COUNTS=artifacts/fuzz \
 		$(BIN)/python -m pytest -n 2 --dist worksteal tests/fuzz/test_fuzz.py; \
 		code=$$?; $(BIN)/python tests/fuzz/fuzz_report.py artifacts/fuzz; exit $$code
+
+# One fault at a time in a copy of the project, and the tests that should notice it; about half an hour of two cores.
+mutants: $(INSTALLED)
+	$(BIN)/python tests/mutants/run.py --jobs 2
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
