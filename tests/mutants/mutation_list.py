@@ -18,6 +18,7 @@ from __future__ import annotations
 import ast
 import tomllib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
@@ -49,8 +50,8 @@ class Mutation:
         if not source.is_file():
             return [f"{self.name}: {self.file} is not there"]
         try:
-            changed = self.apply(source.read_text(encoding="utf-8"))
-            if ast.dump(ast.parse(changed)) == ast.dump(ast.parse(source.read_text(encoding="utf-8"))):
+            text = source.read_text(encoding="utf-8")
+            if ast.dump(ast.parse(self.apply(text))) == _meaning(text):
                 return [f"{self.name}: changes nothing"]
         except (ValueError, SyntaxError) as problem:
             return [f"{self.name}: {problem}" if isinstance(problem, SyntaxError) else str(problem)]
@@ -62,6 +63,12 @@ class Mutation:
             elif names and f"def {names[-1]}(" not in (root / path).read_text(encoding="utf-8"):
                 found.append(f"{self.name}: {path} has no {names[-1]}")
         return found
+
+
+@cache
+def _meaning(text: str) -> str:
+    """The program that a text is, whatever its layout and its comments."""
+    return ast.dump(ast.parse(text))
 
 
 def read_mutations() -> list[Mutation]:
