@@ -15,6 +15,7 @@ from typing import Any
 import click
 from fuzz_json import STRINGS
 from fuzz_scratch import Scratch
+from fuzz_signatures import write_private_key, write_public_key
 from fuzz_surface import COUNT, PROMPT, Answers, Bases, Surface, link_folder, wrong
 from fuzz_worker import RIGHT, Outcome, Request, Result, Worker
 from hypothesis import strategies as st
@@ -23,7 +24,18 @@ from hypothesis.strategies import SearchStrategy
 from gptoss_export.cli import COMMANDS, main
 
 ENDLESS = ("serve",)  # commands that end when they are told to
-READ = ("artifact", "checkpoint", "compare_with", "prompt_file", "tokens_file", "tuned_configs")
+READ = (
+    "artifact",
+    "checkpoint",
+    "compare_with",
+    "prompt_file",
+    "tokens_file",
+    "tuned_configs",
+    "key",
+    "sign_key",
+    "trust",
+)
+WRITTEN = (("sign", "artifact"),)  # arguments of a name that other commands only read
 PLACES = (
     "{in}/artifact", "{in}/uncompiled", "{in}/checkpoint", "{in}/text", "{in}/tokens", "{in}/empty", "{in}/missing",
     "{in}/artifact/manifest.json", "{in}/tuned.json", "{in}/link", "{in}", "{in}/artifact/..", "{in}/text/x",
@@ -79,11 +91,11 @@ class Commands(Surface[CommandCase]):
         command = self._commands.get(name)
         params = command.params if command else []
         given = [
-            words(param)
+            words(param, name)
             for param in params
             if isinstance(param, click.Argument) or param.required or param.name in SHORT
         ]
-        options = [words(param) for param in params if not isinstance(param, click.Argument)]
+        options = [words(param, name) for param in params if not isinstance(param, click.Argument)]
         stray = st.sampled_from(["--help", "-h", "--", "-", "--nope", "-x", "@{in}/text", "--version", "{in}/artifact"])
         more = st.one_of(*options * 2, stray.map(lambda text: (Word(text),)))
         # Without what is required nothing happens. So it is left out in one case of ten only.
@@ -102,7 +114,9 @@ class Commands(Surface[CommandCase]):
         run = self._commands["run"]
         assert run is not None
         known = ("--prompt", "--tokens", "--prompt-file", "--tokens-file")
-        free = [words(param) for param in run.params if not {*known} & {*param.opts} and param.name != "artifact"]
+        free = [
+            words(param, "run") for param in run.params if not {*known} & {*param.opts} and param.name != "artifact"
+        ]
         start = (Word("{in}/artifact"), Word("--tokens"), Word(PROMPT_TEXT), Word("--max-new-tokens"), Word(str(COUNT)))
         return st.lists(st.one_of(free), max_size=3).map(
             lambda found: CommandCase("run", (*start, *(word for group in found for word in group)))
@@ -133,9 +147,9 @@ class Commands(Surface[CommandCase]):
         return RIGHT
 
 
-def words(param: click.Parameter) -> SearchStrategy[tuple[Word, ...]]:
+def words(param: click.Parameter, command: str) -> SearchStrategy[tuple[Word, ...]]:
     """A parameter with a value: for an option the name and the value, as two words or as one."""
-    values = st.builds(Word, text=_values(param), raw=st.sampled_from((False,) * 19 + (True,)))
+    values = st.builds(Word, text=_values(param, command), raw=st.sampled_from((False,) * 19 + (True,)))
     if isinstance(param, click.Argument):
         return values.map(lambda word: (word,))
     names = st.sampled_from([*param.opts, *param.secondary_opts])
@@ -146,11 +160,13 @@ def words(param: click.Parameter) -> SearchStrategy[tuple[Word, ...]]:
     return st.one_of(apart, apart, apart, joined, names.map(lambda name: (Word(name),)))
 
 
-def _values(param: click.Parameter) -> SearchStrategy[str]:
+def _values(param: click.Parameter, command: str) -> SearchStrategy[str]:
     """Values for a parameter by its type, right ones among them."""
     texts = [text for name, text in STRINGS.items() if text is not None and name not in ("absolute", "nul")]
     kind = param.type
     if isinstance(kind, click.Path):
+        if (command, param.name) in WRITTEN:
+            return st.sampled_from(("{out}/artifact", "{out}/artifact", "{out}/folder", "{out}/there", "{out}/no"))
         if param.name in READ:
             return st.sampled_from((*_likely(param), *PLACES, *OUTSIDE))
         return st.sampled_from([f"{{out}}/{name}" for name in OUTPUTS])
@@ -178,6 +194,9 @@ def _likely(param: click.Parameter) -> tuple[str, ...]:
         "prompt_file": ("{in}/text", "-"),
         "tokens_file": ("{in}/tokens", "-"),
         "tuned_configs": ("{in}/tuned.json",),
+        "key": ("{in}/key.pem",),
+        "sign_key": ("{in}/key.pem",),
+        "trust": ("{in}/key.pub",),
     }
     return likely[str(param.name)] * 12
 
@@ -206,6 +225,9 @@ def make_inputs(bases: Bases, scratch: Scratch) -> None:
     (scratch.input / "link").symlink_to("link")
     (scratch.output / "there").write_text("there\n", encoding="utf-8")
     (scratch.output / "folder").mkdir()
+    link_folder(bases.uncompiled, scratch.output / "artifact")
+    write_private_key(scratch.input / "key.pem")
+    write_public_key(scratch.input / "key.pub")
     os.mkfifo(scratch.output / "fifo")
     (scratch.output / "dangling").symlink_to("nothing")
 

@@ -62,7 +62,12 @@ class Tokenizers(Surface[TokenizerCase]):
         if alone is None:
             return wrong("accepts what the library refuses")
         found = {key: result.value[key] for key in alone}
-        return RIGHT if found == alone else wrong(f"found {found}, the library alone {alone}")
+        if found != alone:
+            return wrong(f"found {found}, the library alone {alone}")
+        streamed = result.value["streamed"]
+        return (
+            RIGHT if streamed == alone["text"] else wrong(f"streams {streamed!r}, the whole text is {alone['text']!r}")
+        )
 
 
 @dataclass(frozen=True)

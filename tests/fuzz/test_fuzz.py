@@ -24,6 +24,7 @@ from fuzz_manifests import ForgedManifests, RunManifests, ShownManifests
 from fuzz_packages import Packages
 from fuzz_scratch import Scratch
 from fuzz_settings import Schedules, Tokenizers, TunedConfigs, tuned_file
+from fuzz_signatures import SignedArtifacts
 from fuzz_surface import Bases, Surface, run_case
 from fuzz_worker import GOOD, RIGHT, Worker
 from hypothesis import HealthCheck, Phase, given, reproduce_failure, settings
@@ -42,6 +43,7 @@ SURFACES: tuple[type[Surface[Any]], ...] = (
     Tokenizers,
     Schedules,
     TunedConfigs,
+    SignedArtifacts,
     Commands,
 )
 SHARES = sum(surface.share for surface in SURFACES)

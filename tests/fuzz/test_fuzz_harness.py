@@ -97,7 +97,7 @@ def test_paths_that_a_command_may_write_lie_in_the_scratch_folder(data: st.DataO
     for name in (name for name in COMMANDS if name not in ENDLESS):
         command = main.get_command(click.Context(main), name)
         assert command is not None
-        groups = [data.draw(words(param)) for param in command.params]
+        groups = [data.draw(words(param, name)) for param in command.params]
         case = CommandCase(name, tuple(word for group in groups for word in group))
         for path in written_paths(case, scratch):
             if str(path).startswith("-"):
