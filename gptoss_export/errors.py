@@ -20,19 +20,20 @@ from collections.abc import Iterable
 LONGEST = 8000  # characters of a message; what a file or another library says may be longer
 
 
-class GptOssExportError(Exception):
-    """Base of every error that this project raises on purpose.
+def shortened(message: str) -> str:
+    """A message of at most about `LONGEST` characters, without its middle: its beginning says what is wrong, its end
+    what to do."""
+    if len(message) <= LONGEST:
+        return message
+    half = LONGEST // 2
+    return f"{message[:half]} [... {len(message) - 2 * half} characters left out ...] {message[-half:]}"
 
-    A message of more than `LONGEST` characters is cut in its middle: its beginning says what is wrong, its end what to
-    do.
-    """
+
+class GptOssExportError(Exception):
+    """Base of every error that this project raises on purpose. Its message is `shortened`."""
 
     def __init__(self, message: str = "") -> None:
-        if len(message) > LONGEST:
-            half = LONGEST // 2
-            left_out = f" [... {len(message) - 2 * half} characters left out ...] "
-            message = message[:half] + left_out + message[-half:]
-        super().__init__(message)
+        super().__init__(shortened(message))
 
 
 class UsageError(GptOssExportError):

@@ -46,7 +46,7 @@ def replace_file(file: Path) -> Iterator[Path]:
     A file that exists keeps its permissions. Raises OSError, which names `file` where writing fails. A killed process
     leaves a folder as `replace_folder` does.
     """
-    file = file.resolve()  # a link stays a link
+    file = Path(os.path.realpath(file))  # a link stays a link
     with TemporaryFolder(file.parent, f".{file.name}-", PARTIAL) as partial, writes(file):
         written = partial.path / file.name
         yield written

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ def load_manifest(folder: Path, check: Callable[[bytes], object] | None = None) 
     Raises ArtifactError where it is missing, broken, of another schema, or contradicts itself.
     """
     path = folder / NAME
-    if folder.resolve().name.endswith(PARTIAL):
+    if os.path.realpath(folder).endswith(PARTIAL):  # Path.resolve fails on a link that leads to itself
         raise ArtifactError(f"{folder}: a killed build left this folder behind; remove it and build again")
     if not folder.is_dir():
         raise ArtifactError(f"{folder}: not a folder; expected an artifact made by `gptoss-export build`")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .. import __version__
-from .errors import end_with_os_error
+from .errors import end_with_os_error, plain_usage_errors
 from .params import check_utf8
 from .streams import ends_as_on_sigpipe, print_any_text
 
@@ -40,12 +40,12 @@ class Commands(click.Group):
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
         """Parse. click itself ends with 1 where a pipe is closed."""
-        with ends_as_on_sigpipe():
+        with ends_as_on_sigpipe(), plain_usage_errors():
             return super().make_context(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. click itself ends with 1 where a pipe is closed."""
-        with ends_as_on_sigpipe():
+        with ends_as_on_sigpipe(), plain_usage_errors():
             return super().invoke(ctx)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -8,12 +8,13 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn, ParamSpec
 
 import click
 
-from .plain import say
+from .plain import plain, say
 from .streams import ends_as_on_sigpipe, silence_broken_streams
 
 CHECK_FAILED = 1
@@ -86,14 +87,29 @@ def end_with_os_error(error: OSError) -> NoReturn:
 
 
 def _end_with(message: str) -> NoReturn:
+    from ..errors import shortened
+
     try:
-        say(f"error: {message}", err=True)
+        say(f"error: {shortened(message)}", err=True)
     except BrokenPipeError:
         raise
     except OSError:  # stderr is what cannot be written
         pass
     silence_broken_streams()
     sys.exit(BAD_USE)
+
+
+@contextmanager
+def plain_usage_errors() -> Iterator[None]:
+    """Let the errors of click quote a user's words as text that does not steer the terminal, and not without end."""
+    try:
+        yield
+    except click.ClickException as error:
+        from ..errors import shortened
+
+        text = shortened(plain(error.format_message()))
+        error.format_message = lambda: text  # type: ignore[method-assign]
+        raise
 
 
 def missing_package(error: ImportError) -> str | None:

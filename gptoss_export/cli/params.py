@@ -85,6 +85,9 @@ def check_new_file(option: str, path: Path | None, *inputs: Path | None) -> None
 
     if path is None:
         return
+    real = _real(path)
+    if real.is_symlink():
+        raise UsageError(f"{option} {path}: is a link that leads to itself, expected a file or a new name")
     if path.is_dir():
         raise UsageError(f"{option} {path}: found a folder, expected a file")
     if not path.absolute().parent.is_dir():
@@ -95,11 +98,16 @@ def check_new_file(option: str, path: Path | None, *inputs: Path | None) -> None
         raise UsageError(f"{option} {path}: found a device, a pipe or a socket, expected a file or a new name")
     if path.exists() and not os.access(path, os.W_OK):
         raise UsageError(f"{option} {path}: no permission to write it")
-    if not os.access(path.resolve().parent, os.W_OK):  # the file is written beside `path`, then replaces it
+    if not os.access(real.parent, os.W_OK):  # the file is written beside `path`, then replaces it
         raise UsageError(f"{option} {path}: no permission to write in its folder")
     for folder in inputs:
-        if folder is not None and folder.resolve() in path.resolve().parents:
+        if folder is not None and _real(folder) in real.parents:
             raise UsageError(f"{option} {path}: is in {folder}, which the command reads; name a file outside of it")
+
+
+def _real(path: Path) -> Path:
+    """The path without links. Path.resolve raises RuntimeError for a link that leads to itself, before Python 3.13."""
+    return Path(os.path.realpath(path))
 
 
 def read_text(option: str, path: Path) -> str:

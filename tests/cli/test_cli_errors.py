@@ -123,3 +123,38 @@ def test_help_lists_the_exit_codes() -> None:
     lines = invoke("--help").stdout.splitlines()
     for code in ("0", "1", "2", "70", "128+n"):
         assert any(line.split()[:1] == [code] for line in lines), f"exit code {code}"
+
+
+LONG = "x" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "a", "b\x1b[31m"], "Got unexpected extra argument (b\\x1b[31m)"),
+        (["run", "a", "--x\x1b[31m"], "--x\\x1b[31m"),
+        (["\x1b[31m"], "No such command '\\x1b[31m'"),
+        (["build", "a", "-o", "b", "--device", LONG], "'--device': 'xxx"),
+        (["run", "a", "--tokens", LONG], "characters left out ...] xxx"),
+        (["inspect", LONG], "File name too long: 'xxx"),
+    ],
+)
+def test_words_of_the_command_line_are_quoted_as_text(arguments: list[str], message: str) -> None:
+    """They do not steer the terminal, and not all of a long one is repeated."""
+    done = invoke(*arguments)
+    assert done.exit_code == 2
+    assert message in done.stderr and "\x1b" not in done.stderr and len(done.stderr) < 9000
+
+
+def test_a_link_that_leads_to_itself(artifact: Path, tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    for arguments, message in (
+        (["inspect", loop], "not a folder"),
+        (["run", loop, "--tokens", "1"], "not a folder"),
+        (["tune", loop, "-o", tmp_path / "new"], "loop"),
+        (["inspect", artifact, "--html", loop], "is a link that leads to itself, expected a file or a new name"),
+    ):
+        done = invoke(*arguments)
+        assert done.exit_code == 2 and message in done.stderr
+    assert loop.is_symlink() and list(tmp_path.iterdir()) == [loop]
