@@ -40,8 +40,21 @@ PLACES = (
     "{in}/artifact", "{in}/uncompiled", "{in}/checkpoint", "{in}/text", "{in}/tokens", "{in}/empty", "{in}/missing",
     "{in}/artifact/manifest.json", "{in}/tuned.json", "{in}/link", "{in}", "{in}/artifact/..", "{in}/text/x",
 )  # fmt: skip
-OUTSIDE = ("", "/", "/dev/null", "/dev/zero", "/proc/self/mem", "/proc/self/environ", "/nonexistent/a", "~", "nul\0")
-OUTPUTS = ("new", "other", "there", "folder", "fifo", "dangling", "no/such/folder/x", "new/", ".", "..x", "x" * 300)
+OUTSIDE = ("", "/", "/dev/null", "/dev/zero", "/proc/self/mem", "/proc/self/environ", "/nonexistent/a", "~")
+OUTPUTS = (
+    "new",
+    "other",
+    "there",
+    "folder",
+    "fifo",
+    "dangling",
+    "loop",
+    "no/such/folder/x",
+    "new/",
+    ".",
+    "..x",
+    "x" * 300,
+)
 NUMBERS = (
     "0", "1", "2", "3", "16", "64", "-1", "4400", "4401", "2147483648", "9223372036854775807", "9223372036854775808",
     "1" + "0" * 30, "1" + "0" * 5000, "1.5", "1e3", "0x10", "1_0", "\u0664\u0662", "", " 1 ", "NaN", "one",
@@ -230,6 +243,7 @@ def make_inputs(bases: Bases, scratch: Scratch) -> None:
     write_public_key(scratch.input / "key.pub")
     os.mkfifo(scratch.output / "fifo")
     (scratch.output / "dangling").symlink_to("nothing")
+    (scratch.output / "loop").symlink_to("loop")
 
 
 def word_text(word: Word, scratch: Scratch) -> str:
