@@ -86,7 +86,9 @@ def test_numbers_of_other_libraries(checkpoint: Path) -> None:
     assert built_with(checkpoint, (np.int64(3), torch.tensor(4))) == (3, 4)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("stops", [torch.tensor([3, 4]), np.array([3, 4]), [3, 4], iter([3, 4])], ids=str)
+@pytest.mark.parametrize(
+    "stops", [torch.tensor([3, 4]), np.array([3, 4]), [3, 4], iter([3, 4])], ids=lambda value: type(value).__name__
+)
 def test_sequences_of_other_libraries(checkpoint: Path, stops: Any) -> None:
     assert built_with(checkpoint, stops) == (3, 4)
 

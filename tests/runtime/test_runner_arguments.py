@@ -30,7 +30,7 @@ STOP = DRAWN[1]
         frozenset({STOP}),
         iter([STOP]),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_stop_tokens_of_every_library(uncompiled: Path, stops: Any) -> None:
     result = runner_of(uncompiled).generate([1], 4, stop_tokens=stops)
