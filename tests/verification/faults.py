@@ -80,7 +80,7 @@ def drop_yarn(model: Any) -> None:
 
 def drop_sinks(model: Any) -> None:
     for layer in layers(model):
-        layer.self_attn.sinks.fill_(float("-inf"))
+        layer.self_attn.sinks.fill_(-1e4)
 
 
 def swap_experts(model: Any) -> None:

@@ -39,7 +39,6 @@ WRONG = [
     *((fault, SMALL[index % 2], "bfloat16", FEW) for index, fault in enumerate(FAULTS)),
     ("frequencies of plain RoPE", "tiny", "bfloat16", FEW),
     ("ring one row too short", "tiny", "bfloat16", FEW),
-    ("window one longer", "four layers", "bfloat16", FEW),
     ("no attention factor", "two layers", "float32", FEW),
     ("ring one row off", "odd", "float32", FEW),
     ("ring one row too short", "two layers", "bfloat16", MANY),

@@ -159,6 +159,7 @@ def _fill_transformers(
         quantization_config=Mxfp4Config(dequantize=True) if experts == "mxfp4" else None,
         dtype=dtype,
         attn_implementation="eager",
+        experts_implementation="eager",
         device_map=device,
         ignore_mismatched_sizes=True,  # they are reported with the others
         output_loading_info=True,
@@ -177,6 +178,8 @@ def _fill_transformers(
         problems,
     )
     filled: GptOssForCausalLM = model
+    for layer in filled.model.layers:
+        layer.mlp.experts.to(dtype)  # transformers 5.17 unpacks MXFP4 to bfloat16, whatever the model's dtype
     return filled
 
 
