@@ -14,7 +14,7 @@ from typing import NoReturn, ParamSpec
 
 import click
 
-from .plain import plain, say
+from .plain import one_message, say
 from .streams import ends_as_on_sigpipe, silence_broken_streams
 
 CHECK_FAILED = 1
@@ -107,7 +107,7 @@ def plain_usage_errors() -> Iterator[None]:
     except click.ClickException as error:
         from ..errors import shortened
 
-        text = shortened(plain(error.format_message()))
+        text = shortened(one_message(error.format_message()))
         error.format_message = lambda: text  # type: ignore[method-assign]
         raise
 

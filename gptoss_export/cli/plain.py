@@ -15,6 +15,12 @@ def plain(text: str) -> str:
     return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
+def one_message(text: str) -> str:
+    """The text as `plain` gives it, with further lines indented: a name with a line break in it cannot look like a
+    message of its own."""
+    return re.sub(r"\n(?=\S)", "\n  ", plain(text))
+
+
 def say(text: str, err: bool = False) -> None:
     """Print one message to stdout, or with `err` to stderr."""
-    click.echo(plain(text), err=err)
+    click.echo(one_message(text), err=err)

@@ -1,6 +1,7 @@
 """Bad input ends with a message and exit code 2, never with a traceback. What each exit code means."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -158,3 +159,13 @@ def test_a_link_that_leads_to_itself(artifact: Path, tmp_path: Path) -> None:
         done = invoke(*arguments)
         assert done.exit_code == 2 and message in done.stderr
     assert loop.is_symlink() and list(tmp_path.iterdir()) == [loop]
+
+
+def test_a_name_with_a_line_break_is_no_message_of_its_own(uncompiled: Path, tmp_path: Path) -> None:
+    name = "a\nerror: b"
+    manifest = json.loads((uncompiled / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {name: 1}))
+    for arguments in (["inspect", tmp_path], ["run", tmp_path / name, "--tokens", "1"], ["run", "a", name]):
+        done = invoke(*arguments)
+        assert done.exit_code == 2 and "a\n  error: b" in done.stderr
+        assert len(re.findall("^error:", done.stderr, re.IGNORECASE | re.MULTILINE)) == 1
