@@ -27,7 +27,7 @@ ROOT = FOLDER.parents[1]
 
 @dataclass(frozen=True)
 class Mutation:
-    """One fault; the fields are those of the TOML files."""
+    """One fault; the fields are those of the TOML files, and `part` is the name of its file."""
 
     name: str
     breaks: str
@@ -37,6 +37,10 @@ class Mutation:
     tests: tuple[str, ...]
     wider: tuple[str, ...]
     rebuild: bool = False
+    part: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.part}/{self.name}"
 
     def apply(self, source: str) -> str:
         """The text of the file with the fault. Raises ValueError where it does not fit the file."""
@@ -77,5 +81,6 @@ def read_mutations() -> list[Mutation]:
     for path in sorted(FOLDER.glob("*.toml")):
         content = tomllib.loads(path.read_text(encoding="utf-8"))
         wider = tuple(content["wider"])
-        found += [Mutation(**entry | {"tests": tuple(entry["tests"]), "wider": wider}) for entry in content["mutation"]]
+        for entry in content["mutation"]:
+            found.append(Mutation(**entry | {"tests": tuple(entry["tests"]), "wider": wider, "part": path.stem}))
     return found

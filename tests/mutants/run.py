@@ -1,7 +1,7 @@
 """Which wrong programs do the tests let through? Puts one fault at a time into a copy of the project and runs tests.
 
     python tests/mutants/run.py                   all mutations: about half an hour of two cores
-    python tests/mutants/run.py --only 'yarn*'    those of a name; may be repeated
+    python tests/mutants/run.py --only 'model/*'  those of a name; may be repeated
     python tests/mutants/run.py --commit HEAD     the files of a commit, not those of the working tree
 
 A mutation is caught where one of its tests fails. Where none does, a wider set of tests is run. First all of these
@@ -160,6 +160,12 @@ def run_without_fault(place: Place, mutations: Sequence[Mutation]) -> list[str] 
     return run.failed_tests() if code == FAILED else None
 
 
+def files_of(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Size and time of the last change of every file of artifacts and checkpoints."""
+    found = {path: path.stat() for path in folder.rglob("*") if path.is_file() and "lock" not in path.suffix}
+    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
+
+
 def uses(mutation: Mutation, test: str) -> bool:
     """Whether a test, by pytest's name, is one of the mutation's."""
     return any(test == own or test.startswith((f"{own}[", f"{own}::", f"{own}/")) for own in mutation.tests)
@@ -177,7 +183,7 @@ class Score:
     def add(self, mutation: Mutation, outcome: str, seconds: float, detail: str) -> None:
         getattr(self, outcome).append(mutation)
         done = len(self.caught) + len(self.survived) + len(self.broken)
-        print(f"{done:3}/{self.total}  {outcome:8}  {mutation.name:45} {seconds:6.1f} s  {detail}", flush=True)
+        print(f"{done:3}/{self.total}  {outcome:8}  {mutation!s:55} {seconds:6.1f} s  {detail}", flush=True)
 
     def summary(self) -> int:
         """Print the counts; the exit code."""
@@ -186,15 +192,16 @@ class Score:
         print(f"\n{judged} of {self.total} mutations: {len(self.caught)} caught, {len(self.survived)} survived", end="")
         print(f", {share:.1%} caught (needed: {NEEDED:.0%})")
         for mutation in self.survived:
-            print(f"survived: {mutation.name}: {mutation.breaks}")
+            print(f"survived: {mutation}: {mutation.breaks}")
         for mutation in self.broken:
-            print(f"not judged, see above: {mutation.name}")
+            print(f"not judged, see above: {mutation}")
         return 2 if self.broken else 1 if share < NEEDED or judged < self.total else 0
 
 
 def judge(mutations: Sequence[Mutation], places: Sequence[Place], original: Path, score: Score) -> None:
     """Run the tests of each mutation, one in each place at a time."""
     waiting = list(mutations)
+    artifacts = files_of(places[0].shared)
     running: dict[int, tuple[Mutation, Run, bool, float]] = {}  # by place; whether the wider set runs, seconds before
 
     def ended(index: int, code: int) -> None:
@@ -203,6 +210,8 @@ def judge(mutations: Sequence[Mutation], places: Sequence[Place], original: Path
             running[index] = mutation, places[index].start(mutation.wider, mutation.rebuild), True, run.seconds
             return
         places[index].restore(mutation, original)
+        if files_of(places[index].shared) != artifacts:
+            raise SystemExit(f"{mutation}: its tests have changed the artifacts that all tests share; stopped")
         seconds = before + run.seconds
         if code == FAILED:
             failed = [*run.failed_tests(), "took too long"][0]
@@ -230,7 +239,12 @@ def judge(mutations: Sequence[Mutation], places: Sequence[Place], original: Path
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", metavar="NAME", help="mutations of this name, or of names like *x*")
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="NAME",
+        help="mutations whose part and name are like this, such as model/yarn* or */*eps*",
+    )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="mutations at a time, 1 without it")
     parser.add_argument("--commit", help="mutate the files of this commit")
     parser.add_argument("--list", action="store_true", help="print the mutations and run nothing")
@@ -238,11 +252,11 @@ def main() -> int:
     mutations = [
         mutation
         for mutation in read_mutations()
-        if options.only is None or any(fnmatch.fnmatch(mutation.name, name) for name in options.only)
+        if options.only is None or any(fnmatch.fnmatch(str(mutation), name) for name in options.only)
     ]
     if options.list:
         for mutation in mutations:
-            print(f"{mutation.name:45} {mutation.file}: {mutation.breaks}")
+            print(f"{mutation!s:55} {mutation.file}: {mutation.breaks}")
         return 0
     score = Score(len(mutations))
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
