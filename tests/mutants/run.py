@@ -74,8 +74,9 @@ class Place:
     def __init__(self, folder: Path, shared: Path) -> None:
         self.folder, self.shared = folder, shared
 
-    def start(self, tests: Sequence[str], rebuild: bool = False, first_failure: bool = True) -> Run:
-        """Run tests in a process that has the heavy packages imported already: those of this process."""
+    def start(self, tests: Sequence[str], rebuild: bool = False, mutated: bool = True) -> Run:
+        """Run tests, up to the first failure where there is a fault, in a process that has the heavy packages imported
+        already: those of this process."""
         log = self.folder.with_suffix(".log")
         pid = os.fork()
         if pid:
@@ -87,14 +88,14 @@ class Place:
                 os.dup2(stream, number)
             paths = [str(self.folder / name) for name in (".", "plugins", "tests", "tests/mutants")]
             os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # before the installed project
-            os.environ["SHARED_ARTIFACTS"] = str(self.shared)
+            os.environ |= {"SHARED_ARTIFACTS": str(self.shared), "MAKE_SHARED_ARTIFACTS": str(int(not mutated))}
             sys.path[:0] = paths
             os.chdir(self.folder)
             import pytest
 
             options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--no-header", "--tb=short"]
             options += [] if rebuild else ["-p", "shared_artifacts"]
-            options += ["-x"] if first_failure else []
+            options += ["-x"] if mutated else []
             code = int(pytest.main([*options, f"--basetemp={self.folder}.tmp", *tests]))
             sys.stdout.flush()
             os._exit(code)
@@ -145,7 +146,7 @@ def run_without_fault(place: Place, mutations: Sequence[Mutation]) -> list[str] 
     It makes the shared artifacts, too.
     """
     tests = sorted({test for mutation in mutations for test in mutation.tests})
-    run = place.start(tests, first_failure=False)
+    run = place.start(tests, mutated=False)
     try:
         while (code := run.code(limit=math.inf)) is None:
             time.sleep(0.1)
