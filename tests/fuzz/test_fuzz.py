@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from fuzz_machine import refusal
 from fuzz_manifests import ForgedManifests, RunManifests, ShownManifests
 from fuzz_packages import Packages
 from fuzz_scratch import Scratch
-from fuzz_settings import Schedules, Tokenizers, TunedConfigs, tuned_file
+from fuzz_settings import Schedules, Tokenizers, TunedConfigs
 from fuzz_signatures import SignedArtifacts
 from fuzz_surface import Bases, Surface, run_case
 from fuzz_worker import GOOD, RIGHT, Worker
@@ -50,18 +49,6 @@ SHARES = sum(surface.share for surface in SURFACES)
 
 if why := refusal():
     pytest.skip(why, allow_module_level=True)
-
-
-@pytest.fixture(scope="session")
-def bases(artifact: Path, uncompiled: Path, checkpoints: dict[str, Path]) -> Bases:
-    return Bases(artifact, uncompiled, checkpoints, tuned_file(Path(__file__).parents[2]))
-
-
-@pytest.fixture(scope="session")
-def worker() -> Iterator[Worker]:
-    worker = Worker()
-    yield worker
-    worker.close()
 
 
 @pytest.mark.parametrize("kind", SURFACES, ids=lambda kind: kind.name.replace(" ", "_"))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,6 @@ from gptoss_export.cli import COMMANDS, main
 
 if why := fuzz_machine.refusal():
     pytest.skip(why, allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
-    worker = Worker()
-    yield worker
-    worker.close()
 
 
 class OneJob(Surface[Request]):

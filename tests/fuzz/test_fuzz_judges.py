@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,12 @@ from fuzz_commands import Commands
 from fuzz_json import Damage
 from fuzz_manifests import RunManifests, ShownManifests
 from fuzz_scratch import Scratch
-from fuzz_settings import Schedules, Tokenizers, TunedConfigs, tuned_file
+from fuzz_settings import Schedules, Tokenizers, TunedConfigs
 from fuzz_surface import Bases, Surface
 from fuzz_worker import RIGHT, Kind, Result, Worker
 
 if why := fuzz_machine.refusal():
     pytest.skip(why, allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def bases(artifact: Path, uncompiled: Path, checkpoints: dict[str, Path]) -> Bases:
-    return Bases(artifact, uncompiled, checkpoints, tuned_file(Path(__file__).parents[2]))
-
-
-@pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
-    worker = Worker()
-    yield worker
-    worker.close()
 
 
 def with_output(change: Callable[[Any], object]) -> Callable[[Result], Result]:
