@@ -83,6 +83,8 @@ class Place:
             return Run(pid, log)
         try:
             os.setpgid(0, 0)
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
             stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             for number in (1, 2):
                 os.dup2(stream, number)
@@ -259,6 +261,8 @@ def main() -> int:
         for mutation in mutations:
             print(f"{mutation!s:55} {mutation.file}: {mutation.breaks}")
         return 0
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # what runs is ended, and the temporary folder removed
     score = Score(len(mutations))
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         root = Path(name)
