@@ -40,7 +40,8 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[BuildOptions]:
     """The options that `build` was called with. It ends at once."""
     calls: list[BuildOptions] = []
 
-    def build(source: object, output: object, options: BuildOptions, progress: object) -> Any:
+    def build(source: object, output: object, options: BuildOptions, progress: object, sign_key: object) -> Any:
+        assert sign_key is None
         calls.append(options)
         raise UsageError("recorded")
 
@@ -169,7 +170,8 @@ def test_json_says_what_was_built(
     assert {"read the checkpoint", "write the weights", "hash the files"} <= facts["stages"].keys()
     assert sum(facts["stages"].values()) <= facts["seconds"]
     assert facts["peak_memory_bytes"] > facts["bytes"]
-    assert facts.keys() == {*expected, "bytes", "seconds", "stages", "peak_memory_bytes", "settings"}
+    assert facts.keys() == {*expected, "bytes", "seconds", "stages", "peak_memory_bytes", "settings", "signed"}
+    assert facts["signed"] is False
 
 
 def test_resolved_options_are_shown_before_the_work(
