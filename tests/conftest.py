@@ -73,9 +73,13 @@ def transformer(checkpoints: dict[str, Path]) -> GptOssForCausalLM:
     from transformers import GptOssForCausalLM, Mxfp4Config
 
     quantization = Mxfp4Config(dequantize=True)
-    return GptOssForCausalLM.from_pretrained(
-        checkpoints["hf"], dtype=torch.float32, attn_implementation="eager", quantization_config=quantization
-    ).eval().float()  # some versions of transformers leave the experts in bfloat16
+    return (
+        GptOssForCausalLM.from_pretrained(
+            checkpoints["hf"], dtype=torch.float32, attn_implementation="eager", quantization_config=quantization
+        )
+        .eval()
+        .float()
+    )  # some versions of transformers leave the experts in bfloat16
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,8 @@ def compile_to_ptx(
     capability  90 for sm_90
     options     num_warps, num_stages
 
+    The code has no line numbers, since they come with the paths of this machine.
+
     Names: triton.compiler.ASTSource, triton.backends.compiler.GPUTarget, the fields of a compiled kernel's metadata.
     Without them: a kernel is compiled by launching it, which needs a GPU. Since: Triton 3.0. They can go when
     `triton.compile` takes a kernel and an arch.
@@ -60,7 +62,9 @@ def compile_to_ptx(
         constexprs=dict(constants),
         attrs={(index,): [["tt.divisibility", 16]] for index, name in enumerate(names) if name in types},
     )
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, WARP), options=dict(options))
+    with triton.knobs.compilation.scope():
+        triton.knobs.compilation.disable_line_info = True
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, WARP), options=dict(options))
     metadata = compiled.metadata
     needs = {
         "scratch memory": metadata.global_scratch_size or metadata.profile_scratch_size,

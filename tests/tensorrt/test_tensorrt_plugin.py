@@ -15,9 +15,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import gptoss_plugins
 import pytest
+import torch
 from tensorrt_helpers import WRITTEN, plugins_of_the_model
 
 from gptoss_export.errors import LoweringError
@@ -26,6 +29,7 @@ from gptoss_export.targets.tensorrt.edition import FULL, installed_edition
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+FOLDERS = (str(Path(gptoss_plugins.__file__).parent), str(Path(torch.__file__).parent.parent), tempfile.gettempdir())
 _LACKING = (
     "createInferBuilder_INTERNAL",
     "createInferRefitter_INTERNAL",
@@ -48,6 +52,7 @@ def test_plugins_of_the_model(arch):
         assert set(plugin.tensors) == {*plugin.inputs, *plugin.outputs}
         assert f".target {arch}" in plugin.ptx and plugin.cubin.startswith(b"\x7fELF")
         assert ("griddepcontrol" in plugin.ptx) == (arch in ("sm_90", "sm_120") and plugin.function.endswith("_pdl"))
+        assert not any(folder.encode() in plugin.ptx.encode() + plugin.cubin for folder in FOLDERS)
         written.setdefault(plugin.function, set()).update(plugin.outputs)
         in_place |= {*plugin.inputs} & {*plugin.outputs}
     assert in_place == {"k_cache", "v_cache"}
