@@ -22,7 +22,7 @@ from .artifact.programs import programs_of
 from .artifact.signature import write_signature
 from .build_options import BuildOptions, Settings, context_problems, resolve
 from .checkpoint import Checkpoint, open_checkpoint
-from .checkpoint.text_files import copy_text_files, default_stop_tokens
+from .checkpoint.text_files import copy_text_files, default_stop_tokens, text_files
 from .compiler.export import TracedProgram, trace
 from .compiler.lower import lower
 from .compiler.weights import WEIGHTS, weight_file_names, write_weights
@@ -59,6 +59,7 @@ def build(
     with progress.stage("read the checkpoint"):
         checkpoint = open_checkpoint(source)
         settings = _complete(settings, options, checkpoint)
+        text = text_files(source)
         raise_all(
             BuildError,
             f"{source}: sizes that --target {compiler.name} does not compile for {settings.device}",
@@ -100,7 +101,8 @@ def build(
                 progress=progress,
             )
             hashes.add(_compile(compiler, job, programs))
-        hashes.add(copy_text_files(source, folder))
+        copy_text_files(source, folder, text)
+        hashes.add(text)
         with progress.stage("hash the files"):
             files = hashes.wait()
         manifest = Manifest(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from shutil import copyfile
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, raise_all
 from ..json_file import read_object
 from ..machine_limits import writes
 from ..model.config import ModelConfig, token_ids
+from ..regular_file import NotRegularError, read_start
 
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_FILES = (
@@ -20,13 +23,33 @@ TOKENIZER_FILES = (
 )
 
 
-def copy_text_files(source: Path, folder: Path) -> list[Path]:
-    """Copy those that the checkpoint has; returns their names."""
-    found = [Path(name) for name in TOKENIZER_FILES if (source / name).is_file()]
-    for name in found:
+def text_files(source: Path) -> list[Path]:
+    """The names of those that the checkpoint has.
+
+    Raises CheckpointError where something else than a file that can be read has one of these names.
+    """
+    found, problems = [], []
+    for name in TOKENIZER_FILES:
+        try:
+            read_start(source / name, 1)
+        except FileNotFoundError:
+            if os.path.lexists(source / name):
+                problems.append(f"{name}: found a link to nothing, expected a file")
+        except OSError as problem:
+            problems.append(f"{name}: cannot be read ({problem.strerror or problem})")
+        except NotRegularError as problem:
+            problems.append(f"{name}: {problem}")
+        else:
+            found.append(Path(name))
+    raise_all(CheckpointError, f"{source}: files about text cannot be copied; replace or remove them", problems)
+    return found
+
+
+def copy_text_files(source: Path, folder: Path, names: Iterable[Path]) -> None:
+    """Copy files of the checkpoint into the artifact. Raises OSError, which names the file."""
+    for name in names:
         with writes(folder / name):
             copyfile(source / name, folder / name)
-    return found
 
 
 def default_stop_tokens(source: Path, config: ModelConfig) -> tuple[int, ...]:

@@ -59,7 +59,8 @@ hashes_option = click.option(
     "--verify-hashes/--no-verify-hashes",
     default=True,
     show_default=True,
-    help="Compare the sha256 of every file with the manifest when the artifact is loaded.",
+    help="Compare the sha256 of every file with the manifest when the artifact is loaded. Some targets compare "
+    "those of their code in any case.",
 )
 trust_option = click.option(
     "--trust",

@@ -10,7 +10,9 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import gptoss_plugins
 import torch
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from artifacts import TWO_LAYERS
 from gptoss_export.artifact.files import describe_file
@@ -75,6 +77,13 @@ def problems_of(package: Path) -> list[str]:
             if ("/weights/" in info.filename and info.file_size > 1024)
             or (info.filename.endswith(sources) and info.file_size)
         ]
+
+
+def folders_of_this_machine(package: Path) -> list[str]:
+    """Folders of the building machine that are named in a package."""
+    folders = [str(Path(torch.__file__).parent.parent), str(Path(gptoss_plugins.__file__).parent), cache_dir()]
+    data = package.read_bytes()
+    return [folder for folder in folders if folder.encode() in data]
 
 
 def symbols(library: Path, kind: str) -> set[str]:

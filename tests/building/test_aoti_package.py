@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aoti_packages import libraries_of, problems_of, symbols
+from aoti_packages import folders_of_this_machine, libraries_of, problems_of, symbols
 
 from gptoss_export.artifact.files import describe_file
 from gptoss_export.artifact.manifest import load_manifest
@@ -25,6 +25,10 @@ def test_code_holds_no_weights_and_no_sources(artifact: Path) -> None:
     stored = sum(manifest.files[name].bytes for name in manifest.weight_files())
     assert package.stat().st_size < 20 << 20 and stored > 0
     assert all(path.stat().st_nlink > 1 for path in (artifact / "weights").iterdir())  # linked, not copied
+
+
+def test_code_names_no_folder_of_the_building_machine(artifact: Path) -> None:
+    assert folders_of_this_machine(artifact / package_name(load_manifest(artifact).arch)) == []
 
 
 def test_one_library_for_each_program(artifact: Path, tmp_path: Path) -> None:

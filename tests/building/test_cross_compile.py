@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from aoti_packages import compile_package, device_archs, libraries_of, problems_of, symbols
+from aoti_packages import compile_package, device_archs, folders_of_this_machine, libraries_of, problems_of, symbols
 from torch._inductor import config
 from torch.utils import cpp_extension
 
@@ -87,6 +87,7 @@ def test_only_the_code_is_multiplied(cross_built: Path) -> None:
     # AOTInductor's own runtime is 2 MB a program, 2.5 MB since torch 2.15.
     assert sum(manifest.files[name].bytes for name in packages) < 24 << 20
     assert [problems_of(cross_built / name) for name in packages] == [[], []]
+    assert [folders_of_this_machine(cross_built / name) for name in packages] == [[], []]
 
 
 def launched_kernels(arch: str) -> set[str]:
