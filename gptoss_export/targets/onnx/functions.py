@@ -13,6 +13,9 @@ SinkAttention(query, key, value, past_key, past_value, cos, sin, sinks, mask) ->
     A token's position is the number of ones before it in its row of the mask. So rows of unequal lengths may have zeros
     anywhere. Attributes: window (tokens that a query sees, itself included; -1: all), scale.
 
+    A key and a value that no query of the sequence sees change no bit of `out`, whatever they hold: NaN and infinity
+    included. All queries of a call multiply the same values. So a value that some of them see has to be finite.
+
 Mxfp4Experts(x, routing_weights, expert_indices, then blocks, scales and bias of gate_up and of down) -> out
 
     As gptoss::mxfp4_experts (gptoss_export/model/ops/experts.py), in float32. A loop over the experts. Each one unpacks
@@ -82,7 +85,10 @@ def sink_attention() -> onnx.FunctionProto:
     sinks = g.add("Expand", g.reshape("sinks", 1, -1, 1, 1), column)
     shares = g.add("Softmax", g.add("Concat", scores, sinks, axis=3), axis=3)
     shares = g.reshape(g.slice(shares, 0, total, 3), batch, kv_heads, -1, total)
-    out = g.reshape(g.add("MatMul", shares, "present_value"), batch, -1, new, dim)
+    # A share of zero times NaN is NaN. So a value that no query sees is replaced before it is multiplied.
+    seen_by_any = g.cast(g.reduce("ReduceMax", g.cast(allowed, TensorProto.INT32), 2), TensorProto.BOOL)
+    values = g.add("Where", g.unsqueeze(seen_by_any, 3), "present_value", g.constant(0, np.float32))
+    out = g.reshape(g.add("MatMul", shares, values), batch, -1, new, dim)
     g.add("Reshape", heads_first(out), g.constant([0, 0, -1]), outputs=["out"])
     results = ["out", "present_key", "present_value"]
     return helper.make_function(OWN, "SinkAttention", inputs, results, g.nodes, _IMPORTS, ["window", "scale"])

@@ -7,7 +7,9 @@
                   [1, Hkv, P, D]; for a step of several slots they are padded to one length.
 
 A model keeps no lengths; the caller gives them. What lies behind a sequence's length is never read. So a call that
-fails half-way changes no sequence.
+fails half-way changes no sequence, and a slot that held NaN serves the next sequence.
+
+onnxruntime reads weights where their files are mapped. So the files are looked at before each call.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from ...artifact.manifest import Manifest
+from ...errors import ArtifactError
+from ...runtime.mapped_files import MappedFiles
 from .model_files import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_FROM, cache_names
 from .options import Options
 from .session import open_session, run_errors
@@ -31,10 +35,13 @@ Caches: TypeAlias = dict[str, np.ndarray]  # by the names of the model's inputs
 
 
 class CpuModel(ABC):
-    """A session and the KV caches of all slots."""
+    """A session and the KV caches of all slots.
 
-    def __init__(self, session: InferenceSession, manifest: Manifest) -> None:
-        self.session = session
+    mapped: the files of weights that the session reads where they are mapped
+    """
+
+    def __init__(self, session: InferenceSession, manifest: Manifest, mapped: MappedFiles) -> None:
+        self.session, self._mapped = session, mapped
         self._vocabulary = manifest.model.vocab_size
         # Inputs that are caches, to the outputs that go with them.
         self._present = {names.past: names.present for names in cache_names(manifest.model.num_hidden_layers)}
@@ -61,15 +68,19 @@ class CpuModel(ABC):
 
 def load_model(manifest: Manifest, path: Path, options: Options) -> CpuModel:
     """The model at `path`. Raises ArtifactError where onnxruntime refuses it or where it is not the manifest's."""
+    try:
+        mapped = MappedFiles(path.parent / name for name in manifest.weight_files())
+    except OSError as error:
+        raise ArtifactError(f"{error.filename}: cannot be read ({error.strerror}); build the artifact again") from None
     session = open_session(path, manifest, ["CPUExecutionProvider"])
-    return GrowingModel(session, manifest) if options.portable else InPlaceModel(session, manifest)
+    return (GrowingModel if options.portable else InPlaceModel)(session, manifest, mapped)
 
 
 class InPlaceModel(CpuModel):
     """The default model: the caches are written in place."""
 
-    def __init__(self, session: InferenceSession, manifest: Manifest) -> None:
-        super().__init__(session, manifest)
+    def __init__(self, session: InferenceSession, manifest: Manifest, mapped: MappedFiles) -> None:
+        super().__init__(session, manifest, mapped)
         config, sizes = manifest.model, manifest.sizes
         shape = (sizes.max_batch, config.num_key_value_heads, sizes.max_context + 1, config.head_dim)
         self._caches: Caches = {name: np.zeros(shape, np.float32) for name in self._present}
@@ -99,6 +110,7 @@ class InPlaceModel(CpuModel):
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         for name, array in outputs.items():
             binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self._mapped.check()
         self.session.run_with_iobinding(binding)
         return logits
 
@@ -106,8 +118,8 @@ class InPlaceModel(CpuModel):
 class GrowingModel(CpuModel):
     """The portable model: every call returns longer caches."""
 
-    def __init__(self, session: InferenceSession, manifest: Manifest) -> None:
-        super().__init__(session, manifest)
+    def __init__(self, session: InferenceSession, manifest: Manifest, mapped: MappedFiles) -> None:
+        super().__init__(session, manifest, mapped)
         self._heads, self._head_dim = manifest.model.num_key_value_heads, manifest.model.head_dim
         empty = np.zeros((1, self._heads, 0, self._head_dim), np.float32)
         self._caches: list[Caches] = [dict.fromkeys(self._present, empty) for _ in range(manifest.sizes.max_batch)]
@@ -146,6 +158,7 @@ class GrowingModel(CpuModel):
 
     def _call(self, ids: np.ndarray, mask: np.ndarray, past: Caches, last_only: bool) -> tuple[np.ndarray, Caches]:
         inputs = {INPUT_IDS: ids, ATTENTION_MASK: mask, LOGITS_FROM: _first_wanted(ids, last_only), **past}
+        self._mapped.check()
         logits, *present = self.session.run([LOGITS, *self._present.values()], inputs)
         return logits, dict(zip(self._present, present, strict=True))
 

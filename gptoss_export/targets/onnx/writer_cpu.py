@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from onnx import FunctionProto, TensorProto
 
 from .functions import mxfp4_experts, sink_attention
@@ -36,10 +37,24 @@ class CpuWriter(Writer):
     def attention(self, qkv: str, sizes: Sequence[int], given: Attention) -> str:
         parts = self.g.add("Split", qkv, self.g.constant(sizes), outputs=3, axis=1)
         rows = [self.g.reshape(part, self.batch, -1, size) for part, size in zip(parts, sizes, strict=True)]
+        rows[1:] = self._marked(*rows[1:])
         keys, values = given.k_cache, given.v_cache
         outputs = [f"{keys.present}.out", keys.present, values.present]
         self.attend([*rows, keys.past, values.past], given, self.weight(given.sinks), outputs)
         return self.g.reshape(outputs[0], -1, sizes[0])
+
+    def _marked(self, key: str, value: str) -> tuple[str, str]:
+        """Keys and values [B, S, Hkv D] as gptoss::kv_write stores them (gptoss_export/model/ops/kv_write.py).
+
+        Attention masks scores, which are made of keys, for each query alone. But it multiplies all values with all
+        shares, and zero times NaN is NaN. So where a value is NaN or infinity, it becomes 0 and its key becomes NaN.
+        """
+        largest = self.g.constant(np.finfo(np.float32).max, np.float32)
+        finite = self.g.add("LessOrEqual", self.g.add("Abs", value), largest)
+        return (
+            self.g.add("Where", finite, key, self.g.constant(np.nan, np.float32)),
+            self.g.add("Where", finite, value, self.g.constant(0, np.float32)),
+        )
 
     def project(self, x: str, out: str, weight: str, bias: str) -> str:
         return self.g.add("Add", x, self.linear(out, weight, bias))
