@@ -14,6 +14,7 @@ from typing import Any
 from . import git_lfs
 from .errors import GptOssExportError
 from .regular_file import NotRegularError, read_start
+from .values import shown
 
 LARGEST = 64 << 20  # bytes; the manifest of a 120b has less than one MB
 DEEPEST = 64  # objects and lists inside of each other
@@ -86,12 +87,6 @@ def elements(value: Any) -> tuple[Any, ...]:
     if not isinstance(value, list):
         raise ValueError(f"found {shown(value)}, expected a list")
     return tuple(value)
-
-
-def shown(value: object) -> str:
-    """A value of any size for an error: its beginning, in one short line."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _end(advice: str) -> str:

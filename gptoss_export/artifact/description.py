@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArtifactError, raise_all
-from ..json_file import parse_object, shown
+from ..json_file import parse_object
 from ..model.config import ModelConfig
+from ..values import shown
 from .manifest import Manifest
 from .programs import Signature, Sizes
 

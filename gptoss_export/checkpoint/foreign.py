@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError
-from ..json_file import read_object, shown
+from ..json_file import read_object
+from ..values import shown
 from .layouts.layout import Shape
 
 ADAPTER_CONFIG = "adapter_config.json"

@@ -9,7 +9,8 @@ from safetensors import SafetensorError, safe_open
 
 from .. import git_lfs
 from ..errors import CheckpointError, raise_all
-from ..json_file import read_object, shown
+from ..json_file import read_object
+from ..values import shown
 from .foreign import ADAPTER_WEIGHTS
 
 INDEX = "model.safetensors.index.json"

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, raise_all
-from ..json_file import elements, read_object, shown
+from ..json_file import elements, read_object
+from ..values import shown
 from .spellings import ROPE_SECTIONS, contradictions
 
 SLIDING = "sliding_attention"

@@ -30,7 +30,7 @@ from ...compat.cpp_flags import without_paths
 from ...compat.cpu_instructions import cpu_instructions
 from ...compat.mutation_analysis import cached_mutation_analysis
 from ...compat.pytorch import compile_to_files, write_package
-from ...compat.toolchain import toolchain_problem
+from ...compat.toolchain import links_dynamically, toolchain_problem
 from ...compat.versions import installed, version_problem
 from ...compiler.export import TracedProgram
 from ...compiler.lower import Implementations, kernel_implementations, reference_implementations
@@ -170,7 +170,7 @@ def _check_linked(program: str, files: Sequence[Any]) -> None:
         if _ENTRY_SYMBOL not in code:
             symbol = _ENTRY_SYMBOL.decode()
             raise BuildError(f"program {program}: {library} has no {symbol}; Inductor's cache is damaged, remove it")
-        if not any(name in code for name in (b"libstdc++.so", b"libc++.so")):
+        if not links_dynamically(code):
             raise BuildError(
                 f"the C++ compiler ({os.environ.get('CXX', 'g++')}) links its standard library statically: such "
                 "code crashes when it is loaded. Use one that links libstdc++ dynamically, such as CXX=/usr/bin/g++"

@@ -17,7 +17,7 @@ from pathlib import Path
 from ...artifact.description import check_description
 from ...artifact.manifest import Manifest
 from ...errors import ArtifactError, raise_all
-from ...json_file import shown
+from ...values import shown
 from . import cpu_isa
 
 DESCRIPTION = "gptoss_export.json"  # the name of the description (artifact/description.py) among the extra files

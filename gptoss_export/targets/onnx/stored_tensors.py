@@ -15,9 +15,10 @@ from typing import Any, TypeGuard
 
 from ...artifact.manifest import Part, WeightSpec
 from ...errors import ArtifactError
-from ...json_file import parse_object, shown
+from ...json_file import parse_object
 from ...model.config import MXFP4_GROUP
 from ...model.parameters import is_expert_weight, layer_of
+from ...values import shown
 from .model_proto import ExternalData, Initializer
 
 FLOAT, UINT8, FLOAT16, BFLOAT16, FLOAT8E8M0 = 1, 2, 10, 16, 24  # numbers of ONNX's TensorProto.DataType

@@ -17,8 +17,9 @@ from ...artifact.description import check_description
 from ...artifact.manifest import Manifest
 from ...artifact.programs import Role, Signature, TensorSpec
 from ...errors import ArtifactError, raise_all
-from ...json_file import read_object, shown
+from ...json_file import read_object
 from ...model.dtypes import torch_dtype
+from ...values import shown
 from .schedule import (
     ALIGNMENT,
     ARENA,
