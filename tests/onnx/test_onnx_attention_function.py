@@ -30,6 +30,27 @@ def attention_of_one(query: torch.Tensor, keys: list[torch.Tensor], values: list
     return sum((power / total * value for power, value in zip(powers, values, strict=True)), torch.zeros(DIM))
 
 
+def run_function(arrays: dict[str, np.ndarray], window: int) -> list[np.ndarray]:
+    """The results of a model that is one call of the function."""
+    function = sink_attention()
+    info = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in arrays.items()
+    ]
+    node = helper.make_node(
+        "SinkAttention", list(function.input), list(function.output), domain=OWN, window=window, scale=SCALE
+    )
+    results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in function.output]
+    model = helper.make_model(
+        helper.make_graph([node], "test", info, results),
+        functions=[function],
+        ir_version=10,
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(OWN, 1)],
+    )
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, arrays)
+
+
 @pytest.mark.parametrize("window", [-1, 1, 3, 100])
 def test_attention_function(window: int) -> None:
     """Two sequences, of which the second has no tokens in two places."""
@@ -78,24 +99,41 @@ def test_attention_function(window: int) -> None:
                 )
                 expected[batch, new, head] = attention_of_one(query, keys, values, float(given["sinks"][head]))
 
-    function = sink_attention()
     arrays = {name: value.numpy() for name, value in given.items()}
-    info = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-        for name, array in arrays.items()
-    ]
-    node = helper.make_node(
-        "SinkAttention", list(function.input), list(function.output), domain=OWN, window=window, scale=SCALE
-    )
-    results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in function.output]
-    model = helper.make_model(
-        helper.make_graph([node], "test", info, results),
-        functions=[function],
-        ir_version=10,
-        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(OWN, 1)],
-    )
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    out, new_key, new_value = session.run(None, arrays)
+    out, new_key, new_value = run_function(arrays, window)
     np.testing.assert_allclose(out, expected.flatten(2).numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(new_key, present_key.numpy(), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(new_value, present_value.numpy())
+
+
+@pytest.mark.parametrize("fill", [np.nan, np.inf])
+def test_what_no_query_sees_is_not_multiplied(fill: float) -> None:
+    """Rows without a token, and rows before the windows of all queries, hold anything: no bit of the result changes."""
+    random = np.random.default_rng(0)
+    window = 2
+
+    def normal(*shape: int) -> np.ndarray:
+        return random.standard_normal(shape, np.float32)
+
+    mask = np.ones((2, OLD + NEW), np.int64)
+    mask[1, [1, 3]] = 0
+    given = {
+        "query": normal(2, NEW, KV_HEADS * GROUP * DIM),
+        "key": normal(2, NEW, KV_HEADS * DIM),
+        "value": normal(2, NEW, KV_HEADS * DIM),
+        "past_key": normal(2, KV_HEADS, OLD, DIM),
+        "past_value": normal(2, KV_HEADS, OLD, DIM),
+        "cos": normal(20, DIM // 2),
+        "sin": normal(20, DIM // 2),
+        "sinks": normal(KV_HEADS * GROUP),
+        "mask": mask,
+    }
+    clean = run_function(given, window)[0]
+    seen = {**given, "past_value": given["past_value"].copy()}
+    seen["past_value"][0, :, OLD - 1] = fill
+    assert not np.isfinite(run_function(seen, window)[0][0]).all()  # the last old token is in a window
+    for name in ("past_key", "past_value"):
+        given[name] = given[name].copy()
+        given[name][0, :, : OLD - 1] = fill
+        given[name][1, :, [0, 1, 2, 3]] = fill
+    np.testing.assert_array_equal(run_function(given, window)[0], clean)
