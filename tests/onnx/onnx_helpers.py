@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,14 @@ from artifacts import made_once
 from gptoss_export import BuildOptions, build
 from gptoss_export.checkpoint.layouts import LAYOUTS
 from gptoss_export.checkpoint.synthetic import PRESETS, write_synthetic
+from gptoss_export.targets.onnx.model_files import DESCRIPTION
 from gptoss_export.targets.onnx.options import Options
 
 # Not "onnx": without the package, that name is the folder of these tests.
 pytest.importorskip("onnx.helper", reason="onnx is not installed")
+import onnx
+from google.protobuf.message import Message
+
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 KINDS = ("default", "portable")  # of a model for cpu
@@ -58,6 +64,30 @@ def cuda_artifact(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
 
     root = made_once(tmp_path_factory, "onnx-cuda", make)
     return root / "checkpoint", root / "artifact"
+
+
+def texts_of_this_machine(folder: Path, checkpoint: Path) -> list[str]:
+    """Where the files of an artifact name a folder of the building machine, or hold text of the program that made them:
+    a doc string, or a property other than the model's description."""
+    folders = {Path(__file__).parents[2], Path(torch.__file__).parent.parent, Path(sys.prefix), folder, checkpoint}
+    found = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        data = path.read_bytes()
+        found += [f"{path.name}: {name}" for name in folders if str(name).encode() in data]
+        if path.suffix == ".onnx":
+            found += [f"{path.name}: {text!r}" for text in _texts(onnx.load(path, load_external_data=False))]
+    return found
+
+
+def _texts(message: Message) -> Iterator[str]:
+    for field, value in message.ListFields():
+        for item in [value] if isinstance(value, (str, bytes, int, float, Message)) else value:
+            if field.name == "doc_string":
+                yield item
+            elif field.name == "metadata_props" and item.key != DESCRIPTION:
+                yield item.key
+            elif isinstance(item, Message):
+                yield from _texts(item)
 
 
 def unpack(repacked: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import onnx
 import onnx_helpers
 import pytest
 import torch
-from onnx_helpers import KINDS, build_onnx, cpu_artifacts
+from onnx_helpers import KINDS, build_onnx, cpu_artifacts, texts_of_this_machine
 
 from gptoss_export import load
 from gptoss_export.artifact.manifest import load_manifest, save_manifest
@@ -99,6 +99,22 @@ def test_two_builds_are_the_same(artifacts, checkpoints, tmp_path):
     for name in "model.onnx", "genai_config.json":
         assert (again / name).read_bytes() == (artifacts["default"] / name).read_bytes()
     assert load_manifest(again).files == load_manifest(artifacts["default"]).files
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_no_folder_of_the_building_machine(artifacts, checkpoints, tmp_path, kind):
+    assert texts_of_this_machine(artifacts[kind], checkpoints["hf"]) == []
+    (tmp_path / "a").mkdir()
+    model = onnx.load(artifacts[kind] / "model.onnx", load_external_data=False)
+    model.graph.node[3].doc_string = "text"
+    model.functions[0].node[2].metadata_props.add(key="stack", value="text")
+    onnx.save(model, tmp_path / "a" / "model.onnx")
+    (tmp_path / "a" / "genai_config.json").write_text(f'{{"folder": "{checkpoints["hf"]}"}}', encoding="utf-8")
+    assert texts_of_this_machine(tmp_path / "a", checkpoints["hf"]) == [
+        f"genai_config.json: {checkpoints['hf']}",
+        "model.onnx: 'text'",
+        "model.onnx: 'stack'",
+    ]
 
 
 def test_an_op_without_converter_is_named(checkpoints, tmp_path, monkeypatch):

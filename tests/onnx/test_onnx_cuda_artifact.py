@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx_helpers import CUDA_CONFIG, CUDA_OPTIONS, cuda_artifact, ort, unpack
+from onnx_helpers import CUDA_CONFIG, CUDA_OPTIONS, cuda_artifact, ort, texts_of_this_machine, unpack
 from safetensors import safe_open
 
 from gptoss_export import BuildOptions, build
@@ -122,6 +122,13 @@ def test_two_builds_are_the_same(cuda, tmp_path):
     assert build(checkpoint, tmp_path / "a", CUDA_OPTIONS, notes).files == load_manifest(artifact).files
     assert "repack the experts, layer 4 of 4" in notes.updates
     assert any("writing 0.0 GB in addition to the weights" in note for note in notes.notes)
+
+
+def test_names_no_folder_of_the_building_machine(cuda):
+    """The probe is looked at too."""
+    checkpoint, artifact = cuda
+    assert (artifact / "probe.onnx").exists()
+    assert texts_of_this_machine(artifact, checkpoint) == []
 
 
 def test_sizes_that_qmoe_computes_wrongly(checkpoints, tmp_path):
