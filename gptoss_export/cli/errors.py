@@ -87,10 +87,8 @@ def end_with_os_error(error: OSError) -> NoReturn:
 
 
 def _end_with(message: str) -> NoReturn:
-    from ..errors import shortened
-
     try:
-        say(f"error: {shortened(message)}", err=True)
+        say(f"error: {message}", err=True)
     except BrokenPipeError:
         raise
     except OSError:  # stderr is what cannot be written
@@ -105,9 +103,7 @@ def plain_usage_errors() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        from ..errors import shortened
-
-        text = shortened(one_message(error.format_message()))
+        text = one_message(error.format_message())
         error.format_message = lambda: text  # type: ignore[method-assign]
         raise
 

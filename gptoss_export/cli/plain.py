@@ -16,9 +16,11 @@ def plain(text: str) -> str:
 
 
 def one_message(text: str) -> str:
-    """The text as `plain` gives it, with further lines indented: a name with a line break in it cannot look like a
-    message of its own."""
-    return re.sub(r"\n(?=\S)", "\n  ", plain(text))
+    """The text as `plain` gives it, cut in its middle where it is long (`errors.shortened`). Further lines are indented:
+    a name with a line break in it cannot look like a message of its own."""
+    from ..errors import shortened
+
+    return re.sub(r"\n(?=\S)", "\n  ", plain(shortened(text)))
 
 
 def say(text: str, err: bool = False) -> None:

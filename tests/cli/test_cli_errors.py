@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,3 +170,11 @@ def test_a_name_with_a_line_break_is_no_message_of_its_own(uncompiled: Path, tmp
         done = invoke(*arguments)
         assert done.exit_code == 2 and "a\n  error: b" in done.stderr
         assert len(re.findall("^error:", done.stderr, re.IGNORECASE | re.MULTILINE)) == 1
+
+
+def test_a_note_quotes_no_long_name(uncompiled: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(uncompiled, tmp_path / "artifact")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"target": LONG}))
+    done = invoke("inspect", folder)
+    assert done.exit_code == 0 and "note: the tables of target xxx" in done.stderr and len(done.stderr) < 9000
