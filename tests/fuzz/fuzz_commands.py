@@ -141,9 +141,21 @@ class Commands(Surface[CommandCase]):
 
     def prepare(self, case: CommandCase, scratch: Scratch) -> Request:
         make_inputs(self.bases, scratch)
-        argv = [case.command, *(word_text(word, scratch) for word in case.words)]
+        argv = [case.command, *self._short([word_text(word, scratch) for word in case.words], case.command)]
         stdin = scratch.input / case.stdin if case.stdin else None
         return Request("build" if case.command == "build" else "command", {"argv": argv}, stdin)
+
+    def _short(self, arguments: list[str], name: str) -> list[str]:
+        """The arguments, with a small number for each option of `SHORT` that they do not have."""
+        command = self._commands.get(name)
+        if command is None:
+            return arguments
+        try:
+            given, _, _ = command.make_parser(click.Context(command)).parse_args(list(arguments))
+        except click.UsageError:
+            return arguments
+        missing = [param for param in command.params if param.name in SHORT and param.name not in given]
+        return [*arguments, *(word for param in missing for word in (param.opts[0], SHORT[str(param.name)][0]))]
 
     def judge(self, case: CommandCase, scratch: Scratch, result: Result, worker: Worker) -> Outcome:
         if result.status == 1:

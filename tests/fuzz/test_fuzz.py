@@ -32,7 +32,7 @@ from hypothesis.database import DirectoryBasedExampleDatabase
 IN_CI = 300
 CASES = int(os.environ.get("GPTOSS_EXPORT_FUZZ_CASES", IN_CI))
 BLOB = os.environ.get("GPTOSS_EXPORT_FUZZ_BLOB")
-COUNTS = os.environ.get("GPTOSS_EXPORT_FUZZ_COUNTS")  # a folder for the outcomes of each surface, as JSON
+COUNTS = os.environ.get("GPTOSS_EXPORT_FUZZ_COUNTS")  # a folder for the outcomes of each surface, and its failures
 SURFACES: tuple[type[Surface[Any]], ...] = (
     ShownManifests,
     RunManifests,
@@ -72,6 +72,7 @@ def test_changed_input(kind: type[Surface[Any]], bases: Bases, worker: Worker, t
         folder = Path(COUNTS)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{kind.name}.json").write_text(json.dumps(explorer.counts))
+        (folder / f"{kind.name}.txt").write_text("\n\n".join(problems))
     assert not problems, "\n\n".join(problems)
 
 
