@@ -216,7 +216,9 @@ def judge(mutations: Sequence[Mutation], places: Sequence[Place], original: Path
         if files_of(places[index].shared) != artifacts:
             raise SystemExit(f"{mutation}: its tests have changed the artifacts that all tests share; stopped")
         seconds = before + run.seconds
-        if code == FAILED:
+        if code < 0:
+            score.add(mutation, "caught", seconds, f"the tests' process ended by signal {-code}")
+        elif code == FAILED:
             failed = [*run.failed_tests(), "took too long"][0]
             score.add(mutation, "caught", seconds, failed + (" (the wider set)" if wide else ""))
         elif code == PASSED:

@@ -49,6 +49,22 @@ def test_a_stream_that_another_call_overtook_is_refused(runner: Runner, sequence
         next(blocks)
 
 
+def test_reset_of_one_slot_leaves_the_others(runner: Runner, sequence: list[int]) -> None:
+    for slot in range(3):
+        runner.prefill(sequence[: 4 + slot], slot)
+    runner.reset(1)
+    assert [runner.length(slot) for slot in range(3)] == [4, 0, 6]
+    runner.reset()
+    assert [runner.length(slot) for slot in range(3)] == [0, 0, 0]
+
+
+def test_score_takes_the_place_of_what_the_slot_holds(runner: Runner, sequence: list[int]) -> None:
+    alone = runner.score(sequence[:20])
+    runner.prefill(sequence[300:340], slot=1)
+    assert torch.equal(runner.score(sequence[:20], slot=1), alone)
+    assert runner.length(1) == 20
+
+
 def test_a_refused_score_leaves_the_slot(runner: Runner, sequence: list[int]) -> None:
     runner.prefill(sequence[:7])
     with pytest.raises(RunError):
