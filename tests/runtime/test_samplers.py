@@ -60,6 +60,14 @@ def test_tokens_are_those_of_the_definition(sampler: str, params: SamplingParams
 
 
 @both_samplers
+@pytest.mark.parametrize("params", [SamplingParams(1.0, 3, seed=5), SamplingParams(1.0, 0, 0.37, seed=6)], ids=str)
+def test_of_equal_logits_the_lower_tokens_are_kept(sampler: str, params: SamplingParams) -> None:
+    logits = random_logits(100, 50).round()  # about ten different values
+    tokens, _ = draw(sampler, logits, range(100), [params] * 100)
+    assert tokens == [chosen_token(row, position, params) for position, row in enumerate(logits.tolist())]
+
+
+@both_samplers
 def test_greedy_without_reading_the_logits(sampler: str) -> None:
     logits = random_logits(20, 50)
     logits[3] = 1.0  # of equal logits the lowest id wins
