@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from onnx_helpers import ort  # first: it skips these tests where onnx is not in
 
 from onnx import TensorProto, helper, numpy_helper  # isort: skip
 
-from gptoss_export.model.mxfp4 import dequantize
+from gptoss_export.model.mxfp4 import dequantize, quantize
 from gptoss_export.model.ops import OPS
 from gptoss_export.targets.onnx.functions import mxfp4_experts
 from gptoss_export.targets.onnx.graph import OPSET, OWN
@@ -18,11 +20,9 @@ from gptoss_export.verification.metric import TOLERANCES, deviation
 CASES = dict(OPS["mxfp4_experts"].cases(torch.device("cpu"), torch.float32))
 
 
-@pytest.mark.parametrize("label", CASES)
-def test_experts_function(label):
-    """The function alone against the op's reference, at the op's own cases."""
-    function, arguments = mxfp4_experts(), CASES[label]
-    assert {*function.input, *function.attribute} == set(OPS["mxfp4_experts"].argument_names)
+def run_experts(arguments: dict[str, Any]) -> torch.Tensor:
+    """The result of a model that is one call of the function."""
+    function = mxfp4_experts()
     arrays = {name: arguments[name].numpy() for name in function.input}
     attributes = {name: arguments[name] for name in function.attribute}
     info = [
@@ -38,8 +38,38 @@ def test_experts_function(label):
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(OWN, 1)],
     )
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found = deviation(torch.from_numpy(session.run(None, arrays)[0]), OPS["mxfp4_experts"].reference(**arguments))
+    return torch.from_numpy(session.run(None, arrays)[0])
+
+
+@pytest.mark.parametrize("label", CASES)
+def test_experts_function(label):
+    """The function alone against the op's reference, at the op's own cases."""
+    function, arguments = mxfp4_experts(), CASES[label]
+    assert {*function.input, *function.attribute} == set(OPS["mxfp4_experts"].argument_names)
+    found = deviation(run_experts(arguments), OPS["mxfp4_experts"].reference(**arguments))
     assert found.within(TOLERANCES[torch.float32]), found
+
+
+def test_a_row_does_not_depend_on_the_others():
+    """Its bits are the same, whether or not other rows go to its experts, and whatever those rows hold."""
+    random = torch.Generator().manual_seed(0)
+    experts, hidden, inter = 4, 96, 64
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=random)
+
+    given: dict[str, Any] = {"x": normal(3, hidden), "routing_weights": torch.full((3, 2), 0.5)}
+    given |= {"alpha": 1.702, "limit": 7.0, "gate_up_bias": normal(experts, 2 * inter)}
+    given |= {"down_bias": normal(experts, hidden)}
+    for name, rows, columns in ("gate_up", 2 * inter, hidden), ("down", hidden, inter):
+        given[f"{name}_blocks"], given[f"{name}_scales"] = quantize(normal(experts, rows, columns) * columns**-0.5)
+    found = []
+    for others in [[2, 3], [2, 3]], [[0, 1], [2, 3]], [[0, 1], [1, 0]]:
+        for fill in 1.0, float("nan"):
+            given["x"][1:] = fill
+            found.append(run_experts({**given, "expert_indices": torch.tensor([[0, 1], *others])})[0])
+    assert torch.isfinite(found[0]).all()
+    assert all(torch.equal(row, found[0]) for row in found)
 
 
 def test_every_code_and_scale_is_unpacked():

@@ -19,7 +19,8 @@ SinkAttention(query, key, value, past_key, past_value, cos, sin, sinks, mask) ->
 Mxfp4Experts(x, routing_weights, expert_indices, then blocks, scales and bias of gate_up and of down) -> out
 
     As gptoss::mxfp4_experts (gptoss_export/model/ops/experts.py), in float32. A loop over the experts. Each one unpacks
-    its matrices only if a token goes to it, and multiplies the rows of those tokens only. Attributes: alpha, limit.
+    its matrices only if a token goes to it, and multiplies the rows of those tokens only. In a call of several rows, no
+    bit of a row depends on the others. Attributes: alpha, limit.
 """
 
 from __future__ import annotations
@@ -149,6 +150,11 @@ def _chosen_expert(pairs: str, powers: str, alpha: str, limit: str, chosen: str,
     """The branch of an expert that some token goes to: unpacks its matrices and adds its output to `sum`."""
     g = Nodes("chosen.")
     rows = g.reshape(g.add("NonZero", chosen), -1)
+    # onnxruntime adds up the product of one row in another order than that of several. So an expert's only row is
+    # doubled where the call has more rows: its bits do not depend on which experts the others go to.
+    count = g.size(rows, 0)
+    doubled = g.add("Max", g.add("Sub", g.add("Min", g.size("x", 0), g.constant([2])), count), g.constant([0]))
+    gathered = g.add("Concat", rows, g.slice(rows, 0, doubled, 0), axis=0)
 
     def matrix(name: str) -> str:
         """The expert's matrix [N, K], of two weights a byte."""
@@ -161,12 +167,13 @@ def _chosen_expert(pairs: str, powers: str, alpha: str, limit: str, chosen: str,
         bias = g.cast(g.add("Gather", f"{name}_bias", "expert", axis=0), TensorProto.FLOAT)
         return g.add("Gemm", x, matrix(name), bias, transB=1)
 
-    hidden = product(g.add("Gather", "x", rows, axis=0), "gate_up")
+    hidden = product(g.add("Gather", "x", gathered, axis=0), "gate_up")
     gate, up = g.slice(hidden, 0, _TO_THE_END, 1, 2), g.slice(hidden, 1, _TO_THE_END, 1, 2)
     gate = g.add("Min", gate, limit)
     up = g.add("Max", g.add("Min", up, limit), g.add("Neg", limit))
     act = g.add("Mul", gate, g.add("Sigmoid", g.add("Mul", gate, alpha)))
     act = g.add("Mul", act, g.add("Add", up, g.constant(1, np.float32)))
-    added = g.add("Mul", product(act, "down"), g.unsqueeze(g.add("Gather", share, rows), 1))
+    out = g.slice(product(act, "down"), 0, count, 0)
+    added = g.add("Mul", out, g.unsqueeze(g.add("Gather", share, rows), 1))
     g.add("ScatterND", "sum", g.unsqueeze(rows, 1), added, outputs=["added"], reduction="add")
     return g.nodes
