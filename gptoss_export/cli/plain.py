@@ -16,8 +16,8 @@ def plain(text: str) -> str:
 
 
 def one_message(text: str) -> str:
-    """The text as `plain` gives it, cut in its middle where it is long (`errors.shortened`). Further lines are indented:
-    a name with a line break in it cannot look like a message of its own."""
+    """The text as `plain` gives it, `shortened`. Further lines are indented: a name with a line break in it cannot look
+    like a message of its own."""
     from ..errors import shortened
 
     return re.sub(r"\n(?=\S)", "\n  ", plain(shortened(text)))
