@@ -12,14 +12,17 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..errors import RunError, raise_all
+from ..errors import ArtifactError, RunError, raise_all
 
 
 class MappedFiles:
-    """The files at `paths`, as they are now. Raises OSError where one cannot be opened."""
+    """The files at `paths`, as they are now. Raises ArtifactError where one cannot be opened."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        self._files = [(path, path.open("rb")) for path in paths]
+        try:
+            self._files = [(path, path.open("rb")) for path in paths]
+        except OSError as error:
+            raise ArtifactError(f"{error.filename}: cannot be read ({error.strerror or error})") from None
         self._states = [_state(file.fileno()) for _, file in self._files]
 
     def check(self) -> None:

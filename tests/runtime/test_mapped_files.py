@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gptoss_export import Runner, load
-from gptoss_export.errors import RunError
+from gptoss_export.errors import ArtifactError, RunError
 from gptoss_export.runtime.mapped_files import MappedFiles
 
 
@@ -63,6 +63,11 @@ def test_what_leaves_the_bytes_alone_is_no_change(tmp_path: Path, change: Callab
     mapped = MappedFiles([path])
     change(path)
     mapped.check()
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"weights: cannot be read \(No such file"):
+        MappedFiles([tmp_path / "weights"])
 
 
 def test_a_loaded_artifact_whose_shard_is_cut_ends_the_call(artifact: Path, tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from ...artifact.manifest import Manifest
-from ...errors import ArtifactError
 from ...runtime.mapped_files import MappedFiles
 from .model_files import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_FROM, cache_names
 from .options import Options
@@ -67,11 +66,11 @@ class CpuModel(ABC):
 
 
 def load_model(manifest: Manifest, path: Path, options: Options) -> CpuModel:
-    """The model at `path`. Raises ArtifactError where onnxruntime refuses it or where it is not the manifest's."""
-    try:
-        mapped = MappedFiles(path.parent / name for name in manifest.weight_files())
-    except OSError as error:
-        raise ArtifactError(f"{error.filename}: cannot be read ({error.strerror}); build the artifact again") from None
+    """The model at `path`.
+
+    Raises ArtifactError where onnxruntime refuses it, where it is not the manifest's, or where a file cannot be read.
+    """
+    mapped = MappedFiles(path.parent / name for name in manifest.weight_files())
     session = open_session(path, manifest, ["CPUExecutionProvider"])
     return (GrowingModel if options.portable else InPlaceModel)(session, manifest, mapped)
 
