@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ..json_file import elements, members, read_object
 from ..machine_limits import writes
 from ..model.config import ModelConfig, violations
 from ..model.parameters import parameters
+from ..values import shown
 from .atomic_folder import PARTIAL
 from .files import FileSpec
 from .programs import Role, Signature, Sizes, TensorSpec, programs_of, signature_differences
@@ -29,6 +31,7 @@ DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16")  # what an artifact can compute in
 SCHEMA_VERSION = 6
 NAME = "manifest.json"
+_SHA256 = re.compile("[0-9a-f]{64}")
 # Names in a manifest that are not those of the option; "tables" is in schema 4 and earlier.
 _OPTION_NAMES = {"prefill_chunks": "prefill-chunk", "stop_tokens": "stop-token", "tables": "tuned-configs"}
 
@@ -242,9 +245,13 @@ def _size_violations(manifest: Manifest) -> Iterator[str]:
 
 
 def _file_violations(manifest: Manifest) -> Iterator[str]:
-    for name in manifest.files:
+    for name, spec in manifest.files.items():
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             yield f"files: {name!r} is outside of the artifact"
+        if type(spec.bytes) is not int or spec.bytes < 0:
+            yield f"files: {name!r} has {shown(spec.bytes)} bytes, expected a whole number of 0 or more"
+        if not isinstance(spec.sha256, str) or _SHA256.fullmatch(spec.sha256) is None:
+            yield f"files: {name!r} has the sha256 {shown(spec.sha256)}, expected 64 hexadecimal digits in lower case"
     for name, weight in manifest.weights.items():
         if not weight.parts:
             yield f"weight {name}: has no parts"
