@@ -222,9 +222,20 @@ def _kind_violations(manifest: Manifest) -> Iterator[str]:
         yield f"dtype: found {manifest.dtype!r}, expected {' or '.join(DTYPES)}"
     if not isinstance(manifest.versions.get("torch"), str):
         yield "versions: torch is missing"
-    if not isinstance(manifest.provenance.machine, str):
-        yield f"provenance.machine: found {manifest.provenance.machine!r}, expected a string"
-    tuned = manifest.provenance.tuned_configs
+    for name, version in manifest.versions.items():
+        if not isinstance(version, str):
+            yield f"versions.{name}: found {shown(version)}, expected a string"
+    origin = manifest.provenance
+    for name, kind, expected in (
+        ("machine", str, "a string"),
+        ("system", str, "a string"),
+        ("gpu", str | None, "a string or null"),
+        ("options", dict, "an object"),
+        ("source_sha256", str, "a string"),
+    ):
+        if not isinstance(value := getattr(origin, name), kind):
+            yield f"provenance.{name}: found {shown(value)}, expected {expected}"
+    tuned = origin.tuned_configs
     if not isinstance(tuned, dict) or not all(
         isinstance(labels, list) and all(isinstance(label, str) for label in labels) for labels in tuned.values()
     ):

@@ -327,6 +327,8 @@ def violations(config: ModelConfig) -> list[str]:
                 found.append(f"{prefix}{field.name}: found {shown(value)}, expected a finite {kind} above 0")
             elif not least <= value <= most:
                 found.append(f"{prefix}{field.name}: found {shown(value)}, expected {least:g} to {most:g}")
+    if not isinstance(config.rope.truncate, bool):
+        found.append(f"rope.truncate: found {shown(config.rope.truncate)}, expected true or false")
     if found:
         return found
     for name in ("hidden_size", "intermediate_size"):

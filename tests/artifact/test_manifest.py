@@ -151,6 +151,37 @@ def test_everything_in_a_manifest_means_something(
         read(data, tmp_path)
 
 
+@pytest.mark.parametrize("value", [5, [], True])
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("provenance.machine", "a string"),
+        ("provenance.system", "a string"),
+        ("provenance.gpu", "a string or null"),
+        ("provenance.options", "an object"),
+        ("provenance.source_sha256", "a string"),
+        ("versions.torch", "a string"),
+        ("versions.python", "a string"),
+        ("target", "a string"),
+        ("source", "a string"),
+        ("target_options", "an object"),
+    ],
+)
+def test_a_value_of_another_type(data: dict[str, Any], tmp_path: Path, path: str, expected: str, value: object) -> None:
+    """`inspect` shows all of them."""
+    stem, _, name = path.rpartition(".")
+    (data[stem] if stem else data)[name] = value
+    with pytest.raises(ArtifactError, match=re.escape(f"{path}: found {value!r}, expected {expected}")):
+        read(data, tmp_path)
+
+
+@pytest.mark.parametrize("value", [None, 1, "false"])
+def test_whether_yarn_rounds_is_true_or_false(data: dict[str, Any], tmp_path: Path, value: object) -> None:
+    data["model"]["rope"]["truncate"] = value
+    with pytest.raises(ArtifactError, match=re.escape(f"rope.truncate: found {value!r}, expected true or false")):
+        read(data, tmp_path)
+
+
 def test_a_dtype_that_no_artifact_computes_in_is_refused(data: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="dtype: found 'int64', expected float32 or bfloat16"):
         read(data | {"dtype": "int64"}, tmp_path)
