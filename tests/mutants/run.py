@@ -135,6 +135,7 @@ def copy_project(folder: Path, commit: str | None) -> None:
 def import_packages() -> None:
     """Import what nearly every test needs, once: the runs of pytest are forks of this process. Nothing of the project,
     nothing that starts threads, and not Triton, whose interpreter is switched on before it is imported."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # numpy starts threads as it is imported, which a fork does not have
     for name in ("torch", "transformers.models.gpt_oss.modeling_gpt_oss", "hypothesis", "safetensors.torch", "onnx"):
         try:
             __import__(name)
@@ -264,7 +265,8 @@ def main() -> int:
             print(f"{mutation!s:55} {mutation.file}: {mutation.breaks}")
         return 0
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)  # what runs is ended, and the temporary folder removed
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, signal.default_int_handler)  # what runs is ended, the temporary folder removed
     score = Score(len(mutations))
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         root = Path(name)
