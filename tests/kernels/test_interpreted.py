@@ -31,9 +31,19 @@ INTERPRETED = "float32", "float16"
 
 
 @pytest.fixture(scope="module")
-def interpreted(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """The deviations of the cases that this run has chosen, by 'op/dtype/label'. Each dtype has a process: the
-    interpreter is slow."""
+def interpreted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The deviations of the cases that this run has chosen, by 'op/dtype/label'. Each dtype has a process, and one test
+    process runs them for all: the interpreter is slow."""
+
+    from artifacts import made_once  # which the process of the interpreter has no path to
+
+    def make(root: Path) -> None:
+        (root / "found.json").write_text(json.dumps(_deviations(request)), encoding="utf-8")
+
+    return json.loads((made_once(tmp_path_factory, "interpreted", make) / "found.json").read_text(encoding="utf-8"))
+
+
+def _deviations(request: pytest.FixtureRequest) -> dict[str, Any]:
     tests = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
     chosen = [item.callspec.params for item in tests if "label" in item.callspec.params]
     runs = []
