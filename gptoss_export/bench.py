@@ -119,7 +119,8 @@ def bench(
 ) -> BenchReport:
     """Time every batch with every context.
 
-    profile                             measure the kernels of a decode step too, at the first context (CUDA only)
+    profile                             measure the kernels of a decode step too, of the first batch at the first
+                                        context (CUDA only)
     verify_hashes, tune_process, trust  as of `load`
 
     Raises UsageError for what does not fit the artifact, ArtifactError as `load`.
@@ -144,7 +145,7 @@ def bench(
     kernels: list[KernelTime] = []
     if profile:
         with progress.stage("profile a decode step"):
-            kernels = kernel_times(runner, contexts[0])
+            kernels = kernel_times(runner, batches[0], contexts[0])
     return BenchReport(
         artifact=str(artifact),
         machine=torch.cuda.get_device_name() if device.type == "cuda" else manifest.arch,
@@ -169,19 +170,19 @@ def bench(
     )
 
 
-def kernel_times(runner: Runner, context: int) -> list[KernelTime]:
-    """The kernels of a decode step of all slots at `context` tokens, the longest first. Resets the runner."""
+def kernel_times(runner: Runner, batch: int, context: int) -> list[KernelTime]:
+    """The kernels of a decode step of `batch` sequences at `context` tokens, the longest first. Resets the runner."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
-    slots = list(range(runner.manifest.sizes.max_batch))
+    slots = list(range(batch))
     start = context - _PROFILED
     runner.reset()
     for slot in slots:
         runner.prefill(_prompt(runner.manifest, start, slot), slot)
 
     def step(index: int) -> None:
-        runner.executor.step(slots, [start + index] * len(slots), sampled=False)
+        runner.executor.step(slots, [start + index] * runner.manifest.sizes.max_batch, sampled=False)
 
     step(0)
     with record(activities=[ProfilerActivity.CUDA]) as recorded:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ class BuildOptions:
     arch            one arch such as sm_90, or several with commas between them. None: this machine's
     dtype           dtype of the matrix products and the KV caches. None: the target's first for the device
     max_batch       sequences at a time
+    widths          sequences that a decode step takes, one program each; `max_batch` is among them. None: 1, 2, 4, ...
+                    and `max_batch`, or `max_batch` alone where the target has one decode program
     max_context     tokens that a sequence can hold
     prefill_chunks  tokens that a prefill call takes, one program each. None: what suits the device
     stop_tokens     None: those of the checkpoint
@@ -46,6 +48,7 @@ class BuildOptions:
     arch: str | None = None
     dtype: str | None = None
     max_batch: int = 1
+    widths: tuple[int, ...] | None = None
     max_context: int = 4096
     prefill_chunks: tuple[int, ...] | None = None
     stop_tokens: tuple[int, ...] | None = None
@@ -74,6 +77,7 @@ class Settings:
             "arch": ",".join(self.archs),
             "dtype": self.dtype,
             "max_batch": self.sizes.max_batch,
+            "widths": list(self.sizes.widths),
             "max_context": self.sizes.max_context,
             "prefill_chunks": list(self.sizes.prefill_chunks),
             "stop_tokens": list(self.stop_tokens),
@@ -99,8 +103,14 @@ def resolve(options: BuildOptions) -> tuple[Compiler, Settings, dict[str, Config
         *target.option_problems(device, options.arch, target_options),
     ]
     sizes, size_problems = resolve_sizes(
-        options.max_batch, options.max_context, options.prefill_chunks, target.default_prefill_chunks(device)
+        options.max_batch,
+        options.widths,
+        options.max_context,
+        options.prefill_chunks,
+        target.default_widths,
+        target.default_prefill_chunks(device),
     )
+    problems += target.size_problems(sizes)
     stop_tokens, stop_problems = _stop_tokens(options.stop_tokens)
     raise_all(UsageError, "options that cannot be built", problems + size_problems + stop_problems)
     available = target.available(device)
@@ -162,11 +172,21 @@ def _names(arch: str) -> list[str]:
 
 
 def resolve_sizes(
-    max_batch: int, max_context: int, chunks: tuple[int, ...] | None, default_chunks: tuple[int, ...]
+    max_batch: int,
+    widths: tuple[int, ...] | None,
+    max_context: int,
+    chunks: tuple[int, ...] | None,
+    widths_for: Callable[[int], tuple[int, ...]],
+    default_chunks: tuple[int, ...],
 ) -> tuple[Sizes, list[str]]:
-    """The sizes of an artifact, and what is wrong with them. Default chunks are shortened to the context."""
+    """The sizes of an artifact, and what is wrong with them. Default chunks are shortened to the context.
+
+    widths_for      the default widths of a largest batch
+    default_chunks  the default prefill chunks
+    """
     wanted = {
         "--max-batch": (max_batch,),
+        "--widths": () if widths is None else _listed(widths),
         "--max-context": (max_context,),
         "--prefill-chunk": _listed(default_chunks if chunks is None else chunks),
     }
@@ -177,18 +197,24 @@ def resolve_sizes(
         if whole_number(value) is None
     ]
     if problems:
-        return Sizes(1, 1, (1,)), problems
+        return Sizes((1,), 1, (1,)), problems
     numbers = {option: tuple(map(operator.index, values)) for option, values in wanted.items()}
-    (max_batch,), (max_context,), given = numbers.values()
+    (max_batch,), given_widths, (max_context,), given = numbers.values()
     problems = [f"{option} {value}: expected 1 or more" for option in numbers for value in numbers[option] if value < 1]
     if chunks is not None and not given:
         problems.append("--prefill-chunk: found none, expected one or more")
     if max_batch > MOST_SEQUENCES:
         problems.append(f"--max-batch {max_batch}: expected at most {MOST_SEQUENCES}")
+    if widths is not None and max(given_widths, default=0) != max_batch:
+        found = ",".join(map(str, given_widths)) or "none"
+        problems.append(f"--widths {found}: expected --max-batch ({max_batch}) as the largest")
     if chunks is not None and given and max(given) > max_context:
         problems.append(f"--prefill-chunk {max(given)}: expected at most --max-context ({max_context})")
-    used = given if chunks is not None else tuple(min(chunk, max(1, max_context)) for chunk in given)
-    return Sizes(max_batch, max_context, tuple(sorted(set(used)))), problems
+    if problems:
+        return Sizes((1,), 1, (1,)), problems
+    used = given if chunks is not None else tuple(min(chunk, max_context) for chunk in given)
+    used_widths = widths_for(max_batch) if widths is None else given_widths
+    return Sizes(tuple(sorted(set(used_widths))), max_context, tuple(sorted(set(used)))), []
 
 
 def _listed(values: Any) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -29,7 +30,7 @@ from .programs import Role, Signature, Sizes, TensorSpec, programs_of, signature
 
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16")  # what an artifact can compute in
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 NAME = "manifest.json"
 _SHA256 = re.compile("[0-9a-f]{64}")
 # Names in a manifest that are not those of the option; "tables" is in schema 4 and earlier.
@@ -162,6 +163,8 @@ def rebuild_command(data: Mapping[str, Any], folder: Path) -> str:
         option = "--" + _OPTION_NAMES.get(name, name.replace("_", "-"))
         if name == "arch" and value == "portable":  # until schema 4 an arch, since then an option of its own
             words.append("--portable")
+        elif name == "widths" and isinstance(value, list):  # one option for all of them
+            words += [option, ",".join(map(str, value))]
         elif isinstance(value, list):
             words += [word for item in value for word in (option, str(item))]
         elif isinstance(value, bool):
@@ -184,11 +187,11 @@ def _parse(data: dict[str, Any]) -> Manifest:
         shape, dtype, parts = members(spec, "shape", "dtype", "parts")
         return WeightSpec(elements(shape), dtype, tuple(Part(**part) for part in elements(parts)))
 
-    max_batch, max_context, prefill_chunks = members(data["sizes"], "max_batch", "max_context", "prefill_chunks")
+    widths, max_context, prefill_chunks = members(data["sizes"], "widths", "max_context", "prefill_chunks")
     fields = dict(data) | {
         "model": ModelConfig.from_json(data["model"]),
         "archs": elements(data["archs"]),
-        "sizes": Sizes(max_batch, max_context, elements(prefill_chunks)),
+        "sizes": Sizes(elements(widths), max_context, elements(prefill_chunks)),
         "stop_tokens": elements(data["stop_tokens"]),
         "programs": {name: signature(spec) for name, spec in data["programs"].items()},
         "weights": {name: weight(spec) for name, spec in data["weights"].items()},
@@ -245,12 +248,14 @@ def _kind_violations(manifest: Manifest) -> Iterator[str]:
 def _size_violations(manifest: Manifest) -> Iterator[str]:
     sizes = manifest.sizes
     for name, values in {
-        "max_batch": (sizes.max_batch,),
+        "widths": sizes.widths,
         "max_context": (sizes.max_context,),
         "prefill_chunks": sizes.prefill_chunks,
     }.items():
         if not values or not all(type(value) is int and value > 0 for value in values):
             yield f"sizes.{name}: found {values}, expected whole numbers above 0"
+        elif any(later <= earlier for earlier, later in pairwise(values)):
+            yield f"sizes.{name}: found {values}, expected ascending numbers"
     if not all(type(token) is int and 0 <= token < manifest.model.vocab_size for token in manifest.stop_tokens):
         yield f"stop_tokens: found {manifest.stop_tokens}, expected token ids"
 

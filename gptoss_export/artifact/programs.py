@@ -1,6 +1,6 @@
 """The programs of an artifact: what each one takes and gives. This is the only description of them.
 
-  decode         one token for each of B sequences   tokens [B], positions [B], slots [B], caches  -> as unembed_<B>
+  decode_<B>     one token for each of B sequences   tokens [B], positions [B], slots [B], caches  -> as unembed_<B>
   prefill_<C>    up to C tokens of one sequence      tokens [C], positions [C], slots [1], caches  -> hidden [C, H]
   unembed_<R>    logits of R hidden states           hidden [R, H]
                                                      -> logits [R, V], top [R], top_logprob [R], log_total [R]
@@ -8,6 +8,9 @@
 Tracing makes its inputs from it, the manifest stores it, the runner binds buffers by its names, `verify` and the
 targets read it. A program takes its data first, then the KV caches (written in place), then the weights. All shapes
 are static.
+
+B is a width. An artifact has decode programs of several widths, and a step runs the smallest that its sequences fit in:
+a step of few sequences does not pay for many. Position -1 marks a row without a sequence.
 
 A prefill returns hidden states and no logits: only the last token of a prompt needs the unembedding, while scoring a
 text needs it for every token. Weights and caches are inputs, so that all programs share one copy of each.
@@ -65,11 +68,25 @@ class Signature:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The static sizes of an artifact: sequences at a time, tokens a sequence can hold, tokens a prefill call takes."""
+    """The static sizes of an artifact.
 
-    max_batch: int
+    widths          sequences that a decode step takes, one program for each width, in ascending order
+    max_context     tokens that a sequence can hold
+    prefill_chunks  tokens that a prefill call takes, one program for each, in ascending order
+    """
+
+    widths: tuple[int, ...]
     max_context: int
     prefill_chunks: tuple[int, ...]
+
+    @property
+    def max_batch(self) -> int:
+        """Sequences that the artifact holds at a time: the largest width."""
+        return self.widths[-1]
+
+    def width_for(self, sequences: int) -> int:
+        """The smallest width that takes so many sequences."""
+        return next(width for width in self.widths if width >= sequences)
 
     @property
     def cache(self) -> CacheShape:
@@ -97,7 +114,7 @@ class Decode(Program):
 
     @property
     def name(self) -> str:
-        return "decode"
+        return f"decode_{self.width}"
 
     def signature(self, config: ModelConfig, sizes: Sizes, dtype: str) -> Signature:
         data = (_ids("tokens", self.width), _ids("positions", self.width), _ids("slots", self.width))
@@ -136,10 +153,16 @@ class Unembed(Program):
         return Signature((_hidden(config, self.rows), *weights), _choice(config, self.rows))
 
 
+def default_widths(max_batch: int) -> tuple[int, ...]:
+    """1, 2, 4, ... and `max_batch`."""
+    doubled = (2**power for power in range(max_batch.bit_length()))
+    return tuple(sorted({*doubled, max_batch}))
+
+
 def programs_of(sizes: Sizes) -> tuple[Program, ...]:
     """The programs of an artifact of these sizes."""
     return (
-        Decode(sizes.max_batch),
+        *(Decode(width) for width in sizes.widths),
         *(Prefill(chunk) for chunk in sizes.prefill_chunks),
         Unembed(1),
         Unembed(SCORE_ROWS),

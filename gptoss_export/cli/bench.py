@@ -24,7 +24,9 @@ _LONGEST_NAME = 70  # characters of a kernel's name that are shown
 @artifact_argument
 @click.option("--batch", "batches", type=Integers(), default="1", show_default=True, help="Sequences at a time.")
 @click.option("--context", "contexts", type=Integers(), default="1024", show_default=True, help="Prompt lengths.")
-@click.option("--profile", is_flag=True, help="List the kernels of a decode step at the first context (CUDA only).")
+@click.option(
+    "--profile", is_flag=True, help="List the kernels of a decode step, at the first batch and context (CUDA only)."
+)
 @hashes_option
 @trust_option
 @json_option

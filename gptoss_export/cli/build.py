@@ -10,7 +10,7 @@ import click
 
 from ..targets import TARGETS
 from .errors import reports_errors
-from .params import json_option
+from .params import Integers, json_option
 from .plain import say
 from .progress import progress
 from .tables import print_json, size
@@ -41,6 +41,12 @@ from .target_options import add_target_options, chosen_target_options
     help="Dtype of the matrix products and the KV caches.  [default: float32 on cpu, bfloat16 on cuda]",
 )
 @click.option("--max-batch", type=int, default=1, show_default=True, help="Sequences at a time.")
+@click.option(
+    "--widths",
+    type=Integers(),
+    help="Sequences that a decode step takes, such as 1,4,16: one program for each. A step runs the smallest that its "
+    "sequences fit in.  [default: 1, 2, 4, ... and --max-batch]",
+)
 @click.option("--max-context", type=int, default=4096, show_default=True, help="Tokens that a sequence can hold.")
 @click.option(
     "--prefill-chunk",
@@ -80,6 +86,7 @@ def command(
     arch: str | None,
     dtype: str | None,
     max_batch: int,
+    widths: list[int] | None,
     max_context: int,
     prefill_chunks: tuple[int, ...],
     tuned_configs: tuple[Path, ...],
@@ -102,6 +109,7 @@ def command(
         arch=arch,
         dtype=dtype,
         max_batch=max_batch,
+        widths=None if widths is None else tuple(widths),
         max_context=max_context,
         prefill_chunks=prefill_chunks or None,
         stop_tokens=stop_tokens or None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .errors import reports_errors
-from .params import check_new_file, json_option
+from .params import Integers, check_new_file, json_option
 from .plain import say
 from .progress import progress
 from .tables import make_table, print_json, print_tables
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     help="File to write. If it exists (same GPU, torch and Triton), new measurements are merged into it.",
 )
 @click.option("--max-batch", type=int, default=1, show_default=True, help="As for `build`.")
+@click.option("--widths", type=Integers(), help="As for `build`.")
 @click.option("--max-context", type=int, default=4096, show_default=True, help="As for `build`.")
 @click.option(
     "--prefill-chunk",
@@ -49,6 +50,7 @@ def command(
     checkpoint: Path,
     output: Path,
     max_batch: int,
+    widths: list[int] | None,
     max_context: int,
     prefill_chunks: tuple[int, ...],
     only: tuple[str, ...],
@@ -59,6 +61,7 @@ def command(
     Times the kernels that a build of CHECKPOINT launches, and writes a file for `gptoss-export build --tuned-configs`.
     Only config.json of CHECKPOINT is read.
     """
+    from ..artifact.programs import default_widths
     from ..build_options import context_problems, resolve_sizes
     from ..errors import UsageError, raise_all
     from ..kernels.tuned_configs import write_tuned_configs
@@ -66,8 +69,14 @@ def command(
     from ..targets.base_compiler import default_prefill_chunks
     from ..targets.gpu import current_gpu_arch
 
-    chunks = default_prefill_chunks("cuda")
-    sizes, problems = resolve_sizes(max_batch, max_context, prefill_chunks or None, chunks)
+    sizes, problems = resolve_sizes(
+        max_batch,
+        None if widths is None else tuple(widths),
+        max_context,
+        prefill_chunks or None,
+        default_widths,
+        default_prefill_chunks("cuda"),
+    )
     raise_all(UsageError, "options that cannot be tuned for", problems)
     check_new_file("--output", output, checkpoint)
     config = read_config(checkpoint)

@@ -1,5 +1,5 @@
-"""The decode step on the device: one call of the decode program, the choice of the next token, the advance of
-positions.
+"""The decode step of one width on the device: one call of the decode program, the choice of the next token, the
+advance of positions.
 
 On CUDA the step is captured once into a CUDA graph, so that it costs the host one launch. Tokens and positions are in
 buffers that the step itself rewrites: its choice is the next step's input, and the host may read it while the next step
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -17,6 +18,27 @@ from .cuda.driver import own_stream
 from .cuda.early_launch import launch_early
 from .executor import PendingTokens
 from .sampler_torch import SamplingBuffers, StepOutput, choose
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """What a decode program reads of its rows, on the device. A row is one sequence of a step.
+
+    tokens     [W] int64, the last token of each sequence
+    positions  [W] int64, where it goes; -1: no sequence, except where a target needs another position
+    slots      [W] int64, where the sequence's keys and values are
+    """
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+
+    @classmethod
+    def empty(cls, width: int, device: torch.device) -> StepRows:
+        tokens, slots = (torch.zeros(width, dtype=torch.int64, device=device) for _ in range(2))
+        return cls(tokens, torch.full_like(tokens, -1), slots)
 
 
 @dataclass(frozen=True)
@@ -30,90 +52,87 @@ class CapturedStep:
 
 
 class DecodeStep:
-    """The step over all slots.
+    """The step over the rows of one width.
 
-    decode     runs the decode program on the buffers below
-    tokens     [B] int64, read and replaced by the chosen tokens
-    positions  [B] int64, read and advanced; -1: the slot is idle
-    advance    [B] int64, by how much a step moves each position: 1, or 0 where idle
-
-    After `run`, `output` and `logprobs` [B] are those of the step.
+    decode   runs the decode program on the rows
+    rows     what it reads; a step replaces tokens by the chosen ones and advances positions
+    advance  [W] int64, by how much a step moves each position: 1, or 0 where there is no sequence
+    params   the sampling parameters of all slots
     """
 
-    def __init__(
-        self,
-        decode: Callable[[], StepOutput],
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        advance: torch.Tensor,
-        params: SamplingBuffers,
-    ) -> None:
+    def __init__(self, decode: Callable[[], StepOutput], rows: StepRows, params: SamplingBuffers) -> None:
         # Declared first: attributes are freed in this order, and graphs must go before the code of their kernels.
         self.captured: dict[bool, CapturedStep] = {}
-        self.tokens, self.positions, self.advance = tokens, positions, advance
+        self.rows, self.advance = rows, torch.zeros_like(rows.positions)
         self._decode, self._params = decode, params
-        self.output: StepOutput | None = None
-        self.logprobs: torch.Tensor | None = None
 
-    def run(self, sampled: bool) -> StepOutput:
-        """Advance every active sequence by one token. sampled False: all take the most likely token."""
-        if self.tokens.device.type != "cuda":
-            self.output, self.logprobs = self._advance(sampled)
-            return self.output
-        if sampled not in self.captured:
-            self.captured[sampled] = self._capture(sampled)
+    def run(self, sampled: bool) -> tuple[StepOutput, torch.Tensor]:
+        """Advance every sequence by one token; the outputs of the rows, and the log probabilities [W] of the choice.
+
+        sampled False: all take the most likely token. The results hold until the next call.
+        """
+        if self.rows.tokens.device.type != "cuda":
+            return self._advance(sampled)
+        self.capture(sampled)
         captured = self.captured[sampled]
-        self.output, self.logprobs = captured.output, captured.logprobs
         captured.graph.replay()
-        return self.output
+        return captured.output, captured.logprobs
 
     def forget(self) -> None:
         """Drop the captured steps; each is captured again before it runs again."""
         self.captured.clear()
 
-    def capture(self) -> None:
-        """Capture the greedy step now. A sampled one is captured when it is first needed."""
-        self.captured[False] = self._capture(sampled=False)
-
-    def _capture(self, sampled: bool) -> CapturedStep:
-        """Capture the step. All slots are idle meanwhile, which leaves the caches as they are."""
-        buffers = self.tokens, self.positions, self.advance
+    def capture(self, sampled: bool) -> None:
+        """Capture the step, unless it was captured before. No row has a sequence meanwhile, which leaves the caches as
+        they are."""
+        if sampled in self.captured:
+            return
+        buffers = self.rows.tokens, self.rows.positions, self.advance
         saved = [buffer.clone() for buffer in buffers]
-        self.positions.fill_(-1)
+        self.rows.positions.fill_(-1)
         self.advance.zero_()
         self._advance(sampled)  # the first call allocates
         graph = torch.cuda.CUDAGraph(keep_graph=True)
-        with torch.cuda.graph(graph, stream=own_stream(self.tokens.device)):
+        with torch.cuda.graph(graph, stream=own_stream(self.rows.tokens.device)):
             output, logprobs = self._advance(sampled)
         early_launches = launch_early(graph.raw_cuda_graph())
         graph.instantiate()
         for buffer, before in zip(buffers, saved, strict=True):
             buffer.copy_(before)
-        return CapturedStep(graph, output, logprobs, early_launches)
+        self.captured[sampled] = CapturedStep(graph, output, logprobs, early_launches)
 
     def _advance(self, sampled: bool) -> tuple[StepOutput, torch.Tensor]:
-        output = self._decode()
-        tokens, logprobs = choose(output, self.positions, self._params, sampled)
-        self.tokens.copy_(tokens)
-        self.positions.add_(self.advance)
+        output, rows = self._decode(), self.rows
+        tokens, logprobs = choose(output, rows.positions, rows.slots, self._params, sampled)
+        rows.tokens.copy_(tokens)
+        rows.positions.add_(self.advance)
         return output, logprobs
 
 
 class PendingTorchTokens(PendingTokens):
-    """Copies tokens and log probabilities to pinned memory; the next step can be launched meanwhile."""
+    """Copies tokens and log probabilities to pinned memory; the next step can be launched meanwhile.
 
-    def __init__(self, tokens: torch.Tensor, logprobs: torch.Tensor, logits: torch.Tensor | None) -> None:
+    rows  the slot of each row, in order; None where a row has no sequence
+    """
+
+    def __init__(
+        self, rows: list[int | None], tokens: torch.Tensor, logprobs: torch.Tensor, logits: torch.Tensor | None
+    ) -> None:
+        self._rows = rows
         self._event = torch.cuda.Event() if tokens.device.type == "cuda" else None
         self._results = [_to_host(tensor) for tensor in (tokens, logprobs)]
         self._logits = None if logits is None else logits.clone()
         if self._event is not None:
             self._event.record()
 
-    def wait(self) -> tuple[list[int], list[float], torch.Tensor | None]:
+    def wait(self) -> tuple[dict[int, int], dict[int, float], dict[int, torch.Tensor] | None]:
         if self._event is not None:
             self._event.synchronize()
-        tokens, logprobs = (result.tolist() for result in self._results)
-        return tokens, logprobs, None if self._logits is None else self._logits.cpu()
+        tokens, logprobs = (self._by_slot(result.tolist()) for result in self._results)
+        return tokens, logprobs, None if self._logits is None else self._by_slot(list(self._logits.cpu()))
+
+    def _by_slot(self, values: list[Item]) -> dict[int, Item]:
+        return {slot: value for slot, value in zip(self._rows, values, strict=True) if slot is not None}
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ Arrays are torch tensors where the target needs torch to run, and numpy arrays w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -39,8 +39,8 @@ class PendingTokens(ABC):
     """The tokens of a step on their way to the host; the next step may already run."""
 
     @abstractmethod
-    def wait(self) -> tuple[list[int], list[float], Any]:
-        """Tokens and log probabilities by slot, and the logits [B, V] they were chosen from (None unless kept)."""
+    def wait(self) -> tuple[Mapping[int, int], Mapping[int, float], Mapping[int, Any] | None]:
+        """Tokens and log probabilities by slot, and the logits [V] each was chosen from (None unless kept)."""
 
 
 class Executor(ABC):
@@ -78,8 +78,8 @@ class Executor(ABC):
     # Generation: the executor keeps the logits and chooses the tokens itself, in this order of calls.
 
     @abstractmethod
-    def set_sampling(self, params: Sequence[SamplingParams]) -> None:
-        """How the first slots choose their tokens from now on."""
+    def set_sampling(self, params: Mapping[int, SamplingParams]) -> None:
+        """How some slots choose their tokens from now on."""
 
     @abstractmethod
     def keep_output(self, slot: int, output: ChunkOutput) -> None:

@@ -1,16 +1,14 @@
-"""Generates tokens: prefill each prompt, then decode all of them together until each has ended."""
+"""Generated tokens as a caller gets them: one at a time, or all of a prompt with their times."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import RunError
 from .executor import ChunkOutput, Executor
-from .sampling_params import SamplingParams
+from .scheduler import Request, Scheduler
 from .slots import Slots
 
 
@@ -34,8 +32,8 @@ class Token:
 class Generation:
     """The continuation of one prompt.
 
-    finish        "stop" (a stop token, the last of `tokens`), "length" (max_new_tokens) or "context" (the cache is
-                  full)
+    finish        "stop" (a stop token, the last of `tokens`), "length" (max_new_tokens), "context" (the cache is
+                  full), or "cancelled"
     ttft_s        seconds from the call to the first token
     decode_tok_s  tokens a second after the first, None where there is one token only
     """
@@ -49,20 +47,31 @@ class Generation:
     decode_tok_s: float | None = None
 
 
-@dataclass(frozen=True)
-class Request:
-    """Checked prompts and how each is continued. Prompt i runs in slot i."""
+class GenerationRecord:
+    """Collects the tokens of a prompt as they come, with their times. `start`: time.perf_counter() of the call."""
 
-    prompts: Sequence[Sequence[int]]
-    max_new_tokens: int
-    sampling: Sequence[SamplingParams]
-    stop_tokens: frozenset[int]
-    keep_logits: bool
+    def __init__(self, prompt: Sequence[int], start: float) -> None:
+        self.generation = Generation(list(prompt))
+        self._start = self._last = start
 
-    @property
-    def sampled(self) -> bool:
-        """Whether a token of some prompt is drawn at random."""
-        return any(params.temperature > 0 for params in self.sampling)
+    def add(self, token: Token) -> None:
+        """A token that comes now."""
+        result = self.generation
+        self._last = time.perf_counter()
+        if not result.tokens:
+            result.ttft_s = self._last - self._start
+        result.tokens.append(token.id)
+        result.logprobs.append(token.logprob)
+        if token.logits is not None:
+            result.logits.append(token.logits)
+
+    def end(self, finish: str) -> Generation:
+        """All of it."""
+        result = self.generation
+        steps, seconds = len(result.tokens) - 1, self._last - self._start - result.ttft_s
+        result.decode_tok_s = steps / seconds if steps > 0 and seconds > 0 else None
+        result.finish = finish
+        return result
 
 
 def prefill_prompt(executor: Executor, slots: Slots, slot: int, tokens: Sequence[int]) -> ChunkOutput:
@@ -74,75 +83,36 @@ def prefill_prompt(executor: Executor, slots: Slots, slot: int, tokens: Sequence
     return last[-1]
 
 
-def stream(executor: Executor, slots: Slots, request: Request) -> Generator[Token, None, None]:
-    """Tokens as they are chosen, those of one step in the order of their prompts. Takes over all slots when it
-    starts.
+def stream(executor: Executor, slots: Slots, requests: Sequence[Request]) -> Generator[Token, None, list[str]]:
+    """Tokens as they are chosen, those of one step in the order of their prompts; returns why each prompt ended. All
+    prompts are prefilled first. Takes over all slots when it starts.
 
-    Raises RunError where the log probability of a chosen token is not finite: its sequence has met such a number.
+    Raises the error of the first sequence that fails.
     """
-    epoch = slots.begin_call()
-    for slot in range(len(slots)):
-        slots.clear(slot)
-    executor.set_sampling(request.sampling)
-    for slot, prompt in enumerate(request.prompts):
-        executor.keep_output(slot, prefill_prompt(executor, slots, slot, prompt))
-    remaining = dict.fromkeys(range(len(request.prompts)), request.max_new_tokens)
-    executor.choose_first(list(remaining), slots.lengths(), request.sampled)
-
-    def step(active: list[int]) -> None:
-        executor.step(active, slots.lengths(), request.sampled)
-        for slot in active:
-            slots.extend(slot, 1)
-
-    while remaining:
-        pending = executor.pending_tokens(request.keep_logits)
-        # These go on whatever they chose, unless it is a stop token. On a GPU their next step starts now, so that it
-        # does not wait for the host to read this one's tokens.
-        going = [slot for slot in remaining if remaining[slot] > 1 and slots.length(slot) < slots.max_context]
-        early = going if executor.overlaps_steps else []
-        if early:
-            step(early)
-            slots.speculate(early)
-        tokens, logprobs, logits = pending.wait()
-        if broken := [slot for slot in remaining if not math.isfinite(logprobs[slot])]:
-            slots.rollback(slots.speculated)
-            raise RunError(
-                f"slot {broken[0]}: the log probability of token {tokens[broken[0]]} is {logprobs[broken[0]]}, "
-                "expected a finite number; a weight of the artifact is not finite, or its code is wrong"
-            )
-        ended = {slot for slot in going if tokens[slot] in request.stop_tokens}
-        if early:
-            slots.rollback(ended)
+    scheduler = Scheduler(executor, slots, interleave=False)
+    sequences = [scheduler.add(request) for request in requests]
+    indices = {sequence: index for index, sequence in enumerate(sequences)}
+    while scheduler.busy:
+        result = scheduler.step()
+        for sequence in result.ended:
+            if sequence.error is not None:
+                slots.rollback(slots.speculated)
+                raise sequence.error
         # A generator that is closed here leaves the slots alone: another thread may be in a call, and the next call
         # rolls back what was speculated.
-        for slot in remaining:
-            yield Token(slot, tokens[slot], logprobs[slot], logits[slot] if request.keep_logits else None)
-            slots.check_epoch(epoch)
-        slots.confirm()
-        remaining = {slot: remaining[slot] - 1 for slot in going if slot not in ended}
-        if remaining and not early:
-            step(list(remaining))
+        for token in result.tokens:
+            yield Token(indices[token.sequence], token.id, token.logprob, token.logits)
+            scheduler.check_owner()
+    return [sequence.finish or "" for sequence in sequences]
 
 
-def collect(request: Request, tokens: Iterator[Token]) -> list[Generation]:
+def collect(requests: Sequence[Request], tokens: Generator[Token, None, list[str]]) -> list[Generation]:
     """Run a stream to its end; one Generation a prompt."""
-    generations = [Generation(list(prompt)) for prompt in request.prompts]
     start = time.perf_counter()
-    last = [start] * len(generations)
-    for token in tokens:
-        result = generations[token.prompt]
-        last[token.prompt] = time.perf_counter()
-        if not result.tokens:
-            result.ttft_s = last[token.prompt] - start
-        result.tokens.append(token.id)
-        result.logprobs.append(token.logprob)
-        if token.logits is not None:
-            result.logits.append(token.logits)
-    for index, result in enumerate(generations):
-        steps, seconds = len(result.tokens) - 1, last[index] - start - result.ttft_s
-        result.decode_tok_s = steps / seconds if steps and seconds > 0 else None
-        if result.tokens[-1] in request.stop_tokens:
-            result.finish = "stop"
-        elif len(result.tokens) < request.max_new_tokens:
-            result.finish = "context"
-    return generations
+    records = [GenerationRecord(request.prompt, start) for request in requests]
+    while True:
+        try:
+            token = next(tokens)
+        except StopIteration as ended:
+            return [record.end(finish) for record, finish in zip(records, ended.value, strict=True)]
+        records[token.prompt].add(token)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
 
 from ..artifact.manifest import Manifest
-from ..artifact.programs import Decode, Prefill, Role, Unembed, programs_of
+from ..artifact.programs import Decode, Prefill, Role, Unembed, kv_caches, programs_of
 from ..errors import ArtifactError, raise_all
 from ..model.config import SLIDING
 from ..model.dtypes import torch_dtype
+from .decode_step import StepRows
 from .executor import ChunkOutput, PrefilledChunk
 from .sampler_torch import StepOutput
 from .torch_executor import TorchExecutor
@@ -47,15 +49,15 @@ class ProgramExecutor(TorchExecutor):
     ) -> None:
         self.programs = bind_programs(manifest, folder, device, weights, programs)
         kinds = programs_of(manifest.sizes)
-        decode_name = next(kind.name for kind in kinds if isinstance(kind, Decode))
-        decode = self.programs[decode_name]
+        decodes = {kind.width: self.programs[kind.name] for kind in kinds if isinstance(kind, Decode)}
         self._prefills = {kind.chunk: self.programs[kind.name] for kind in kinds if isinstance(kind, Prefill)}
         self._unembeds = {kind.rows: self.programs[kind.name] for kind in kinds if isinstance(kind, Unembed)}
-        self._caches = [decode.inputs[item.name] for item in manifest.programs[decode_name].inputs_of(Role.CACHE)]
-        decode.inputs["slots"].copy_(torch.arange(manifest.sizes.max_batch, device="cpu"))
+        caches = kv_caches(manifest.model, manifest.sizes, manifest.dtype)
+        self._caches = [next(iter(decodes.values())).inputs[item.name] for item in caches]
         sliding = [layer for layer, kind in enumerate(manifest.model.layer_types) if kind == SLIDING]
         self.ring_rows = manifest.sizes.cache.rows(manifest.model, sliding[0]) if sliding else 0
-        super().__init__(manifest, decode.inputs["tokens"], decode.inputs["positions"], lambda: StepOutput(**decode()))
+        rows = {width: _step_rows(program) for width, program in decodes.items()}
+        super().__init__(manifest, rows, {width: partial(_outputs, program) for width, program in decodes.items()})
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -92,6 +94,16 @@ class ProgramExecutor(TorchExecutor):
         program = self._unembeds[min(rows for rows in self._unembeds if rows >= count)]
         program.inputs["hidden"][:count].copy_(hidden)
         return StepOutput(**{name: output[:count] for name, output in program().items()})
+
+
+def _step_rows(program: BoundProgram) -> StepRows:
+    rows = StepRows(*(program.inputs[name] for name in ("tokens", "positions", "slots")))
+    rows.positions.fill_(-1)
+    return rows
+
+
+def _outputs(program: BoundProgram) -> StepOutput:
+    return StepOutput(**program())
 
 
 def bind_programs(

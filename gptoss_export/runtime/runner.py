@@ -22,9 +22,11 @@ from typing import Any, Generic, TypeVar
 from ..artifact.manifest import Manifest
 from ..errors import RunError
 from .arguments import integer, sampling_params, sequence, token_ids
+from .checked_request import checked_request
 from .executor import ChunkOutput, Executor
-from .generation import Generation, Request, Token, collect, prefill_prompt, stream
+from .generation import Generation, Token, collect, prefill_prompt, stream
 from .sampling_params import SamplingParams
+from .scheduler import Request
 from .slots import Slots
 
 Item = TypeVar("Item")
@@ -37,7 +39,7 @@ class AloneIterator(Iterator[Item], Generic[Item]):
     Any thread may take the next one, close it, or be the one in which it is collected as garbage.
     """
 
-    def __init__(self, items: Generator[Item, None, None], alone: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(self, items: Generator[Item, None, Any], alone: Callable[[], AbstractContextManager[None]]) -> None:
         self._items, self._alone = items, alone
 
     def __next__(self) -> Item:
@@ -57,6 +59,7 @@ class Runner:
 
     manifest, folder  what was loaded
     executor          what computes, for tools such as `bench`
+    slots             what the slots hold, for the engine
     load_seconds      how long each stage of loading took
     """
 
@@ -64,22 +67,23 @@ class Runner:
         self.manifest, self.folder, self.executor = manifest, folder, executor
         self.load_seconds = dict(load_seconds)
         sizes, window = manifest.sizes, manifest.model.sliding_window
-        self._slots = Slots(sizes.max_batch, sizes.max_context, window, executor.ring_rows)
+        self.slots = Slots(sizes.max_batch, sizes.max_context, window, executor.ring_rows)
         self._lock = threading.Lock()
+        self._owner = ""
 
     # Sequences
 
     def length(self, slot: int = 0) -> int:
         """Tokens whose keys and values are in the slot's cache."""
-        return self._slots.length(integer("slot", slot))
+        return self.slots.length(integer("slot", slot))
 
     def reset(self, slot: int | None = None) -> None:
         """Forget the sequence of a slot, or of all slots."""
-        cleared = range(len(self._slots)) if slot is None else (integer("slot", slot),)
+        cleared = range(len(self.slots)) if slot is None else (integer("slot", slot),)
         with self._alone():
-            self._slots.begin_call()
+            self.slots.begin_call()
             for index in cleared:
-                self._slots.clear(index)
+                self.slots.clear(index)
 
     def truncate(self, length: int, slot: int = 0) -> None:
         """Shorten a slot's sequence to its first `length` tokens.
@@ -88,24 +92,24 @@ class Runner:
         + chunk positions is full, a sequence can be shortened by at most one prefill chunk."""
         length, slot = integer("length", length), integer("slot", slot)
         with self._alone():
-            self._slots.length(slot)
-            self._slots.begin_call()
-            self._slots.truncate(slot, length)
+            self.slots.length(slot)
+            self.slots.begin_call()
+            self.slots.truncate(slot, length)
 
     def prefill(self, tokens: Sequence[int], slot: int = 0) -> Any:
         """Append tokens to a slot's sequence; returns the logits [V] float32 after the last of them."""
         ids, slot = self._ids(tokens), integer("slot", slot)
         with self._alone():
             self._check_room(ids, slot)
-            self._slots.begin_call()
-            return prefill_prompt(self.executor, self._slots, slot, ids).logits[0]
+            self.slots.begin_call()
+            return prefill_prompt(self.executor, self.slots, slot, ids).logits[0]
 
     def prefill_logits(self, tokens: Sequence[int], slot: int = 0) -> Iterator[Any]:
         """As `prefill`, but yields the logits after every token, in blocks [n, V] float32."""
         ids, slot = self._ids(tokens), integer("slot", slot)
         with self._alone():
             self._check_room(ids, slot)
-            blocks = (output.logits for output in self._outputs(ids, slot, self._slots.begin_call()))
+            blocks = (output.logits for output in self._outputs(ids, slot, self.slots.begin_call()))
         return AloneIterator(blocks, self._alone)
 
     def score(self, tokens: Sequence[int], slot: int = 0) -> Any:
@@ -118,8 +122,8 @@ class Runner:
             raise RunError(f"score: found {len(ids)} tokens, expected 2 or more")
         with self._alone():
             self._check_room(ids, slot, fresh=True)
-            epoch = self._slots.begin_call()
-            self._slots.clear(slot)
+            epoch = self.slots.begin_call()
+            self.slots.clear(slot)
             following, row, scores = self.executor.token_array([*ids[1:], 0]), 0, []
             for output in self._outputs(ids, slot, epoch):
                 count = len(output.logits)
@@ -133,19 +137,19 @@ class Runner:
         Rows of slots that were left alone mean nothing.
         """
         listed = sequence("tokens", tokens, "token ids (or None)")
-        if len(listed) != len(self._slots):
+        if len(listed) != len(self.slots):
             raise RunError(
-                f"decode: found {len(listed)} tokens, expected one (or None) for each of {len(self._slots)} slots"
+                f"decode: found {len(listed)} tokens, expected one (or None) for each of {len(self.slots)} slots"
             )
         given = {slot: token for slot, token in enumerate(listed) if token is not None}
         ids = dict(zip(given, self._ids(list(given.values())), strict=True))
         with self._alone():
             for slot in ids:
-                self._slots.check_room(slot, 1)
-            self._slots.begin_call()
-            logits = self.executor.decode(ids, self._slots.lengths())
+                self.slots.check_room(slot, 1)
+            self.slots.begin_call()
+            logits = self.executor.decode(ids, self.slots.lengths())
             for slot in ids:
-                self._slots.extend(slot, 1)
+                self.slots.extend(slot, 1)
             return logits
 
     # Generation
@@ -186,9 +190,9 @@ class Runner:
         The arguments are those of `generate`, with a prompt and sampling parameters for each sequence. Raises RunError
         for more prompts than slots, too.
         """
-        request = self._request(prompts, max_new_tokens, sampling, stop_tokens, keep_logits)
+        requests = self._requests(prompts, max_new_tokens, sampling, stop_tokens, keep_logits)
         with self._alone():
-            return collect(request, stream(self.executor, self._slots, request))
+            return collect(requests, stream(self.executor, self.slots, requests))
 
     def stream(
         self,
@@ -198,51 +202,75 @@ class Runner:
         stop_tokens: Sequence[int] | None = None,
     ) -> Iterator[Token]:
         """As `generate`, one token at a time as they are chosen. Raises RunError before the first token."""
-        request = self._request([prompt], max_new_tokens, None if sampling is None else [sampling], stop_tokens, False)
-        return AloneIterator(stream(self.executor, self._slots, request), self._alone)
+        given = None if sampling is None else [sampling]
+        requests = self._requests([prompt], max_new_tokens, given, stop_tokens, False)
+        return AloneIterator(stream(self.executor, self.slots, requests), self._alone)
+
+    # Ownership
+
+    def lend(self, owner: str) -> None:
+        """Give the slots away until `take_back`: calls that need them raise RunError with the text `owner`. Raises
+        RunError where another thread is in a call, or where they are lent already."""
+        self._take()
+        self._owner = owner
+
+    def take_back(self) -> None:
+        """End what `lend` began."""
+        self._owner = ""
+        self._lock.release()
 
     # Checks
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Raises RunError, without waiting, while another thread is in a call: their sequences would be mixed up."""
-        if not self._lock.acquire(blocking=False):
-            raise RunError(_BUSY)
+        self._take()
         try:
             yield
         finally:
             self._lock.release()
 
-    def _request(
+    def _take(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise RunError(self._owner or _BUSY)
+
+    def _requests(
         self,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
         sampling: Sequence[SamplingParams] | None,
         stop_tokens: Sequence[int] | None,
         keep_logits: bool,
-    ) -> Request:
+    ) -> list[Request]:
         listed = sequence("prompts", prompts, "prompts")
-        if not 1 <= len(listed) <= len(self._slots):
-            raise RunError(f"{len(listed)} prompts: expected 1 to {len(self._slots)} (--max-batch of the build)")
-        max_new_tokens = integer("max_new_tokens", max_new_tokens)
-        if max_new_tokens < 1:
-            raise RunError(f"max_new_tokens: found {max_new_tokens}, expected 1 or more")
+        if not 1 <= len(listed) <= len(self.slots):
+            raise RunError(
+                f"{len(listed)} prompts: expected 1 to {len(self.slots)} (--max-batch of the build); "
+                "an Engine takes any number"
+            )
         params = sampling_params(sampling, len(listed))
-        ids = [self._ids(prompt) for prompt in listed]
-        for slot, prompt in enumerate(ids):
-            self._check_room(prompt, slot, fresh=True)
-        stops = frozenset(self.manifest.stop_tokens if stop_tokens is None else self._ids(stop_tokens, "stop token"))
-        return Request(ids, max_new_tokens, params, stops, keep_logits)
+        return [
+            checked_request(
+                self.manifest,
+                prompt,
+                max_new_tokens,
+                given,
+                stop_tokens,
+                keep_logits,
+                name="prompt" if len(listed) == 1 else f"prompt {index}",
+            )
+            for index, (prompt, given) in enumerate(zip(listed, params, strict=True))
+        ]
 
     def _outputs(self, ids: Sequence[int], slot: int, epoch: int) -> Iterator[ChunkOutput]:
         """Prefill, with the output after every token, in blocks. Checks before each block that the slots are still
         ours."""
-        self._slots.check_epoch(epoch)
-        for chunk in self.executor.prefill(slot, self._slots.lengths()[slot], ids, every_token=True):
-            self._slots.extend(slot, chunk.count)
+        self.slots.check_epoch(epoch)
+        for chunk in self.executor.prefill(slot, self.slots.lengths()[slot], ids, every_token=True):
+            self.slots.extend(slot, chunk.count)
             for output in chunk.outputs:
                 yield output
-                self._slots.check_epoch(epoch)
+                self.slots.check_epoch(epoch)
 
     def _ids(self, tokens: Sequence[int], name: str = "token") -> list[int]:
         return token_ids(name, tokens, self.manifest.model.vocab_size)
@@ -252,4 +280,4 @@ class Runner:
         it."""
         if not ids:
             raise RunError("no tokens, expected one or more")
-        self._slots.check_room(slot, len(ids), fresh)
+        self.slots.check_room(slot, len(ids), fresh)

@@ -6,7 +6,7 @@ tokens alone or in a batch, on a CPU or a GPU. `sampler_numpy` draws the same to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,15 @@ from .sampling_params import (
 _MIX1, _MIX2 = (factor - 2**64 for factor in (MIX_1, MIX_2))  # torch's 64-bit integers are signed
 
 
+class SamplingRows(NamedTuple):
+    """The sampling parameters of some rows, [B, 1] each: temperature and top_p float32, top_k and seed int64."""
+
+    temperature: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    seed: torch.Tensor
+
+
 class SamplingBuffers:
     """The sampling parameters of all slots, on the device."""
 
@@ -33,13 +42,21 @@ class SamplingBuffers:
         self.top_p = torch.ones(slots, 1, device=device)
         self.seed = torch.zeros(slots, 1, dtype=torch.int64, device=device)
 
-    def set(self, params: Sequence[SamplingParams]) -> None:
-        """Set the parameters of the first slots; the others keep theirs."""
-        count = len(params)
-        self.temperature[:count, 0] = torch.tensor([p.temperature for p in params], device="cpu")
-        self.top_k[:count, 0] = torch.tensor([p.top_k for p in params], device="cpu")
-        self.top_p[:count, 0] = torch.tensor([p.top_p for p in params], device="cpu")
-        self.seed[:count, 0] = torch.tensor([p.seed for p in params], device="cpu")
+    def of(self, slots: torch.Tensor) -> SamplingRows:
+        """The parameters of the slots [B] int64 of some rows."""
+        return SamplingRows(self.temperature[slots], self.top_k[slots], self.top_p[slots], self.seed[slots])
+
+    def set(self, params: Mapping[int, SamplingParams]) -> None:
+        """Set the parameters of some slots; the others keep theirs."""
+        slots = torch.tensor(list(params), device=self.seed.device)
+        for name, buffer in (
+            ("temperature", self.temperature),
+            ("top_k", self.top_k),
+            ("top_p", self.top_p),
+            ("seed", self.seed),
+        ):
+            values = [getattr(given, name) for given in params.values()]
+            buffer[slots, 0] = torch.tensor(values, dtype=buffer.dtype, device=buffer.device)
 
 
 class StepOutput(NamedTuple):
@@ -73,19 +90,19 @@ class StepOutput(NamedTuple):
 
 
 def choose(
-    output: StepOutput, positions: torch.Tensor, params: SamplingBuffers, sampled: bool
+    output: StepOutput, positions: torch.Tensor, slots: torch.Tensor, params: SamplingBuffers, sampled: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose one token a row; also its log probability at temperature 1: [B] int64, [B] float32.
 
-    positions [B] int64: of the tokens before. sampled False: every row takes the most likely token, without reading
-    the logits."""
+    positions [B] int64: of the tokens before. slots [B] int64: whose parameters a row has. sampled False: every row
+    takes the most likely token, without reading the logits."""
     if not sampled:
         return output.top, output.top_logprob
-    tokens = sample(output.logits, positions, params)
+    tokens = sample(output.logits, positions, params.of(slots))
     return tokens, output.logprob(tokens)
 
 
-def sample(logits: torch.Tensor, positions: torch.Tensor, params: SamplingBuffers) -> torch.Tensor:
+def sample(logits: torch.Tensor, positions: torch.Tensor, params: SamplingRows) -> torch.Tensor:
     """Draw one token a row: logits [B, V] float32 and positions [B] int64 of the tokens before to [B] int64.
 
     Rows with temperature 0 take the most likely token.

@@ -4,7 +4,7 @@ A call that changes slots begins a new epoch. A generator that was started in an
 `prefill_logits`) finds out when it goes on.
 
 While tokens are generated, the next step may be launched before the host knows the tokens of this one. Its sequences
-are one token longer than the caller knows: they are speculated, until their tokens are confirmed or rolled back."""
+are one token longer than the caller knows: they are speculated, until their tokens are known or rolled back."""
 
 from __future__ import annotations
 
@@ -66,12 +66,9 @@ class Slots:
         held.written = max(held.written, held.length)
 
     def speculate(self, slots: Iterable[int]) -> None:
-        """A step of these slots, which are extended already, was launched before its tokens were known."""
+        """The steps of these slots, which are extended already, were launched before the tokens were known, and no
+        others."""
         self.speculated = set(slots)
-
-    def confirm(self) -> None:
-        """The tokens of the speculated step were taken."""
-        self.speculated = set()
 
     def rollback(self, slots: Iterable[int]) -> None:
         """Forget the speculated token of these slots: the step that appended it was one too many."""

@@ -1,55 +1,85 @@
-"""An executor whose next token is chosen on the device, in torch: sampling and the captured step, whatever makes the
+"""An executor whose next token is chosen on the device, in torch: sampling and the captured steps, whatever makes the
 logits."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..artifact.manifest import Manifest
-from .decode_step import DecodeStep, PendingTorchTokens
+from .decode_step import DecodeStep, PendingTorchTokens, StepRows
 from .executor import ChunkOutput, Executor, PrefilledChunk
 from .sampler_torch import SamplingBuffers, StepOutput, choose
 from .sampling_params import SamplingParams
 
 
-class TorchExecutor(Executor):
-    """A decode step of static shape, and a prefill that a subclass supplies.
+@dataclass(frozen=True)
+class Placement:
+    """What the rows of a step hold.
 
-    tokens, positions  [B] int64 on the device, which `decode` reads (position -1: the slot is idle)
-    decode             runs the decode program; returns the outputs of all slots
+    width      the step's
+    slots      of each row, whether its sequence takes part or not; None: no sequence
+    positions  of each row
+    moving     whether the row's sequence takes part
+    """
+
+    width: int
+    slots: list[int | None]
+    positions: list[int]
+    moving: list[bool]
+
+    @property
+    def active(self) -> list[int | None]:
+        """The slot of each row whose sequence takes part."""
+        return [slot if moves else None for slot, moves in zip(self.slots, self.moving, strict=True)]
+
+    def after_step(self) -> Placement:
+        """The same rows, one token later."""
+        moved = [position + moves for position, moves in zip(self.positions, self.moving, strict=True)]
+        return replace(self, positions=moved)
+
+
+class TorchExecutor(Executor):
+    """Decode steps of static shape, and a prefill that a subclass supplies.
+
+    rows    by width: what the decode program of that width reads
+    decode  by width: runs that program on its rows; returns the outputs of all of them
     """
 
     def __init__(
-        self, manifest: Manifest, tokens: torch.Tensor, positions: torch.Tensor, decode: Callable[[], StepOutput]
+        self, manifest: Manifest, rows: Mapping[int, StepRows], decode: Mapping[int, Callable[[], StepOutput]]
     ) -> None:
         self.manifest = manifest
-        self.device = device = tokens.device
-        self.overlaps_steps = device.type == "cuda"
         slots, vocabulary = manifest.sizes.max_batch, manifest.model.vocab_size
-        self._slots = slots
+        self.device = device = rows[slots].tokens.device
+        self.overlaps_steps = device.type == "cuda"
         self._params = SamplingBuffers(slots, device)
-        self._tokens, self._positions = tokens, positions
-        self._positions.fill_(-1)
-        self._advance = torch.zeros_like(positions)
-        self.decode_step = DecodeStep(decode, tokens, positions, self._advance, self._params)
-        # What the next choice of each slot is made from, and the log probabilities of the last choice.
-        self._kept = self._output = StepOutput.empty(slots, vocabulary, device)
-        self._logprobs = torch.zeros(slots, device=device)
-        self._placed: tuple[list[int], list[bool]] | None = None  # positions and advances on the device, if known
+        self.steps = {width: DecodeStep(decode[width], rows[width], self._params) for width in manifest.sizes.widths}
+        # What the first choice of each slot is made from, and the last token of each slot unless a step has it.
+        self._kept = StepOutput.empty(slots, vocabulary, device)
+        self._tokens = torch.zeros(slots, dtype=torch.int64, device=device)
+        self._placed: Placement | None = None  # what the rows of one step hold, tokens included, if known
+        self._pending: tuple[list[int | None], torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         with torch.inference_mode():
-            if device.type == "cuda":
-                self.decode_step.capture()
+            if device.type == "cuda":  # the others are captured when they are first needed
+                self.steps[min(self.steps)].capture(sampled=False)
 
     @abstractmethod
     def _prefill(self, slot: int, start: int, tokens: Sequence[int], every_token: bool) -> Iterator[PrefilledChunk]:
         """`prefill`, under inference mode while it runs."""
 
-    def _idle_position(self, length: int) -> int:
-        """The position that a step has for a slot that takes no part and holds `length` tokens."""
-        return -1
+    def _placement(self, slots: Sequence[int], lengths: Sequence[int]) -> Placement:
+        """The rows of a step that appends a token to the sequences of `slots`, by the lengths of all slots."""
+        idle = self.manifest.sizes.width_for(len(slots)) - len(slots)
+        return Placement(
+            width=len(slots) + idle,
+            slots=[*slots, *[None] * idle],
+            positions=[*(lengths[slot] for slot in slots), *[-1] * idle],
+            moving=[*[True] * len(slots), *[False] * idle],
+        )
 
     def prefill(self, slot: int, start: int, tokens: Sequence[int], every_token: bool) -> Iterator[PrefilledChunk]:
         chunks = self._prefill(slot, start, tokens, every_token)
@@ -63,18 +93,24 @@ class TorchExecutor(Executor):
 
     @torch.inference_mode()
     def decode(self, tokens: dict[int, int], lengths: Sequence[int]) -> torch.Tensor:
-        self._tokens.copy_(torch.tensor([tokens.get(slot, 0) for slot in range(self._slots)], device="cpu"))
-        self._place(list(tokens), lengths)
-        return self.decode_step.run(sampled=False).logits.clone()
+        logits = self._kept.logits.new_zeros(self._kept.logits.shape)
+        if tokens:
+            self._fetch_tokens()
+            slots = self._ids(tokens)
+            self._tokens[slots] = self._ids(tokens.values())
+            step, placed = self._place(list(tokens), lengths)
+            output, _ = step.run(sampled=False)
+            logits[slots] = output.logits[self._ids(row for row, moves in enumerate(placed.moving) if moves)]
+        return logits
 
     def to_host(self, arrays: Sequence[torch.Tensor]) -> torch.Tensor:
         return torch.cat(list(arrays)).cpu()
 
     def token_array(self, tokens: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(tokens, device=self.device)
+        return self._ids(tokens)
 
     @torch.inference_mode()
-    def set_sampling(self, params: Sequence[SamplingParams]) -> None:
+    def set_sampling(self, params: Mapping[int, SamplingParams]) -> None:
         self._params.set(params)
 
     @torch.inference_mode()
@@ -82,42 +118,63 @@ class TorchExecutor(Executor):
         assert isinstance(output, StepOutput)
         for kept, row in zip(self._kept, output, strict=True):
             kept[slot].copy_(row[0])
-        self._output = self._kept
 
     @torch.inference_mode()
     def choose_first(self, slots: Sequence[int], lengths: Sequence[int], sampled: bool) -> None:
-        self._place(slots, lengths)
-        self._positions.sub_(self._advance)  # positions of the tokens before, as in a step
-        tokens, self._logprobs = choose(self._output, self._positions, self._params, sampled)
-        self._tokens.copy_(tokens)
-        self._placed = None
+        self._fetch_tokens()
+        chosen = self._ids(slots)
+        output = StepOutput(*(kept[chosen] for kept in self._kept))
+        last = self._ids(lengths[slot] - 1 for slot in slots)
+        tokens, logprobs = choose(output, last, chosen, self._params, sampled)
+        self._tokens[chosen] = tokens
+        self._pending = list(slots), tokens, logprobs, output.logits
 
     @torch.inference_mode()
     def step(self, slots: Sequence[int], lengths: Sequence[int], sampled: bool) -> None:
-        self._place(slots, lengths)
-        self._output = self.decode_step.run(sampled)
-        assert self.decode_step.logprobs is not None
-        self._logprobs = self.decode_step.logprobs
+        step, placed = self._place(slots, lengths)
+        output, logprobs = step.run(sampled)
+        self._pending = placed.active, step.rows.tokens, logprobs, output.logits
 
     def pending_tokens(self, keep_logits: bool) -> PendingTorchTokens:
-        return PendingTorchTokens(self._tokens, self._logprobs, self._output.logits if keep_logits else None)
+        assert self._pending is not None  # a choice was made before
+        slots, tokens, logprobs, logits = self._pending
+        return PendingTorchTokens(slots, tokens, logprobs, logits if keep_logits else None)
 
     def _chunk_for(self, remaining: int) -> int:
         """The smallest chunk that takes all remaining tokens, or the largest chunk there is."""
         chunks = sorted(self.manifest.sizes.prefill_chunks)
         return next((chunk for chunk in chunks if chunk >= remaining), chunks[-1])
 
-    def _place(self, slots: Sequence[int], lengths: Sequence[int]) -> None:
-        """Give the step the positions of the next token of `slots`; all other slots are idle."""
-        active = [slot in slots for slot in range(self._slots)]
-        positions = [
-            length if moves else self._idle_position(length) for length, moves in zip(lengths, active, strict=True)
-        ]
-        if (positions, active) != self._placed:
-            self._positions.copy_(torch.tensor(positions, device="cpu"))
-            self._advance.copy_(torch.tensor(active, device="cpu"))
-        # The step advances positions itself, so that the next one finds them in place.
-        self._placed = [position + moves for position, moves in zip(positions, active, strict=True)], active
+    def _place(self, slots: Sequence[int], lengths: Sequence[int]) -> tuple[DecodeStep, Placement]:
+        """Prepare the rows of the step that appends a token to the sequences of `slots`.
+
+        A step leaves tokens and positions as its next run needs them. They are written only where they differ, such as
+        when a sequence joins or leaves.
+        """
+        placed = self._placement(slots, lengths)
+        step = self.steps[placed.width]
+        if placed != self._placed:
+            self._fetch_tokens()
+            # Rows without a sequence may have the slot and the token of any: they write where nothing is read.
+            of_rows = self._ids(slot or 0 for slot in placed.slots)
+            step.rows.tokens.copy_(self._tokens[of_rows])
+            step.rows.slots.copy_(of_rows)
+            step.rows.positions.copy_(torch.tensor(placed.positions, device="cpu"))
+            step.advance.copy_(torch.tensor(placed.moving, device="cpu"))
+        self._placed = placed.after_step()
+        return step, placed
+
+    def _ids(self, numbers: Iterable[int]) -> torch.Tensor:
+        return torch.tensor(list(numbers), dtype=torch.int64, device=self.device)
+
+    def _fetch_tokens(self) -> None:
+        """Take the last tokens from the step that has them. Its rows are written again before it runs again."""
+        if self._placed is None:
+            return
+        rows = {row: slot for row, slot in enumerate(self._placed.active) if slot is not None}
+        tokens = self.steps[self._placed.width].rows.tokens
+        self._tokens[self._ids(rows.values())] = tokens[self._ids(rows)]
+        self._placed = None
 
 
 def _under_inference_mode(outputs: Iterator[ChunkOutput]) -> Iterator[ChunkOutput]:

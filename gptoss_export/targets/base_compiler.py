@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..artifact.manifest import WeightSpec
-from ..artifact.programs import Program, Sizes
+from ..artifact.programs import Program, Sizes, default_widths
 from ..compiler.export import TracedProgram
 from ..compiler.lower import Implementations
 from ..kernels.kernel import ConfigChooser
@@ -90,6 +90,14 @@ class Compiler(ABC):
     def default_prefill_chunks(self, device: str) -> tuple[int, ...]:
         """The prefill chunks that suit a device."""
         return default_prefill_chunks(device)
+
+    def default_widths(self, max_batch: int) -> tuple[int, ...]:
+        """The widths of the decode programs for up to `max_batch` sequences."""
+        return default_widths(max_batch)
+
+    def size_problems(self, sizes: Sizes) -> list[str]:
+        """What is wrong with sizes that another target could have, each with what to do."""
+        return []
 
     def option_problems(self, device: str, arch: str | None, options: Any) -> list[str]:
         """What is wrong with the target's own options, given --device and --arch (None: not given)."""

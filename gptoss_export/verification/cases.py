@@ -21,7 +21,7 @@ from ..runtime.runner import Runner
 DECODED = 8  # decode steps after each prefill
 LAST_ROWS = 24  # prompt positions that are compared, the last ones
 MAX_LOGITS = 2**28  # logits that are compared over the longest prompt, at most
-BATCH = 8  # prompts of the batch case, at most
+COMPARED = 8  # prompts of a batch that are compared, at most
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,12 @@ class Case:
     def longest(self) -> int:
         return max(self.prompts)
 
+    @property
+    def compared(self) -> tuple[int, ...]:
+        """The slots whose logits are compared: the first, the last, and others between them."""
+        count = len(self.prompts)
+        return tuple(_spread(count, min(count, COMPARED)))
+
     def prompt_rows(self, length: int, vocabulary: int) -> set[int]:
         """The positions of a prompt of `length` tokens whose logits are compared."""
         last = set(range(max(0, length - LAST_ROWS), length))
@@ -49,15 +55,16 @@ class Case:
 
 
 def make_cases(manifests: Sequence[Manifest], lengths: list[int] | None) -> list[Case]:
-    """A case for each length, and one of a batch, that all of these artifacts can run.
+    """A case for each length, and one for each width of a step, that all of these artifacts can run.
 
     lengths None: lengths around every border of the artifacts. Raises UsageError for a length that does not fit.
     """
     limit = min(manifest.sizes.max_context for manifest in manifests) - DECODED
     chosen = _check_lengths(lengths or default_lengths(manifests, limit) or [1], limit)
     slots = min(manifest.sizes.max_batch for manifest in manifests)
+    widths = {slots} | {width for manifest in manifests for width in manifest.sizes.widths if width < slots}
     single = [Case(str(length), (length,), sampled=length == chosen[-1]) for length in chosen]
-    return [*single, *_batch_case(slots, chosen)]
+    return [*single, *(_batch_case(width, chosen, limit) for width in sorted(widths - {1}))]
 
 
 def default_lengths(manifests: Iterable[Manifest], limit: int) -> list[int]:
@@ -85,8 +92,12 @@ def run_case(runner: Runner, case: Case, tokens: Sequence[int]) -> tuple[list[in
     """
     rows: list[int] = []
     found: list[torch.Tensor] = []
+    compared = list(case.compared)
     runner.reset()
     for slot, length in enumerate(case.prompts):
+        if slot not in compared:
+            runner.prefill(tokens[:length], slot)
+            continue
         wanted = case.prompt_rows(length, runner.manifest.model.vocab_size)
         start = 0
         for block in runner.prefill_logits(tokens[:length], slot):
@@ -98,8 +109,8 @@ def run_case(runner: Runner, case: Case, tokens: Sequence[int]) -> tuple[list[in
     for step in range(DECODED):
         positions = [length + step for length in case.prompts]
         logits = runner.decode([*(tokens[position] for position in positions), *idle])
-        rows += positions
-        found.append(torch.as_tensor(logits[: len(positions)]).cpu())
+        rows += [positions[slot] for slot in compared]
+        found.append(torch.as_tensor(logits[compared]).cpu())
     return rows, torch.cat(found)
 
 
@@ -112,11 +123,18 @@ def _check_lengths(lengths: list[int], limit: int) -> list[int]:
     return sorted(set(lengths))
 
 
-def _batch_case(slots: int, lengths: list[int]) -> list[Case]:
-    """Prompts of different lengths in all slots (at most BATCH), the longest first. No case where there is one slot."""
-    slots = min(slots, BATCH)
-    if slots == 1:
-        return []
-    candidates = sorted({*lengths, *(max(1, lengths[-1] * part // slots) for part in range(1, slots))})
-    chosen = tuple(candidates[-1 - index * len(candidates) // slots] for index in range(slots))
-    return [Case("batch " + " ".join(map(str, chosen)), chosen)]
+def _batch_case(count: int, lengths: list[int], limit: int) -> Case:
+    """`count` prompts of different lengths, the longest first. Those that are not compared are short."""
+    compared = min(count, COMPARED)
+    candidates = sorted({*lengths, *(max(1, lengths[-1] * part // compared) for part in range(1, compared))})
+    chosen = [candidates[-1 - index * len(candidates) // compared] for index in range(compared)]
+    prompts = [min(limit, 1 + slot) for slot in range(count)]
+    for slot, length in zip(_spread(count, compared), chosen, strict=True):
+        prompts[slot] = length
+    label = " ".join(map(str, chosen)) if count == compared else f"of {count}"
+    return Case(f"batch {label}", tuple(prompts))
+
+
+def _spread(count: int, some: int) -> list[int]:
+    """`some` of the numbers from 0 to count - 1, the first and the last among them."""
+    return [index * (count - 1) // max(1, some - 1) for index in range(some)]

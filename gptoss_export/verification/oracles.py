@@ -179,7 +179,7 @@ class ReferenceOracle(Oracle):
 
     def _empty_caches(self, length: int) -> Caches:
         """The caches of one sequence of `length` tokens."""
-        specs = kv_caches(self._config, Sizes(1, length, (self.CHUNK,)), dtype_name(self._dtype))
+        specs = kv_caches(self._config, Sizes((1,), length, (self.CHUNK,)), dtype_name(self._dtype))
         tensors = {
             item.name: torch.zeros(item.shape, dtype=torch_dtype(item.dtype), device=self._device) for item in specs
         }

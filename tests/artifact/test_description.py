@@ -63,7 +63,7 @@ def full_layers(manifest: Manifest) -> Manifest:
 
 CHANGES: dict[str, tuple[Callable[[Manifest], Manifest], str]] = {
     "context": (other_sizes(max_context=8800), "sizes.max_context: the code says 4400, the manifest 8800"),
-    "batch": (other_sizes(max_batch=4), "sizes.max_batch: the code says 3, the manifest 4"),
+    "batch": (other_sizes(widths=(1, 4)), r"sizes.widths[1]: the code says 3, the manifest 4"),
     "chunks": (other_sizes(prefill_chunks=(16,)), "sizes.prefill_chunks: the code says [16, 64], the manifest [16]"),
     "head_dim": (other_model(head_dim=64), "model.head_dim: the code says 32, the manifest 64"),
     "kv heads": (other_model(num_key_value_heads=1), "model.num_key_value_heads: the code says 2, the manifest 1"),
@@ -104,9 +104,11 @@ def test_every_value_of_the_model_and_of_the_sizes_is_compared(manifest: Manifes
     found = json.loads(described(manifest))
     assert found["model"] == json.loads(json.dumps(manifest.model.to_json()))
     assert found["sizes"].keys() == {field.name for field in dataclasses.fields(Sizes)}
-    signature = manifest.programs["decode"]
-    assert [item["name"] for item in found["programs"]["decode"]["inputs"]] == [item.name for item in signature.inputs]
-    assert len(found["programs"]["decode"]["outputs"]) == len(signature.outputs)
+    signature = manifest.programs["decode_3"]
+    assert [item["name"] for item in found["programs"]["decode_3"]["inputs"]] == [
+        item.name for item in signature.inputs
+    ]
+    assert len(found["programs"]["decode_3"]["outputs"]) == len(signature.outputs)
 
 
 def test_the_description_of_a_manifest_that_was_written_and_read_is_the_same(

@@ -41,7 +41,7 @@ def test_round_trip(data: dict[str, Any], tmp_path: Path) -> None:
 
 def test_what_build_writes_is_accepted(data: dict[str, Any], tmp_path: Path) -> None:
     manifest = read(data, tmp_path)
-    assert set(manifest.programs) == {"decode", "prefill_16", "prefill_64", "unembed_1", "unembed_64"}
+    assert set(manifest.programs) == {"decode_1", "decode_3", "prefill_16", "prefill_64", "unembed_1", "unembed_64"}
     assert manifest.missing_programs() == []
     del data["programs"]["prefill_16"]
     assert read(data, tmp_path).missing_programs() == ["prefill_16"]
@@ -54,29 +54,32 @@ def swap(items: list[Any], one: int, other: int) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: swap(p["decode"]["inputs"], 0, 1), "decode: input 0 is 'positions', expected 'tokens'"),
-        (lambda p: swap(p["decode"]["inputs"], 3, 4), "decode: input 3 is 'v_cache.0', expected 'k_cache.0'"),
-        (lambda p: p["decode"]["inputs"].insert(0, p["decode"]["inputs"].pop()), "input 0 is 'lm_head.weight'"),
-        (lambda p: p["decode"]["inputs"].insert(1, p["decode"]["inputs"][0]), "input 1 is 'tokens'"),
-        (lambda p: p["decode"]["inputs"].pop(), "input 74 is nothing, expected 'lm_head.weight'"),
+        (lambda p: swap(p["decode_3"]["inputs"], 0, 1), "decode_3: input 0 is 'positions', expected 'tokens'"),
+        (lambda p: swap(p["decode_3"]["inputs"], 3, 4), "decode_3: input 3 is 'v_cache.0', expected 'k_cache.0'"),
+        (lambda p: p["decode_3"]["inputs"].insert(0, p["decode_3"]["inputs"].pop()), "input 0 is 'lm_head.weight'"),
+        (lambda p: p["decode_3"]["inputs"].insert(1, p["decode_3"]["inputs"][0]), "input 1 is 'tokens'"),
+        (lambda p: p["decode_3"]["inputs"].pop(), "input 74 is nothing, expected 'lm_head.weight'"),
         (
-            lambda p: p["decode"]["inputs"][0].update(dtype="float32"),
+            lambda p: p["decode_3"]["inputs"][0].update(dtype="float32"),
             r"input tokens is data float32 \[3\], expected data int64 \[3\]",
         ),
-        (lambda p: p["decode"]["inputs"][3].update(dtype="uint8"), "k_cache.0 is cache uint8"),
-        (lambda p: p["decode"]["inputs"][3].update(role="data"), "k_cache.0 is data float32"),
-        (lambda p: p["decode"]["inputs"][-1].update(dtype="float8"), "lm_head.weight is weight float8"),
+        (lambda p: p["decode_3"]["inputs"][3].update(dtype="uint8"), "k_cache.0 is cache uint8"),
+        (lambda p: p["decode_3"]["inputs"][3].update(role="data"), "k_cache.0 is data float32"),
+        (lambda p: p["decode_3"]["inputs"][-1].update(dtype="float8"), "lm_head.weight is weight float8"),
         (lambda p: p["unembed_1"]["inputs"][0].update(dtype="bfloat16"), "unembed_1: input hidden is data bfloat16"),
-        (lambda p: p["decode"]["outputs"].reverse(), "decode: output 0 is 'log_total', expected 'logits'"),
-        (lambda p: p["decode"]["outputs"].pop(), "decode: output 3 is nothing, expected 'log_total'"),
-        (lambda p: p["decode"]["outputs"][0].update(shape=[3, 7]), r"output logits .* \[3, 7\], expected data float32"),
-        (lambda p: p["decode"]["outputs"][1].update(dtype="uint8"), r"top is data uint8 \[3\], expected data int64"),
+        (lambda p: p["decode_3"]["outputs"].reverse(), "decode_3: output 0 is 'log_total', expected 'logits'"),
+        (lambda p: p["decode_3"]["outputs"].pop(), "decode_3: output 3 is nothing, expected 'log_total'"),
+        (
+            lambda p: p["decode_3"]["outputs"][0].update(shape=[3, 7]),
+            r"output logits .* \[3, 7\], expected data float32",
+        ),
+        (lambda p: p["decode_3"]["outputs"][1].update(dtype="uint8"), r"top is data uint8 \[3\], expected data int64"),
         (lambda p: p["unembed_64"]["outputs"][2].update(shape=[1]), "unembed_64: output top_logprob"),
         (
             lambda p: p["prefill_16"]["outputs"][0].update(shape=[17, 96]),
             r"hidden is data float32 \[17, 96\], expected .*\[16, 96\]",
         ),
-        (lambda p: p["decode"]["inputs"][0].update(role="constant"), "malformed"),
+        (lambda p: p["decode_3"]["inputs"][0].update(role="constant"), "malformed"),
         (lambda p: p.update({"unembed_x": p["unembed_1"]}), "programs: found unembed_x"),
         (lambda p: p.update({"unembed_0": p["unembed_1"]}), "programs: found unembed_0"),
     ],
@@ -90,12 +93,12 @@ def test_a_call_that_no_build_makes_is_refused(
 
 
 def test_many_wrong_sizes_are_one_line(data: dict[str, Any], tmp_path: Path) -> None:
-    data["sizes"]["max_batch"] = 2
+    data["sizes"]["max_context"] = 99
     with pytest.raises(
-        ArtifactError, match=r"decode: input tokens \(and 10 more\) is data int64 \[3\], expected .*\[2\]"
+        ArtifactError, match=r"decode_3: input k_cache.1 \(and 3 more\) is cache .*4401, 32\], expected .* 100, 32\]"
     ) as caught:
         read(data, tmp_path)
-    assert str(caught.value).count("program decode: input") == 1
+    assert str(caught.value).count("program decode_3: input") == 1
 
 
 @pytest.mark.parametrize(
@@ -124,11 +127,11 @@ def test_weights_are_those_of_the_model(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d["sizes"].update(extra=1), "expected an object with max_batch, max_context, prefill_chunks"),
+        (lambda d: d["sizes"].update(extra=1), "expected an object with widths, max_context, prefill_chunks"),
         (lambda d: d["sizes"].update(prefill_chunks="16"), "found '16', expected a list"),
-        (lambda d: d["programs"]["decode"].update(extra=1), "expected an object with inputs, outputs"),
-        (lambda d: d["programs"]["decode"]["inputs"][0].update(extra=1), "expected an object with name, role, shape"),
-        (lambda d: d["programs"]["decode"]["inputs"][0].update(shape={"3": 3}), "found {'3': 3}, expected a list"),
+        (lambda d: d["programs"]["decode_3"].update(extra=1), "expected an object with inputs, outputs"),
+        (lambda d: d["programs"]["decode_3"]["inputs"][0].update(extra=1), "expected an object with name, role, shape"),
+        (lambda d: d["programs"]["decode_3"]["inputs"][0].update(shape={"3": 3}), "found {'3': 3}, expected a list"),
         (lambda d: d["weights"]["lm_head.weight"].update(extra=1), "expected an object with shape, dtype, parts"),
         (lambda d: d["weights"]["lm_head.weight"]["parts"][0].update(extra=1), "malformed"),
         (lambda d: d["files"]["tokenizer.json"].update(sha256=None), "has the sha256 None, expected 64 hexadecimal"),
@@ -197,9 +200,9 @@ def test_another_schema_is_refused_with_the_command_that_builds_again(data: dict
         read(older, folder)
     command = (
         f"gptoss-export build CHECKPOINT -o '{folder}-new' --target aoti --device cuda --arch sm_80,sm_90 --dtype "
-        "bfloat16 --max-batch 3 --max-context 4400 --prefill-chunk 16 --prefill-chunk 64 --stop-token 511"
+        "bfloat16 --max-batch 3 --widths 1,3 --max-context 4400 --prefill-chunk 16 --prefill-chunk 64 --stop-token 511"
     )
-    assert f"schema_version is 4, expected 6; build the artifact again: {command}" in str(caught.value)
+    assert f"schema_version is 4, expected 7; build the artifact again: {command}" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -209,6 +212,7 @@ def test_another_schema_is_refused_with_the_command_that_builds_again(data: dict
         ({"portable": True, "gpu_memory": False, "cpu_isa": None}, "--portable"),
         ({"prefill_chunks": [8], "stop_tokens": []}, "--prefill-chunk 8"),
         ({"max_batch": 2, "dtype": "float32"}, "--max-batch 2 --dtype float32"),
+        ({"max_batch": 8, "widths": [1, 8]}, "--max-batch 8 --widths 1,8"),
         ({}, ""),
     ],
 )

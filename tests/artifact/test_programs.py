@@ -6,12 +6,13 @@ from gptoss_export.artifact.programs import Role, Sizes, kv_caches, programs_of
 from gptoss_export.checkpoint.synthetic import PRESETS
 
 CONFIG = PRESETS["tiny"]  # 2 kv heads of 32; layers 0 and 2 have a window of 32
-SIZES = Sizes(max_batch=3, max_context=400, prefill_chunks=(16, 64))
+SIZES = Sizes(widths=(1, 3), max_context=400, prefill_chunks=(16, 64))
 
 
 def test_names() -> None:
     assert [program.name for program in programs_of(SIZES)] == [
-        "decode",
+        "decode_1",
+        "decode_3",
         "prefill_16",
         "prefill_64",
         "unembed_1",
@@ -32,7 +33,7 @@ def test_shapes_of_the_data() -> None:
                        if item.role == Role.DATA]
         for program in programs_of(SIZES)
     }  # fmt: skip
-    assert data["decode"] == [("tokens", (3,)), ("positions", (3,)), ("slots", (3,))]
+    assert data["decode_3"] == [("tokens", (3,)), ("positions", (3,)), ("slots", (3,))]
     assert data["prefill_16"] == [("tokens", (16,)), ("positions", (16,)), ("slots", (1,))]
     assert data["unembed_64"] == [("hidden", (64, 96))]
 
@@ -45,4 +46,4 @@ def test_only_the_unembedding_reads_its_weights_after_a_prefill() -> None:
     unembedding = {"model.norm.weight", "lm_head.weight"}
     assert names["unembed_1"] == names["unembed_64"] == unembedding
     assert not names["prefill_16"] & unembedding
-    assert names["decode"] == names["prefill_16"] | unembedding
+    assert names["decode_1"] == names["decode_3"] == names["prefill_16"] | unembedding

@@ -101,7 +101,7 @@ def test_build_signs(
     assert SIGNATURE not in manifest.files
     assert str(private) not in (folder / "manifest.json").read_text()
     assert (folder / SIGNATURE).stat().st_mode == (folder / "manifest.json").stat().st_mode
-    with pytest.raises(ArtifactError, match="programs: decode is missing"):  # after the signature and the hashes
+    with pytest.raises(ArtifactError, match="programs: decode_1 is missing"):  # after the signature and the hashes
         load(folder, trust=public)
 
 

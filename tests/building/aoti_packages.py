@@ -30,7 +30,7 @@ from gptoss_export.targets.aoti.load import load_programs
 from gptoss_export.targets.aoti.package import package_name
 from gptoss_export.targets.base_compiler import CompileJob
 
-SIZES = Sizes(max_batch=1, max_context=64, prefill_chunks=(16,))
+SIZES = Sizes(widths=(1,), max_context=64, prefill_chunks=(16,))
 
 
 def compile_package(

@@ -8,13 +8,20 @@ import pytest
 from weights_only import WeightsOnly, use
 
 from gptoss_export import BuildOptions
-from gptoss_export.artifact.programs import Sizes
+from gptoss_export.artifact.programs import Sizes, default_widths
 from gptoss_export.build_options import context_problems, resolve, resolve_device, resolve_sizes
 from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.compat.versions import SUPPORTED
 from gptoss_export.errors import BuildError, GptOssExportError, UsageError
 from gptoss_export.targets import TARGETS, options_class
 from gptoss_export.targets.base_compiler import Availability, compiler
+
+
+def sizes_of(
+    max_batch: int, max_context: int, chunks: tuple[int, ...] | None, default_chunks: tuple[int, ...]
+) -> tuple[Sizes, list[str]]:
+    """Resolved with the default widths."""
+    return resolve_sizes(max_batch, None, max_context, chunks, default_widths, default_chunks)
 
 
 @pytest.mark.parametrize(
@@ -104,13 +111,53 @@ def test_default_target_is_the_first_of_the_registry() -> None:
 def test_default_chunks_suit_the_device(monkeypatch: pytest.MonkeyPatch, device: str, chunks: tuple[int, ...]) -> None:
     use(monkeypatch, WeightsOnly("sm_90"))
     _, settings, _ = resolve(BuildOptions(device=device))
-    assert settings.sizes == Sizes(1, 4096, chunks)
+    assert settings.sizes == Sizes((1,), 4096, chunks)
 
 
 def test_sizes() -> None:
-    assert resolve_sizes(2, 100, None, (128, 2048)) == (Sizes(2, 100, (100,)), [])  # shortened to the context
-    assert resolve_sizes(2, 1024, None, (128, 2048)) == (Sizes(2, 1024, (128, 1024)), [])
-    assert resolve_sizes(1, 64, (64, 16, 64), (128,)) == (Sizes(1, 64, (16, 64)), [])
+    assert sizes_of(1, 100, None, (128, 2048)) == (Sizes((1,), 100, (100,)), [])  # shortened to the context
+    assert sizes_of(1, 1024, None, (128, 2048)) == (Sizes((1,), 1024, (128, 1024)), [])
+    assert sizes_of(1, 64, (64, 16, 64), (128,)) == (Sizes((1,), 64, (16, 64)), [])
+
+
+@pytest.mark.parametrize(
+    ("max_batch", "widths", "expected"),
+    [
+        (1, None, (1,)),
+        (2, None, (1, 2)),
+        (5, None, (1, 2, 4, 5)),
+        (64, None, (1, 2, 4, 8, 16, 32, 64)),
+        (8, (8,), (8,)),
+        (8, (8, 3, 3), (3, 8)),
+    ],
+)
+def test_widths(max_batch: int, widths: tuple[int, ...] | None, expected: tuple[int, ...]) -> None:
+    sizes, problems = resolve_sizes(max_batch, widths, 64, (16,), default_widths, (16,))
+    assert problems == [] and sizes.widths == expected and sizes.max_batch == max_batch
+    wanted = {sequences: sizes.width_for(sequences) for sequences in range(1, max_batch + 1)}
+    assert all(width >= sequences for sequences, width in wanted.items())
+    assert all(other < sequences for sequences, width in wanted.items() for other in expected if other < width)
+
+
+@pytest.mark.parametrize(
+    ("max_batch", "widths", "message"),
+    [
+        (4, (1, 2), "--widths 1,2: expected --max-batch (4) as the largest"),
+        (1, (1, 2), "--widths 1,2: expected --max-batch (1) as the largest"),
+        (2, (), "--widths none: expected --max-batch (2) as the largest"),
+        (2, (0, 2), "--widths 0: expected 1 or more"),
+        (2, ("2",), "--widths '2': expected a whole number"),
+    ],
+)
+def test_widths_that_cannot_be_built(max_batch: int, widths: tuple[Any, ...], message: str) -> None:
+    assert resolve_sizes(max_batch, widths, 64, (16,), default_widths, (16,))[1] == [message]
+
+
+def test_a_model_of_onnx_has_one_width() -> None:
+    options = {"target": "onnx", "device": "cpu", "max_batch": 4}
+    assert resolve(BuildOptions(**options))[1].sizes.widths == (4,)
+    with pytest.raises(UsageError, match=r"--widths 1,4: onnx computes every slot in each step; leave it out"):
+        resolve(BuildOptions(**options, widths=(1, 4)))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +173,7 @@ def test_sizes() -> None:
 )
 def test_wrong_sizes(arguments: tuple[Any, ...], problems: list[str] | int) -> None:
     max_batch, max_context, chunks = arguments
-    _, found = resolve_sizes(max_batch, max_context, chunks, (128,))
+    _, found = sizes_of(max_batch, max_context, chunks, (128,))
     assert (len(found) if isinstance(problems, int) else found) == problems
 
 
@@ -147,6 +194,7 @@ def test_every_default_is_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
         "arch": "sm_90",
         "dtype": "bfloat16",
         "max_batch": 1,
+        "widths": [1],
         "max_context": 4096,
         "prefill_chunks": [128, 2048],
         "stop_tokens": [3],
@@ -220,20 +268,20 @@ def test_a_target_is_compiled_with_the_options_that_it_declares(target: str) -> 
     ],
 )
 def test_sizes_that_are_not_believed(sizes: tuple[Any, Any, Any], message: str) -> None:
-    assert resolve_sizes(*sizes, (128,))[1] == [message]
+    assert sizes_of(*sizes, (128,))[1] == [message]
 
 
 def test_sizes_of_other_libraries_and_one_chunk() -> None:
-    sizes, problems = resolve_sizes(np.int64(4096), np.int32(64), np.array([8, 4]), (128,))  # type: ignore[arg-type]
-    assert problems == [] and sizes == Sizes(4096, 64, (4, 8)) and type(sizes.max_batch) is int
-    assert resolve_sizes(1, 64, 8, (128,)) == (Sizes(1, 64, (8,)), [])  # type: ignore[arg-type]
+    sizes, problems = sizes_of(np.int64(4096), np.int32(64), np.array([8, 4]), (128,))  # type: ignore[arg-type]
+    assert problems == [] and sizes == Sizes(default_widths(4096), 64, (4, 8)) and type(sizes.max_batch) is int
+    assert sizes_of(1, 64, 8, (128,)) == (Sizes((1,), 64, (8,)), [])  # type: ignore[arg-type]
 
 
 def test_caches_that_no_machine_holds() -> None:
     """The shape of the 20b: 12 full layers with 8 heads of 64, keys and values, two bytes: 24,576 bytes a token."""
     config = PRESETS["20b"]
-    assert context_problems(Sizes(2048, 131072, (128,)), config) == []
-    (problem,) = context_problems(Sizes(4096, 131072, (128,)), config)
+    assert context_problems(Sizes((2048,), 131072, (128,)), config) == []
+    (problem,) = context_problems(Sizes((4096,), 131072, (128,)), config)
     assert problem == (
         "--max-batch 4096 with --max-context 131072: the KV caches take 13 TB or more; expected at most 9 TB"
     )

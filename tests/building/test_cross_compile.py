@@ -41,7 +41,7 @@ ARCHS = ("sm_90", "sm_80")
 GPU = torch.cuda.get_device_name() if torch.cuda.is_available() else None
 # With sizes that are no multiples of 8, passes of Inductor would time code on the GPU.
 CONFIG = dataclasses.replace(TWO_LAYERS, hidden_size=96, vocab_size=517, num_local_experts=5)
-SIZES = Sizes(max_batch=3, max_context=64, prefill_chunks=(16,))
+SIZES = Sizes(widths=(3,), max_context=64, prefill_chunks=(16,))
 # Settings that a variable of the environment turns on, and with which a pass of Inductor times code.
 TIMING = {
     "benchmark_fusion": True,
@@ -110,7 +110,7 @@ def test_every_kernel_of_a_step_is_there_for_the_arch(libraries: dict[tuple[str,
     """Every piece of device code is for that arch."""
     names = launched_kernels(arch)
     assert {"_gate_up_pdl", "_down_pdl", "_qkv_pdl", "_project_pdl", "_router_pdl", "_logits_pdl"} <= names
-    code = libraries[arch, "decode"].read_bytes()
+    code = libraries[arch, "decode_3"].read_bytes()
     assert [name for name in sorted(names) if name.encode() not in code] == []
     found = list(device_archs(code))
     assert len(found) >= len(names) and set(found) == {int(arch.removeprefix("sm_"))}
@@ -127,7 +127,7 @@ def test_nothing_calls_back_and_every_symbol_resolves(libraries: dict[tuple[str,
         toolkit = Path(cpp_extension.CUDA_HOME) / "include"
         declared = "".join(path.read_text() for path in (*headers, toolkit / "cuda.h", toolkit / "cuda_runtime_api.h"))
     system = re.compile(r"_ZN?K?S|_ZT|_Zna|_Znw|_Zd|__cxa|__gxx|__|_ITM|GOMP|omp_|_Unwind")
-    assert {program for _, program in libraries} == {"decode", "prefill_16", "unembed_1", "unembed_64"}
+    assert {program for _, program in libraries} == {"decode_3", "prefill_16", "unembed_1", "unembed_64"}
     for (arch, program), library in libraries.items():
         assert "AOTInductorModelContainerCreateWithDevice" in symbols(library, "--defined-only")
         wanted = symbols(library, "--undefined-only")

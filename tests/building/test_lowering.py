@@ -15,7 +15,7 @@ from gptoss_export.model.dtypes import torch_dtype
 
 CPU = torch.device("cpu")
 CONFIG = with_layers(PRESETS["tiny"], 2)
-SIZES = Sizes(2, 64, (8,))
+SIZES = Sizes((2,), 64, (8,))
 
 
 def traced(program: Program, config: ModelConfig = CONFIG, sizes: Sizes = SIZES) -> TracedProgram:
@@ -64,7 +64,7 @@ def test_ops_can_be_left_as_they_are() -> None:
 
 def test_tracing_a_20b_takes_no_memory() -> None:
     """A program of the true shape is traced with fake tensors: no weight is ever allocated."""
-    sizes = Sizes(1, 8192, (512,))
+    sizes = Sizes((1,), 8192, (512,))
     decode = trace(Decode(1), with_layers(PRESETS["20b"], 2), sizes, torch.bfloat16, CPU)
     placeholders = [node for node in decode.exported.graph.nodes if node.op == "placeholder"]
     assert placeholders

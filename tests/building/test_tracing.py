@@ -17,7 +17,7 @@ from gptoss_export.kernels.registry import kernels
 from gptoss_export.model.config import ModelConfig
 from gptoss_export.model.ops import OPS
 
-SIZES = Sizes(1, 64, (8,))
+SIZES = Sizes((1,), 64, (8,))
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,18 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[BuildOptions]:
 
 
 def test_options_reach_the_build(given: list[BuildOptions], tmp_path: Path) -> None:
-    arguments = ["--device", "cuda", "--arch", "sm_90,sm_80", "--dtype", "bfloat16", "--max-batch", 3]
+    arguments = [
+        "--device",
+        "cuda",
+        "--arch",
+        "sm_90,sm_80",
+        "--dtype",
+        "bfloat16",
+        "--max-batch",
+        3,
+        "--widths",
+        "1,3",
+    ]
     arguments += [
         "--max-context",
         99,
@@ -72,6 +83,7 @@ def test_options_reach_the_build(given: list[BuildOptions], tmp_path: Path) -> N
             arch="sm_90,sm_80",
             dtype="bfloat16",
             max_batch=3,
+            widths=(1, 3),
             max_context=99,
             prefill_chunks=(8, 16),
             stop_tokens=(1, 2),

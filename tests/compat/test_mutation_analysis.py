@@ -24,7 +24,7 @@ from gptoss_export.targets.base_compiler import CompileJob
 wrap = pytest.importorskip("torch._higher_order_ops.triton_kernel_wrap")
 pytest.importorskip("triton")
 
-SIZES = Sizes(max_batch=1, max_context=64, prefill_chunks=(16,))
+SIZES = Sizes(widths=(1,), max_context=64, prefill_chunks=(16,))
 (NAME,) = [name for name in mutation_analysis.NAMES if hasattr(wrap, name)]
 
 

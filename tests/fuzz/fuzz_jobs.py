@@ -144,7 +144,7 @@ def reference(folder: str, prompt: list[int], tokens: list[int]) -> dict[str, An
         read = [torch.frombuffer(bytearray(part.data), dtype=dtypes[part.dtype]).view(part.shape) for part in parts]
         parameter.data.copy_(torch.cat(read))
     ids = torch.tensor([[*prompt, *tokens[:-1]]])
-    specs = kv_caches(config, Sizes(1, ids.size(1), (ids.size(1),)), "float32")
+    specs = kv_caches(config, Sizes((1,), ids.size(1), (ids.size(1),)), "float32")
     tensors = {item.name: torch.zeros(item.shape) for item in specs}
     caches = [(tensors[keys], tensors[values]) for keys, values in kv_cache_names(config)]
     with torch.inference_mode():

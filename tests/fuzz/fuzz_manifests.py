@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 NAME = "manifest.json"
-SIZES = ("max_batch", "max_context", "prefill_chunks")
+SIZES = ("widths", "max_context", "prefill_chunks")
 MODEL = (
     "hidden_size",
     "intermediate_size",
@@ -195,9 +195,8 @@ def forge(manifest: dict[str, Any], case: Forged, folder: Path) -> None:
     if case.kind == "sizes":
         name = SIZES[case.field % len(SIZES)]
         old = sizes[name]
-        sizes[name] = (
-            [_stepped(item, case.step) for item in old] if name == "prefill_chunks" else _stepped(old, case.step)
-        )
+        listed = isinstance(old, list)
+        sizes[name] = [_stepped(item, case.step) for item in old] if listed else _stepped(old, case.step)
     elif case.kind == "model":
         name = MODEL[case.field % len(MODEL)]
         model[name] = _stepped(model[name], case.step)
@@ -224,9 +223,10 @@ def _fit(manifest: dict[str, Any], folder: Path) -> None:
     from gptoss_export.model.parameters import parameters
 
     config = ModelConfig.from_json(manifest["model"])
-    if violations(config) or min(manifest["sizes"]["prefill_chunks"]) < 1 or manifest["sizes"]["max_batch"] < 1:
+    listed = {name: manifest["sizes"][name] for name in ("widths", "prefill_chunks")}
+    if violations(config) or min(map(min, listed.values())) < 1:
         return  # refused for that alone
-    sizes = Sizes(**manifest["sizes"] | {"prefill_chunks": tuple(manifest["sizes"]["prefill_chunks"])})
+    sizes = Sizes(**manifest["sizes"] | {name: tuple(numbers) for name, numbers in listed.items()})
     signatures = {item.name: item.signature(config, sizes, manifest["dtype"]) for item in programs_of(sizes)}
     manifest["programs"] = {name: dataclasses.asdict(item) for name, item in signatures.items()}
     old, made = manifest["weights"], {}

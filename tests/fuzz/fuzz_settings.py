@@ -125,7 +125,7 @@ class Schedules(Surface[ScheduleCase]):
             "function": "_k",
             "inputs": ["x", "y"],
             "outputs": ["z"],
-            "bytes": [256, _bytes(manifest["programs"]["decode"]["inputs"][4]), 512],
+            "bytes": [256, _bytes(manifest["programs"]["decode_3"]["inputs"][4]), 512],
             "grid": [2, 1, 1],
             "threads": 128,
             "shared": 0,

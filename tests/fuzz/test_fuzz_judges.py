@@ -52,7 +52,7 @@ def one_more(tokens: list[int]) -> None:
 @pytest.mark.parametrize(
     ("kind", "change", "message"),
     [
-        (ShownManifests, with_output(lambda v: v["sizes"].update(max_batch=4)), "shows another manifest: sizes"),
+        (ShownManifests, with_output(lambda v: v["sizes"].update(widths=[4])), "shows another manifest: sizes"),
         (RunManifests, with_output(lambda v: one_more(v["tokens"])), "or those of the reference"),
         (RunManifests, with_output(lambda v: v["tokens"].pop()), "or those of the reference"),
         (Commands, with_output(lambda v: one_more(v["tokens"])), "expected"),
@@ -66,7 +66,7 @@ def one_more(tokens: list[int]) -> None:
         (Tokenizers, with_value(lambda v: v["ids"].append(3)), "the library alone"),
         (Tokenizers, with_value(lambda v: v.update(text="other")), "the library alone"),
         (Tokenizers, with_value(lambda v: v.update(streamed="other")), "streams 'other'"),
-        (Schedules, with_value(lambda v: v["programs"]["decode"].update(arena=1)), "another schedule"),
+        (Schedules, with_value(lambda v: v["programs"]["decode_1"].update(arena=1)), "another schedule"),
         (TunedConfigs, with_value(lambda v: v["entries"].pop()), "other tuned configs"),
         (TunedConfigs, with_value(lambda v: v.update(gpu="other")), "other tuned configs"),
     ],

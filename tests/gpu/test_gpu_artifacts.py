@@ -51,7 +51,7 @@ import torch
 import gptoss_export
 r = gptoss_export.load(sys.argv[1])
 programs, name = r.executor.programs.values(), "model.embed_tokens.weight"
-caches = [tensor for key, tensor in r.executor.programs["decode"].inputs.items() if "_cache." in key]
+caches = [tensor for key, tensor in r.executor.programs["decode_1"].inputs.items() if "_cache." in key]
 def poison(slot, first=0):
     with torch.inference_mode():
         for cache in caches:

@@ -226,14 +226,14 @@ def test_tokens_are_drawn_as_in_torch():
     ]
     generator = torch.Generator().manual_seed(0)
     buffers = SamplingBuffers(len(params), torch.device("cpu"))
-    buffers.set(params)
+    buffers.set(dict(enumerate(params)))
     for trial in range(50):
         logits = 3 * torch.randn(len(params), 500, generator=generator)
         positions = torch.randint(0, 100_000, (len(params),), generator=generator)
         total = logits.logsumexp(-1)
         output = StepOutput(logits, logits.argmax(-1), logits.amax(-1) - total, total)
         for sampled in (False, True):
-            tokens, logprobs = choose_in_torch(output, positions, buffers, sampled)
+            tokens, logprobs = choose_in_torch(output, positions, torch.arange(len(params)), buffers, sampled)
             found, found_logprobs = choose_in_numpy(
                 logits.numpy(), positions.tolist(), dict(enumerate(params)) if sampled else {}
             )

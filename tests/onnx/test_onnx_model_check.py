@@ -72,7 +72,7 @@ def rope(config: ModelConfig) -> Any:
 
 FORGED: Mapping[str, Callable[[Manifest], Manifest]] = {
     "sizes.max_context": sizes(max_context=4351),
-    "sizes.max_batch": sizes(max_batch=3),
+    "sizes.widths[0]": sizes(widths=(3,)),
     "sizes.prefill_chunks[0]": sizes(prefill_chunks=(32,)),
     "model.head_dim": model(head_dim=16),
     "model.num_key_value_heads": model(num_key_value_heads=1),

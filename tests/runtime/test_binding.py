@@ -47,7 +47,7 @@ def test_caches_and_weights_are_shared_and_data_is_not(manifest: Manifest, weigh
             if item.role == Role.WEIGHT:
                 assert tensor is weights[item.name]
             elif item.role == Role.CACHE:
-                assert tensor is bound["decode"].inputs[item.name]
+                assert tensor is bound["decode_3"].inputs[item.name]
     assert bound["prefill_16"].inputs["slots"] is not bound["prefill_64"].inputs["slots"]
 
 

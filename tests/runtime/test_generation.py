@@ -3,7 +3,7 @@ that draws scripted tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ import pytest
 from gptoss_export import SamplingParams
 from gptoss_export.errors import RunError
 from gptoss_export.runtime.executor import ChunkOutput, Executor, PendingTokens, PrefilledChunk
-from gptoss_export.runtime.generation import Generation, Request, Token, collect, stream
+from gptoss_export.runtime.generation import Generation, Token, collect, stream
+from gptoss_export.runtime.scheduler import Request
 from gptoss_export.runtime.slots import Slots
 
 STOP = 99
@@ -49,7 +50,7 @@ class Scripted(Executor):
         self.cached = [0] * len(self.scripts)  # tokens that it was given for each slot
         self.steps = 0
         self.sampled: set[bool] = set()
-        self.params: list[SamplingParams] = []
+        self.params: dict[int, SamplingParams] = {}
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -73,8 +74,8 @@ class Scripted(Executor):
     def token_array(self, tokens: Sequence[int]) -> Any:
         raise NotImplementedError
 
-    def set_sampling(self, params: Sequence[SamplingParams]) -> None:
-        self.params = list(params)
+    def set_sampling(self, params: Mapping[int, SamplingParams]) -> None:
+        self.params |= params
 
     def keep_output(self, slot: int, output: ChunkOutput) -> None:
         assert isinstance(output, Output) and output.slot == slot
@@ -121,11 +122,11 @@ class Run:
 
     executor: Scripted
     slots: Slots
-    request: Request
-    tokens: Iterator[Token]
+    requests: list[Request]
+    tokens: Generator[Token, None, list[str]]
 
     def collect(self) -> list[Generation]:
-        return collect(self.request, self.tokens)
+        return collect(self.requests, self.tokens)
 
 
 def run(
@@ -138,9 +139,9 @@ def run(
     keep_logits: bool = False,
 ) -> Run:
     executor, slots = Scripted(scripts, overlaps, max_context), Slots(len(scripts), max_context, 0, 0)
-    sampling = [params or SamplingParams()] * len(prompts)
-    request = Request(prompts, count, sampling, frozenset({STOP}), keep_logits)
-    return Run(executor, slots, request, stream(executor, slots, request))
+    sampling = params or SamplingParams()
+    requests = [Request(prompt, count, sampling, frozenset({STOP}), keep_logits) for prompt in prompts]
+    return Run(executor, slots, requests, stream(executor, slots, requests))
 
 
 # label: scripts, prompts, max_new_tokens, max_context; tokens and finish of each prompt, lengths of the sequences.
@@ -200,7 +201,7 @@ def test_tokens_finish_and_lengths(label: str, overlaps: bool) -> None:
 def test_a_caller_who_stops_leaves_the_sequence_at_the_last_token_but_one(overlaps: bool) -> None:
     ran = run(overlaps, [[*range(30)]], [[1, 2]], 20)
     assert [next(ran.tokens).id for _ in range(3)] == [0, 1, 2]
-    ran.tokens.close()  # type: ignore[attr-defined]
+    ran.tokens.close()
     assert ran.slots.length(0) == 4  # the prompt and two tokens; the third one was never appended
     ran.slots.begin_call()
     assert ran.slots.lengths() == [4] and ran.slots.speculated == set()
@@ -239,5 +240,5 @@ def test_parameters_reach_the_executor(overlaps: bool) -> None:
     params = SamplingParams(0.5, seed=3)
     ran = run(overlaps, [[*range(30)]], [[1, 2]], 3, params=params, keep_logits=True)
     (generation,) = ran.collect()
-    assert ran.executor.params == [params] and ran.executor.sampled == {True}
+    assert ran.executor.params == {0: params} and ran.executor.sampled == {True}
     assert generation.logits == [[0.0], [1.0], [2.0]]

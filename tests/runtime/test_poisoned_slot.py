@@ -25,8 +25,8 @@ def clean_caches(loaded: Runner) -> Iterator[None]:
 
 
 def caches(runner: Runner) -> list[torch.Tensor]:
-    inputs = runner.executor.programs["decode"].inputs  # type: ignore[attr-defined]
-    return [inputs[item.name] for item in runner.manifest.programs["decode"].inputs_of(Role.CACHE)]
+    inputs = runner.executor.programs["decode_3"].inputs  # type: ignore[attr-defined]
+    return [inputs[item.name] for item in runner.manifest.programs["decode_3"].inputs_of(Role.CACHE)]
 
 
 def poison(runner: Runner, slot: int, fill: float, first: int = 0) -> None:

@@ -33,7 +33,7 @@ def test_runners_that_live_together_share_no_code(artifact: Path, loaded: Runner
     loaders = {
         id(runner.executor.programs[name].run.args[0]._loader)
         for runner in (first, second)
-        for name in ("decode", "unembed_1")
+        for name in ("decode_3", "unembed_1")
     }
     assert len(loaders) == 4
     assert first.generate([1, 2, 3], 4).tokens == second.generate([1, 2, 3], 4).tokens

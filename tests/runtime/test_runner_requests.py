@@ -76,7 +76,7 @@ def test_stream_is_generate(runner: Runner, sequence: list[int]) -> None:
     ("call", "message"),
     [
         (lambda r: r.generate([]), "no tokens"),
-        (lambda r: r.generate([1] * 4401), "0 tokens and 4401 more exceed the context of 4400"),
+        (lambda r: r.generate([1] * 4401), "prompt: 4401 tokens exceed the context of 4400"),
         (lambda r: r.generate([1.5]), "expected whole numbers"),
         (lambda r: r.generate([1, 512]), "token 512: expected ids of 0 to 511"),
         (lambda r: r.generate([-1]), "token -1"),
@@ -85,7 +85,7 @@ def test_stream_is_generate(runner: Runner, sequence: list[int]) -> None:
         (lambda r: r.generate_batch([[1]] * 4), "4 prompts"),
         (lambda r: r.generate_batch([]), "0 prompts"),
         (lambda r: r.generate_batch([[1]] * 2, sampling=[SamplingParams()]), "1 parameters for 2 prompts"),
-        (lambda r: r.stream([1] * 5000), "5000 more exceed"),
+        (lambda r: r.stream([1] * 5000), "prompt: 5000 tokens exceed"),
         (lambda r: r.prefill_logits([1] * 5000), "5000 more exceed"),
         (lambda r: r.score([1] * 5000), "5000 more exceed"),
         (lambda r: r.prefill([]), "no tokens"),

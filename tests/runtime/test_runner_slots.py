@@ -74,7 +74,7 @@ def test_a_refused_score_leaves_the_slot(runner: Runner, sequence: list[int]) ->
 
 def test_weights_and_caches_are_shared_by_all_programs(loaded: Runner) -> None:
     programs = loaded.executor.programs  # type: ignore[attr-defined]
-    decode = programs["decode"].inputs
+    decode = programs["decode_3"].inputs
     for name, signature in loaded.manifest.programs.items():
         for item in signature.inputs:
             if item.role != Role.DATA and item.name in decode:
@@ -96,12 +96,12 @@ def test_whole_weights_are_mapped_not_copied(loaded: Runner) -> None:
 
 
 def _weights(runner: Runner) -> dict[str, torch.Tensor]:
-    inputs = runner.executor.programs["decode"].inputs  # type: ignore[attr-defined]
-    return {item.name: inputs[item.name] for item in runner.manifest.programs["decode"].inputs_of(Role.WEIGHT)}
+    inputs = runner.executor.programs["decode_3"].inputs  # type: ignore[attr-defined]
+    return {item.name: inputs[item.name] for item in runner.manifest.programs["decode_3"].inputs_of(Role.WEIGHT)}
 
 
 def test_sliding_layers_hold_window_and_chunk_only(loaded: Runner) -> None:
-    rows = {item.name: item.shape[2] for item in loaded.manifest.programs["decode"].inputs_of(Role.CACHE)}
+    rows = {item.name: item.shape[2] for item in loaded.manifest.programs["decode_3"].inputs_of(Role.CACHE)}
     assert rows["k_cache.0"] == rows["v_cache.2"] == WINDOW + CHUNK + 1
     assert rows["k_cache.1"] == rows["v_cache.3"] == 4400 + 1
     assert loaded.executor.ring_rows == WINDOW + CHUNK

@@ -58,7 +58,7 @@ def test_a_stream_that_another_thread_closes_ends(uncompiled: Path, overlaps: bo
 def test_the_end_of_a_stream_changes_no_slot(uncompiled: Path, overlaps: bool, end: str) -> None:
     """The garbage collector may find it between any two lines of another thread's call. That call rolls back."""
     runner = runner_of(uncompiled, overlaps=overlaps)
-    slots: Any = runner._slots
+    slots: Any = runner.slots
     stream: Any = runner.stream([1, 2, 3], 5, stop_tokens=())
     next(stream)
     before = (slots.epoch, slots.lengths(), set(slots.speculated))
@@ -141,7 +141,7 @@ def test_many_threads_leave_streams_unfinished(uncompiled: Path, closed: bool) -
     assert problems == []
     gc.collect()
     runner.reset()
-    slots: Any = runner._slots
+    slots: Any = runner.slots
     assert slots.lengths() == [0, 0, 0] and slots.speculated == set()
     runner.prefill([1, 2, 3])
     assert runner.length() == 3

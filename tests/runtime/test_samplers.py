@@ -33,9 +33,11 @@ def draw(
         tokens, logprobs = sampler_numpy.choose(logits.numpy(), positions, dict(enumerate(params)))
         return tokens.tolist(), logprobs.tolist()
     buffers = sampler_torch.SamplingBuffers(len(params), torch.device("cpu"))
-    buffers.set(params)
+    buffers.set(dict(enumerate(params)))
     output = sampler_torch.StepOutput.of(logits)
-    drawn, drawn_logprobs = sampler_torch.choose(output, torch.tensor(positions), buffers, sampled=True)
+    drawn, drawn_logprobs = sampler_torch.choose(
+        output, torch.tensor(positions), torch.arange(len(params)), buffers, sampled=True
+    )
     return drawn.tolist(), drawn_logprobs.tolist()
 
 
@@ -75,7 +77,7 @@ def test_greedy_without_reading_the_logits(sampler: str) -> None:
     assert tokens == [kept_tokens(row, SamplingParams())[0] for row in logits.tolist()] and tokens[3] == 0
     buffers = sampler_torch.SamplingBuffers(20, torch.device("cpu"))
     output = sampler_torch.StepOutput.of(logits)
-    found, found_logprobs = sampler_torch.choose(output, torch.zeros(20), buffers, sampled=False)
+    found, found_logprobs = sampler_torch.choose(output, torch.zeros(20), torch.arange(20), buffers, sampled=False)
     assert found.tolist() == tokens and found_logprobs.tolist() == pytest.approx(logprobs, abs=1e-5)
 
 
@@ -194,9 +196,9 @@ def test_a_tiny_temperature_takes_the_most_likely_token(temperature: float, scal
     logits = scale * torch.randn(3, 50, generator=torch.Generator().manual_seed(3))
     params = SamplingParams(temperature, seed=4)
     buffers = sampler_torch.SamplingBuffers(3, torch.device("cpu"))
-    buffers.set([params] * 3)
+    buffers.set(dict.fromkeys(range(3), params))
     expected = logits.argmax(dim=-1).tolist()
-    assert sampler_torch.sample(logits, torch.arange(3), buffers).tolist() == expected
+    assert sampler_torch.sample(logits, torch.arange(3), buffers.of(torch.arange(3))).tolist() == expected
     with np.errstate(all="raise", under="ignore"):
         found, logprobs = sampler_numpy.choose(logits.numpy(), [0, 1, 2], dict.fromkeys(range(3), params))
     assert found.tolist() == expected and np.isfinite(logprobs).all()

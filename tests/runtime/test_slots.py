@@ -107,7 +107,7 @@ def test_speculated_tokens_do_not_count(slots: Slots) -> None:
     assert [slots.length(slot) for slot in (0, 1)] == [4, 4] and slots.lengths() == [5, 5, 0]
     slots.rollback([1])
     assert slots.lengths() == [5, 4, 0] and slots.speculated == {0}
-    slots.confirm()
+    slots.speculate(())
     assert [slots.length(slot) for slot in (0, 1)] == [5, 4] and slots.speculated == set()
 
 

@@ -3,37 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from sampling_definition import chosen_token, logprob
 
 from gptoss_export import SamplingParams
+from gptoss_export.artifact.programs import Sizes
+from gptoss_export.runtime.decode_step import StepRows
 from gptoss_export.runtime.executor import PrefilledChunk
 from gptoss_export.runtime.sampler_torch import StepOutput
 from gptoss_export.runtime.torch_executor import TorchExecutor
 
-SLOTS, VOCABULARY = 3, 40
+SIZES, VOCABULARY = Sizes((1, 3), 128, (16, 64)), 40
+SLOTS = SIZES.max_batch
 CPU = torch.device("cpu")
 
 
+class Read(NamedTuple):
+    """What a step read of its rows."""
+
+    tokens: list[int]
+    positions: list[int]
+    slots: list[int]
+
+
 class FixedLogits(TorchExecutor):
-    """Its step's logits depend on nothing. It records the tokens and positions that each step reads."""
+    """The logits of a step depend on the slot of each row alone. It records what each step reads."""
 
     def __init__(self) -> None:
         self.logits = 2 * torch.randn(SLOTS, VOCABULARY, generator=torch.Generator().manual_seed(5))
-        self.read: list[tuple[list[int], list[int]]] = []
-        sizes = SimpleNamespace(max_batch=SLOTS, prefill_chunks=(16, 64))
-        manifest: Any = SimpleNamespace(sizes=sizes, model=SimpleNamespace(vocab_size=VOCABULARY))
-        tokens, positions = torch.zeros(SLOTS, dtype=torch.int64), torch.zeros(SLOTS, dtype=torch.int64)
+        self.read: list[Read] = []
+        manifest: Any = SimpleNamespace(sizes=SIZES, model=SimpleNamespace(vocab_size=VOCABULARY))
+        rows = {width: StepRows.empty(width, CPU) for width in SIZES.widths}
+        super().__init__(manifest, rows, {width: partial(self._decode, rows[width]) for width in rows})
 
-        def decode() -> StepOutput:
-            self.read.append((tokens.tolist(), positions.tolist()))
-            return StepOutput.of(self.logits)
-
-        super().__init__(manifest, tokens, positions, decode)
+    def _decode(self, rows: StepRows) -> StepOutput:
+        self.read.append(Read(rows.tokens.tolist(), rows.positions.tolist(), rows.slots.tolist()))
+        return StepOutput.of(self.logits[rows.slots])
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -52,45 +62,92 @@ def test_choices(params: SamplingParams) -> None:
     executor = FixedLogits()
     sampled = params.temperature > 0
     prompt_logits = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(6))
-    executor.set_sampling([params, params])
+    executor.set_sampling({0: params, 1: params})
     for slot in (0, 1):
         executor.keep_output(slot, StepOutput.of(prompt_logits))
     executor.choose_first([0, 1], [5, 30, 0], sampled)
     tokens, logprobs, logits = executor.pending_tokens(keep_logits=True).wait()
     row = prompt_logits[0].tolist()
     first = [chosen_token(row, 4, params), chosen_token(row, 29, params)]
-    assert tokens[:2] == first
-    assert logprobs[:2] == pytest.approx([logprob(row, token) for token in first], abs=1e-5)
+    assert tokens == dict(enumerate(first))
+    assert logprobs == pytest.approx({slot: logprob(row, token) for slot, token in enumerate(first)}, abs=1e-5)
     assert logits is not None and logits[0].tolist() == row
 
     for lengths in ([5, 30, 0], [6, 31, 0]):
         previous = tokens
         executor.step([0, 1], lengths, sampled)
         tokens, logprobs, _ = executor.pending_tokens(keep_logits=False).wait()
-        read_tokens, read_positions = executor.read[-1]
-        assert read_tokens[:2] == previous[:2] and read_positions == [*lengths[:2], -1]
+        read = executor.read[-1]
+        assert read.tokens[:2] == [previous[0], previous[1]] and read.slots[:2] == [0, 1]
+        assert read.positions == [*lengths[:2], -1]
         rows = executor.logits.tolist()
-        expected = [chosen_token(rows[slot], lengths[slot], params) for slot in (0, 1)]
-        assert tokens[:2] == expected
-        assert logprobs[:2] == pytest.approx([logprob(rows[slot], expected[slot]) for slot in (0, 1)], abs=1e-5)
+        assert tokens == {slot: chosen_token(rows[slot], lengths[slot], params) for slot in (0, 1)}
+        assert logprobs == pytest.approx({slot: logprob(rows[slot], tokens[slot]) for slot in (0, 1)}, abs=1e-5)
 
 
-def test_a_slot_that_ends_is_idle() -> None:
+def test_a_step_runs_the_smallest_width_with_the_tokens_of_its_slots() -> None:
+    """Sequences join, leave and stay: each goes on from its own last token, in whatever row."""
     executor = FixedLogits()
-    executor.set_sampling([SamplingParams()] * SLOTS)
+    best = executor.logits.argmax(dim=-1).tolist()  # what every step of a slot chooses
+    for slot in range(SLOTS):
+        executor.keep_output(slot, StepOutput.of(torch.eye(VOCABULARY)[slot + 30][None]))
+    executor.choose_first([0, 1, 2], [4, 9, 7], False)
+    assert executor.pending_tokens(keep_logits=False).wait()[0] == {0: 30, 1: 31, 2: 32}
     executor.step([0, 2], [4, 9, 7], False)
     executor.step([0, 2], [5, 9, 8], False)  # in place already: the step advanced the positions itself
     executor.step([2], [6, 9, 9], False)
-    executor.step([0, 1], [6, 9, 10], False)
-    assert [positions for _, positions in executor.read] == [[4, -1, 7], [5, -1, 8], [-1, -1, 9], [6, 9, -1]]
+    assert executor.pending_tokens(keep_logits=False).wait()[0] == {2: best[2]}
+    executor.step([2], [6, 9, 10], False)
+    executor.step([1, 2], [6, 9, 11], False)  # slot 1 has waited with its first token
+    executor.step([1], [6, 10, 12], False)
+    executor.step([0, 1, 2], [6, 11, 12], False)
+    active = [
+        [(token, position, slot) for token, position, slot in zip(*read, strict=True) if position >= 0]
+        for read in executor.read
+    ]
+    assert active == [
+        [(30, 4, 0), (32, 7, 2)],
+        [(best[0], 5, 0), (best[2], 8, 2)],
+        [(best[2], 9, 2)],
+        [(best[2], 10, 2)],
+        [(31, 9, 1), (best[2], 11, 2)],
+        [(best[1], 10, 1)],
+        [(best[0], 6, 0), (best[1], 11, 1), (best[2], 12, 2)],
+    ]
+    assert [len(read.tokens) for read in executor.read] == [3, 3, 1, 1, 3, 1, 3]
+
+
+def test_logits_of_a_step_go_with_their_slots() -> None:
+    executor = FixedLogits()
+    executor.step([1, 2], [4, 9, 7], False)
+    _, _, logits = executor.pending_tokens(keep_logits=True).wait()
+    assert logits is not None and {slot: row.tolist() for slot, row in logits.items()} == {
+        slot: executor.logits[slot].tolist() for slot in (1, 2)
+    }
+
+
+def test_each_row_is_drawn_with_the_parameters_of_its_slot() -> None:
+    executor = FixedLogits()
+    params = [SamplingParams(), SamplingParams(2.0, seed=3), SamplingParams(1.5, seed=4)]
+    executor.set_sampling(dict(enumerate(params)))
+    rows = executor.logits.tolist()
+    for position in range(20):
+        executor.step([1, 2], [0, position, position], True)
+        tokens, _, _ = executor.pending_tokens(keep_logits=False).wait()
+        assert tokens == {slot: chosen_token(rows[slot], position, params[slot]) for slot in (1, 2)}
+        executor.step([2], [0, 0, 50 + position], True)
+        tokens, _, _ = executor.pending_tokens(keep_logits=False).wait()
+        assert tokens == {2: chosen_token(rows[2], 50 + position, params[2])}
 
 
 def test_decode_takes_the_callers_tokens() -> None:
     executor = FixedLogits()
     logits = executor.decode({1: 33}, [4, 9, 7])
-    (tokens, positions) = executor.read[-1]
-    assert tokens[1] == 33 and positions == [-1, 9, -1]
-    assert torch.equal(logits, executor.logits)
+    assert executor.read[-1] == ([33], [9], [1])
+    assert torch.equal(logits[1], executor.logits[1])
+    logits = executor.decode({0: 11, 2: 13}, [4, 9, 7])
+    assert [row[:2] for row in executor.read[-1]] == [[11, 13], [4, 7], [0, 2]]
+    assert torch.equal(logits[[0, 2]], executor.logits[[0, 2]])
     executor.logits.zero_()
     assert logits.any()  # a copy: the next step overwrites the step's own
 

@@ -36,9 +36,9 @@ COMPILED_FOR: dict[str, Any] = {
     "arch": "sm_90",
     "dtype": "bfloat16",
     "model": PRESETS["tiny"],
-    "sizes": Sizes(1, 8, (4,)),
+    "sizes": Sizes((1,), 8, (4,)),
     "programs": {
-        "decode": Signature(
+        "decode_1": Signature(
             (
                 TensorSpec("tokens", Role.DATA, (4,), "int64"),
                 TensorSpec("k_cache.0", Role.CACHE, (8, 8), "bfloat16"),
@@ -59,7 +59,7 @@ SCHEDULE = Schedule(
     {"e": "decode: all of it"},
     {"k-1": PLUGIN},
     {
-        "decode": ProgramSchedule(
+        "decode_1": ProgramSchedule(
             1024,
             (
                 EngineStep("e", (Reference(INPUT, 0), Reference(INPUT, 2)), (Reference(ARENA, 256),)),

@@ -20,7 +20,7 @@ from gptoss_export.targets.tensorrt.partition import Launch, Segment, partition
 from gptoss_export.targets.tensorrt.plugins import Plugin, plugin_support
 
 ARCH = "sm_89"
-SIZES = Sizes(max_batch=2, max_context=600, prefill_chunks=(16,))  # long enough for shares of the context
+SIZES = Sizes(widths=(2,), max_context=600, prefill_chunks=(16,))  # long enough for shares of the context
 LAYERS = PRESETS["tiny"].num_hidden_layers
 
 # What each kernel of the tiny model writes.

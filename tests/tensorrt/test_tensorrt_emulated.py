@@ -98,7 +98,7 @@ def _calls() -> list[tuple[str, dict[str, torch.Tensor]]]:
     chunks = [data(16, [*range(24, 40)], [1]), data(16, [*range(40, 51), *[-1] * 5], [1])]
     steps = [data(2, positions, [0, 1]) for positions in ([-1, 51], [0, 52])]
     hidden = {"hidden": torch.randn((1, PRESETS["tiny"].hidden_size), generator=random)}
-    return [*(("prefill_16", call) for call in chunks), *(("decode", step) for step in steps), ("unembed_1", hidden)]
+    return [*(("prefill_16", call) for call in chunks), *(("decode_2", step) for step in steps), ("unembed_1", hidden)]
 
 
 def _run_traced(program: TracedProgram, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
@@ -141,7 +141,7 @@ def test_schedule_is_the_program(tmp_path):
                 assert torch.equal(got, want), name
                 continue
             rows = slice(0, 11) if name == "prefill_16" else slice(None)  # the rest may be padding
-            if name == "decode":
+            if name == "decode_2":
                 rows = slice(1, 2)  # the sequence that is never idle
             distance = deviation(got[rows], want[rows])
             assert distance.within(TOLERANCES[torch.float32]), (name, distance)

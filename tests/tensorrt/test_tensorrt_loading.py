@@ -124,10 +124,10 @@ def test_a_plugin_inside_of_an_engine_is_not_written(tmp_path, monkeypatch, name
     monkeypatch.setattr(build, "plan_memory", lambda *_: SimpleNamespace(references=_AnyReference(), arena=0))
     compilation = _compilation(tmp_path, name, SimpleNamespace(make=lambda *_: plugin))
     signature = SimpleNamespace(inputs=("x", "cache", "out"))
-    compilation.compile(SimpleNamespace(name="decode", exported=exported, signature=signature))
+    compilation.compile(SimpleNamespace(name="decode_1", exported=exported, signature=signature))
     assert compilation.schedule.plugins == plugins
     assert len(list((tmp_path / "plugins").iterdir())) == 2 * len(plugins)
-    (step,) = compilation.schedule.programs["decode"].steps
+    (step,) = compilation.schedule.programs["decode_1"].steps
     assert isinstance(step, KernelStep if name == RTX else EngineStep)
     assert len(list((tmp_path / "engines").iterdir())) == (0 if name == RTX else 1)
 
@@ -147,7 +147,7 @@ class _AnyReference(dict):
 def test_what_tensorrt_refuses_to_run_is_named(refused, message):
     answers = {"set_tensor_address": True, "execute_async_v3": True} | {refused: False}
     context = SimpleNamespace(**{name: lambda *_, answer=answer: answer for name, answer in answers.items()})
-    step = SCHEDULE.programs["decode"].steps[0]
+    step = SCHEDULE.programs["decode_1"].steps[0]
     with pytest.raises(RunError, match=f"engine e: TensorRT {message}"):
         enqueue_engine(context, step, lambda reference: 0, 0)
 
@@ -193,7 +193,7 @@ def test_loading_reads_what_the_manifest_names(monkeypatch, folder, no_cuda):
     named = SimpleNamespace(**vars(MANIFEST) | {"files": MANIFEST.files | {CACHE: FileSpec(1, "")}})
     for manifest, accepted in (MANIFEST, None), (named, True):
         programs = load_programs(manifest, folder, CPU, fake_edition(FakeEngine()))
-        contexts = next(argument for argument in programs["decode"].args if isinstance(argument, Contexts))
+        contexts = next(argument for argument in programs["decode_1"].args if isinstance(argument, Contexts))
         assert contexts.cache_accepted is accepted
     larger = FakeEngine(TENSORS | {"in1": ((9, 8), torch.bfloat16)})
     with pytest.raises(ArtifactError, match=r"(?s)contradict each other.*in1: input 2"):

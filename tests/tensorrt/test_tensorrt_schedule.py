@@ -22,22 +22,22 @@ def test_a_schedule_is_read_back(tmp_path):
 
 
 def _steps(data: dict) -> list[dict]:
-    return data["programs"]["decode"]["steps"]
+    return data["programs"]["decode_1"]["steps"]
 
 
 CHANGES = [
     (lambda d: d.clear(), "malformed"),
-    (lambda d: d["programs"].update(ghost=d["programs"]["decode"]), "programs: found decode, ghost, expected decode"),
+    (lambda d: d["programs"].update(ghost=d["programs"]["decode_1"]), "programs: found decode, ghost, expected decode"),
     (lambda d: d["programs"].clear(), "programs: found , expected decode"),
-    (lambda d: d["programs"]["decode"].update(arena=-1), "arena is -1"),
-    (lambda d: d["programs"]["decode"].update(arena=True), "arena is True"),
-    (lambda d: d["programs"]["decode"].update(arena="1"), "arena is '1'"),
+    (lambda d: d["programs"]["decode_1"].update(arena=-1), "arena is -1"),
+    (lambda d: d["programs"]["decode_1"].update(arena=True), "arena is True"),
+    (lambda d: d["programs"]["decode_1"].update(arena="1"), "arena is '1'"),
     (
-        lambda d: d["programs"]["decode"].update(arena=1000),
+        lambda d: d["programs"]["decode_1"].update(arena=1000),
         "schedule step 1: 512 bytes at 512 are outside of the arena of 1000",
     ),
     (
-        lambda d: d["programs"]["decode"].update(arena=256),
+        lambda d: d["programs"]["decode_1"].update(arena=256),
         "schedule step 0: 1 bytes at 256 are outside of the arena of 256",
     ),
     (lambda d: _steps(d)[1]["arguments"][0].update(value=272), "arena offset 272, expected a multiple of 256"),
@@ -51,7 +51,7 @@ CHANGES = [
     (lambda d: _steps(d)[1]["arguments"].pop(), "k-1 is given 3 arguments, it takes 4"),
     (lambda d: _steps(d)[1].update(plugin="ghost"), "unknown plugin 'ghost'"),
     (lambda d: d.update(extra=1), "expected an object with description, engines, plugins, programs"),
-    (lambda d: d["programs"]["decode"].update(extra=1), "expected an object with arena, steps"),
+    (lambda d: d["programs"]["decode_1"].update(extra=1), "expected an object with arena, steps"),
     (lambda d: _steps(d)[0].update(arguments=[]), "expected an object with engine, inputs, outputs"),
     (lambda d: _steps(d)[1].update(extra=1), "expected an object with plugin, arguments"),
     (lambda d: _steps(d)[0]["inputs"][0].update(extra=1), "malformed"),
@@ -133,9 +133,9 @@ def _sizes(**changes):
     return {"sizes": dataclasses.replace(MANIFEST.sizes, **changes)}
 
 
-SIGNATURE = MANIFEST.programs["decode"]
+SIGNATURE = MANIFEST.programs["decode_1"]
 FORGED = {
-    "sizes.max_batch": _sizes(max_batch=2),
+    "sizes.widths[0]": _sizes(widths=(2,)),
     "sizes.max_context": _sizes(max_context=16),
     "sizes.prefill_chunks[0]": _sizes(prefill_chunks=(8,)),
     "model.head_dim": _model(head_dim=16),
@@ -153,7 +153,7 @@ FORGED = {
     "target_options.experimental_full_tensorrt": {"target_options": {"experimental_full_tensorrt": True}},
     "programs.decode.inputs[1].shape[0]": {
         "programs": {
-            "decode": dataclasses.replace(
+            "decode_1": dataclasses.replace(
                 SIGNATURE,
                 inputs=tuple(dataclasses.replace(item, shape=(4, *item.shape[1:])) for item in SIGNATURE.inputs),
             )

@@ -27,7 +27,7 @@ pytest.importorskip("triton")
 @pytest.fixture(scope="module")
 def called() -> list[OpCall]:
     """The calls of a 20b, which the shipped configs were measured for."""
-    return op_calls(PRESETS["20b"], Sizes(1, 8192, (128, 2048)), torch.bfloat16, "sm_90")
+    return op_calls(PRESETS["20b"], Sizes((1,), 8192, (128, 2048)), torch.bfloat16, "sm_90")
 
 
 def test_every_kernel_with_a_config_space_is_called(called: list[OpCall]) -> None:
@@ -67,7 +67,7 @@ def test_the_shipped_tuned_configs_serve_the_calls_of_a_20b(called: list[OpCall]
 
 def test_inputs_are_like_those_of_real_use() -> None:
     """Routing that differs by token, positions inside of the context, values that a model could have."""
-    for call in op_calls(PRESETS["tiny"], Sizes(2, 512, (64,)), torch.bfloat16, "sm_90"):
+    for call in op_calls(PRESETS["tiny"], Sizes((2,), 512, (64,)), torch.bfloat16, "sm_90"):
         inputs = call.op.draw(call.arguments, torch.Generator().manual_seed(1), position=300)
         assert inputs.keys() == call.arguments.keys()
         for name, value in call.arguments.items():

@@ -36,7 +36,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def step() -> OpCall:
     """The attention of a decode step."""
-    calls = op_calls(PRESETS["tiny"], Sizes(1, 256, (64,)), torch.bfloat16, "sm_90")
+    calls = op_calls(PRESETS["tiny"], Sizes((1,), 256, (64,)), torch.bfloat16, "sm_90")
     return next(call for call in calls if call.space.name == "attention_step")
 
 

@@ -25,7 +25,7 @@ class Rows(NamedTuple):
 
 
 # 73 rows in one case; 208 rows in the longer of two. Both wrap the ring of sliding layers.
-FEW, MANY = Rows(Sizes(1, 256, (16,)), [65]), Rows(Sizes(1, 256, (16, 32)), [33, 200])
+FEW, MANY = Rows(Sizes((1,), 256, (16,)), [65]), Rows(Sizes((1,), 256, (16, 32)), [33, 200])
 
 
 class _Remembered:

@@ -13,7 +13,7 @@ from reference_runner import Change, Place, loader, unchanged, write_artifact
 from gptoss_export.artifact.programs import Sizes
 from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.verification import verify as module
-from gptoss_export.verification.cases import DECODED, LAST_ROWS, Case, default_lengths
+from gptoss_export.verification.cases import DECODED, LAST_ROWS, Case, default_lengths, make_cases
 from gptoss_export.verification.report import Report
 
 LENGTHS = [1, 33, 70]
@@ -25,14 +25,36 @@ def verified(checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.M
     """Verify an artifact whose logits are changed."""
 
     def run(change: Change, dtype: str = "float32", other: Change | None = None) -> Report:
-        first = write_artifact(tmp_path / "first", checkpoints["hf"], Sizes(3, 128, (16, 64)), dtype)
-        second = write_artifact(tmp_path / "second", checkpoints["hf"], Sizes(3, 90, (64,)), dtype)
+        first = write_artifact(tmp_path / "first", checkpoints["hf"], Sizes((3,), 128, (16, 64)), dtype)
+        second = write_artifact(tmp_path / "second", checkpoints["hf"], Sizes((3,), 90, (64,)), dtype)
         changes = {first: change, second: other or unchanged}
         monkeypatch.setattr(module, "load", loader(checkpoints["hf"], changes))
         compare_with = None if other is None else second
         return module.verify(first, checkpoints["hf"], lengths=LENGTHS, compare_with=compare_with)
 
     return run
+
+
+def manifest(widths: tuple[int, ...]) -> Any:
+    return SimpleNamespace(sizes=Sizes(widths, 5000, (64,)), model=PRESETS["tiny"])
+
+
+def test_a_batch_for_each_width_of_a_step() -> None:
+    found = make_cases([manifest((1, 2, 64)), manifest((1, 3, 32, 80))], [1, 33, 70])
+    singles, batches = found[:3], found[3:]
+    assert [case.prompts for case in singles] == [(1,), (33,), (70,)]
+    assert [(case.label, len(case.prompts)) for case in batches] == [
+        ("batch 70 33", 2),
+        ("batch 70 46 23", 3),
+        ("batch of 32", 32),
+        ("batch of 64", 64),
+    ]
+    widest = batches[-1]
+    assert widest.compared == (0, 9, 18, 27, 36, 45, 54, 63)
+    lengths = [widest.prompts[slot] for slot in widest.compared]
+    assert lengths == sorted(set(lengths), reverse=True) and lengths[0] == 70  # eight lengths
+    assert all(widest.prompts[slot] == 1 + slot for slot in range(64) if slot not in widest.compared)
+    assert all(case.compared == tuple(range(len(case.prompts))) for case in found[:5])
 
 
 def test_rows_of_every_case(verified: Any) -> None:

@@ -76,7 +76,7 @@ def test_a_right_artifact_passes(tmp_path: Path, model: str, dtype: str, rows: R
     assert report.passed, [(row.label, row.gated, row.bound, row.tie, row.tie_bound) for row in report.rows]
 
 
-TWO_SLOTS = Rows(Sizes(2, 256, (16, 64)), [33, 80])
+TWO_SLOTS = Rows(Sizes((2,), 256, (16, 64)), [33, 80])
 
 
 def in_decode(program: object, slot: int) -> bool:
@@ -110,6 +110,6 @@ def test_a_fault_in_one_place_fails_its_cases(
 
 def test_a_fault_of_late_positions_fails_the_long_prompt_alone(models: dict[str, Path], tmp_path: Path) -> None:
     """Without a window nothing differs before position 32."""
-    rows = Rows(Sizes(1, 256, (16,)), [9, 40])
+    rows = Rows(Sizes((1,), 256, (16,)), [9, 40])
     report = verified(tmp_path / "a", models["two layers"], rows, "bfloat16", full_attention)
     assert [row.passed for row in report.rows] == [True, False]

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from ...artifact.programs import Decode, Program
+from ...artifact.programs import Decode, Program, Sizes
 from ...compat.versions import version_problem
 from ...compiler.export import TracedProgram
 from ...compiler.lower import Implementations, unchanged_implementations
@@ -47,6 +47,16 @@ class OnnxCompiler(Compiler):
     def default_prefill_chunks(self, device: str) -> tuple[int, ...]:
         """On CUDA one chunk alone: when a model is loaded, onnxruntime times kernels for each size."""
         return (2048,) if device == "cuda" else (128,)
+
+    def default_widths(self, max_batch: int) -> tuple[int, ...]:
+        """One: a call of the model computes every slot."""
+        return (max_batch,)
+
+    def size_problems(self, sizes: Sizes) -> list[str]:
+        if sizes.widths == (sizes.max_batch,):
+            return []
+        found = ",".join(map(str, sizes.widths))
+        return [f"--widths {found}: onnx computes every slot in each step; leave it out"]
 
     def option_problems(self, device: str, arch: str | None, options: Options) -> list[str]:
         if options.portable and device != "cpu":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,14 +28,15 @@ class NumpyOutput:
 
 @dataclass(frozen=True)
 class NumpyPendingTokens(PendingTokens):
-    """Tokens [B], log probabilities [B] and, where they are kept, logits [B, V]. All are on the host already."""
+    """Tokens [B], log probabilities [B] and, where they are kept, logits [B, V] of all slots. All are on the host."""
 
     tokens: np.ndarray
     logprobs: np.ndarray
     logits: np.ndarray | None
 
-    def wait(self) -> tuple[list[int], list[float], np.ndarray | None]:
-        return self.tokens.tolist(), self.logprobs.tolist(), self.logits
+    def wait(self) -> tuple[dict[int, int], dict[int, float], dict[int, np.ndarray] | None]:
+        tokens, logprobs = (dict(enumerate(values.tolist())) for values in (self.tokens, self.logprobs))
+        return tokens, logprobs, None if self.logits is None else dict(enumerate(self.logits))
 
 
 class CpuExecutor(Executor):
@@ -75,8 +76,9 @@ class CpuExecutor(Executor):
     def token_array(self, tokens: Sequence[int]) -> np.ndarray:
         return np.array(tokens, np.int64)
 
-    def set_sampling(self, params: Sequence[SamplingParams]) -> None:
-        self._params[: len(params)] = params
+    def set_sampling(self, params: Mapping[int, SamplingParams]) -> None:
+        for slot, given in params.items():
+            self._params[slot] = given
 
     def keep_output(self, slot: int, output: ChunkOutput) -> None:
         self._logits[slot] = output.logits[0]

@@ -14,9 +14,10 @@ from ...artifact.manifest import Manifest
 from ...artifact.programs import SCORE_ROWS
 from ...progress import Progress
 from ...runtime.cuda.memory import reduce_process_memory
+from ...runtime.decode_step import StepRows
 from ...runtime.executor import ChunkOutput, PrefilledChunk
 from ...runtime.sampler_torch import StepOutput
-from ...runtime.torch_executor import TorchExecutor
+from ...runtime.torch_executor import Placement, TorchExecutor
 from .model_cuda import CudaModel, load_model
 
 
@@ -36,17 +37,21 @@ class CudaExecutor(TorchExecutor):
 
     def __init__(self, manifest: Manifest, model: CudaModel) -> None:
         self.model = model
-        slots, device = manifest.sizes.max_batch, model.device
-        tokens, positions = (torch.zeros(slots, dtype=torch.int64, device=device) for _ in range(2))
-        super().__init__(manifest, tokens, positions, lambda: StepOutput.of(model.decode(tokens, positions)))
+        width = manifest.sizes.max_batch
+        rows = StepRows.empty(width, model.device)
+        super().__init__(
+            manifest, {width: rows}, {width: lambda: StepOutput.of(model.decode(rows.tokens, rows.positions))}
+        )
 
     @property
     def kv_cache_bytes(self) -> int:
         return self.model.kv_cache_bytes
 
-    def _idle_position(self, length: int) -> int:
-        """The row behind the last token: a step writes one row of every slot's cache."""
-        return length
+    def _placement(self, slots: Sequence[int], lengths: Sequence[int]) -> Placement:
+        """Every slot has its row. A step writes one position of every slot's cache: where its sequence takes no part,
+        the one behind the last token."""
+        every = range(self.manifest.sizes.max_batch)
+        return Placement(len(every), list(every), list(lengths), [slot in slots for slot in every])
 
     def _prefill(self, slot: int, start: int, tokens: Sequence[int], every_token: bool) -> Iterator[PrefilledChunk]:
         done = 0
@@ -56,7 +61,7 @@ class CudaExecutor(TorchExecutor):
             known = self.model.known_shapes
             logits = self.model.prefill(piece, slot, start + done, chunk, last_only=not every_token)
             if self.model.known_shapes != known:
-                self.decode_step.forget()
+                self.steps[self.manifest.sizes.max_batch].forget()
             done += len(piece)
             wanted = logits if every_token or done == len(tokens) else logits[:0]
             del logits

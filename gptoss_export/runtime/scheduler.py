@@ -1,0 +1,295 @@
+"""Scheduler: what an executor does next for many sequences, and what that makes of them.
+
+A step of the scheduler is one prefill chunk of one sequence, or one decode step of all sequences whose prompts are in
+the cache. Sequences wait for a free slot in the order in which they came.
+
+  interleave   a prefill chunk and a decode step take turns, so that no running sequence waits longer than for one chunk
+  otherwise    all prompts come first, then the sequences start together
+
+Where the executor can launch a step before the host has read the tokens of the last one (`overlaps_steps`), it is
+launched. If one of those tokens ends its sequence, the step was one too many for it, and is rolled back.
+
+A sequence that fails ends alone, with its error. A step that fails ends all sequences that take part in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import RunError
+from .executor import Executor, PendingTokens, PrefilledChunk
+from .sampling_params import SamplingParams
+from .slots import Slots
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked prompt and how it is continued.
+
+    prompt          at least one token id of the model
+    max_new_tokens  it ends after so many tokens
+    stop_tokens     it ends after one of these
+    keep_logits     whether each token comes with the logits that it was chosen from
+    """
+
+    prompt: Sequence[int]
+    max_new_tokens: int
+    sampling: SamplingParams
+    stop_tokens: frozenset[int]
+    keep_logits: bool = False
+
+
+@dataclass(eq=False)
+class RunningSequence:
+    """A request on its way.
+
+    slot      its slot, once it has one
+    started   tokens that were chosen or are being chosen
+    taken     tokens that the host knows
+    finish    why it ended: "stop" (a stop token), "length" (max_new_tokens), "context" (the cache is full), "cancelled"
+              or "error"; None while it has not ended
+    error     what it failed with
+    """
+
+    request: Request
+    slot: int | None = None
+    started: int = 0
+    taken: int = 0
+    finish: str | None = None
+    error: Exception | None = None
+    chunks: Iterator[PrefilledChunk] | None = field(default=None, repr=False)  # while its prompt is prefilled
+
+
+@dataclass(frozen=True)
+class NewToken:
+    """A token that was chosen for a sequence. logprob: natural log of its probability, at temperature 1. logits: [V]
+    float32 on the host that it was chosen from, where they were asked for."""
+
+    sequence: RunningSequence
+    id: int
+    logprob: float
+    logits: Any = None
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step of the scheduler has brought: tokens in the order of their slots, and the sequences that ended."""
+
+    tokens: list[NewToken]
+    ended: list[RunningSequence]
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """Tokens on their way to the host, and whose they are."""
+
+    pending: PendingTokens
+    sequences: list[RunningSequence]
+
+
+class Scheduler:
+    """Takes over all slots when it is made. A call of someone else that takes them over ends it: the next `step` raises
+    RunError."""
+
+    def __init__(self, executor: Executor, slots: Slots, interleave: bool) -> None:
+        self._executor, self._slots, self._interleave = executor, slots, interleave
+        self._epoch = slots.begin_call()
+        for slot in range(len(slots)):
+            slots.clear(slot)
+        self._waiting: deque[RunningSequence] = deque()
+        self._running: dict[int, RunningSequence] = {}  # by slot
+        self._ready: list[RunningSequence] = []  # their prompts are in the cache, their first tokens not yet chosen
+        self._flights: deque[_Flight] = deque()
+        self._ended: list[RunningSequence] = []
+        self._prefilled_last = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has something to do."""
+        return bool(self._waiting or self._running or self._flights or self._ended)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences without a slot."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Sequences with a slot."""
+        return len(self._running)
+
+    def add(self, request: Request) -> RunningSequence:
+        """A sequence that continues the request as soon as a slot is free."""
+        sequence = RunningSequence(request)
+        self._waiting.append(sequence)
+        return sequence
+
+    def cancel(self, sequence: RunningSequence) -> None:
+        """End a sequence now, unless it has ended."""
+        if sequence.finish is None:
+            if sequence.slot is None:
+                self._waiting.remove(sequence)
+            self._end(sequence, "cancelled")
+
+    def check_owner(self) -> None:
+        """Raise RunError where another call has taken the slots over."""
+        self._slots.check_epoch(self._epoch)
+
+    def step(self) -> StepResult:
+        """One prefill chunk or decode step, and the tokens that are known by then. Raises RunError as `check_owner`."""
+        self.check_owner()
+        self._admit()
+        launched = self._launch()
+        tokens: list[NewToken] = []
+        while len(self._flights) > (1 if launched and self._executor.overlaps_steps else 0):
+            tokens += self._land(self._flights.popleft())
+        ended, self._ended = self._ended, []
+        return StepResult(tokens, ended)
+
+    def _admit(self) -> None:
+        free = [slot for slot in range(len(self._slots)) if slot not in self._running]
+        admitted = [(slot, self._waiting.popleft()) for slot in free[: len(self._waiting)]]
+        for slot, sequence in admitted:
+            self._slots.clear(slot)
+            sequence.slot = slot
+            sequence.chunks = self._executor.prefill(slot, 0, sequence.request.prompt, every_token=False)
+            self._running[slot] = sequence
+        if admitted:
+            self._executor.set_sampling({slot: sequence.request.sampling for slot, sequence in admitted})
+
+    def _launch(self) -> bool:
+        """Start one piece of work; whether tokens are chosen by it."""
+        in_order = [self._running[slot] for slot in sorted(self._running)]
+        decoding = [sequence for sequence in in_order if self._goes_on(sequence)]
+        prompts = self._prompts()
+        flights = len(self._flights)
+        if prompts and not (decoding and self._interleave and self._prefilled_last):
+            self._prefill(prompts[0])
+            self._prefilled_last = True
+        elif decoding:
+            self._decode(decoding)
+            self._prefilled_last = False
+        if self._ready and (self._interleave or not self._prompts()):
+            self._choose_first()
+        return len(self._flights) > flights
+
+    def _prompts(self) -> list[RunningSequence]:
+        """The sequences whose prompts are not yet in the cache, in the order in which they came."""
+        return [sequence for sequence in self._running.values() if sequence.chunks is not None]
+
+    def _goes_on(self, sequence: RunningSequence) -> bool:
+        """Whether a decode step can take the sequence: it has a token, and room for it."""
+        assert sequence.slot is not None
+        room = self._slots.lengths()[sequence.slot] < self._slots.max_context
+        return 0 < sequence.started < sequence.request.max_new_tokens and room
+
+    def _prefill(self, sequence: RunningSequence) -> None:
+        """The next chunk of a prompt."""
+        slot = sequence.slot
+        assert slot is not None and sequence.chunks is not None
+        with self._failing([sequence]):
+            chunk = next(sequence.chunks)
+            self._slots.extend(slot, chunk.count)
+            outputs = list(chunk.outputs)
+            if self._slots.lengths()[slot] == len(sequence.request.prompt):
+                self._executor.keep_output(slot, outputs[-1])
+                sequence.chunks = None
+                self._ready.append(sequence)
+
+    def _choose_first(self) -> None:
+        ready, self._ready = sorted(self._ready, key=lambda sequence: sequence.slot or 0), []
+        with self._failing(ready):
+            self._executor.choose_first(_slots_of(ready), self._slots.lengths(), _sampled(ready))
+            self._take_off(ready)
+
+    def _decode(self, sequences: list[RunningSequence]) -> None:
+        slots = _slots_of(sequences)
+        with self._failing(sequences):
+            self._executor.step(slots, self._slots.lengths(), _sampled(sequences))
+            for slot in slots:
+                self._slots.extend(slot, 1)
+            if self._executor.overlaps_steps:
+                self._slots.speculate(slots)
+            self._take_off(sequences)
+
+    def _take_off(self, sequences: list[RunningSequence]) -> None:
+        """The tokens that were chosen last are those of these sequences."""
+        pending = self._executor.pending_tokens(any(sequence.request.keep_logits for sequence in sequences))
+        for sequence in sequences:
+            sequence.started += 1
+        self._flights.append(_Flight(pending, sequences))
+
+    def _land(self, flight: _Flight) -> list[NewToken]:
+        """The tokens of a flight. Those of sequences that have ended meanwhile are dropped."""
+        found: list[NewToken] = []
+        later = {slot for newer in self._flights for slot in _slots_of(newer.sequences)}
+        self._slots.speculate(self._slots.speculated & later)
+        with self._failing(flight.sequences):
+            tokens, logprobs, logits = flight.pending.wait()
+            for sequence in flight.sequences:
+                if sequence.finish is not None:
+                    continue
+                slot = sequence.slot
+                assert slot is not None
+                token, logprob = tokens[slot], logprobs[slot]
+                if not math.isfinite(logprob):
+                    self._end(sequence, "error", _not_finite(slot, token, logprob))
+                    continue
+                sequence.taken += 1
+                kept = logits[slot] if logits is not None and sequence.request.keep_logits else None
+                found.append(NewToken(sequence, token, logprob, kept))
+                if finish := self._finish(sequence, token):
+                    self._end(sequence, finish)
+        return found
+
+    def _finish(self, sequence: RunningSequence, token: int) -> str | None:
+        """Why a sequence ends with this token, if it does."""
+        assert sequence.slot is not None
+        if token in sequence.request.stop_tokens:
+            return "stop"
+        if sequence.taken == sequence.request.max_new_tokens:
+            return "length"
+        full = self._slots.lengths()[sequence.slot] >= self._slots.max_context
+        return "context" if full and sequence.taken == sequence.started else None
+
+    def _end(self, sequence: RunningSequence, finish: str, error: Exception | None = None) -> None:
+        """Free the slot of a sequence. Its tokens stay in the cache until another one gets the slot."""
+        sequence.finish, sequence.error, sequence.chunks = finish, error, None
+        self._ended.append(sequence)
+        if sequence in self._ready:
+            self._ready.remove(sequence)
+        if sequence.slot is not None:
+            del self._running[sequence.slot]
+            if sequence.slot in self._slots.speculated:
+                self._slots.rollback([sequence.slot])
+
+    @contextmanager
+    def _failing(self, sequences: list[RunningSequence]) -> Iterator[None]:
+        """Where the work inside fails, these sequences end with its error."""
+        try:
+            yield
+        except Exception as error:
+            for sequence in sequences:
+                if sequence.finish is None:
+                    self._end(sequence, "error", error)
+
+
+def _slots_of(sequences: list[RunningSequence]) -> list[int]:
+    return [sequence.slot for sequence in sequences if sequence.slot is not None]
+
+
+def _sampled(sequences: list[RunningSequence]) -> bool:
+    """Whether a token of some sequence is drawn at random."""
+    return any(sequence.request.sampling.temperature > 0 for sequence in sequences)
+
+
+def _not_finite(slot: int, token: int, logprob: float) -> RunError:
+    return RunError(
+        f"slot {slot}: the log probability of token {token} is {logprob}, expected a finite number; a weight of the "
+        "artifact is not finite, or its code is wrong"
+    )
