@@ -5,6 +5,7 @@ load            artifact folder -> Runner
 verify          compare an artifact with an oracle
 sign            sign an artifact with a private key
 Runner          a loaded artifact
+Engine          any number of requests over a runner
 SamplingParams  how a sequence chooses its tokens
 
 Each name is imported when it is first used, so that `import gptoss_export` is quick and needs no torch.
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .artifact.signing import sign
     from .building import BuildOptions, build
     from .loading import load
+    from .runtime.engine import Engine
     from .runtime.generation import Generation, Token
     from .runtime.runner import Runner
     from .runtime.sampling_params import SamplingParams
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "BuildOptions": "building",
+    "Engine": "runtime.engine",
     "Generation": "runtime.generation",
     "Runner": "runtime.runner",
     "SamplingParams": "runtime.sampling_params",
@@ -40,7 +43,18 @@ _PUBLIC = {
     "verify": "verification.verify",
 }
 
-__all__ = ["BuildOptions", "Generation", "Runner", "SamplingParams", "Token", "build", "load", "sign", "verify"]
+__all__ = [
+    "BuildOptions",
+    "Engine",
+    "Generation",
+    "Runner",
+    "SamplingParams",
+    "Token",
+    "build",
+    "load",
+    "sign",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

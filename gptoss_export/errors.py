@@ -8,6 +8,7 @@ GptOssExportError        base; the message says what was found, what was expecte
 │   └── CompatibilityError   torch or Triton lacks a private name that the build needs
 ├── ArtifactError        the artifact is damaged, incomplete or not made for this machine
 ├── RunError             a request does not fit the loaded artifact
+│   └── QueueFullError   too many requests wait; try again later
 └── MachineError         the machine has too little memory or disk, or cannot start another thread
 
 The command line turns each of them into one message on stderr and exit code 2.
@@ -62,6 +63,10 @@ class ArtifactError(GptOssExportError):
 
 class RunError(GptOssExportError):
     """A request does not fit the loaded artifact."""
+
+
+class QueueFullError(RunError):
+    """Too many requests wait; try again later."""
 
 
 class MachineError(GptOssExportError):

@@ -22,6 +22,7 @@ from .params import (
     trust_option,
     trusted,
 )
+from .prompts_file import OPTION, Defaults, read_lines, run_lines
 from .tables import print_json
 from .text import Text, TextStream, open_text
 
@@ -45,6 +46,14 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="File of token ids to continue, separated by commas or white space. `-` reads standard input.",
+)
+@click.option(
+    "--prompts-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help='Many requests, run together: one JSON object a line, {"tokens": [1, 2]} or {"prompt": "text"}, with its own '
+    "max_new_tokens, temperature, top_k, top_p, seed and stop_tokens where they differ. Prints one JSON object a line, "
+    "in the order of the file. `-` reads standard input.",
 )
 @click.option("--max-new-tokens", type=int, default=128, show_default=True, help="Most tokens to generate.")
 @click.option(
@@ -89,6 +98,7 @@ def command(
     prompt_file: Path | None,
     tokens: list[int] | None,
     tokens_file: Path | None,
+    prompts_file: Path | None,
     max_new_tokens: int,
     temperature: float,
     top_k: int,
@@ -103,18 +113,33 @@ def command(
     trust: tuple[Path, ...],
     as_json: bool,
 ) -> None:
-    """Continue a prompt with ARTIFACT."""
+    """Continue a prompt, or many, with ARTIFACT."""
     from ..errors import UsageError
     from ..loading import load
     from ..runtime.sampling_params import SamplingParams
 
-    prompts = {"--prompt": prompt, "--prompt-file": prompt_file, "--tokens": tokens, "--tokens-file": tokens_file}
+    prompts = {
+        "--prompt": prompt,
+        "--prompt-file": prompt_file,
+        "--tokens": tokens,
+        "--tokens-file": tokens_file,
+        OPTION: prompts_file,
+    }
     given = [option for option, value in prompts.items() if value is not None]
     if len(given) != 1:
         raise UsageError(f"one of {', '.join(prompts)} is needed; found {' and '.join(given) or 'none'}")
     if no_stop and stop_tokens:
         raise UsageError("--no-stop: found --stop-token as well; give one of them")
     sampling = SamplingParams(temperature, top_k, top_p, seed)
+    stops = () if no_stop else stop_tokens or None
+    if prompts_file is not None:
+        if save_logits is not None:
+            raise UsageError(f"--save-logits: found {OPTION} as well; give one of them")
+        lines = read_lines(prompts_file)
+        defaults = Defaults(max_new_tokens, temperature, top_k, top_p, seed, stops)
+        runner = load(artifact, verify_hashes, tune_process=True, trust=trusted(trust))
+        run_lines(runner, prompts_file, lines, defaults, special_tokens, logprobs)
+        return
     check_new_file("--save-logits", save_logits, artifact)
     if prompt_file is not None:
         prompt = read_text("--prompt-file", prompt_file)
@@ -127,7 +152,6 @@ def command(
         tokens = text.encode(prompt)
     if not tokens:
         raise UsageError(f"{given[0]}: holds no tokens, expected one or more")
-    stops = () if no_stop else stop_tokens or None
     if text is not None and not (as_json or save_logits or logprobs):
         _print_stream(runner.stream(tokens, max_new_tokens, sampling, stops), text)
         return

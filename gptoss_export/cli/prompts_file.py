@@ -1,0 +1,145 @@
+"""`run --prompts-file FILE`: one request a line, one result a line, in the order of the file.
+
+A line is a JSON object with `tokens` (token ids) or `prompt` (text), and any of the options below. What a line leaves
+out has the value of the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .params import read_text
+from .tables import print_json
+from .text import Text, open_text
+
+if TYPE_CHECKING:
+    from ..runtime.request_handle import RequestHandle
+    from ..runtime.runner import Runner
+    from ..runtime.scheduler import Request
+
+OPTION = "--prompts-file"
+_SAMPLING = ("temperature", "top_k", "top_p", "seed")
+_OTHERS = ("max_new_tokens", "stop_tokens")
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a line leaves out: the options of the command line. stop_tokens None: those of the artifact."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    stop_tokens: Sequence[int] | None
+
+
+def read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The objects of a file, with the numbers of their lines. Empty lines are left out.
+
+    Raises UsageError naming every line that is no such object, and for a file without any.
+    """
+    from ..errors import UsageError, raise_all
+    from ..json_file import parse_object
+
+    found: list[tuple[int, dict[str, Any]]] = []
+    problems: list[str] = []
+    for number, line in enumerate(read_text(OPTION, path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            data = parse_object(line.encode(), UsageError, subject=f"line {number}")
+        except UsageError as error:
+            problems.append(str(error))
+            continue
+        if len({"tokens", "prompt"} & data.keys()) != 1:
+            problems.append(f"line {number}: expected one of tokens, prompt")
+        known = ("tokens", "prompt", *_SAMPLING, *_OTHERS)
+        problems += [f"line {number}: {key}: unknown; expected {', '.join(known)}" for key in data if key not in known]
+        found.append((number, data))
+    if not found and not problems:
+        problems = ["no lines, expected a JSON object on each"]
+    raise_all(UsageError, f"{OPTION} {path}: cannot be run", problems)
+    return found
+
+
+def run_lines(
+    runner: Runner,
+    path: Path,
+    lines: Sequence[tuple[int, dict[str, Any]]],
+    defaults: Defaults,
+    special_tokens: bool,
+    logprobs: bool,
+) -> None:
+    """Run all requests and print their results. Raises UsageError naming every request that does not fit the artifact;
+    then nothing was run. Raises RunError at the end where a request failed; its line of the output says why."""
+    from ..errors import RunError, raise_all
+    from ..runtime.engine import Engine
+
+    with_text = any("prompt" in data for _, data in lines)
+    text = open_text(runner, OPTION if with_text else "--special-tokens" if special_tokens else None, special_tokens)
+    requests = _requests(runner, path, lines, defaults, text)
+    engine = Engine(runner)
+    failed: list[str] = []
+    for (number, _), handle in zip(lines, engine.submit_all(requests), strict=True):
+        result = _result(handle, text, logprobs)
+        if "error" in result:
+            failed.append(f"line {number}: {result['error']}")
+        print_json({"line": number} | result)
+    engine.close()
+    raise_all(RunError, f"{OPTION} {path}: {len(failed)} of {len(lines)} requests failed", failed)
+
+
+def _requests(
+    runner: Runner,
+    path: Path,
+    lines: Sequence[tuple[int, dict[str, Any]]],
+    defaults: Defaults,
+    text: Text | None,
+) -> list[Request]:
+    from ..errors import GptOssExportError, UsageError, raise_all
+    from ..runtime.checked_request import checked_request
+    from ..runtime.sampling_params import SamplingParams
+
+    requests, problems = [], []
+    for number, data in lines:
+        try:
+            tokens = data["tokens"] if "tokens" in data else _encode(text, data["prompt"])
+            sampling = SamplingParams(**{name: data.get(name, getattr(defaults, name)) for name in _SAMPLING})
+            count, stops = (data.get(name, getattr(defaults, name)) for name in _OTHERS)
+            requests.append(checked_request(runner.manifest, tokens, count, sampling, stops, keep_logits=False))
+        except GptOssExportError as error:
+            problems.append(f"line {number}: {error}")
+    raise_all(UsageError, f"{OPTION} {path}: requests that the artifact cannot run", problems)
+    return requests
+
+
+def _encode(text: Text | None, prompt: Any) -> list[int]:
+    from ..errors import UsageError
+    from ..values import shown
+
+    assert text is not None  # a file with text was opened with it
+    if not isinstance(prompt, str):
+        raise UsageError(f"prompt: found {shown(prompt)}, expected text")
+    return text.encode(prompt)
+
+
+def _result(handle: RequestHandle, text: Text | None, logprobs: bool) -> dict[str, Any]:
+    try:
+        generation = handle.result()
+    except Exception as error:  # of this request alone
+        return {"prompt_tokens": list(handle.request.prompt), "tokens": handle.tokens, "error": str(error)}
+    found: dict[str, Any] = {
+        "prompt_tokens": generation.prompt_tokens,
+        "tokens": generation.tokens,
+        "finish": generation.finish,
+        "timing": {"ttft_s": generation.ttft_s, "decode_tok_s": generation.decode_tok_s},
+    }
+    if logprobs:
+        found["logprobs"] = generation.logprobs
+    if text is not None:
+        found["text"] = text.decode(generation.tokens)
+    return found
