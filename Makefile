@@ -19,7 +19,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Changed inputs of every kind, 10,000 of them; an hour on two cores. The outcomes are printed as a table.
+# Changed inputs of every kind, 10,000 of them; a quarter of an hour on two cores. The outcomes are printed as a table.
 FUZZ_CASES ?= 10000
 fuzz: $(INSTALLED)
 	$(BIN)/python tests/fuzz/fuzz_machine.py

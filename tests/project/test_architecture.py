@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import gptoss_export
-from gptoss_export import Runner
+from gptoss_export import Engine, Runner
 from gptoss_export.targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +78,7 @@ def test_test_modules_have_names_of_their_own() -> None:
 def test_public_surface() -> None:
     assert gptoss_export.__all__ == [
         "BuildOptions",
+        "Engine",
         "Generation",
         "Runner",
         "SamplingParams",
@@ -103,7 +104,11 @@ def test_public_surface() -> None:
         "generate",
         "generate_batch",
         "stream",
+        "lend",
+        "take_back",
     }
+    offered = {name for name in vars(Engine) if not name.startswith("_")}
+    assert offered == {"submit", "submit_all", "cancel", "generate", "stats", "step", "start", "driven", "close"}
 
 
 HEAVY = ("torch", "numpy", "safetensors", "triton", "transformers", "click", "rich")

@@ -1,0 +1,130 @@
+"""`run --prompts-file`: many requests from a file, their results, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_helpers import greedy_tokens, invoke
+from tokenizers import Tokenizer
+
+
+def written(folder: Path, *lines: Any) -> Path:
+    path = folder / "prompts.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    return path
+
+
+def results(*arguments: object) -> list[dict[str, Any]]:
+    done = invoke("run", *arguments)
+    assert done.exit_code == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_many_requests_against_transformers(artifact: Path, transformer: Any, tmp_path: Path) -> None:
+    """Seven requests over three slots, text among them; results in the order of the file."""
+    prompts = [[5, 6, 7], [40 * index % 500 for index in range(70)], [9], [8, 9], [7] * 33, [1, 2]]
+    lines = [{"tokens": prompt, "max_new_tokens": 3 + index} for index, prompt in enumerate(prompts)]
+    path = written(tmp_path, *lines[:3], "", {"prompt": "Hello, world"}, *lines[3:])
+    found = results(artifact, "--prompts-file", path, "--max-new-tokens", 4, "--no-stop", "--logprobs")
+    assert [result["line"] for result in found] == [1, 2, 3, 5, 6, 7, 8]
+    tokenizer = Tokenizer.from_file(str(artifact / "tokenizer.json"))
+    text = tokenizer.encode("Hello, world").ids
+    for result, prompt, count in zip(found, [*prompts[:3], text, *prompts[3:]], [3, 4, 5, 4, 6, 7, 8], strict=True):
+        assert result["prompt_tokens"] == prompt and result["finish"] == "length"
+        assert result["tokens"] == greedy_tokens(transformer, prompt, count)
+        assert result["text"] == tokenizer.decode(result["tokens"])
+        assert len(result["logprobs"]) == count and result["timing"]["ttft_s"] > 0
+
+
+def test_every_option_of_a_line(artifact: Path, tmp_path: Path) -> None:
+    """A line's own values win over those of the command line; what it leaves out is the command line's."""
+    own = {"temperature": 30.0, "top_k": 400, "top_p": 0.99, "seed": 3, "max_new_tokens": 8, "stop_tokens": []}
+    path = written(tmp_path, {"tokens": [5, 6]} | own, {"tokens": [5, 6]}, {"tokens": [5, 6], "seed": 3})
+    options = ("--temperature", 30, "--top-k", 400, "--top-p", 0.99, "--max-new-tokens", 8, "--no-stop")
+    first, second, third = (result["tokens"] for result in results(artifact, "--prompts-file", path, *options))
+    alone = invoke("run", artifact, "--tokens", "5,6", "--seed", 3, "--json", *options)
+    assert first == third == json.loads(alone.stdout)["tokens"] and len(first) == 8
+    assert second != first  # of seed 0
+    path = written(tmp_path, {"tokens": [5, 6], "stop_tokens": [first[2]]} | {"seed": 3})
+    (stopped,) = results(artifact, "--prompts-file", path, *options)
+    assert stopped["tokens"] == first[:3] and stopped["finish"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("lines", "messages"),
+    [
+        ([], ["no lines, expected a JSON object on each"]),
+        (
+            ["[1]", "{", {"tokens": [1], "prompt": "a"}, {}, {"tokens": [1], "heat": 1}],
+            [
+                "line 1: holds a list, expected an object",
+                "line 2: cannot be read as JSON",
+                "line 3: expected one of tokens, prompt",
+                "line 4: expected one of tokens, prompt",
+                "line 5: heat: unknown; expected tokens, prompt, temperature",
+            ],
+        ),
+        (
+            [{"tokens": [1]}, {"tokens": [512]}, {"tokens": []}, {"tokens": "1,2"}, {"tokens": [1] * 4401}],
+            [
+                "line 2: token 512: expected ids of 0 to 511",
+                "line 3: prompt: no tokens",
+                "line 4: tokens: expected whole numbers",
+                "line 5: prompt: 4401 tokens exceed the context of 4400",
+            ],
+        ),
+        (
+            [
+                {"tokens": [1], "temperature": -1, "top_p": "x"},
+                {"tokens": [1], "max_new_tokens": 0},
+                {"tokens": [1], "stop_tokens": 3},
+                {"prompt": 3},
+            ],
+            ["line 1: sampling", "temperature: found -1", "top_p: found 'x'", "line 2: max_new", "line 3", "line 4: prom"],
+        ),
+    ],
+    ids=["empty", "lines", "tokens", "options"],
+)  # fmt: skip
+def test_wrong_lines_are_named_before_anything_runs(
+    artifact: Path, tmp_path: Path, lines: list[Any], messages: list[str]
+) -> None:
+    done = invoke("run", artifact, "--prompts-file", written(tmp_path, *lines))
+    assert done.exit_code == 2 and done.stdout == ""
+    for message in messages:
+        assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--tokens", "1"), "found --tokens and --prompts-file"),
+        (("--save-logits", "logits"), "--save-logits: found --prompts-file as well"),
+    ],
+)
+def test_options_that_do_not_fit(artifact: Path, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    done = invoke("run", artifact, "--prompts-file", written(tmp_path, {"tokens": [1]}), *options)
+    assert done.exit_code == 2 and message in done.stderr
+
+
+def test_a_request_that_fails(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its line says why, the others are served, and the command fails at its end."""
+    from gptoss_export.runtime.program_executor import ProgramExecutor
+
+    whole = ProgramExecutor._hidden
+
+    def failing(self: ProgramExecutor, slot: int, start: int, tokens: Any, chunk: int) -> Any:
+        hidden = whole(self, slot, start, tokens, chunk)
+        return hidden * float("nan") if list(tokens) == [13] else hidden
+
+    monkeypatch.setattr(ProgramExecutor, "_hidden", failing)
+    path = written(tmp_path, {"tokens": [5]}, {"tokens": [13]}, {"tokens": [7]})
+    done = invoke("run", artifact, "--prompts-file", path, "--max-new-tokens", 4, "--no-stop")
+    assert done.exit_code == 2
+    first, second, third = (json.loads(line) for line in done.stdout.splitlines())
+    assert len(first["tokens"]) == len(third["tokens"]) == 4 and second["tokens"] == []
+    assert "is nan, expected a finite number" in second["error"]
+    assert "1 of 3 requests failed" in done.stderr and "line 2: slot" in done.stderr
