@@ -25,9 +25,11 @@ from .artifact.manifest import Manifest, WeightSpec
 from .errors import UsageError, raise_all
 from .loading import load
 from .model.dtypes import torch_dtype
+from .model.kv_cache import sequence_bytes
 from .model.parameters import EMBEDDING, is_expert_weight
 from .progress import Progress
 from .runtime.runner import Runner
+from .workload import WorkloadReport, check_fits, read_workload, serve
 
 _PROFILED = 9  # decode steps that are profiled; the first warms up
 STEPS = 64  # decode steps that are timed, the last ones up to the context
@@ -81,6 +83,7 @@ class BenchReport:
     memory             bytes in use on the GPU by all processes; 0 on a CPU
     weights_and_cache  bytes of the weights and of the KV caches
     kernels            the kernels of a decode step, the longest first; empty unless they were asked for
+    workload           how a workload was served; None unless there was one
     """
 
     artifact: str
@@ -92,6 +95,7 @@ class BenchReport:
     weights_and_cache: int
     measurements: list[Measurement]
     kernels: list[KernelTime]
+    workload: WorkloadReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """All fields by name, and `share_of_floor` for each measurement."""
@@ -116,23 +120,28 @@ def bench(
     progress: Progress | None = None,
     tune_process: bool = False,
     trust: Trust = None,
+    workload: Path | str | None = None,
 ) -> BenchReport:
-    """Time every batch with every context.
+    """Time every batch with every context, and how a workload is served.
 
     profile                             measure the kernels of a decode step too, of the first batch at the first
                                         context (CUDA only)
     verify_hashes, tune_process, trust  as of `load`
+    workload                            file of a workload (workload.py)
 
     Raises UsageError for what does not fit the artifact, ArtifactError as `load`.
     """
     progress = progress or Progress()
+    requests = None if workload is None else read_workload(Path(workload))
     startup = {"start Python, import torch": _seconds_of_process()}
     with progress.stage("load the artifact"):
         runner = load(artifact, verify_hashes, tune_process=tune_process, trust=trust)
     startup |= runner.load_seconds
     manifest, device = runner.manifest, torch.device(runner.manifest.device)
-    _check_request(artifact, manifest, batches, contexts, profile)
-    prompt = _prompt(manifest, contexts[0])
+    _check_request(artifact, manifest, batches, contexts, profile, requests is None)
+    if requests is not None:
+        check_fits(requests, manifest)
+    prompt = _prompt(manifest, (contexts or [2])[0])
     startup[f"first prompt, {len(prompt):,} tokens"] = _seconds(lambda: runner.generate(prompt, 1), device)
     times: dict[tuple[int, int], _Times] = {}
     for context in contexts:
@@ -142,6 +151,10 @@ def bench(
     memory = _memory_in_use(device)
     with progress.stage("measure the bandwidth"):  # after the memory, since it needs some of its own
         bandwidth = read_bandwidth(device)
+    served = None
+    if requests is not None:
+        with progress.stage(f"workload {requests.name}"):
+            served = serve(runner, requests, progress)
     kernels: list[KernelTime] = []
     if profile:
         with progress.stage("profile a decode step"):
@@ -167,6 +180,7 @@ def bench(
             for (batch, context), found in times.items()
         ],
         kernels=kernels,
+        workload=served,
     )
 
 
@@ -230,15 +244,18 @@ def floor_bytes(manifest: Manifest, batch: int, context: int) -> float:
         if name == EMBEDDING:
             size = size // spec.shape[0] * batch
         total += size * reached if is_expert_weight(name) else size
-    position = 2 * config.num_key_value_heads * config.head_dim * torch_dtype(manifest.dtype).itemsize
-    for layer in range(config.num_hidden_layers):
-        total += batch * min(context, config.window(layer) or context) * position
-    return total
+    return total + batch * sequence_bytes(config, context, torch_dtype(manifest.dtype).itemsize)
 
 
 def _check_request(
-    artifact: Path | str, manifest: Manifest, batches: list[int], contexts: list[int], profile: bool
+    artifact: Path | str,
+    manifest: Manifest,
+    batches: list[int],
+    contexts: list[int],
+    profile: bool,
+    needed: bool,
 ) -> None:
+    """Raise UsageError for what does not fit the artifact. needed: whether there must be batches and contexts."""
     if profile and manifest.device != "cuda":
         raise UsageError(f"--profile: {artifact} is for {manifest.device}; expected an artifact for cuda")
     sizes = manifest.sizes
@@ -247,7 +264,7 @@ def _check_request(
         f"--context {n}: expected 2 to {sizes.max_context}" for n in contexts if not 2 <= n <= sizes.max_context
     ]
     for option, values in {"--batch": batches, "--context": contexts}.items():
-        if not values:
+        if not values and (needed or profile or batches or contexts):
             problems.append(f"{option}: expected one or more numbers")
     if profile and contexts and contexts[0] <= _PROFILED:
         problems.append(

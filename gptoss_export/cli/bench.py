@@ -16,14 +16,22 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..bench import BenchReport
+    from ..workload import Spread, WorkloadReport
 
 _LONGEST_NAME = 70  # characters of a kernel's name that are shown
 
 
 @click.command("bench")
 @artifact_argument
-@click.option("--batch", "batches", type=Integers(), default="1", show_default=True, help="Sequences at a time.")
-@click.option("--context", "contexts", type=Integers(), default="1024", show_default=True, help="Prompt lengths.")
+@click.option("--batch", "batches", type=Integers(), help="Sequences at a time.  [default: 1]")
+@click.option("--context", "contexts", type=Integers(), help="Prompt lengths.  [default: 1024]")
+@click.option(
+    "--workload",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help='Serve many requests: a JSON file {"name": "day", "seed": 7, "requests": [{"prompt": 400, "output": 120}]}. '
+    "Without --batch and --context nothing else is timed.",
+)
 @click.option(
     "--profile", is_flag=True, help="List the kernels of a decode step, at the first batch and context (CUDA only)."
 )
@@ -33,8 +41,9 @@ _LONGEST_NAME = 70  # characters of a kernel's name that are shown
 @reports_errors
 def command(
     artifact: Path,
-    batches: list[int],
-    contexts: list[int],
+    batches: list[int] | None,
+    contexts: list[int] | None,
+    workload: Path | None,
     profile: bool,
     verify_hashes: bool,
     trust: tuple[Path, ...],
@@ -47,14 +56,29 @@ def command(
     """
     from ..bench import bench
 
+    alone = workload is not None and batches is None and contexts is None and not profile
+    if batches is None:
+        batches = [] if alone else [1]
+    if contexts is None:
+        contexts = [] if alone else [1024]
     with progress() as shown:
         report = bench(
-            artifact, batches, contexts, verify_hashes, profile, shown, tune_process=True, trust=trusted(trust)
+            artifact,
+            batches,
+            contexts,
+            verify_hashes,
+            profile,
+            shown,
+            tune_process=True,
+            trust=trusted(trust),
+            workload=workload,
         )
     if as_json:
         print_json(report.to_json())
         return
-    print_tables([_measurements(report), _startup(report), *([_kernels(report)] if report.kernels else [])])
+    tables = [_measurements(report)] if report.measurements else []
+    tables += [] if report.workload is None else [_workload(report.workload)]
+    print_tables([*tables, _startup(report), *([_kernels(report)] if report.kernels else [])])
     bandwidth = report.bandwidth / 1e12
     click.echo(f"memory bandwidth: {bandwidth:.2f} TB/s read; weights and KV caches: {size(report.weights_and_cache)}")
     if report.memory:
@@ -89,6 +113,24 @@ def _measurements(report: BenchReport) -> Table:
         "of floor",
     )
     return make_table(headings, rows, f"{report.artifact} on {report.machine}", numbers_from=0)
+
+
+def _workload(report: WorkloadReport) -> Table:
+    rows = {
+        "requests": f"{report.requests:,}",
+        "prompt tokens": f"{report.prompt_tokens:,}",
+        "output tokens": f"{report.output_tokens:,}",
+        "seconds": f"{report.seconds:.2f}",
+        "output tokens a second": f"{report.output_tok_s:,.1f}",
+        "first token ms, p50 and p99": _spread(report.first_token_s),
+        "between tokens ms, p50 and p99": _spread(report.between_tokens_s),
+        "keys and values held at most": size(report.kv_cache_bytes),
+    }
+    return make_table(("workload", report.name), rows.items(), numbers_from=1)
+
+
+def _spread(spread: Spread) -> str:
+    return f"{spread.p50 * 1e3:,.1f}   {spread.p99 * 1e3:,.1f}"
 
 
 def _startup(report: BenchReport) -> Table:

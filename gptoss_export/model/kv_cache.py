@@ -39,6 +39,14 @@ class CacheShape:
         return self.slots, config.num_key_value_heads, self.rows(config, layer) + 1, config.head_dim
 
 
+def sequence_bytes(config: ModelConfig, length: int, itemsize: int) -> int:
+    """Bytes of the keys and values that the next token of a sequence of `length` tokens sees, in numbers of `itemsize`
+    bytes."""
+    position = 2 * config.num_key_value_heads * config.head_dim * itemsize
+    layers = range(config.num_hidden_layers)
+    return position * sum(min(length, config.window(layer) or length) for layer in layers)
+
+
 def write(cache: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor) -> None:
     """Store `values` [T, kv heads, head_dim] at `positions` [T] of `slots` [T], in place. Position -1 goes to the
     scratch row."""

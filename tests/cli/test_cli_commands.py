@@ -85,6 +85,25 @@ def test_bench(cli: Callable[..., tuple[int, str, str]], artifact: Path) -> None
     assert rows[0]["floor_s"] < rows[1]["floor_s"] < 2 * rows[0]["floor_s"]
 
 
+def test_bench_of_a_workload(artifact: Path, tmp_path: Path) -> None:
+    requests = [{"prompt": 1 + 9 * index, "output": 2 + index} for index in range(7)]
+    path = tmp_path / "w.json"
+    path.write_text(json.dumps({"name": "small", "seed": 7, "requests": requests}))
+    done = invoke("bench", artifact, "--workload", path, "--json")
+    assert done.exit_code == 0, done.stderr
+    report = json.loads(done.stdout)
+    found = report["workload"]
+    assert report["measurements"] == [] and found["name"] == "small"
+    assert (found["requests"], found["prompt_tokens"], found["output_tokens"]) == (7, 196, 35)
+    assert found["output_tok_s"] == pytest.approx(35 / found["seconds"])
+    assert 0 < found["first_token_s"]["p50"] <= found["first_token_s"]["p99"] <= found["seconds"]
+    table = invoke("bench", artifact, "--workload", path)
+    assert "first token ms, p50 and p99" in table.stdout and "prefill tok/s" not in table.stdout
+    path.write_text(json.dumps({"name": "long", "seed": 7, "requests": [{"prompt": 4000, "output": 500}]}))
+    refused = invoke("bench", artifact, "--workload", path)
+    assert refused.exit_code == 2 and "request 0: 4000 and 500 tokens" in refused.stderr
+
+
 def test_make_checkpoint(tmp_path: Path) -> None:
     done = invoke("make-checkpoint", tmp_path / "made", "--preset", "tiny", "--layers", 2, "--json")
     assert done.exit_code == 0, done.stderr

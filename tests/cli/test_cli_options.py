@@ -63,10 +63,15 @@ def test_bench(given_to: Callable[..., Given]) -> None:
     default = given_to(module, "bench", "bench", "a")
     assert (default["batches"], default["contexts"], default["profile"]) == ([1], [1024], False)
     assert default["verify_hashes"] and default["tune_process"] and default["trust"] is None
+    assert default["workload"] is None
     options = ("--batch", "1,4", "--context", "30 50", "--profile", "--no-verify-hashes", "--trust", "k")
     found = given_to(module, "bench", "bench", "a", *options)
     assert (found["artifact"], found["batches"], found["contexts"]) == (Path("a"), [1, 4], [30, 50])
     assert found["profile"] and not found["verify_hashes"]
+    alone = given_to(module, "bench", "bench", "a", "--workload", "w")
+    assert (alone["batches"], alone["contexts"], alone["workload"]) == ([], [], Path("w"))
+    both = given_to(module, "bench", "bench", "a", "--workload", "w", "--batch", 2)
+    assert (both["batches"], both["contexts"], both["workload"]) == ([2], [1024], Path("w"))
     trusting = given_to(module, "bench", "bench", "a", "--trust", "k")
     assert trusting["trust"] == [Path("k")]
 

@@ -83,7 +83,7 @@ def test_every_option_of_a_line(artifact: Path, tmp_path: Path) -> None:
                 {"tokens": [1], "stop_tokens": 3},
                 {"prompt": 3},
             ],
-            ["line 1: sampling", "temperature: found -1", "top_p: found 'x'", "line 2: max_new", "line 3", "line 4: prom"],
+            ["line 1: sampling", "temperature: found -1", "top_p: found 'x'", "line 2: max_new", "line 3", "line 4: "],
         ),
     ],
     ids=["empty", "lines", "tokens", "options"],

@@ -10,6 +10,8 @@ import pytest
 from cli_helpers import greedy_tokens, token_logprobs
 from tokenizers import Tokenizer
 
+from gptoss_export import SamplingParams, load
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 HELLO = [72, 101, 108, 108, 111]  # the prompt of build_and_run.py
 
@@ -48,6 +50,18 @@ def test_stream(artifact: Path, transformer: Any) -> None:
     expected = token_logprobs(transformer, [*prompt, *tokens])[len(prompt) - 1 :]
     assert [float(logprob) for _, logprob, _ in rows] == pytest.approx(expected, abs=1e-3)
     assert [text for _, _, text in rows] == [repr(tokenizer.decode([token])) for token in tokens]
+
+
+def test_many_requests(artifact: Path) -> None:
+    """Six requests over three slots: each has the tokens that it has alone."""
+    found = {
+        int(number): list(map(int, tokens)) for number, *tokens in map(str.split, run("many_requests.py", artifact))
+    }
+    runner = load(artifact)
+    for number in range(6):
+        alone = runner.generate([*HELLO, number], 8, SamplingParams(temperature=0.8, seed=number))
+        assert found.pop(number) == alone.tokens
+    assert not found
 
 
 def test_score(artifact: Path, transformer: Any) -> None:

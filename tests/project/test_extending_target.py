@@ -159,7 +159,7 @@ def test_a_target_is_one_folder_and_one_line(eager: str, tmp_path: Path) -> None
     assert (manifest.device, manifest.arch, manifest.dtype) == ("cpu", "any", "float32")
     assert manifest.target_options == {"greeting": "good day"} and manifest.versions["eager"] == "1"
     names = (artifact / "programs.txt").read_text().splitlines()
-    assert names == ["good day", "decode", "prefill_16", "unembed_1", "unembed_64"]
+    assert names == ["good day", "decode_1", "decode_2", "prefill_16", "unembed_1", "unembed_64"]
 
     runner = gptoss_export.load(artifact)
     report = gptoss_export.verify(artifact, checkpoint, "reference", [1, 40])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 from gptoss_export import SamplingParams
 from gptoss_export.artifact.programs import Sizes
+from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.errors import RunError
 from gptoss_export.runtime.executor import ChunkOutput, Executor, PendingTokens, PrefilledChunk
 from gptoss_export.runtime.runner import Runner
@@ -150,6 +152,6 @@ def hashing_runner(
     """A runner over such an executor, and the executor."""
     sizes = Sizes((slots,), context, chunks)
     executor = HashingExecutor(sizes, overlaps)
-    model = SimpleNamespace(sliding_window=8, vocab_size=VOCABULARY)
-    manifest: Any = SimpleNamespace(sizes=sizes, model=model, stop_tokens=(STOP,))
+    model = dataclasses.replace(PRESETS["tiny"], vocab_size=VOCABULARY)
+    manifest: Any = SimpleNamespace(sizes=sizes, model=model, dtype="float32", stop_tokens=(STOP,))
     return Runner(manifest, Any, executor, {}), executor  # type: ignore[arg-type]
