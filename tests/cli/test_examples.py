@@ -54,9 +54,8 @@ def test_stream(artifact: Path, transformer: Any) -> None:
 
 def test_many_requests(artifact: Path) -> None:
     """Six requests over three slots: each has the tokens that it has alone."""
-    found = {
-        int(number): list(map(int, tokens)) for number, *tokens in map(str.split, run("many_requests.py", artifact))
-    }
+    lines = [list(map(int, line.split())) for line in run("many_requests.py", artifact)]
+    found = {number: tokens for number, *tokens in lines}
     runner = load(artifact)
     for number in range(6):
         alone = runner.generate([*HELLO, number], 8, SamplingParams(temperature=0.8, seed=number))
@@ -77,4 +76,9 @@ def test_score(artifact: Path, transformer: Any) -> None:
 
 
 def test_every_example_has_a_test() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"build_and_run.py", "stream.py", "score.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {
+        "build_and_run.py",
+        "many_requests.py",
+        "stream.py",
+        "score.py",
+    }
