@@ -24,6 +24,7 @@ def load(
     progress: Progress | None = None,
     tune_process: bool = False,
     trust: Trust = None,
+    fixed_width: bool = False,
 ) -> Runner:
     """Load the artifact at `path`. Its code runs with the rights of this process.
 
@@ -31,6 +32,8 @@ def load(
     tune_process   change settings of the whole process to save GPU memory (runtime/cuda/memory.py)
     trust          files with public keys, one of which must have signed the artifact; None: no signature is asked for.
                    It is checked before anything but the manifest is opened
+    fixed_width    run the largest program of each kind in every call. A sequence then has the same bits alone and
+                   beside others, and a step of one sequence takes as long as one of all
 
     Raises ArtifactError saying what is damaged, incomplete, not signed by a trusted key or not made for this machine,
     UsageError for keys that cannot be used, and for `trust` without `verify_hashes`, MachineError where the machine has
@@ -66,6 +69,7 @@ def load(
             if verify_hashes:
                 with progress.stage("wait for the weights' hashes"):
                     hashing.result()
+    executor.fixed_width = fixed_width
     return Runner(manifest, folder, executor, progress.seconds)
 
 

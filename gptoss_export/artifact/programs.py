@@ -1,7 +1,7 @@
 """The programs of an artifact: what each one takes and gives. This is the only description of them.
 
   decode_<B>     one token for each of B sequences   tokens [B], positions [B], slots [B], caches  -> as unembed_<B>
-  prefill_<C>    up to C tokens of one sequence      tokens [C], positions [C], slots [1], caches  -> hidden [C, H]
+  prefill_<C>    up to C tokens of sequences         tokens [C], positions [C], slots [S], caches  -> hidden [C, H]
   unembed_<R>    logits of R hidden states           hidden [R, H]
                                                      -> logits [R, V], top [R], top_logprob [R], log_total [R]
 
@@ -11,6 +11,9 @@ are static.
 
 B is a width. An artifact has decode programs of several widths, and a step runs the smallest that its sequences fit in:
 a step of few sequences does not pay for many. Position -1 marks a row without a sequence.
+
+A prefill chunk has S segments of C / S tokens, and a segment holds tokens of one sequence. So the prompts of several
+sequences share a chunk. Position -1 is padding behind the last token of a prompt.
 
 A prefill returns hidden states and no logits: only the last token of a prompt needs the unembedding, while scoring a
 text needs it for every token. Weights and caches are inputs, so that all programs share one copy of each.
@@ -29,6 +32,7 @@ from ..model.config import ModelConfig
 from ..model.kv_cache import CacheShape
 from ..model.parameters import UNEMBEDDING, parameters
 
+SEGMENT = 16  # tokens of a segment: with the 8 query heads of a key head, a tile of 128 rows for attention
 SCORE_ROWS = 64  # rows of the second unembedding: enough that reading its matrix once pays
 
 
@@ -124,16 +128,22 @@ class Decode(Program):
 
 @dataclass(frozen=True)
 class Prefill(Program):
-    """Up to `chunk` tokens of one sequence; the rest is padding."""
+    """Up to `chunk` tokens of some sequences; the rest is padding."""
 
     chunk: int
+
+    @property
+    def segments(self) -> int:
+        """How many sequences can share the chunk: one for SEGMENT tokens, and one alone where those do not divide the
+        chunk."""
+        return 1 if self.chunk % SEGMENT else self.chunk // SEGMENT
 
     @property
     def name(self) -> str:
         return f"prefill_{self.chunk}"
 
     def signature(self, config: ModelConfig, sizes: Sizes, dtype: str) -> Signature:
-        data = (_ids("tokens", self.chunk), _ids("positions", self.chunk), _ids("slots", 1))
+        data = (_ids("tokens", self.chunk), _ids("positions", self.chunk), _ids("slots", self.segments))
         weights = tuple(item for item in _weights(config, dtype) if item.name not in UNEMBEDDING)
         return Signature((*data, *kv_caches(config, sizes, dtype), *weights), (_hidden(config, self.chunk),))
 

@@ -81,6 +81,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Show special tokens such as <|end|> in the text. Without it they are left out.",
 )
+@click.option(
+    "--fixed-width",
+    is_flag=True,
+    help="Run every step at the largest width: a request has the same bits alone and beside others. Slower for few.",
+)
 @click.option("--logprobs", is_flag=True, help="Print each token with its log probability.")
 @click.option(
     "--save-logits",
@@ -107,6 +112,7 @@ def command(
     stop_tokens: tuple[int, ...],
     no_stop: bool,
     special_tokens: bool,
+    fixed_width: bool,
     logprobs: bool,
     save_logits: Path | None,
     verify_hashes: bool,
@@ -132,20 +138,19 @@ def command(
         raise UsageError("--no-stop: found --stop-token as well; give one of them")
     sampling = SamplingParams(temperature, top_k, top_p, seed)
     stops = () if no_stop else stop_tokens or None
-    if prompts_file is not None:
-        if save_logits is not None:
-            raise UsageError(f"--save-logits: found {OPTION} as well; give one of them")
-        lines = read_lines(prompts_file)
-        defaults = Defaults(max_new_tokens, temperature, top_k, top_p, seed, stops)
-        runner = load(artifact, verify_hashes, tune_process=True, trust=trusted(trust))
-        run_lines(runner, prompts_file, lines, defaults, special_tokens, logprobs)
-        return
+    if prompts_file is not None and save_logits is not None:
+        raise UsageError(f"--save-logits: found {OPTION} as well; give one of them")
+    lines = [] if prompts_file is None else read_lines(prompts_file)
     check_new_file("--save-logits", save_logits, artifact)
     if prompt_file is not None:
         prompt = read_text("--prompt-file", prompt_file)
     if tokens_file is not None:
         tokens = _read_tokens(tokens_file)
-    runner = load(artifact, verify_hashes, tune_process=True, trust=trusted(trust))
+    runner = load(artifact, verify_hashes, tune_process=True, trust=trusted(trust), fixed_width=fixed_width)
+    if prompts_file is not None:
+        defaults = Defaults(max_new_tokens, temperature, top_k, top_p, seed, stops)
+        run_lines(runner, prompts_file, lines, defaults, special_tokens, logprobs)
+        return
     wanted_by = given[0] if prompt is not None else "--special-tokens" if special_tokens else None
     text = open_text(runner, wanted_by, special_tokens)
     if prompt is not None and text is not None:

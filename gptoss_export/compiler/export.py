@@ -90,7 +90,8 @@ class _Prefill(nn.Module):
         self.model = model
 
     def forward(self, tokens: Any, positions: Any, slots: Any, caches: Any) -> Any:
-        return self.model.backbone(tokens[None], positions[None], slots, caches)
+        segments = slots.size(0)
+        return self.model.backbone(tokens.view(segments, -1), positions.view(segments, -1), slots, caches)
 
 
 class _Unembed(nn.Module):

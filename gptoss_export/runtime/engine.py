@@ -172,7 +172,7 @@ class Engine:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
         with self._step_lock:
-            self._end_all()
+            self._end_all("cancelled", None)
         self._take_back()
 
     def __enter__(self) -> Engine:
@@ -204,7 +204,12 @@ class Engine:
                 scheduler.cancel(self._sequences[handle])
         if not scheduler.busy:
             return False
-        result = scheduler.step()
+        try:
+            result = scheduler.step()
+        except Exception as error:  # nothing is known of the sequences any more; later requests start anew
+            self._scheduler = Scheduler(self.runner.executor, self.runner.slots, interleave=True)
+            self._end_all("error", error)
+            return True
         for token in result.tokens:
             handle = self._handles[token.sequence]
             try:
@@ -225,14 +230,12 @@ class Engine:
             self._ended += 1
         handle.end(finish, error)
 
-    def _end_all(self) -> None:
+    def _end_all(self, finish: str, error: Exception | None) -> None:
         with self._changed:
             handles = [*self._sequences, *self._submitted]
             self._submitted.clear()
         for handle in handles:
-            if handle in self._sequences:
-                self._scheduler.cancel(self._sequences[handle])
-            self._end(handle, "cancelled", None)
+            self._end(handle, finish, error)
 
     def _drive(self) -> None:
         """Take steps as long as there is work; wait for more."""

@@ -35,6 +35,25 @@ class PrefilledChunk:
     outputs: Iterator[ChunkOutput]
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """The tokens of a prompt that are not yet in the cache, and where they go: behind the first `start` of a slot."""
+
+    slot: int
+    start: int
+    tokens: Sequence[int]
+
+
+@dataclass(frozen=True)
+class PrefilledPart:
+    """Tokens of a prompt that are in the cache now: how many of its first ones, and the output after its last token
+    if it is among them."""
+
+    slot: int
+    count: int
+    output: ChunkOutput | None
+
+
 class PendingTokens(ABC):
     """The tokens of a step on their way to the host; the next step may already run."""
 
@@ -47,6 +66,7 @@ class Executor(ABC):
     """Computes prefills and decode steps over `max_batch` slots."""
 
     overlaps_steps: bool = False  # whether the next step may start before the host has this one's tokens
+    fixed_width: bool = False  # whether every call runs the largest program of its kind, whatever takes part in it
     ring_rows: int = 0  # positions that the caches of sliding layers keep; 0: all positions
 
     @property
@@ -61,6 +81,17 @@ class Executor(ABC):
         every_token: each chunk has outputs for each of its tokens. Otherwise only the last chunk has one, for the last
         token. Outputs are read before the next chunk is asked for.
         """
+
+    def prefill_shared(self, prompts: Sequence[Prompt]) -> list[PrefilledPart]:
+        """Compute one chunk, with the next tokens of as many prompts as fit, in their order. At least the first prompt
+        has tokens in it.
+
+        Here a chunk holds tokens of one prompt.
+        """
+        first = prompts[0]
+        chunk = next(self.prefill(first.slot, first.start, first.tokens, every_token=False))
+        *_, output = [None, *chunk.outputs]
+        return [PrefilledPart(first.slot, chunk.count, output if chunk.count == len(first.tokens) else None)]
 
     @abstractmethod
     def decode(self, tokens: dict[int, int], lengths: Sequence[int]) -> Any:

@@ -16,7 +16,8 @@ from ..errors import ArtifactError, raise_all
 from ..model.config import SLIDING
 from ..model.dtypes import torch_dtype
 from .decode_step import StepRows
-from .executor import ChunkOutput, PrefilledChunk
+from .executor import ChunkOutput, PrefilledChunk, PrefilledPart, Prompt
+from .packing import PackedChunk, pack
 from .sampler_torch import StepOutput
 from .torch_executor import TorchExecutor
 
@@ -63,26 +64,42 @@ class ProgramExecutor(TorchExecutor):
     def kv_cache_bytes(self) -> int:
         return sum(cache.nbytes for cache in self._caches)
 
+    @torch.inference_mode()
+    def prefill_shared(self, prompts: Sequence[Prompt]) -> list[PrefilledPart]:
+        places = pack(prompts, self._chunks())
+        hidden = self._hidden(places)
+        ends = [piece for piece in places.pieces if piece.ends]
+        outputs: dict[int, StepOutput] = {}
+        if ends:
+            rows = torch.tensor([piece.last_row for piece in ends], device=self.device)
+            output = self._unembed(hidden[rows])
+            for row, piece in enumerate(ends):
+                outputs[piece.slot] = StepOutput(*(values[row : row + 1] for values in output))
+        return [PrefilledPart(piece.slot, len(piece.tokens), outputs.get(piece.slot)) for piece in places.pieces]
+
     def _prefill(self, slot: int, start: int, tokens: Sequence[int], every_token: bool) -> Iterator[PrefilledChunk]:
         done = 0
         while done < len(tokens):
-            chunk = self._chunk_for(len(tokens) - done)
-            piece = tokens[done : done + chunk]
-            hidden = self._hidden(slot, start + done, piece, chunk)
-            done += len(piece)
+            places = pack([Prompt(slot, start + done, tokens[done:])], self._chunks())
+            count = len(places.pieces[0].tokens)
+            hidden = self._hidden(places)[:count]
+            done += count
             if not every_token:  # a copy: a view would keep the chunk's hidden states in memory
                 hidden = (hidden[-1:] if done == len(tokens) else hidden[:0]).clone()
-            yield PrefilledChunk(len(piece), self._outputs(hidden))
+            yield PrefilledChunk(count, self._outputs(hidden))
             del hidden
 
-    def _hidden(self, slot: int, start: int, tokens: Sequence[int], chunk: int) -> torch.Tensor:
-        """The hidden states [n, H] float32 of a chunk's tokens, whose first position is `start`."""
-        program, padding = self._prefills[chunk], chunk - len(tokens)
-        positions = [*range(start, start + len(tokens)), *([-1] * padding)]
-        program.inputs["tokens"].copy_(torch.tensor([*tokens, *([0] * padding)], device="cpu"))
-        program.inputs["positions"].copy_(torch.tensor(positions, device="cpu"))
-        program.inputs["slots"].fill_(slot)
-        return program()["hidden"][: len(tokens)]
+    def _chunks(self) -> list[Prefill]:
+        """The prefill programs that may run."""
+        found = [kind for kind in programs_of(self.manifest.sizes) if isinstance(kind, Prefill)]
+        return [max(found, key=lambda kind: kind.chunk)] if self.fixed_width else found
+
+    def _hidden(self, chunk: PackedChunk) -> torch.Tensor:
+        """The hidden states [C, H] float32 of a chunk's tokens."""
+        program = self._prefills[chunk.program.chunk]
+        for name, values in ("tokens", chunk.tokens()), ("positions", chunk.positions()), ("slots", chunk.slots()):
+            program.inputs[name].copy_(torch.tensor(values, device="cpu"))
+        return program()["hidden"]
 
     def _outputs(self, hidden: torch.Tensor) -> Iterator[ChunkOutput]:
         for rows in hidden.split(max(self._unembeds)) if len(hidden) else ():
@@ -91,7 +108,8 @@ class ProgramExecutor(TorchExecutor):
     def _unembed(self, hidden: torch.Tensor) -> StepOutput:
         """The outputs of a few hidden states, by the smallest program that takes them."""
         count = hidden.size(0)
-        program = self._unembeds[min(rows for rows in self._unembeds if rows >= count)]
+        sizes = [rows for rows in self._unembeds if rows >= count]
+        program = self._unembeds[max(sizes) if self.fixed_width else min(sizes)]
         program.inputs["hidden"][:count].copy_(hidden)
         return StepOutput(**{name: output[:count] for name, output in program().items()})
 

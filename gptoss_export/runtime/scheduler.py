@@ -1,7 +1,7 @@
 """Scheduler: what an executor does next for many sequences, and what that makes of them.
 
-A step of the scheduler is one prefill chunk of one sequence, or one decode step of all sequences whose prompts are in
-the cache. Sequences wait for a free slot in the order in which they came.
+A step of the scheduler is one prefill chunk, which prompts may share, or one decode step of all sequences whose prompts
+are in the cache. Sequences wait for a free slot in the order in which they came.
 
   interleave   a prefill chunk and a decode step take turns, so that no running sequence waits longer than for one chunk
   otherwise    all prompts come first, then the sequences start together
@@ -18,11 +18,11 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RunError
-from .executor import Executor, PendingTokens, PrefilledChunk
+from .executor import Executor, PendingTokens, Prompt
 from .sampling_params import SamplingParams
 from .slots import Slots
 
@@ -49,6 +49,7 @@ class RunningSequence:
     """A request on its way.
 
     slot      its slot, once it has one
+    cached    tokens of its prompt that are in the cache
     started   tokens that were chosen or are being chosen
     taken     tokens that the host knows
     finish    why it ended: "stop" (a stop token), "length" (max_new_tokens), "context" (the cache is full), "cancelled"
@@ -58,11 +59,16 @@ class RunningSequence:
 
     request: Request
     slot: int | None = None
+    cached: int = 0
     started: int = 0
     taken: int = 0
     finish: str | None = None
     error: Exception | None = None
-    chunks: Iterator[PrefilledChunk] | None = field(default=None, repr=False)  # while its prompt is prefilled
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether its whole prompt is in the cache."""
+        return self.cached == len(self.request.prompt)
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,6 @@ class Scheduler:
         for slot, sequence in admitted:
             self._slots.clear(slot)
             sequence.slot = slot
-            sequence.chunks = self._executor.prefill(slot, 0, sequence.request.prompt, every_token=False)
             self._running[slot] = sequence
         if admitted:
             self._executor.set_sampling({slot: sequence.request.sampling for slot, sequence in admitted})
@@ -169,7 +174,7 @@ class Scheduler:
         prompts = self._prompts()
         flights = len(self._flights)
         if prompts and not (decoding and self._interleave and self._prefilled_last):
-            self._prefill(prompts[0])
+            self._prefill(prompts)
             self._prefilled_last = True
         elif decoding:
             self._decode(decoding)
@@ -180,7 +185,7 @@ class Scheduler:
 
     def _prompts(self) -> list[RunningSequence]:
         """The sequences whose prompts are not yet in the cache, in the order in which they came."""
-        return [sequence for sequence in self._running.values() if sequence.chunks is not None]
+        return [sequence for sequence in self._running.values() if not sequence.has_prompt]
 
     def _goes_on(self, sequence: RunningSequence) -> bool:
         """Whether a decode step can take the sequence: it has a token, and room for it."""
@@ -188,18 +193,28 @@ class Scheduler:
         room = self._slots.lengths()[sequence.slot] < self._slots.max_context
         return 0 < sequence.started < sequence.request.max_new_tokens and room
 
-    def _prefill(self, sequence: RunningSequence) -> None:
-        """The next chunk of a prompt."""
-        slot = sequence.slot
-        assert slot is not None and sequence.chunks is not None
-        with self._failing([sequence]):
-            chunk = next(sequence.chunks)
-            self._slots.extend(slot, chunk.count)
-            outputs = list(chunk.outputs)
-            if self._slots.lengths()[slot] == len(sequence.request.prompt):
-                self._executor.keep_output(slot, outputs[-1])
-                sequence.chunks = None
-                self._ready.append(sequence)
+    def _prefill(self, sequences: list[RunningSequence]) -> None:
+        """A chunk with the next tokens of these prompts."""
+        prompts = [
+            Prompt(sequence.slot or 0, sequence.cached, sequence.request.prompt[sequence.cached :])
+            for sequence in sequences
+        ]
+        try:
+            parts = self._executor.prefill_shared(prompts)
+        except Exception as error:
+            if len(sequences) > 1:  # the first one alone: only what fails by itself ends
+                self._prefill(sequences[:1])
+            else:
+                self._end(sequences[0], "error", error)
+            return
+        for part in parts:
+            sequence = self._running[part.slot]
+            self._slots.extend(part.slot, part.count)
+            sequence.cached += part.count
+            if part.output is not None:
+                with self._failing([sequence]):
+                    self._executor.keep_output(part.slot, part.output)
+                    self._ready.append(sequence)
 
     def _choose_first(self) -> None:
         ready, self._ready = sorted(self._ready, key=lambda sequence: sequence.slot or 0), []
@@ -259,7 +274,7 @@ class Scheduler:
 
     def _end(self, sequence: RunningSequence, finish: str, error: Exception | None = None) -> None:
         """Free the slot of a sequence. Its tokens stay in the cache until another one gets the slot."""
-        sequence.finish, sequence.error, sequence.chunks = finish, error, None
+        sequence.finish, sequence.error = finish, error
         self._ended.append(sequence)
         if sequence in self._ready:
             self._ready.remove(sequence)

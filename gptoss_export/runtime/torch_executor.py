@@ -73,7 +73,8 @@ class TorchExecutor(Executor):
 
     def _placement(self, slots: Sequence[int], lengths: Sequence[int]) -> Placement:
         """The rows of a step that appends a token to the sequences of `slots`, by the lengths of all slots."""
-        idle = self.manifest.sizes.width_for(len(slots)) - len(slots)
+        sizes = self.manifest.sizes
+        idle = (sizes.max_batch if self.fixed_width else sizes.width_for(len(slots))) - len(slots)
         return Placement(
             width=len(slots) + idle,
             slots=[*slots, *[None] * idle],

@@ -63,12 +63,14 @@ def attention_space(
     """For queries at `positions` [N, L], of `heads` heads in `dtype`."""
     (sequences, length), (_, kv_heads, rows, head_dim) = positions.shape, k_cache.shape
     visible, group = window or rows - 1, heads // kv_heads
+    # A chunk is as much work in one segment as in many: its tokens are what a config depends on.
+    described = (sequences, 1) if length == 1 else (1, sequences * length)
     return ConfigSpace(
         name="attention",
         shape=shape_of(
             dtype,
-            sequences=sequences,
-            length=length,
+            sequences=described[0],
+            length=described[1],
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,

@@ -35,6 +35,7 @@ def test_shapes_of_the_data() -> None:
     }  # fmt: skip
     assert data["decode_3"] == [("tokens", (3,)), ("positions", (3,)), ("slots", (3,))]
     assert data["prefill_16"] == [("tokens", (16,)), ("positions", (16,)), ("slots", (1,))]
+    assert data["prefill_64"] == [("tokens", (64,)), ("positions", (64,)), ("slots", (4,))]
     assert data["unembed_64"] == [("hidden", (64, 96))]
 
 

@@ -82,6 +82,8 @@ def test_run(given_to: Callable[..., Given]) -> None:
     assert (default["path"], default["verify_hashes"], default["trust"]) == (Path("a"), True, None)
     assert not given_to(module, "load", "run", "a", "--tokens", "1", "--no-verify-hashes")["verify_hashes"]
     assert given_to(module, "load", "run", "a", "--tokens", "1", "--trust", "k")["trust"] == [Path("k")]
+    assert default["fixed_width"] is False
+    assert given_to(module, "load", "run", "a", "--tokens", "1", "--fixed-width")["fixed_width"] is True
 
 
 def test_make_checkpoint(given_to: Callable[..., Given], tmp_path: Path) -> None:

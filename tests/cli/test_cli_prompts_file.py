@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cli_helpers import greedy_tokens, invoke
 from tokenizers import Tokenizer
+
+from gptoss_export.runtime.packing import PackedChunk
+from gptoss_export.runtime.program_executor import ProgramExecutor
 
 
 def written(folder: Path, *lines: Any) -> Path:
@@ -112,13 +116,14 @@ def test_options_that_do_not_fit(artifact: Path, tmp_path: Path, options: tuple[
 
 def test_a_request_that_fails(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its line says why, the others are served, and the command fails at its end."""
-    from gptoss_export.runtime.program_executor import ProgramExecutor
-
     whole = ProgramExecutor._hidden
 
-    def failing(self: ProgramExecutor, slot: int, start: int, tokens: Any, chunk: int) -> Any:
-        hidden = whole(self, slot, start, tokens, chunk)
-        return hidden * float("nan") if list(tokens) == [13] else hidden
+    def failing(self: ProgramExecutor, chunk: PackedChunk) -> torch.Tensor:
+        hidden = whole(self, chunk)
+        for piece in chunk.pieces:
+            if list(piece.tokens) == [13]:
+                hidden[piece.row] = float("nan")
+        return hidden
 
     monkeypatch.setattr(ProgramExecutor, "_hidden", failing)
     path = written(tmp_path, {"tokens": [5]}, {"tokens": [13]}, {"tokens": [7]})

@@ -121,8 +121,8 @@ def run(model, kind, inputs):
     tokens, positions, slots, *rest = inputs
     count = 2 * len(model.model.layers)
     caches = list(zip(rest[0:count:2], rest[1:count:2]))
-    each = 1 if isinstance(kind, Decode) else kind.chunk
-    hidden = model.backbone(tokens.view(-1, each), positions.view(-1, each), slots, caches)
+    segments = len(slots)  # in a decode step, each row is one
+    hidden = model.backbone(tokens.view(segments, -1), positions.view(segments, -1), slots, caches)
     return list(model.unembed(hidden)) if isinstance(kind, Decode) else [hidden]
 
 

@@ -10,10 +10,18 @@ from types import SimpleNamespace
 from typing import Any
 
 from gptoss_export import SamplingParams
-from gptoss_export.artifact.programs import Sizes
+from gptoss_export.artifact.programs import Prefill, Sizes
 from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.errors import RunError
-from gptoss_export.runtime.executor import ChunkOutput, Executor, PendingTokens, PrefilledChunk
+from gptoss_export.runtime.executor import (
+    ChunkOutput,
+    Executor,
+    PendingTokens,
+    PrefilledChunk,
+    PrefilledPart,
+    Prompt,
+)
+from gptoss_export.runtime.packing import pack
 from gptoss_export.runtime.runner import Runner
 
 VOCABULARY = 50
@@ -68,10 +76,11 @@ class Pending(PendingTokens):
 
 @dataclass
 class HashingExecutor(Executor):
-    """`max_batch` slots. `log` has a line for each piece of work."""
+    """`max_batch` slots. `log` has a line for each piece of work. shares: whether prompts share a chunk."""
 
     sizes: Sizes
     overlaps: bool = False
+    shares: bool = False
     log: list[tuple[str, list[int]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -98,8 +107,22 @@ class HashingExecutor(Executor):
             self.log.append(("prefill", [slot]))
             self.cached[slot] = self.cached[slot][: start + at] + piece
             last = at + len(piece) == len(tokens)
-            outputs: list[ChunkOutput] = [Output(slot, list(tokens))] if last else []
+            outputs: list[ChunkOutput] = [Output(slot, self.cached[slot])] if last else []
             yield PrefilledChunk(len(piece), iter(outputs))
+
+    def prefill_shared(self, prompts: Sequence[Prompt]) -> list[PrefilledPart]:
+        if not self.shares:
+            return super().prefill_shared(prompts)
+        packed = pack(prompts, [Prefill(chunk) for chunk in self.sizes.prefill_chunks])
+        if any(FAILS in piece.tokens for piece in packed.pieces):
+            raise RunError("this prompt fails")
+        self.log.append(("prefill", [piece.slot for piece in packed.pieces]))
+        parts = []
+        for piece in packed.pieces:
+            self.cached[piece.slot] = [*self.cached[piece.slot][: piece.start], *piece.tokens]
+            output = Output(piece.slot, self.cached[piece.slot]) if piece.ends else None
+            parts.append(PrefilledPart(piece.slot, len(piece.tokens), output))
+        return parts
 
     def decode(self, tokens: dict[int, int], lengths: Sequence[int]) -> Any:
         raise NotImplementedError
@@ -147,11 +170,11 @@ class HashingExecutor(Executor):
 
 
 def hashing_runner(
-    slots: int = 3, context: int = 40, chunks: tuple[int, ...] = (4,), overlaps: bool = False
+    slots: int = 3, context: int = 40, chunks: tuple[int, ...] = (4,), overlaps: bool = False, shares: bool = False
 ) -> tuple[Runner, HashingExecutor]:
     """A runner over such an executor, and the executor."""
     sizes = Sizes((slots,), context, chunks)
-    executor = HashingExecutor(sizes, overlaps)
+    executor = HashingExecutor(sizes, overlaps, shares)
     model = dataclasses.replace(PRESETS["tiny"], vocab_size=VOCABULARY)
     manifest: Any = SimpleNamespace(sizes=sizes, model=model, dtype="float32", stop_tokens=(STOP,))
     return Runner(manifest, Any, executor, {}), executor  # type: ignore[arg-type]

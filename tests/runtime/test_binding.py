@@ -54,7 +54,7 @@ def test_caches_and_weights_are_shared_and_data_is_not(manifest: Manifest, weigh
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w.pop("lm_head.weight"), "decode: weight lm_head.weight is not in the manifest"),
+        (lambda w: w.pop("lm_head.weight"), "decode_1: weight lm_head.weight is not in the manifest"),
         (
             lambda w: w.update({"lm_head.weight": torch.zeros(511, 96)}),
             r"lm_head.weight is torch.float32 \[511, 96\], expected contiguous torch.float32 \[512, 96\]",

@@ -17,6 +17,7 @@ from gptoss_export import Engine, SamplingParams
 from gptoss_export.errors import QueueFullError, RunError
 from gptoss_export.runtime.generation import Token
 from gptoss_export.runtime.request_handle import RequestHandle
+from gptoss_export.runtime.scheduler import Scheduler
 
 GREEDY = SamplingParams()
 both_ways = pytest.mark.parametrize("overlaps", [False, True], ids=["waits", "overlaps"])
@@ -55,6 +56,25 @@ def test_no_stream_waits_longer_than_one_chunk(overlaps: bool) -> None:
     chunks = [index for index, (kind, _) in enumerate(work) if kind == "prefill"]
     assert len(chunks) == 6 and all(work[index + 1] == ("decode", [0]) for index in chunks[:-1])
     assert first.result().tokens == alone(prompt(1, 3), 20, GREEDY, 40, stops=False)
+
+
+@both_ways
+def test_short_prompts_share_a_chunk(overlaps: bool) -> None:
+    runner, executor = hashing_runner(slots=4, chunks=(64,), overlaps=overlaps, shares=True)
+    prompts = [prompt(index, length) for index, length in enumerate((5, 17, 16, 9))]  # 1 + 2 + 1 segments, then 1
+    results = Engine(runner).generate(prompts, 6, stop_tokens=())
+    assert [result.tokens for result in results] == [alone(given, 6, GREEDY, 40, stops=False) for given in prompts]
+    assert [slots for kind, slots in executor.log if kind == "prefill"] == [[0, 1, 2], [3]]
+
+
+def test_a_prompt_that_fails_does_not_fail_those_in_its_chunk() -> None:
+    runner, _ = hashing_runner(slots=4, chunks=(64,), shares=True)
+    engine = Engine(runner)
+    handles = [engine.submit([index, *([FAILS] if index == 2 else [])], 5, stop_tokens=()) for index in range(4)]
+    with pytest.raises(RunError, match="this prompt fails"):
+        handles[2].result()
+    for index in (0, 1, 3):
+        assert handles[index].result().tokens == alone([index], 5, GREEDY, 40, stops=False)
 
 
 def test_requests_wait_in_their_order() -> None:
@@ -127,6 +147,23 @@ def test_a_step_that_fails_ends_those_that_take_part(overlaps: bool) -> None:
         with pytest.raises(RuntimeError, match="the device is lost"):
             handle.result()
     assert len(waiting.result().tokens) == 20
+
+
+def test_an_engine_survives_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits gets the error, with a thread too. Later requests are served."""
+    runner, _ = hashing_runner()
+    with Engine(runner) as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr(Scheduler, "step", fail)
+            handles = [engine.submit([1], 5), engine.submit([2], 5)]
+            for handle in handles:
+                with pytest.raises(AssertionError, match="a bug"):
+                    handle.result()
+        assert engine.submit([3], 5).result().tokens == alone([3], 5, GREEDY, 40)
+
+
+def fail(_: Scheduler) -> None:
+    raise AssertionError("a bug")
 
 
 def test_a_callback_that_fails_ends_its_request() -> None:
@@ -249,9 +286,11 @@ class RandomRequests(RuleBasedStateMachine):
     engine: Engine
     executor: HashingExecutor
 
-    @initialize(slots=st.integers(1, 4), overlaps=st.booleans(), chunk=st.sampled_from((1, 4, 64)))
-    def make(self, slots: int, overlaps: bool, chunk: int) -> None:
-        runner, self.executor = hashing_runner(slots, 24, (chunk,), overlaps)
+    @initialize(
+        slots=st.integers(1, 4), overlaps=st.booleans(), chunk=st.sampled_from((1, 4, 16, 64)), shares=st.booleans()
+    )
+    def make(self, slots: int, overlaps: bool, chunk: int, shares: bool) -> None:
+        runner, self.executor = hashing_runner(slots, 24, (chunk,), overlaps, shares)
         self.engine = Engine(runner)
         self.handles: list[tuple[RequestHandle, list[int]]] = []
         self.failed_steps = False

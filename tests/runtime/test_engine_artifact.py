@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import GptOssForCausalLM
 
-from gptoss_export import Engine, Runner, SamplingParams
+from gptoss_export import Engine, Runner, SamplingParams, load
 from gptoss_export.verification.metric import TOLERANCES
 
 LENGTHS = (1, 70, 33, 5, 130, 64, 17, 96, 2, 200)  # past the window, one chunk and many
@@ -48,6 +49,17 @@ def test_drawn_tokens_are_those_of_the_request_alone(runner: Runner, prompts: li
     engine.close()
     for prompt, sampling, result in zip(prompts, params, together, strict=True):
         assert runner.generate(prompt, 12, sampling, stop_tokens=()).tokens == result.tokens
+
+
+def test_at_a_fixed_width_company_changes_no_bit(artifact: Path, prompts: list[list[int]]) -> None:
+    """Each request alone, and all of them together: the same log probabilities, bit for bit."""
+    runner = load(artifact, fixed_width=True)
+    alone = [runner.generate(prompt, 10, stop_tokens=()) for prompt in prompts]
+    engine = Engine(runner)
+    together = engine.generate(prompts, 10, stop_tokens=())
+    engine.close()
+    for one, other in zip(alone, together, strict=True):
+        assert one.tokens == other.tokens and one.logprobs == other.logprobs
 
 
 def test_a_cancelled_request_leaves_its_slot_clean(runner: Runner, prompts: list[list[int]]) -> None:

@@ -57,12 +57,12 @@ class Scripted(Executor):
         return 0
 
     def prefill(self, slot: int, start: int, tokens: Sequence[int], every_token: bool) -> Iterator[PrefilledChunk]:
-        assert start == 0 and not every_token
-        self.cached[slot] = 0
+        assert start in (0, self.cached[slot]) and not every_token
+        self.cached[slot] = start
         for at in range(0, len(tokens), self.chunk):
             count = len(tokens[at : at + self.chunk])
             self.cached[slot] += count
-            outputs: list[ChunkOutput] = [Output(slot)] if self.cached[slot] == len(tokens) else []
+            outputs: list[ChunkOutput] = [Output(slot)] if self.cached[slot] == start + len(tokens) else []
             yield PrefilledChunk(count, iter(outputs))
 
     def decode(self, tokens: dict[int, int], lengths: Sequence[int]) -> Any:

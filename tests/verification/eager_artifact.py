@@ -70,7 +70,8 @@ def load_eager(folder: Path, checkpoint: Path, fault: Fault | None = None, where
                 hidden = model.backbone(given[0][:, None], given[1][:, None], given[2], pairs)
                 return list(model.unembed(hidden))
             if isinstance(program, Prefill):
-                return [model.backbone(given[0][None], given[1][None], given[2], pairs)]
+                tokens, positions = (tensor.view(program.segments, -1) for tensor in given[:2])
+                return [model.backbone(tokens, positions, given[2], pairs)]
             return list(model.unembed(given[0]))
 
         return run

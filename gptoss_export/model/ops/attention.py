@@ -9,11 +9,11 @@ with s = scale * q.k over the keys that q sees: positions 0..p of its sequence. 
 `window` of them, p included.
 
 Shapes
-  query      [N, L, Hq, D]        N sequences of L queries each; decode has L = 1, a prefill chunk N = 1
+  query      [N, L, Hq, D]        N segments of L queries each, of one sequence each; decode has L = 1
   k_cache    [S, Hkv, R + 1, D]   S slots (sequences); the keys of the queries are already written
   v_cache    [S, Hkv, R + 1, D]
   sinks      [Hq]
-  slots      [N] int64            which cache slot sequence n lives in
+  slots      [N] int64            which cache slot the sequence of segment n lives in; segments may share one
   positions  [N, L] int64         position of each query; -1 marks padding, whose result is zero
   window     int                  0: see everything
   scale      float
@@ -25,10 +25,10 @@ reads it.
 Rows that no query of a sequence sees do not change its result, whatever they hold: NaN and infinity included. So a
 slot that held NaN serves the next sequence. A visible key or value that is not finite gives NaN.
 
-Limits: a ring holds position p only until p + R is written. So in one call the largest position is below the smallest
-visible one + R. Where one query of a call sees a value that is not finite, and another query of the call does not, the
-results of both may be NaN. gptoss::kv_write keeps such values out of the cache: it marks their keys instead, which are
-masked for each query alone."""
+Limits: a ring holds position p only until p + R is written. So of one slot, the largest position of a call is below the
+smallest visible one + R. Where one query of a call sees a value that is not finite, and another query of the call does
+not, the results of both may be NaN. gptoss::kv_write keeps such values out of the cache: it marks their keys instead,
+which are masked for each query alone."""
 
 from __future__ import annotations
 
@@ -93,6 +93,8 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         "prefill middle": (1, 1, 8, 64, 300, 0, [130], 70),
         "prefill window, ring wraps": (2, 2, 1, 32, 112, 16, [90], 96),
         "prefill window across tiles": (1, 2, 4, 16, 228, 128, [1000], 100),
+        "shared chunk": (3, 2, 2, 32, 128, 0, [16, 0, 32, 99], 16),
+        "shared chunk, window, ring wraps": (3, 2, 8, 32, 80, 16, [160, 5, 176, -1], 16),
     }
     for label, (slots, kv_heads, group, dim, rows, window, starts, length) in shapes.items():
         random = torch.Generator().manual_seed(len(label))
@@ -103,13 +105,13 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         first = torch.tensor(starts)[:, None]
         positions = torch.where(first >= 0, first + torch.arange(length), -1)
         if length > 1:
-            positions[:, -5:] = -1  # a padded chunk
+            positions[-1 if "shared" in label else slice(None), -5:] = -1  # a padded chunk
         arguments = {
             "query": normal(len(starts), length, kv_heads * group, dim),
             "k_cache": normal(slots, kv_heads, rows + 1, dim),
             "v_cache": normal(slots, kv_heads, rows + 1, dim),
             "sinks": 2 * normal(kv_heads * group),
-            "slots": torch.randperm(slots, generator=random)[: len(starts)].to(device),
+            "slots": draw.places(slots, len(starts), "shared" in label, random).to(device),
             "positions": positions.to(device),
             "window": window,
             "scale": dim**-0.5,

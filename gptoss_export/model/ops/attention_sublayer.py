@@ -17,7 +17,7 @@ Shapes (T = N L tokens, Hq query heads, Hkv key and value heads of size D)
   k_cache      [S, Hkv, R + 1, D]     written in place; rows as gptoss::sink_attention has them
   v_cache      [S, Hkv, R + 1, D]     written in place
   cos, sin     [T, D / 2] float32     of the angles, times YaRN's concentration
-  slots        [N] int64
+  slots        [N] int64              of each segment
   positions    [N, L] int64           -1: padding, whose keys go to the scratch row and whose results mean nothing
   window       int, 0: see everything;   scale, eps   float
   returns      [T, H] float32
@@ -96,6 +96,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         "head_dim 80": (1, 96, 2, 3, 80, 100, 0, [77], 1),
         "chunk, padded": (2, 96, 2, 2, 32, 128, 0, [64], 40),
         "short chunk": (2, 64, 2, 2, 32, 48, 16, [30], 7),
+        "shared chunk": (3, 64, 1, 2, 32, 80, 16, [160, 5, 176, 40], 16),
     }
     for label, (slots, hidden, kv_heads, group, dim, rows, window, starts, length) in shapes.items():
         random = torch.Generator().manual_seed(len(label))
@@ -106,7 +107,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         first = torch.tensor(starts)[:, None]
         positions = torch.where(first >= 0, first + torch.arange(length), -1)
         if length > 7:
-            positions[:, -5:] = -1
+            positions[-1 if "shared" in label else slice(None), -5:] = -1
         heads, tokens = kv_heads * group, positions.numel()
         width = (heads + 2 * kv_heads) * dim
         angle = normal(tokens, dim // 2, dtype=torch.float32)
@@ -122,7 +123,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
             "v_cache": normal(slots, kv_heads, rows + 1, dim),
             "cos": 1.2 * angle.cos(),
             "sin": 1.2 * angle.sin(),
-            "slots": torch.randperm(slots, generator=random)[: len(starts)].to(device),
+            "slots": draw.places(slots, len(starts), "shared" in label, random).to(device),
             "positions": positions.to(device),
             "window": window,
             "scale": dim**-0.5,

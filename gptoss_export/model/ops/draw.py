@@ -47,15 +47,24 @@ def matrix(draw: Draw, like: torch.Tensor) -> torch.Tensor:
 
 
 def positions(draw: Draw, like: torch.Tensor) -> torch.Tensor:
-    """Positions [N, L] or [T] int64 of queries of one chunk, which ends near `draw.position`."""
-    length = like.shape[-1]
+    """Positions [N, L] or [T] int64: of N sequences with a token each, or of one chunk, whose segments follow each
+    other. The last one is near `draw.position`."""
+    length = 1 if like.shape[-1] == 1 else like.numel()
     start = max(0, draw.position + 1 - length) // length * length
-    return torch.arange(start, start + length, device=draw.device).expand(like.shape)
+    row = torch.arange(start, start + length, device=draw.device)
+    return row.expand(like.numel() // length, length).reshape(like.shape)
 
 
 def slots(draw: Draw, like: torch.Tensor) -> torch.Tensor:
-    """Slots [N] int64: sequence n lives in slot n."""
-    return torch.arange(like.numel(), device=draw.device)
+    """Slots [N] int64: token n is of the sequence in slot n. The segments of a chunk are all of slot 0."""
+    numbers = torch.arange(like.numel(), device=draw.device)
+    return numbers if draw.arguments["positions"].shape[-1] == 1 else torch.zeros_like(numbers)
+
+
+def places(slots: int, segments: int, shared: bool, generator: torch.Generator) -> torch.Tensor:
+    """Slots [N] int64 for a test case, of so many. shared: the third segment is of the first one's sequence."""
+    found = torch.randperm(slots, generator=generator)[:segments]
+    return found[torch.tensor([0, 1, 0, 2])] if shared else found
 
 
 def blocks(draw: Draw, like: torch.Tensor) -> torch.Tensor:

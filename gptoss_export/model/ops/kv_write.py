@@ -17,7 +17,7 @@ Shapes (T = N L tokens)
   v_cache    [S, Hkv, R + 1, D]   written in place
   key        [T, Hkv, D]          already rotated by RoPE; dtype of the caches
   value      [T, Hkv, D]          dtype of the caches; both may be views
-  slots      [N] int64            which cache slot sequence n lives in
+  slots      [N] int64            which cache slot the sequence of segment n lives in; segments may share one
   positions  [N, L] int64         -1: padding, which goes to the scratch row R
   returns    nothing
 
@@ -61,6 +61,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         "decode, ragged, one idle": (5, 2, 32, 24, [200, 0, -1, 23], 1),
         "chunk, padded, ring wraps": (3, 2, 64, 48, [30], 40),
         "head_dim 80": (2, 3, 80, 20, [17, 5], 6),
+        "shared chunk, ring wraps": (3, 2, 32, 40, [32, 3, 39, 0], 7),
     }
     for label, (slots, kv_heads, dim, rows, starts, length) in shapes.items():
         random = torch.Generator().manual_seed(len(label))
@@ -71,7 +72,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         first = torch.tensor(starts)[:, None]
         positions = torch.where(first >= 0, first + torch.arange(length), -1)
         if length > 6:
-            positions[:, -5:] = -1  # a padded chunk
+            positions[-1 if "shared" in label else slice(None), -5:] = -1  # a padded chunk
         # As in the model, the values are a view of the qkv product, behind queries and keys.
         qkv = normal(positions.numel(), 2 * kv_heads + 2 * kv_heads, dim)
         arguments = {
@@ -79,7 +80,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
             "v_cache": normal(slots, kv_heads, rows + 1, dim),
             "key": normal(positions.numel(), kv_heads, dim),
             "value": qkv[:, -kv_heads:],
-            "slots": torch.randperm(slots, generator=random)[: len(starts)].to(device),
+            "slots": draw.places(slots, len(starts), "shared" in label, random).to(device),
             "positions": positions.to(device),
         }
         yield Case(label, arguments)

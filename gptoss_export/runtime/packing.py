@@ -1,0 +1,86 @@
+"""Puts the prompts of several sequences into one prefill chunk.
+
+A chunk has segments of equal length, and a segment holds tokens of one sequence. A prompt starts in a new segment and
+fills as many as it needs. What is left of its last segment is padding (position -1). At most SCORE_ROWS prompts share a
+chunk, so that one call of a program makes the logits after all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..artifact.programs import SCORE_ROWS, Prefill
+from .executor import Prompt
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The next tokens of a prompt, from row `row` of the chunk on. ends: whether the prompt's last token is among
+    them."""
+
+    slot: int
+    start: int
+    tokens: Sequence[int]
+    row: int
+    ends: bool
+
+    @property
+    def last_row(self) -> int:
+        return self.row + len(self.tokens) - 1
+
+
+@dataclass(frozen=True)
+class PackedChunk:
+    """A prefill program, and what its chunk holds."""
+
+    program: Prefill
+    pieces: list[Piece]
+
+    def tokens(self) -> list[int]:
+        """[C]; 0 where there is padding."""
+        return self._laid_out([piece.tokens for piece in self.pieces], 0)
+
+    def positions(self) -> list[int]:
+        """[C]; -1 where there is padding."""
+        return self._laid_out([range(piece.start, piece.start + len(piece.tokens)) for piece in self.pieces], -1)
+
+    def slots(self) -> list[int]:
+        """[S], one for each segment. Segments of padding have that of the first piece and write to its scratch row."""
+        found = [self.pieces[0].slot] * self.program.segments
+        length = self.program.chunk // self.program.segments
+        for piece in self.pieces:
+            for segment in range(piece.row // length, piece.last_row // length + 1):
+                found[segment] = piece.slot
+        return found
+
+    def _laid_out(self, values: Sequence[Sequence[int]], padding: int) -> list[int]:
+        found = [padding] * self.program.chunk
+        for piece, given in zip(self.pieces, values, strict=True):
+            found[piece.row : piece.row + len(given)] = given
+        return found
+
+
+def pack(prompts: Sequence[Prompt], programs: Sequence[Prefill]) -> PackedChunk:
+    """The smallest chunk that takes all prompts, or the largest one with as many tokens as it takes, in the order of
+    the prompts."""
+    ordered = sorted(programs, key=lambda program: program.chunk)
+    chunks = (_packed(prompts, program) for program in ordered)
+    last = None
+    for last in chunks:
+        if len(last.pieces) == len(prompts) and last.pieces[-1].ends:
+            return last
+    assert last is not None  # every artifact has a prefill program
+    return last
+
+
+def _packed(prompts: Sequence[Prompt], program: Prefill) -> PackedChunk:
+    length, row = program.chunk // program.segments, 0
+    pieces: list[Piece] = []
+    for prompt in prompts:
+        if row >= program.chunk or len(pieces) == SCORE_ROWS:
+            break
+        taken = prompt.tokens[: program.chunk - row]
+        pieces.append(Piece(prompt.slot, prompt.start, taken, row, ends=len(taken) == len(prompt.tokens)))
+        row += -(-len(taken) // length) * length
+    return PackedChunk(program, pieces)
