@@ -39,6 +39,7 @@ class BuildOptions:
     max_context     tokens that a sequence can hold
     prefill_chunks  tokens that a prefill call takes, one program each. None: what suits the device
     stop_tokens     None: those of the checkpoint
+    jobs            processes that compile side by side, where the target can. None: what cores and memory allow
     tuned_configs   files of tuned configs, which are looked in before those that are shipped
     target_options  the target's own options, of its options class. None: their defaults
     """
@@ -52,6 +53,7 @@ class BuildOptions:
     max_context: int = 4096
     prefill_chunks: tuple[int, ...] | None = None
     stop_tokens: tuple[int, ...] | None = None
+    jobs: int | None = None
     tuned_configs: tuple[Path, ...] = ()
     target_options: Any = None
 
@@ -111,6 +113,8 @@ def resolve(options: BuildOptions) -> tuple[Compiler, Settings, dict[str, Config
         target.default_prefill_chunks(device),
     )
     problems += target.size_problems(sizes)
+    if options.jobs is not None and (whole_number(options.jobs) is None or options.jobs < 1):
+        problems.append(f"--jobs {shown(options.jobs)}: expected 1 or more")
     stop_tokens, stop_problems = _stop_tokens(options.stop_tokens)
     raise_all(UsageError, "options that cannot be built", problems + size_problems + stop_problems)
     available = target.available(device)

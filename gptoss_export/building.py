@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from .artifact.description import describe_code
 from .artifact.files import FileSpec, background_hashes, combined_hash, describe_file
 from .artifact.keys import read_private_key
 from .artifact.manifest import Manifest, Provenance, save_manifest
-from .artifact.programs import programs_of
+from .artifact.programs import Program, programs_of
 from .artifact.signature import write_signature
 from .build_options import BuildOptions, Settings, context_problems, resolve
 from .checkpoint import Checkpoint, open_checkpoint
@@ -26,12 +26,15 @@ from .checkpoint.text_files import copy_text_files, default_stop_tokens, text_fi
 from .compiler.export import TracedProgram, trace
 from .compiler.lower import lower
 from .compiler.weights import WEIGHTS, weight_file_names, write_weights
+from .compiling import ProgramTask, WorkerSettings, compile_side_by_side, default_jobs
 from .errors import BuildError, UsageError, raise_all
 from .kernels.kernel import ConfigChooser
 from .machine_limits import check_threads, reports_limits
+from .model.config import ModelConfig
 from .model.dtypes import torch_dtype
 from .progress import Progress
-from .targets.base_compiler import CompileJob, Compiler
+from .targets.base_compiler import CompileJob, Compiler, SeparateCompilation
+from .temporary_folder import TemporaryFolder
 
 
 @reports_limits()
@@ -68,18 +71,19 @@ def build(
     progress.facts("build", settings.to_json())
     with progress.stage("check the weights"):
         checkpoint.check_finite(torch_dtype(settings.dtype), lambda name: progress.update(f"check {name}"))
+    programs = compiler.programs(programs_of(settings.sizes))
+    if settings.tuned_configs:
+        with progress.stage("check the tuned configs"):
+            _check_tuned_configs(compiler, settings, choosers, checkpoint.config, programs)
     with replace_folder(output, UsageError) as folder, background_hashes(folder) as hashes:
-        lowered = {arch: _lower(compiler, settings, choosers[arch], checkpoint, progress) for arch in settings.archs}
-        _check_tuned_configs(settings, choosers)
         with progress.stage("write the weights"):
             weights = write_weights(checkpoint, settings.dtype, folder, progress)
         hashes.add(weight_file_names(weights))
-        # Every arch has the same programs.
-        signatures = {traced.name: traced.signature for traced in lowered[settings.archs[0]]}
+        signatures = {item.name: item.signature(checkpoint.config, settings.sizes, settings.dtype) for item in programs}
         stored_programs = signatures if compiler.stores_programs() else {}
         target_options = dataclasses.asdict(settings.target_options)
-        for arch, programs in lowered.items():
-            job = CompileJob(
+        job_of = {
+            arch: CompileJob(
                 config=checkpoint.config,
                 sizes=settings.sizes,
                 device=settings.device,
@@ -100,7 +104,9 @@ def build(
                 ),
                 progress=progress,
             )
-            hashes.add(_compile(compiler, job, programs))
+            for arch in settings.archs
+        }
+        hashes.add(_compile_all(compiler, settings, choosers, job_of, programs, options.jobs))
         copy_text_files(source, folder, text)
         hashes.add(text)
         with progress.stage("hash the files"):
@@ -143,33 +149,92 @@ def _complete(settings: Settings, options: BuildOptions, checkpoint: Checkpoint)
     return settings
 
 
+def _compile_all(
+    compiler: Compiler,
+    settings: Settings,
+    choosers: Mapping[str, ConfigChooser],
+    job_of: Mapping[str, CompileJob],
+    programs: Sequence[Program],
+    jobs: int | None,
+) -> list[Path]:
+    """Compile every program for every arch; the files of the code."""
+    tasks = len(programs) * len(settings.archs)
+    jobs = min(tasks, jobs or default_jobs(tasks))
+    compilations = {arch: compiler.start(job) for arch, job in job_of.items()}
+    apart = {arch: item for arch, item in compilations.items() if isinstance(item, SeparateCompilation)}
+    if jobs > 1 and len(apart) == len(compilations):
+        return _compile_apart(settings, choosers, job_of, apart, programs, jobs)
+    files = []
+    for arch, compilation in compilations.items():
+        job = job_of[arch]
+        for program in _lower(compiler, settings, choosers[arch], job.config, programs, job.progress):
+            with compiler.environment(job.device, arch), job.progress.stage(f"compile {program.name} for {arch}"):
+                compilation.compile(program)
+        with compiler.environment(job.device, arch):
+            files += compilation.finish()
+    return files
+
+
+def _compile_apart(
+    settings: Settings,
+    choosers: Mapping[str, ConfigChooser],
+    job_of: Mapping[str, CompileJob],
+    compilations: Mapping[str, SeparateCompilation],
+    programs: Sequence[Program],
+    jobs: int,
+) -> list[Path]:
+    """Each program in a process of its own, `jobs` of them at a time; the files of the code."""
+    job = next(iter(job_of.values()))
+    tuned = next(iter(choosers.values())).tuned  # the same for all archs
+    with TemporaryFolder() as scratch, job.progress.stage(f"compile in {jobs} processes"):
+        tasks = [
+            ProgramTask(program, arch, scratch.path / f"{arch}-{program.name}")
+            for arch in job_of
+            for program in programs
+        ]
+        for task in tasks:
+            task.folder.mkdir()
+        given = WorkerSettings(settings, job.config, tuple(tuned))
+        for task, chosen in zip(tasks, compile_side_by_side(given, tasks, jobs, job.progress.update), strict=True):
+            for call, index in chosen.items():
+                choosers[task.arch].chosen[call] = None if index is None else tuned[index]
+            compilations[task.arch].take(task.program.name, task.folder)
+        return [file for compilation in compilations.values() for file in compilation.finish()]
+
+
 def _lower(
-    compiler: Compiler, settings: Settings, chooser: ConfigChooser, checkpoint: Checkpoint, progress: Progress
+    compiler: Compiler,
+    settings: Settings,
+    chooser: ConfigChooser,
+    config: ModelConfig,
+    programs: Sequence[Program],
+    progress: Progress,
 ) -> list[TracedProgram]:
-    """The programs that the target compiles, traced and lowered for one arch."""
+    """The programs, traced and lowered for one arch."""
     dtype, device = torch_dtype(settings.dtype), compiler.trace_device(settings.device)
     implementations = compiler.implementations(settings.device, chooser)
     with compiler.environment(settings.device, chooser.arch), progress.stage(f"export for {chooser.arch}"):
         lowered = []
-        for program in compiler.programs(programs_of(settings.sizes)):
+        for program in programs:
             progress.update(f"export {program.name} for {chooser.arch}")
-            traced = trace(program, checkpoint.config, settings.sizes, dtype, device)
+            traced = trace(program, config, settings.sizes, dtype, device)
             lowered.append(lower(traced, implementations))
         return lowered
 
 
-def _compile(compiler: Compiler, job: CompileJob, programs: list[TracedProgram]) -> list[Path]:
-    with compiler.environment(job.device, job.arch):
-        compilation = compiler.start(job)
-        for program in programs:
-            with job.progress.stage(f"compile {program.name} for {job.arch}"):
-                compilation.compile(program)
-        return compilation.finish()
-
-
-def _check_tuned_configs(settings: Settings, choosers: Mapping[str, ConfigChooser]) -> None:
+def _check_tuned_configs(
+    compiler: Compiler,
+    settings: Settings,
+    choosers: Mapping[str, ConfigChooser],
+    config: ModelConfig,
+    programs: Sequence[Program],
+) -> None:
     """Raise UsageError for a file of --tuned-configs that serves no kernel of this build."""
-    used = {configs.path for chooser in choosers.values() for configs in chooser.used}
+    used = set()
+    for arch, chooser in choosers.items():
+        trial = ConfigChooser(arch, chooser.tuned)
+        _lower(compiler, settings, trial, config.shortest(), programs, Progress())
+        used |= {configs.path for configs in trial.used}
     raise_all(
         UsageError,
         "tuned configs that do not belong to this build",

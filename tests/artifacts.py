@@ -19,7 +19,7 @@ from gptoss_export.targets.aoti.package import package_name
 from gptoss_export.targets.base_compiler import Compilation, CompileJob
 
 SEED = 7
-OPTIONS: dict[str, Any] = {"max_batch": 3, "widths": (1, 3), "max_context": 4400, "prefill_chunks": (16, 64)}
+OPTIONS: dict[str, Any] = {"max_batch": 3, "widths": (1, 3), "max_context": 4400, "prefill_chunks": (16, 64), "jobs": 1}
 TWO_LAYERS = with_layers(PRESETS["tiny"], 2)  # a sliding layer and a full one: enough to compile every kind of code
 
 # Runs an artifact where nothing is installed that only building or the command line needs.

@@ -56,6 +56,11 @@ from .target_options import add_target_options, chosen_target_options
     help="Tokens that a prefill call takes. May be repeated: one program for each.  [default: what suits the device]",
 )
 @click.option(
+    "--jobs",
+    type=int,
+    help="Programs that are compiled side by side (aoti).  [default: as many as cores and memory allow]",
+)
+@click.option(
     "--tuned-configs",
     type=click.Path(path_type=Path),
     multiple=True,
@@ -89,6 +94,7 @@ def command(
     widths: list[int] | None,
     max_context: int,
     prefill_chunks: tuple[int, ...],
+    jobs: int | None,
     tuned_configs: tuple[Path, ...],
     stop_tokens: tuple[int, ...],
     sign_key: Path | None,
@@ -113,6 +119,7 @@ def command(
         max_context=max_context,
         prefill_chunks=prefill_chunks or None,
         stop_tokens=stop_tokens or None,
+        jobs=jobs,
         tuned_configs=tuned_configs,
         target_options=target_options,
     )

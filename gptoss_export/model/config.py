@@ -91,6 +91,12 @@ class ModelConfig:
         """How many positions a query of `layer` sees, its own included. 0 means all of them."""
         return self.sliding_window if self.layer_types[layer] == SLIDING else 0
 
+    def shortest(self) -> ModelConfig:
+        """The model with its first layers only, as many as it takes to have every kind of layer."""
+        kinds = self.layer_types
+        count = next(count for count in range(1, len(kinds) + 1) if set(kinds[:count]) == set(kinds))
+        return dataclasses.replace(self, num_hidden_layers=count, layer_types=kinds[:count])
+
     def to_json(self) -> dict[str, Any]:
         """The config as an object of JSON."""
         return dataclasses.asdict(self) | {

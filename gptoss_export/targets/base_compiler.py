@@ -62,6 +62,14 @@ class Compilation(ABC):
         """Write what all programs share; returns the files of the code, relative to the job's folder."""
 
 
+class SeparateCompilation(Compilation):
+    """A compilation that takes programs which were compiled elsewhere."""
+
+    @abstractmethod
+    def take(self, name: str, folder: Path) -> None:
+        """Add a program that `Compiler.compile_alone` has written into a folder. It stays there until `finish`."""
+
+
 class Compiler(ABC):
     """The compiling half of a target."""
 
@@ -118,6 +126,13 @@ class Compiler(ABC):
     def has_kernels(self, device: str) -> bool:
         """Whether the code is made of the project's kernels, which launch configs are for."""
         return device == "cuda"
+
+    def compile_alone(self, program: TracedProgram, device: str, folder: Path) -> None:
+        """Compile one lowered program into an empty folder, for a target whose compilation is a SeparateCompilation.
+
+        Raises BuildError naming the program.
+        """
+        raise NotImplementedError(f"target {self.name} compiles programs together")
 
     def programs(self, all_programs: tuple[Program, ...]) -> tuple[Program, ...]:
         """Which of an artifact's programs the target compiles."""

@@ -49,7 +49,7 @@ def op_calls(
     """
     progress = progress or Progress()
     recorder = _Recorder(kernels(), ConfigChooser(arch))
-    short = _shortest(config)
+    short = config.shortest()
     for program in programs_of(sizes):
         progress.update(f"trace {program.name}")
         traced = trace(program, short, sizes, dtype, torch.device("cpu"))
@@ -86,13 +86,6 @@ class _Recorder:
             return space
 
         return replace(kernel, config_space=recorded)
-
-
-def _shortest(config: ModelConfig) -> ModelConfig:
-    """The model with its first layers only, as many as it takes to have every kind of layer."""
-    kinds = config.layer_types
-    count = next(count for count in range(1, len(kinds) + 1) if set(kinds[:count]) == set(kinds))
-    return replace(config, num_hidden_layers=count, layer_types=kinds[:count])
 
 
 def _on_meta(arguments: Arguments) -> dict[str, Any]:

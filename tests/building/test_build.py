@@ -61,8 +61,8 @@ def test_progress(checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pyt
     assert list(progress.seconds) == [
         "read the checkpoint",
         "check the weights",
-        f"export for {manifest.arch}",
         "write the weights",
+        f"export for {manifest.arch}",
         f"compile unembed_1 for {manifest.arch}",
         "hash the files",
     ]

@@ -91,3 +91,15 @@ def test_cpu_instructions_limit_vectors_and_gccs_options(monkeypatch: pytest.Mon
             assert cpp_builder._get_optimization_cflags("g++") == (["O3", f"march={march}"], [])
             assert [type(isa).__name__ for isa in cpu_vec_isa.valid_vec_isa_list()] == vectors
     assert cpp_builder._get_optimization_cflags("g++") == (["O3", "march=native"], [])
+
+
+def test_cpu_instructions_leave_out_those_beside_a_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor adds AVX512_BF16 where the building machine has it, for the first program of a process."""
+    from torch._inductor import cpu_vec_isa
+
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(cpu_vec_isa.VecAVX512, "_is_avx512_bf16_supported", True)
+    assert "-mavx512bf16" in cpu_vec_isa.VecAVX512().build_arch_flags()
+    with cpu_instructions.cpu_instructions("AVX512"):
+        (vectors,) = cpu_vec_isa.valid_vec_isa_list()
+        assert "-mavx512f" in vectors.build_arch_flags() and "bf16" not in vectors.build_arch_flags()

@@ -37,7 +37,7 @@ from ...compiler.lower import Implementations, kernel_implementations, reference
 from ...errors import BuildError
 from ...kernels.kernel import ConfigChooser
 from ...temporary_folder import TemporaryFolder
-from ..base_compiler import Availability, Compilation, CompileJob, Compiler
+from ..base_compiler import Availability, Compilation, CompileJob, Compiler, SeparateCompilation
 from ..gpu import current_gpu_arch
 from . import cpu_isa, cross_compile
 from .options import Options
@@ -127,34 +127,43 @@ class AotiCompiler(Compiler):
             return references
         return {**kernel_implementations(chooser), **{name: references[name] for name in _FUSED_BY_INDUCTOR}}
 
+    def compile_alone(self, program: TracedProgram, device: str, folder: Path) -> None:
+        arguments, _ = program.exported.example_inputs
+        module = program.exported.module(check_guards=False)
+        options: dict[str, Any] = {"aot_inductor.package": True}
+        if device == "cuda":
+            options |= {
+                "aot_inductor.embed_kernel_binary": True,
+                "memory_planning": True,  # intermediates share one allocation
+                "aot_inductor.compile_wrapper_opt_level": "O0",  # the host's part only launches kernels
+            }
+        try:
+            files = compile_to_files(module, arguments, options)
+        except Exception as error:  # Inductor raises any kind; the user needs the program's name
+            raise BuildError(f"AOTInductor failed on program {program.name}: {error}") from error
+        _check_linked(program.name, files)
+        _copy_without_sources(files, folder)
+
     def start(self, job: CompileJob) -> Compilation:
         return _Package(job)
 
 
-class _Package(Compilation):
-    """The package of one arch. Inductor's cache holds the libraries until the package is written."""
+class _Package(SeparateCompilation):
+    """The package of one arch."""
 
     def __init__(self, job: CompileJob) -> None:
         self._job = job
         self._scratch = TemporaryFolder()  # removed with this object
         self._files: dict[str, list[str]] = {}
-        self._options: dict[str, Any] = {"aot_inductor.package": True}
-        if job.device == "cuda":
-            self._options |= {
-                "aot_inductor.embed_kernel_binary": True,
-                "memory_planning": True,  # intermediates share one allocation
-                "aot_inductor.compile_wrapper_opt_level": "O0",  # the host's part only launches kernels
-            }
 
     def compile(self, program: TracedProgram) -> None:
-        arguments, _ = program.exported.example_inputs
-        module = program.exported.module(check_guards=False)
-        try:
-            files = compile_to_files(module, arguments, self._options)
-        except Exception as error:  # Inductor raises any kind; the user needs the program's name
-            raise BuildError(f"AOTInductor failed on program {program.name}: {error}") from error
-        _check_linked(program.name, files)
-        self._files[program.name] = _without_sources(files, self._scratch.path / program.name)
+        folder = self._scratch.path / program.name
+        folder.mkdir()
+        COMPILER.compile_alone(program, self._job.device, folder)
+        self.take(program.name, folder)
+
+    def take(self, name: str, folder: Path) -> None:
+        self._files[name] = [str(path) for path in sorted(folder.iterdir())]
 
     def finish(self) -> list[Path]:
         name = package_name(self._job.arch)
@@ -177,22 +186,18 @@ def _check_linked(program: str, files: Sequence[Any]) -> None:
             )
 
 
-def _without_sources(files: Sequence[Any], folder: Path) -> list[str]:
-    """Copies of what loading needs: the library without debug information, and its description.
+def _copy_without_sources(files: Sequence[Any], folder: Path) -> None:
+    """Copy what loading needs: the library without debug information, and its description.
 
     Sources stay out, with the paths of the building machine in them. torch 2.11 looks for the name of a source, so
     that an empty file of that name is added."""
-    folder.mkdir()
     kept = [str(shutil.copy(file, folder)) for file in files if str(file).endswith((".so", ".wrapper_metadata.json"))]
     for library in [file for file in kept if file.endswith(".so")]:
         command = ["strip", "--strip-debug", "--remove-section=.comment", library]
         done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if done.returncode:
             raise BuildError(f"strip failed on {library}: {done.stderr.strip()}")
-        source = Path(library).with_suffix(".cpp")
-        source.touch()
-        kept.append(str(source))
-    return kept
+        Path(library).with_suffix(".cpp").touch()
 
 
 COMPILER = AotiCompiler()

@@ -1,0 +1,109 @@
+"""Programs compiled side by side in processes: the same code as one after the other, and clear ends of what fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from artifacts import SEED, TWO_LAYERS
+from gptoss_export import BuildOptions, build, load
+from gptoss_export.artifact.programs import Prefill, Sizes, Unembed
+from gptoss_export.build_options import resolve
+from gptoss_export.checkpoint.layouts import LAYOUTS
+from gptoss_export.checkpoint.synthetic import write_synthetic
+from gptoss_export.compiling import ProgramTask, WorkerSettings, compile_side_by_side, default_jobs
+from gptoss_export.errors import BuildError
+from gptoss_export.targets.aoti.package import package_name
+
+OPTIONS: dict[str, Any] = {"max_batch": 1, "max_context": 64, "prefill_chunks": (16,)}
+
+
+def ignored(_: str) -> None: ...
+
+
+def given() -> WorkerSettings:
+    _, settings, _ = resolve(BuildOptions("aoti", "cpu", **OPTIONS))
+    return WorkerSettings(settings, TWO_LAYERS, ())
+
+
+def tasks(folder: Path, *programs: Any) -> list[ProgramTask]:
+    arch = given().settings.archs[0]
+    found = [ProgramTask(program, arch, folder / program.name) for program in programs]
+    for task in found:
+        task.folder.mkdir()
+    return found
+
+
+def test_two_processes_make_the_code_of_one(tmp_path: Path) -> None:
+    """Whichever process compiled which program: the names of the files are hashes of the code and of its flags."""
+    write_synthetic(tmp_path / "checkpoint", TWO_LAYERS, LAYOUTS["hf"], SEED, torch.device("cpu"))
+    members, tokens = [], []
+    for jobs in (1, 2):
+        folder = tmp_path / str(jobs)
+        manifest = build(tmp_path / "checkpoint", folder, BuildOptions("aoti", "cpu", jobs=jobs, **OPTIONS))
+        with zipfile.ZipFile(folder / package_name(manifest.arch)) as package:
+            members.append({item.filename: item.file_size for item in package.infolist()})
+        tokens.append(load(folder).generate([1, 2, 3], 9, stop_tokens=()).tokens)
+    assert members[0] == members[1] and tokens[0] == tokens[1]
+    assert sum(name.endswith(".so") for name in members[0]) == 4
+
+
+def test_the_error_of_a_program_reaches_the_build(tmp_path: Path) -> None:
+    right = given()
+    wrong = dataclasses.replace(right, settings=dataclasses.replace(right.settings, dtype="float99"))
+    with pytest.raises(BuildError, match=r"(?s)program unembed_1 for .*dtype: found 'float99'.*Traceback"):
+        compile_side_by_side(wrong, tasks(tmp_path, Unembed(1)), 1, ignored)
+
+
+def test_a_process_that_is_killed_ends_the_build(tmp_path: Path) -> None:
+    """As the system does it where memory is short. The other processes are stopped."""
+    killed: list[int] = []
+
+    def kill(_: str) -> None:
+        if not killed and (found := workers()):
+            killed.append(found[0])
+            os.kill(found[0], signal.SIGKILL)
+
+    with pytest.raises(BuildError, match=r"was killed, perhaps for want of memory; .*--jobs"):
+        compile_side_by_side(given(), tasks(tmp_path, Prefill(16), Prefill(32)), 2, kill)
+    deadline = time.monotonic() + 10
+    while workers() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert killed and not workers()
+
+
+def workers() -> list[int]:
+    """The processes that compile for this one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (path / "cmdline").read_bytes()
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if b"gptoss_export.compile_worker" in command and parent == os.getpid():
+            found.append(int(path.name))
+    return found
+
+
+def test_default_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptoss_export import compiling
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    for memory, expected in ((None, 9), (64 << 30, 9), (9 << 30, 4), (1 << 30, 1)):
+        monkeypatch.setattr(compiling, "_available_memory", lambda memory=memory: memory)
+        assert default_jobs(9) == expected
+    monkeypatch.setattr(compiling, "_available_memory", lambda: 64 << 30)
+    assert default_jobs(99) == 16 and default_jobs(1) == 1
+
+
+def test_sizes_reach_the_workers() -> None:
+    assert given().settings.sizes == Sizes((1,), 64, (16,))
