@@ -62,7 +62,7 @@ class Engine:
         runner.lend("an engine uses this runner; submit to the engine, or close it")
         self._take_back = weakref.finalize(self, runner.take_back)
         self._scheduler = Scheduler(runner.executor, runner.slots, interleave=True)
-        self._step_lock = threading.Lock()  # one step at a time
+        self._step_lock = threading.RLock()  # one step at a time; a callback may close the engine
         # What other threads have asked for, until the next step. Guards everything below.
         self._changed = threading.Condition()
         self._submitted: deque[RequestHandle] = deque()
@@ -118,7 +118,8 @@ class Engine:
         stop_tokens: Sequence[int] | None = None,
     ) -> list[Generation]:
         """Continue any number of prompts; the results in their order. The arguments are those of
-        `Runner.generate_batch`, and so are the errors. All are submitted, whatever `most_waiting` is."""
+        `Runner.generate_batch`, and so are the errors. All are submitted, whatever `most_waiting` is. If one fails, its
+        error is raised, and the others are cancelled."""
         listed = sequence("prompts", prompts, "prompts")
         params = sampling_params(sampling, len(listed))
         requests = [
@@ -127,7 +128,13 @@ class Engine:
             )
             for index, (prompt, given) in enumerate(zip(listed, params, strict=True))
         ]
-        return [handle.result() for handle in self.submit_all(requests)]
+        handles = self.submit_all(requests)
+        try:
+            return [handle.result() for handle in handles]
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
 
     def submit_all(self, requests: Sequence[Request]) -> list[RequestHandle]:
         """Ask for the continuation of checked requests, whatever `most_waiting` is. Raises RunError after `close`."""
@@ -211,12 +218,14 @@ class Engine:
             self._end_all("error", error)
             return True
         for token in result.tokens:
-            handle = self._handles[token.sequence]
+            served = self._handles.get(token.sequence)
+            if served is None:  # a callback has closed the engine
+                continue
             try:
-                handle.put(Token(0, token.id, token.logprob, token.logits))
+                served.put(Token(0, token.id, token.logprob, token.logits))
             except Exception as error:  # of the caller's `on_token`
                 scheduler.cancel(token.sequence)
-                self._end(handle, "error", error)
+                self._end(served, "error", error)
         for ended in result.ended:
             if (of_ended := self._handles.get(ended)) is not None:
                 self._end(of_ended, ended.finish or "", ended.error)

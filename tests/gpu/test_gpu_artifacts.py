@@ -36,7 +36,7 @@ assert sampled[0] == sampled[1] != sampled[2]
 
 # Most kernels of the captured step are launched early; top_k 1 is greedy; a prefill gives the same bits again.
 STEPS = """
-assert r.executor.decode_step.captured[False].early_launches >= 5 * len(r.manifest.model.layer_types)
+assert r.executor.steps[1].captured[False].early_launches >= 5 * len(r.manifest.model.layer_types)
 one = r.generate(prompts[1], 20, SamplingParams(0.8, top_k=1), stop_tokens=()).tokens
 assert one == r.generate(prompts[1], 20, stop_tokens=()).tokens
 r.reset(); a = r.prefill(prompts[1]); r.reset(); b = r.prefill(prompts[1])

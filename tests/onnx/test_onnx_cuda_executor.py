@@ -96,7 +96,7 @@ def test_an_idle_slot_is_at_the_row_behind_its_last(parts):
 
 def test_a_new_shape_drops_the_captured_steps(parts):
     runner, _ = parts
-    captured = runner.executor.decode_step.captured
+    captured = runner.executor.steps[3].captured
     captured[False] = object()
     runner.prefill([1, 2, 3])  # 16 rows, one of logits: known since the model was loaded
     assert captured

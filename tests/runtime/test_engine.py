@@ -228,6 +228,25 @@ def test_an_engine_that_is_forgotten_gives_the_runner_back() -> None:
     assert runner.generate([1], 5, stop_tokens=()).finish == "length"
 
 
+def test_generate_raises_the_error_of_a_prompt_and_ends_the_others() -> None:
+    engine = Engine(hashing_runner()[0])
+    with pytest.raises(RunError, match="this prompt fails"):
+        engine.generate([[1], [FAILS], [3], [4]], 30, stop_tokens=())
+    while engine.step():
+        pass
+    stats = engine.stats()
+    assert (stats.running, stats.waiting, stats.ended) == (0, 0, 4) and stats.tokens < 90
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_a_callback_may_close_the_engine(threaded: bool) -> None:
+    engine = Engine(hashing_runner()[0])
+    handles = [engine.submit([number], 20, stop_tokens=(), on_token=lambda _: engine.close()) for number in range(3)]
+    if threaded:
+        engine.start()
+    assert {handle.result().finish for handle in handles} == {"cancelled"}
+
+
 @both_ways
 def test_many_threads(overlaps: bool) -> None:
     """Threads submit, read and cancel while the engine's thread takes the steps."""
