@@ -158,9 +158,10 @@ class Engine:
         return self._thread is not None
 
     def step(self) -> bool:
-        """Take one prefill chunk or decode step, and hand out its tokens. False where there is nothing to do."""
+        """Take one prefill chunk or decode step, and hand out its tokens. False where there is nothing to do, and after
+        `close`."""
         with self._step_lock:
-            return self._step()
+            return False if self._closed else self._step()
 
     def start(self) -> None:
         """Start the thread that takes the steps, unless it runs."""

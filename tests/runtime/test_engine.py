@@ -213,7 +213,7 @@ def test_the_runner_is_lent_until_the_engine_is_closed() -> None:
     next(handle)
     engine.close()
     engine.close()
-    assert handle.result().finish == "cancelled"
+    assert handle.result().finish == "cancelled" and engine.step() is False
     with pytest.raises(RunError, match="the engine was closed"):
         engine.submit([1])
     assert len(runner.generate([1], 5, stop_tokens=()).tokens) == 5
