@@ -7,7 +7,7 @@ out has the value of the command line.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,11 @@ from .text import Text, open_text
 if TYPE_CHECKING:
     from ..runtime.request_handle import RequestHandle
     from ..runtime.runner import Runner
+    from ..runtime.sampling_params import SamplingParams
     from ..runtime.scheduler import Request
 
 OPTION = "--prompts-file"
-_SAMPLING = ("temperature", "top_k", "top_p", "seed")
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 _OTHERS = ("max_new_tokens", "stop_tokens")
 
 
@@ -30,10 +31,7 @@ class Defaults:
     """What a line leaves out: the options of the command line. stop_tokens None: those of the artifact."""
 
     max_new_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    seed: int
+    sampling: SamplingParams
     stop_tokens: Sequence[int] | None
 
 
@@ -102,13 +100,12 @@ def _requests(
 ) -> list[Request]:
     from ..errors import GptOssExportError, UsageError, raise_all
     from ..runtime.checked_request import checked_request
-    from ..runtime.sampling_params import SamplingParams
 
     requests, problems = [], []
     for number, data in lines:
         try:
             tokens = data["tokens"] if "tokens" in data else _encode(text, data["prompt"])
-            sampling = SamplingParams(**{name: data.get(name, getattr(defaults, name)) for name in _SAMPLING})
+            sampling = replace(defaults.sampling, **{name: data[name] for name in _SAMPLING if name in data})
             count, stops = (data.get(name, getattr(defaults, name)) for name in _OTHERS)
             requests.append(checked_request(runner.manifest, tokens, count, sampling, stops, keep_logits=False))
         except GptOssExportError as error:

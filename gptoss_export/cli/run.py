@@ -52,8 +52,8 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     metavar="FILE",
     help='Many requests, run together: one JSON object a line, {"tokens": [1, 2]} or {"prompt": "text"}, with its own '
-    "max_new_tokens, temperature, top_k, top_p, seed and stop_tokens where they differ. Prints one JSON object a line, "
-    "in the order of the file. `-` reads standard input.",
+    "max_new_tokens, temperature, top_k, top_p, min_p, seed and stop_tokens where they differ. Prints one JSON object "
+    "a line, in the order of the file. `-` reads standard input.",
 )
 @click.option("--max-new-tokens", type=int, default=128, show_default=True, help="Most tokens to generate.")
 @click.option(
@@ -66,6 +66,13 @@ if TYPE_CHECKING:
     default=1.0,
     show_default=True,
     help="Sample among the fewest most likely tokens whose probability reaches p.",
+)
+@click.option(
+    "--min-p",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Sample among tokens with at least this share of the probability of the most likely one.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same tokens.")
 @click.option(
@@ -108,6 +115,7 @@ def command(
     temperature: float,
     top_k: int,
     top_p: float,
+    min_p: float,
     seed: int,
     stop_tokens: tuple[int, ...],
     no_stop: bool,
@@ -136,7 +144,7 @@ def command(
         raise UsageError(f"one of {', '.join(prompts)} is needed; found {' and '.join(given) or 'none'}")
     if no_stop and stop_tokens:
         raise UsageError("--no-stop: found --stop-token as well; give one of them")
-    sampling = SamplingParams(temperature, top_k, top_p, seed)
+    sampling = SamplingParams(temperature, top_k, top_p, seed, min_p)
     stops = () if no_stop else stop_tokens or None
     if prompts_file is not None and save_logits is not None:
         raise UsageError(f"--save-logits: found {OPTION} as well; give one of them")
@@ -148,7 +156,7 @@ def command(
         tokens = _read_tokens(tokens_file)
     runner = load(artifact, verify_hashes, tune_process=True, trust=trusted(trust), fixed_width=fixed_width)
     if prompts_file is not None:
-        defaults = Defaults(max_new_tokens, temperature, top_k, top_p, seed, stops)
+        defaults = Defaults(max_new_tokens, sampling, stops)
         run_lines(runner, prompts_file, lines, defaults, special_tokens, logprobs)
         return
     wanted_by = given[0] if prompt is not None else "--special-tokens" if special_tokens else None

@@ -54,6 +54,8 @@ def _sample(logits: np.ndarray, position: int, param: SamplingParams) -> int:
     kept = np.arange(len(ids)) < (param.top_k or len(ids))
     if param.top_p < 1:  # sums of 200,000 small numbers reach 1 early
         kept &= before < np.float32(param.top_p)
+    if param.min_p > 0:  # `ordered` is the logarithm of each probability over the largest
+        kept &= ordered >= np.log(np.float32(param.min_p))
     kept[0] = True
     noisy = ordered + gumbel(param.seed, position, ids)
     return int(ids[np.where(kept, noisy, -np.inf).argmax()])

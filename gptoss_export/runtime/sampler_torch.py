@@ -25,36 +25,35 @@ _MIX1, _MIX2 = (factor - 2**64 for factor in (MIX_1, MIX_2))  # torch's 64-bit i
 
 
 class SamplingRows(NamedTuple):
-    """The sampling parameters of some rows, [B, 1] each: temperature and top_p float32, top_k and seed int64."""
+    """The sampling parameters of some rows, [B, 1] each: temperature, top_p and min_p float32, top_k and seed int64."""
 
     temperature: torch.Tensor
     top_k: torch.Tensor
     top_p: torch.Tensor
     seed: torch.Tensor
+    min_p: torch.Tensor
 
 
 class SamplingBuffers:
     """The sampling parameters of all slots, on the device."""
 
     def __init__(self, slots: int, device: torch.device) -> None:
-        self.temperature = torch.zeros(slots, 1, device=device)
-        self.top_k = torch.zeros(slots, 1, dtype=torch.int64, device=device)
-        self.top_p = torch.ones(slots, 1, device=device)
-        self.seed = torch.zeros(slots, 1, dtype=torch.int64, device=device)
+        self._rows = SamplingRows(
+            temperature=torch.zeros(slots, 1, device=device),
+            top_k=torch.zeros(slots, 1, dtype=torch.int64, device=device),
+            top_p=torch.ones(slots, 1, device=device),
+            seed=torch.zeros(slots, 1, dtype=torch.int64, device=device),
+            min_p=torch.zeros(slots, 1, device=device),
+        )
 
     def of(self, slots: torch.Tensor) -> SamplingRows:
         """The parameters of the slots [B] int64 of some rows."""
-        return SamplingRows(self.temperature[slots], self.top_k[slots], self.top_p[slots], self.seed[slots])
+        return SamplingRows(*(buffer[slots] for buffer in self._rows))
 
     def set(self, params: Mapping[int, SamplingParams]) -> None:
         """Set the parameters of some slots; the others keep theirs."""
-        slots = torch.tensor(list(params), device=self.seed.device)
-        for name, buffer in (
-            ("temperature", self.temperature),
-            ("top_k", self.top_k),
-            ("top_p", self.top_p),
-            ("seed", self.seed),
-        ):
+        slots = torch.tensor(list(params), device=self._rows.seed.device)
+        for name, buffer in self._rows._asdict().items():
             values = [getattr(given, name) for given in params.values()]
             buffer[slots, 0] = torch.tensor(values, dtype=buffer.dtype, device=buffer.device)
 
@@ -117,7 +116,9 @@ def sample(logits: torch.Tensor, positions: torch.Tensor, params: SamplingRows) 
     limit = torch.where(params.top_k > 0, params.top_k, logits.size(-1))
     # Sums of 200,000 small numbers reach 1 early: with top_p 1 nothing is dropped by them.
     likely = (before < params.top_p) | (params.top_p >= 1)
-    kept = (rank == 0) | ((rank < limit) & likely)
+    # Compared as logarithms: `ordered` is that of each probability over the largest.
+    near = (ordered >= params.min_p.log()) | (params.min_p <= 0)
+    kept = (rank == 0) | ((rank < limit) & likely & near)
     noise = torch.where(random, gumbel(params.seed, positions[:, None], ids), 0.0)
     best = torch.where(kept, ordered + noise, float("-inf")).argmax(dim=-1, keepdim=True)
     return ids.gather(-1, best).squeeze(-1)

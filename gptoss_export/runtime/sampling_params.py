@@ -23,6 +23,7 @@ class SamplingParams:
     top_k        only the k most likely tokens; 0: all
     top_p        only the smallest set of most likely tokens whose probability, among all tokens, reaches p
     seed         any 64-bit integer; the same seed draws the same tokens
+    min_p        only tokens whose probability is at least this share of the most likely token's; 0: all
 
     A temperature that float32 does not hold exactly, below 2^-126, is 2^-126 or 0. Then only the most likely tokens are
     drawn, as with 0.
@@ -34,6 +35,7 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         problems = []
@@ -42,6 +44,7 @@ class SamplingParams:
             ("top_k", whole_number, lambda value: 0 <= value < 2**63, "an integer of 0 (all) to 2**63 - 1"),
             ("top_p", _number, lambda value: 0 < value <= 1, "a number above 0 and at most 1"),
             ("seed", whole_number, lambda value: -(2**63) <= value < 2**63, "a 64-bit integer"),
+            ("min_p", _number, lambda value: 0 <= value <= 1, "a number of 0 (all) to 1"),
         ):
             value = convert(getattr(self, name))
             if value is None or not valid(value):

@@ -45,9 +45,29 @@ def test_many_requests_against_transformers(artifact: Path, transformer: Any, tm
 
 def test_every_option_of_a_line(artifact: Path, tmp_path: Path) -> None:
     """A line's own values win over those of the command line; what it leaves out is the command line's."""
-    own = {"temperature": 30.0, "top_k": 400, "top_p": 0.99, "seed": 3, "max_new_tokens": 8, "stop_tokens": []}
+    own = {
+        "temperature": 30.0,
+        "top_k": 400,
+        "top_p": 0.99,
+        "min_p": 0.01,
+        "seed": 3,
+        "max_new_tokens": 8,
+        "stop_tokens": [],
+    }
     path = written(tmp_path, {"tokens": [5, 6]} | own, {"tokens": [5, 6]}, {"tokens": [5, 6], "seed": 3})
-    options = ("--temperature", 30, "--top-k", 400, "--top-p", 0.99, "--max-new-tokens", 8, "--no-stop")
+    options = (
+        "--temperature",
+        30,
+        "--top-k",
+        400,
+        "--top-p",
+        0.99,
+        "--min-p",
+        0.01,
+        "--max-new-tokens",
+        8,
+        "--no-stop",
+    )
     first, second, third = (result["tokens"] for result in results(artifact, "--prompts-file", path, *options))
     alone = invoke("run", artifact, "--tokens", "5,6", "--seed", 3, "--json", *options)
     assert first == third == json.loads(alone.stdout)["tokens"] and len(first) == 8

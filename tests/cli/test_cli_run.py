@@ -104,6 +104,10 @@ def test_top_p_reaches_the_result(artifact: Path, greedy: list[int]) -> None:
     assert run_tokens(artifact, *HOT, "--top-p", 1e-6) == greedy
 
 
+def test_min_p_reaches_the_result(artifact: Path, greedy: list[int]) -> None:
+    assert run_tokens(artifact, *HOT, "--min-p", 1) == greedy
+
+
 def test_stop_tokens(artifact: Path, greedy: list[int], tmp_path: Path) -> None:
     stop = next(token for token in greedy[2:] if token not in greedy[:2])
     stopped = greedy[: greedy.index(stop) + 1]

@@ -1,6 +1,7 @@
 """How a token is chosen, written from the definition in Python numbers, for one row. The samplers are compared with it.
 
-Of the tokens in the order of their probability, lower ids first among equals, `top_k` and `top_p` keep a beginning.
+Of the tokens in the order of their probability, lower ids first among equals, `top_k`, `top_p` and `min_p` keep a
+beginning.
 Each kept token gets its scaled logit plus Gumbel noise, -log(-log u), and the largest sum wins. u is made of 23 bits of
 a hash of the seed, the position of the token before, and the token: SplitMix64's finalizer (Steele, Lea, Flood 2014).
 """
@@ -30,6 +31,8 @@ def kept_tokens(logits: Sequence[float], params: SamplingParams) -> list[int]:
     kept: list[int] = []
     for token in order[: params.top_k or None]:
         if kept and sum(probability[before] for before in kept) >= params.top_p:
+            break
+        if probability[token] < params.min_p * probability[order[0]]:
             break
         kept.append(token)
     return kept

@@ -22,6 +22,8 @@ PARAMS = [
     SamplingParams(1.0, 8, 0.7, seed=-(2**63)),
     SamplingParams(2.0, 1),
     SamplingParams(0.2, 40, 0.99, seed=12345678901234),
+    SamplingParams(1.2, min_p=0.08, seed=9),
+    SamplingParams(0.9, 12, 0.9, min_p=0.2),
 ]
 
 
@@ -108,9 +110,23 @@ def test_kept_tokens(sampler: str, top_k: int, top_p: float, kept: set[int]) -> 
 
 
 @both_samplers
+@pytest.mark.parametrize(
+    ("min_p", "kept"),
+    [(0.0, {3, 1, 0, 2}), (0.24, {3, 1, 0, 2}), (0.26, {3, 1, 0}), (0.74, {3, 1}), (0.76, {3}), (1.0, {3})],
+)
+def test_min_p(sampler: str, min_p: float, kept: set[int]) -> None:
+    """A share of the largest probability, 0.4: the others have 0.75, 0.5 and 0.25 of it."""
+    logits = torch.tensor([0.2, 0.3, 0.1, 0.4]).log()
+    params = SamplingParams(1.0, min_p=min_p)
+    assert set(kept_tokens(logits.tolist(), params)) == kept
+    tokens, _ = draw(sampler, logits.expand(300, -1), range(300), [params] * 300)
+    assert set(tokens) == kept
+
+
+@both_samplers
 @pytest.mark.parametrize("params", [params for params in PARAMS if params.temperature], ids=str)
 def test_frequencies_are_those_of_transformers(sampler: str, params: SamplingParams) -> None:
-    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     logits = random_logits(1, 40)
     scaled = TemperatureLogitsWarper(params.temperature)(None, logits)
@@ -118,6 +134,8 @@ def test_frequencies_are_those_of_transformers(sampler: str, params: SamplingPar
     allowed = torch.isfinite(TopPLogitsWarper(params.top_p)(None, scaled)) if params.top_p < 1 else scaled == scaled
     if params.top_k:
         allowed &= torch.isfinite(TopKLogitsWarper(params.top_k)(None, scaled))
+    if params.min_p:
+        allowed &= torch.isfinite(MinPLogitsWarper(params.min_p)(None, scaled))
     count = 4000
     tokens, _ = draw(sampler, logits.expand(count, -1), range(count), [params] * count)
     probability = torch.where(allowed, scaled, float("-inf")).softmax(-1)[0].double()
@@ -213,14 +231,16 @@ def test_the_definition_itself() -> None:
 
 def test_parameters_out_of_range_are_named_together() -> None:
     with pytest.raises(RunError) as caught:
-        SamplingParams(-1.0, -2, 0.0, 2**63)
-    for name in ("temperature", "top_k", "top_p", "seed"):
+        SamplingParams(-1.0, -2, 0.0, 2**63, 2.0)
+    for name in ("temperature", "top_k", "top_p", "seed", "min_p"):
         assert name in str(caught.value)
     for wrong in (
         {"temperature": float("nan")},
         {"temperature": float("inf")},
         {"top_p": 1.01},
         {"seed": -(2**63) - 1},
+        {"min_p": -0.1},
+        {"min_p": 1.1},
     ):
         with pytest.raises(RunError, match=next(iter(wrong))):
             SamplingParams(**wrong)
