@@ -74,7 +74,7 @@ def build(
     programs = compiler.programs(programs_of(settings.sizes))
     if settings.tuned_configs:
         with progress.stage("check the tuned configs"):
-            _check_tuned_configs(compiler, settings, choosers, checkpoint.config, programs)
+            _check_tuned_configs(settings, _trial(compiler, settings, choosers, checkpoint.config, programs))
     with replace_folder(output, UsageError) as folder, background_hashes(folder) as hashes:
         with progress.stage("write the weights"):
             weights = write_weights(checkpoint, settings.dtype, folder, progress)
@@ -222,19 +222,23 @@ def _lower(
         return lowered
 
 
-def _check_tuned_configs(
+def _trial(
     compiler: Compiler,
     settings: Settings,
     choosers: Mapping[str, ConfigChooser],
     config: ModelConfig,
     programs: Sequence[Program],
-) -> None:
+) -> dict[str, ConfigChooser]:
+    """The launch configs that the build will choose, by a model of a layer of each kind: that takes seconds."""
+    found = {arch: ConfigChooser(arch, chooser.tuned) for arch, chooser in choosers.items()}
+    for chooser in found.values():
+        _lower(compiler, settings, chooser, config.shortest(), programs, Progress())
+    return found
+
+
+def _check_tuned_configs(settings: Settings, choosers: Mapping[str, ConfigChooser]) -> None:
     """Raise UsageError for a file of --tuned-configs that serves no kernel of this build."""
-    used = set()
-    for arch, chooser in choosers.items():
-        trial = ConfigChooser(arch, chooser.tuned)
-        _lower(compiler, settings, trial, config.shortest(), programs, Progress())
-        used |= {configs.path for configs in trial.used}
+    used = {configs.path for chooser in choosers.values() for configs in chooser.used}
     raise_all(
         UsageError,
         "tuned configs that do not belong to this build",

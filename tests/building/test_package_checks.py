@@ -53,7 +53,7 @@ def description(members: Members) -> str:
 
 
 def library(members: Members) -> str:
-    return next(name for name in members if "/decode/" in name and name.endswith(".so"))
+    return next(name for name in members if "/decode_1/" in name and name.endswith(".so"))
 
 
 def test_a_whole_package_passes_and_keeps_its_members(manifest: Manifest, members: Members, tmp_path: Path) -> None:
@@ -68,15 +68,15 @@ def test_a_whole_package_passes_and_keeps_its_members(manifest: Manifest, member
         "../outside",
         "archive/../../outside",
         "/tmp/outside",
-        "archive/data/aotinductor/decode/../../../../outside.so",
-        "archive/data/aotinductor/../decode/x.so",
-        "archive/data/aotinductor/decode/sub/x.so",
-        "archive/data/aotinductor/decode/..",
+        "archive/data/aotinductor/decode_1/../../../../outside.so",
+        "archive/data/aotinductor/../decode_1/x.so",
+        "archive/data/aotinductor/decode_1/sub/x.so",
+        "archive/data/aotinductor/decode_1/..",
         "archive\\..\\outside",
-        "archive/data/aotinductor/decode/x\x1b[2J.so",
+        "archive/data/aotinductor/decode_1/x\x1b[2J.so",
         "archive/data/weights/payload.pickle",
         "archive/models/model.json",
-        "other/data/aotinductor/decode/x.so",
+        "other/data/aotinductor/decode_1/x.so",
         "/",
     ],
 )
@@ -103,14 +103,14 @@ CHANGES: dict[str, tuple[Callable[[Members], Members], str]] = {
         "was compiled for something else",
     ),
     "no decode": (
-        lambda members: {name: data for name, data in members.items() if "/decode/" not in name},
-        "program decode: not in the package",
+        lambda members: {name: data for name, data in members.items() if "/decode_1/" not in name},
+        "program decode_1: not in the package",
     ),
     "another program": (
-        lambda members: members | {library(members).replace("/decode/", "/decode_2/"): b""},
-        "program 'decode_2': not in the manifest",
+        lambda members: members | {library(members).replace("/decode_1/", "/decode_9/"): b""},
+        "program 'decode_9': not in the manifest",
     ),
-    "nothing": (lambda members: {}, "program decode: not in the package"),
+    "nothing": (lambda members: {}, "program decode_1: not in the package"),
 }
 
 
@@ -162,5 +162,5 @@ def test_a_library_that_is_none_is_an_error_that_names_the_program(
     manifest: Manifest, members: Members, tmp_path: Path
 ) -> None:
     check(manifest, tmp_path, written(members | {library(members): b"no code"}))
-    with pytest.raises(ArtifactError, match="program decode cannot be loaded"):
+    with pytest.raises(ArtifactError, match="program decode_1 cannot be loaded"):
         load_package(manifest, tmp_path, torch.device("cpu"))

@@ -24,7 +24,7 @@ from gptoss_export.targets.tensorrt.edition import installed_edition
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
 
-OPTIONS = BuildOptions("tensorrt", "cuda", arch=ARCH, max_batch=2, max_context=600, prefill_chunks=(16,))
+OPTIONS = BuildOptions("tensorrt", "cuda", arch=ARCH, max_batch=2, widths=(2,), max_context=600, prefill_chunks=(16,))
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def test_refused_before_an_engine_is_opened(engines, tmp_path):
     full = {name: version for name, version in versions.items() if name != "tensorrt_rtx"}
     assert "tensorrt: artifact built with 11.4" in problems(versions=full | {"tensorrt": "11.4"})
     assert "names no TensorRT" in problems(versions=full)
-    decode_is_gone = {name: signature for name, signature in manifest.programs.items() if name != "decode_1"}
-    assert "programs: decode is missing from the manifest" in problems(programs=decode_is_gone)
+    decode_is_gone = {name: signature for name, signature in manifest.programs.items() if name != "decode_2"}
+    assert "programs: decode_2 is missing from the manifest" in problems(programs=decode_is_gone)
     assert ARCH in problems()  # this machine has another GPU, or none
 
 
@@ -98,7 +98,7 @@ def test_a_broken_schedule_is_refused(engines, tmp_path):
     """By whatever reads it. What else may be wrong with one is in test_tensorrt_schedule.py."""
     manifest, target = load_manifest(engines), loader("tensorrt")
     data = json.loads((engines / "schedule.json").read_text())
-    data["programs"]["decode_1"]["steps"][0]["engine"] = "ghost"
+    data["programs"]["decode_2"]["steps"][0]["engine"] = "ghost"
     (tmp_path / "schedule.json").write_text(json.dumps(data))
     assert "unknown engine 'ghost'" in "\n".join(target.problems(manifest, tmp_path))
     with pytest.raises(ArtifactError, match="unknown engine 'ghost'"):

@@ -27,7 +27,10 @@ def _steps(data: dict) -> list[dict]:
 
 CHANGES = [
     (lambda d: d.clear(), "malformed"),
-    (lambda d: d["programs"].update(ghost=d["programs"]["decode_1"]), "programs: found decode, ghost, expected decode"),
+    (
+        lambda d: d["programs"].update(ghost=d["programs"]["decode_1"]),
+        "programs: found decode_1, ghost, expected decode_1",
+    ),
     (lambda d: d["programs"].clear(), "programs: found , expected decode"),
     (lambda d: d["programs"]["decode_1"].update(arena=-1), "arena is -1"),
     (lambda d: d["programs"]["decode_1"].update(arena=True), "arena is True"),
@@ -151,7 +154,7 @@ FORGED = {
     "device": {"device": "cpu"},
     "arch": {"arch": "sm_80"},
     "target_options.experimental_full_tensorrt": {"target_options": {"experimental_full_tensorrt": True}},
-    "programs.decode.inputs[1].shape[0]": {
+    "programs.decode_1.inputs[1].shape[0]": {
         "programs": {
             "decode_1": dataclasses.replace(
                 SIGNATURE,

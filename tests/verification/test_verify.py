@@ -20,7 +20,7 @@ from gptoss_export.checkpoint.synthetic import PRESETS, layout_for, with_layers,
 from gptoss_export.errors import UsageError
 from gptoss_export.model.parameters import parameters
 
-SMALL = {"max_batch": 2, "max_context": 256, "prefill_chunks": (64,)}
+SMALL = {"max_batch": 2, "widths": (2,), "max_context": 256, "prefill_chunks": (64,)}
 Checkpoints = dict[str, Path]
 Cli = Callable[..., tuple[int, str, str]]
 
