@@ -13,7 +13,7 @@ import torch
 from onnx_helpers import KINDS, PROMPT, build_onnx, cpu_artifacts
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from gptoss_export import SamplingParams, load
+from gptoss_export import Engine, SamplingParams, load
 from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.errors import RunError
 from gptoss_export.runtime.sampler_numpy import choose as choose_in_numpy
@@ -52,6 +52,19 @@ def test_runs_with_onnxruntime_and_numpy_alone(artifacts, artifact, kind):
     params = SamplingParams(), SamplingParams(0.8, top_k=50, top_p=0.9, seed=3)
     expected = [other.generate([1, 2, 3], 8, param, stop_tokens=()).tokens for param in params]
     assert [json.loads(line) for line in done.stdout.splitlines()] == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_engine_serves_more_requests_than_slots(artifacts, kind):
+    runner = load(artifacts[kind])
+    prompts = [PROMPT, [5, 6], PROMPT[:70], [9], PROMPT[3:60]]
+    params = [SamplingParams(0.8, seed=index) if index % 2 else SamplingParams() for index in range(len(prompts))]
+    engine = Engine(runner)
+    together = engine.generate(prompts, 6, params, stop_tokens=())
+    engine.close()
+    pairs = zip(prompts, params, strict=True)
+    alone = [runner.generate(prompt, 6, sampling, stop_tokens=()) for prompt, sampling in pairs]
+    assert [result.tokens for result in together] == [result.tokens for result in alone]
 
 
 @pytest.mark.parametrize("kind", KINDS)

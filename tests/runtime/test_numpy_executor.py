@@ -48,6 +48,25 @@ def executor() -> CpuExecutor:
     return CpuExecutor(manifest, model)
 
 
+def test_a_choice_leaves_the_tokens_of_other_slots_alone(executor: CpuExecutor) -> None:
+    """A sequence that joins must not change what those beside it have drawn."""
+    params = SamplingParams(5.0, seed=3)
+    executor.set_sampling(dict.fromkeys(range(SLOTS), params))
+    for slot in range(SLOTS):
+        (chunk,) = executor.prefill(slot, 0, [1, 2], every_token=False)
+        executor.keep_output(slot, next(chunk.outputs))
+    lengths = [9] * SLOTS
+    executor.choose_first([0], lengths, True)
+    drawn = executor.pending_tokens(keep_logits=False)
+    executor.choose_first([1], lengths, False)
+    row = executor.model.prompt_logits[0].tolist()  # type: ignore[attr-defined]
+    expected = chosen_token(row, 8, params)
+    assert drawn.wait()[0][0] == executor.pending_tokens(keep_logits=False).wait()[0][0] == expected
+    assert expected != chosen_token(row, 8, SamplingParams())  # the test would show it
+    executor.step([0], lengths, True)
+    assert executor.model.calls[-1][0] == {0: expected}  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("every_token", [False, True])
 def test_chunks(executor: CpuExecutor, every_token: bool) -> None:
     tokens = list(range(10))

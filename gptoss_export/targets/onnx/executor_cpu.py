@@ -87,15 +87,19 @@ class CpuExecutor(Executor):
         self._choose(slots, [length - 1 for length in lengths], sampled)
 
     def step(self, slots: Sequence[int], lengths: Sequence[int], sampled: bool) -> None:
-        self._logits = self.decode({slot: int(self._tokens[slot]) for slot in slots}, lengths)
+        chosen = list(slots)
+        self._logits[chosen] = self.decode({slot: int(self._tokens[slot]) for slot in slots}, lengths)[chosen]
         self._choose(slots, lengths, sampled)
 
     @run_errors()
     def pending_tokens(self, keep_logits: bool) -> NumpyPendingTokens:
-        return NumpyPendingTokens(self._tokens, self._logprobs, self._logits.copy() if keep_logits else None)
+        logits = self._logits.copy() if keep_logits else None
+        return NumpyPendingTokens(self._tokens.copy(), self._logprobs.copy(), logits)
 
     @run_errors()
     def _choose(self, slots: Sequence[int], positions: Sequence[int], sampled: bool) -> None:
         """Choose the next token of each slot; `positions` are those of the last tokens of all slots."""
-        params = {slot: self._params[slot] for slot in slots} if sampled else {}
-        self._tokens, self._logprobs = choose(self._logits, positions, params)
+        chosen = list(slots)
+        params = {row: self._params[slot] for row, slot in enumerate(chosen)} if sampled else {}
+        tokens, logprobs = choose(self._logits[chosen], [positions[slot] for slot in chosen], params)
+        self._tokens[chosen], self._logprobs[chosen] = tokens, logprobs  # those of other slots stay
