@@ -93,7 +93,8 @@ def compile_side_by_side(
             worker.send(given)
             while not errors:
                 index = waiting.get_nowait()
-                running[index] = tasks[index].label
+                with changed:
+                    running[index] = tasks[index].label
                 answer = worker.compile(tasks[index])
                 with changed:
                     answers[index] = answer
@@ -154,15 +155,15 @@ class _Worker:
         self._connection = Connection(ours.detach())
 
     def send(self, given: WorkerSettings) -> None:
-        self._connection.send(given)
+        """Raises BuildError where the worker is gone."""
+        with self._reports_its_end("a process that compiles"):
+            self._connection.send(given)
 
     def compile(self, task: ProgramTask) -> Chosen:
         """Raises what the worker's compilation raises, BuildError where the worker is gone."""
-        try:
+        with self._reports_its_end(f"the process that compiled {task.label}"):
             self._connection.send(task)
             answer: Chosen | BaseException = self._connection.recv()
-        except (EOFError, OSError):
-            raise BuildError(f"the process that compiled {task.label} {self._how_it_ended()}") from None
         if isinstance(answer, BaseException):
             raise answer
         return answer
@@ -176,6 +177,13 @@ class _Worker:
             self._process.kill()
             self._process.wait()
         self._connection.close()
+
+    @contextmanager
+    def _reports_its_end(self, who: str) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, OSError):
+            raise BuildError(f"{who} {self._how_it_ended()}") from None
 
     def _how_it_ended(self) -> str:
         code = self._process.wait()

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .config import ModelConfig
+from .config import SLIDING, ModelConfig
 
 if TYPE_CHECKING:  # a manifest can be read where there is no torch
     import torch
@@ -43,8 +43,9 @@ def sequence_bytes(config: ModelConfig, length: int, itemsize: int) -> int:
     """Bytes of the keys and values that the next token of a sequence of `length` tokens sees, in numbers of `itemsize`
     bytes."""
     position = 2 * config.num_key_value_heads * config.head_dim * itemsize
-    layers = range(config.num_hidden_layers)
-    return position * sum(min(length, config.window(layer) or length) for layer in layers)
+    sliding = config.layer_types.count(SLIDING)
+    full = config.num_hidden_layers - sliding
+    return position * (full * length + sliding * min(length, config.sliding_window))
 
 
 def write(cache: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor) -> None:

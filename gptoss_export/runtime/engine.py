@@ -26,8 +26,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from ..errors import QueueFullError, RunError
-from .arguments import sampling_params, sequence
-from .checked_request import checked_request
+from .checked_request import checked_requests
 from .generation import Generation, Token
 from .request_handle import RequestHandle
 from .runner import Runner
@@ -92,8 +91,8 @@ class Engine:
         The other arguments are those of `Runner.generate`. Raises RunError as it does, QueueFullError where too many
         requests wait, RunError after `close`.
         """
-        (params,) = sampling_params(None if sampling is None else [sampling], 1)
-        request = checked_request(self.runner.manifest, prompt, max_new_tokens, params, stop_tokens, keep_logits)
+        params = None if sampling is None else [sampling]
+        (request,) = checked_requests(self.runner.manifest, [prompt], max_new_tokens, params, stop_tokens, keep_logits)
         with self._changed:
             self._check_open()
             waiting = self._waiting()
@@ -120,15 +119,9 @@ class Engine:
         """Continue any number of prompts; the results in their order. The arguments are those of
         `Runner.generate_batch`, and so are the errors. All are submitted, whatever `most_waiting` is. If one fails, its
         error is raised, and the others are cancelled."""
-        listed = sequence("prompts", prompts, "prompts")
-        params = sampling_params(sampling, len(listed))
-        requests = [
-            checked_request(
-                self.runner.manifest, prompt, max_new_tokens, given, stop_tokens, False, name=f"prompt {index}"
-            )
-            for index, (prompt, given) in enumerate(zip(listed, params, strict=True))
-        ]
-        handles = self.submit_all(requests)
+        handles = self.submit_all(
+            checked_requests(self.runner.manifest, prompts, max_new_tokens, sampling, stop_tokens)
+        )
         try:
             return [handle.result() for handle in handles]
         except BaseException:

@@ -73,12 +73,8 @@ class RequestHandle(Iterator[Token], AsyncIterator[Token]):
     def __next__(self) -> Token:
         while True:
             with self._changed:
-                if self._unread:
-                    return self._unread.popleft()
-                if self._finish is not None:
-                    if self._error is not None:
-                        raise self._error
-                    raise StopIteration
+                if (token := self._next_unread(StopIteration)) is not None:
+                    return token
             self._wait(lambda: bool(self._unread) or self._finish is not None)
 
     def __aiter__(self) -> AsyncIterator[Token]:
@@ -88,12 +84,8 @@ class RequestHandle(Iterator[Token], AsyncIterator[Token]):
     async def __anext__(self) -> Token:
         while True:
             with self._changed:
-                if self._unread:
-                    return self._unread.popleft()
-                if self._finish is not None:
-                    if self._error is not None:
-                        raise self._error
-                    raise StopAsyncIteration
+                if (token := self._next_unread(StopAsyncIteration)) is not None:
+                    return token
                 loop = asyncio.get_running_loop()
                 change = loop.create_future()
                 self._tasks.append((loop, change))
@@ -116,6 +108,15 @@ class RequestHandle(Iterator[Token], AsyncIterator[Token]):
             self._record.end(finish)
             self._finish, self._error = finish, error
             self._notify()
+
+    def _next_unread(self, at_the_end: type[Exception]) -> Token | None:
+        """The next token; None where it has not come yet. After the last one it raises the request's error, or
+        `at_the_end`."""
+        if self._unread:
+            return self._unread.popleft()
+        if self._finish is None:
+            return None
+        raise self._error or at_the_end()
 
     def _notify(self) -> None:
         self._changed.notify_all()

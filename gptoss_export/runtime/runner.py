@@ -21,8 +21,8 @@ from typing import Any, Generic, TypeVar
 
 from ..artifact.manifest import Manifest
 from ..errors import RunError
-from .arguments import integer, sampling_params, sequence, token_ids
-from .checked_request import checked_request
+from .arguments import integer, sequence, token_ids
+from .checked_request import checked_requests
 from .executor import ChunkOutput, Executor
 from .generation import Generation, Token, collect, prefill_prompt, stream
 from .sampling_params import SamplingParams
@@ -248,19 +248,7 @@ class Runner:
                 f"{len(listed)} prompts: expected 1 to {len(self.slots)} (--max-batch of the build); "
                 "an Engine takes any number"
             )
-        params = sampling_params(sampling, len(listed))
-        return [
-            checked_request(
-                self.manifest,
-                prompt,
-                max_new_tokens,
-                given,
-                stop_tokens,
-                keep_logits,
-                name="prompt" if len(listed) == 1 else f"prompt {index}",
-            )
-            for index, (prompt, given) in enumerate(zip(listed, params, strict=True))
-        ]
+        return checked_requests(self.manifest, listed, max_new_tokens, sampling, stop_tokens, keep_logits)
 
     def _outputs(self, ids: Sequence[int], slot: int, epoch: int) -> Iterator[ChunkOutput]:
         """Prefill, with the output after every token, in blocks. Checks before each block that the slots are still

@@ -185,6 +185,12 @@ def test_all_problems_are_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert text in str(raised.value)
 
 
+@pytest.mark.parametrize("jobs", [0, -1, "2", 1.5])
+def test_jobs_that_are_no_number_of_processes(jobs: Any) -> None:
+    with pytest.raises(UsageError, match=r"--jobs .*: expected 1 or more"):
+        resolve(BuildOptions(device="cpu", jobs=jobs))
+
+
 def test_every_default_is_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, WeightsOnly("sm_90"))
     _, settings, choosers = resolve(BuildOptions(stop_tokens=(3,)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -78,6 +79,12 @@ def test_a_process_that_is_killed_ends_the_build(tmp_path: Path) -> None:
     while workers() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert killed and not workers()
+
+
+def test_a_process_that_cannot_start_ends_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(BuildError, match=r"process that compile.* ended with code 1"):
+        compile_side_by_side(given(), tasks(tmp_path, Unembed(1)), 1, ignored)
 
 
 def workers() -> list[int]:

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from executor_without_tensors import ExecutorWithoutTensors, SlotOutput
+
 from gptoss_export import SamplingParams
 from gptoss_export.artifact.programs import Prefill, Sizes
 from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.errors import RunError
 from gptoss_export.runtime.executor import (
     ChunkOutput,
-    Executor,
     PendingTokens,
     PrefilledChunk,
     PrefilledPart,
@@ -49,18 +50,10 @@ def alone(prompt: Sequence[int], count: int, params: SamplingParams, context: in
 
 
 @dataclass
-class Output:
+class Output(SlotOutput):
     """The output after a prompt's last token."""
 
-    slot: int
     tokens: list[int]
-
-    @property
-    def logits(self) -> Any:
-        return [[0.0]]
-
-    def logprob(self, tokens: Any) -> Any:
-        raise NotImplementedError
 
 
 @dataclass
@@ -75,7 +68,7 @@ class Pending(PendingTokens):
 
 
 @dataclass
-class HashingExecutor(Executor):
+class HashingExecutor(ExecutorWithoutTensors):
     """`max_batch` slots. `log` has a line for each piece of work. shares: whether prompts share a chunk."""
 
     sizes: Sizes
@@ -92,10 +85,6 @@ class HashingExecutor(Executor):
         self.kept: set[int] = set()
         self.latest: list[int] = []
         self.fails: Exception | None = None  # of the next decode step
-
-    @property
-    def kv_cache_bytes(self) -> int:
-        return 0
 
     def prefill(self, slot: int, start: int, tokens: Sequence[int], every_token: bool) -> Iterator[PrefilledChunk]:
         assert not every_token
@@ -123,15 +112,6 @@ class HashingExecutor(Executor):
             output = Output(piece.slot, self.cached[piece.slot]) if piece.ends else None
             parts.append(PrefilledPart(piece.slot, len(piece.tokens), output))
         return parts
-
-    def decode(self, tokens: dict[int, int], lengths: Sequence[int]) -> Any:
-        raise NotImplementedError
-
-    def to_host(self, arrays: Sequence[Any]) -> Any:
-        raise NotImplementedError
-
-    def token_array(self, tokens: Sequence[int]) -> Any:
-        raise NotImplementedError
 
     def set_sampling(self, params: Mapping[int, SamplingParams]) -> None:
         for slot, given in params.items():

@@ -202,6 +202,18 @@ def test_a_wrong_request_is_refused_at_once(arguments: dict[str, Any], message: 
     assert engine.stats().waiting == 0
 
 
+def test_stop_tokens_of_an_iterator_stop_every_prompt() -> None:
+    runner, _ = hashing_runner()
+    prompts = [[1], [2], [3]]
+    tokens = {prompt[0]: alone(prompt, 20, GREEDY, 40, stops=False) for prompt in prompts}
+    stops = [tokens[1][3], tokens[2][4], tokens[3][5]]
+    expected = [min(tokens[n].index(stop) + 1 for stop in stops if stop in tokens[n]) for n in (1, 2, 3)]
+    for generate in (runner.generate_batch, Engine(hashing_runner()[0]).generate):
+        found = generate(prompts, 20, stop_tokens=iter(stops))  # type: ignore[arg-type]
+        assert [len(result.tokens) for result in found] == expected
+        assert {result.finish for result in found} == {"stop"}
+
+
 def test_the_runner_is_lent_until_the_engine_is_closed() -> None:
     runner, _ = hashing_runner()
     runner.prefill([1, 2])

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from executor_without_tensors import ExecutorWithoutTensors, SlotOutput
 
 from gptoss_export import SamplingParams
 from gptoss_export.errors import RunError
-from gptoss_export.runtime.executor import ChunkOutput, Executor, PendingTokens, PrefilledChunk
+from gptoss_export.runtime.executor import ChunkOutput, PendingTokens, PrefilledChunk
 from gptoss_export.runtime.generation import Generation, Token, collect, stream
 from gptoss_export.runtime.scheduler import Request
 from gptoss_export.runtime.slots import Slots
@@ -20,21 +21,7 @@ STOP = 99
 
 
 @dataclass
-class Output:
-    """What a prefill knows of the token after its last one: here nothing but its slot."""
-
-    slot: int
-
-    @property
-    def logits(self) -> Any:
-        return [[0.0]]
-
-    def logprob(self, tokens: Any) -> Any:
-        raise NotImplementedError
-
-
-@dataclass
-class Scripted(Executor):
+class Scripted(ExecutorWithoutTensors):
     """Slot s draws the s-th script's tokens in order."""
 
     scripts: list[list[int]]
@@ -52,33 +39,20 @@ class Scripted(Executor):
         self.sampled: set[bool] = set()
         self.params: dict[int, SamplingParams] = {}
 
-    @property
-    def kv_cache_bytes(self) -> int:
-        return 0
-
     def prefill(self, slot: int, start: int, tokens: Sequence[int], every_token: bool) -> Iterator[PrefilledChunk]:
         assert start in (0, self.cached[slot]) and not every_token
         self.cached[slot] = start
         for at in range(0, len(tokens), self.chunk):
             count = len(tokens[at : at + self.chunk])
             self.cached[slot] += count
-            outputs: list[ChunkOutput] = [Output(slot)] if self.cached[slot] == start + len(tokens) else []
+            outputs: list[ChunkOutput] = [SlotOutput(slot)] if self.cached[slot] == start + len(tokens) else []
             yield PrefilledChunk(count, iter(outputs))
-
-    def decode(self, tokens: dict[int, int], lengths: Sequence[int]) -> Any:
-        raise NotImplementedError
-
-    def to_host(self, arrays: Sequence[Any]) -> Any:
-        raise NotImplementedError
-
-    def token_array(self, tokens: Sequence[int]) -> Any:
-        raise NotImplementedError
 
     def set_sampling(self, params: Mapping[int, SamplingParams]) -> None:
         self.params |= params
 
     def keep_output(self, slot: int, output: ChunkOutput) -> None:
-        assert isinstance(output, Output) and output.slot == slot
+        assert isinstance(output, SlotOutput) and output.slot == slot
         self.kept.add(slot)
 
     def choose_first(self, slots: Sequence[int], lengths: Sequence[int], sampled: bool) -> None:
