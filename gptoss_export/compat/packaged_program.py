@@ -44,10 +44,11 @@ class PackagedProgram:
 def _load(package: Path, program: str, device: torch.device) -> Any:
     index = (device.index or 0) if device.type == "cuda" else -1
     single_threaded, runners = True, 1
+    folder = f"{program}/"  # torch takes all folders that begin with the name: decode_16 for decode_1
     before = os.environ.get("TMPDIR")
     os.environ["TMPDIR"] = str(package.parent)  # torch reads it, and takes no folder
     try:
-        return torch._C._aoti.AOTIModelPackageLoader(str(package), program, single_threaded, runners, index)
+        return torch._C._aoti.AOTIModelPackageLoader(str(package), folder, single_threaded, runners, index)
     finally:
         if before is None:
             del os.environ["TMPDIR"]
