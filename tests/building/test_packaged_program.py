@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from aoti_packages import compile_package
 
 from artifacts import TWO_LAYERS
-from aoti_packages import compile_package
 from gptoss_export.artifact.programs import Unembed
 from gptoss_export.compat.packaged_program import PackagedProgram
 from gptoss_export.targets.aoti import cpu_isa
