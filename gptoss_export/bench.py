@@ -121,12 +121,14 @@ def bench(
     tune_process: bool = False,
     trust: Trust = None,
     workload: Path | str | None = None,
+    kv_memory: int | None = None,
 ) -> BenchReport:
     """Time every batch with every context, and how a workload is served.
 
     profile                             measure the kernels of a decode step too, of the first batch at the first
                                         context (CUDA only)
-    verify_hashes, tune_process, trust  as of `load`
+    verify_hashes, tune_process, trust,
+    kv_memory                           as of `load`
     workload                            file of a workload (workload.py)
 
     Raises UsageError for what does not fit the artifact, ArtifactError as `load`.
@@ -135,12 +137,12 @@ def bench(
     requests = None if workload is None else read_workload(Path(workload))
     startup = {"start Python, import torch": _seconds_of_process()}
     with progress.stage("load the artifact"):
-        runner = load(artifact, verify_hashes, tune_process=tune_process, trust=trust)
+        runner = load(artifact, verify_hashes, tune_process=tune_process, trust=trust, kv_memory=kv_memory)
     startup |= runner.load_seconds
     manifest, device = runner.manifest, torch.device(runner.manifest.device)
     _check_request(artifact, manifest, batches, contexts, profile, requests is None)
     if requests is not None:
-        check_fits(requests, manifest)
+        check_fits(requests, runner.slots)
     prompt = _prompt(manifest, (contexts or [2])[0])
     startup[f"first prompt, {len(prompt):,} tokens"] = _seconds(lambda: runner.generate(prompt, 1), device)
     times: dict[tuple[int, int], _Times] = {}

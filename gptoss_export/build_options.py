@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from .kernels.kernel import ConfigChooser
 from .kernels.registry import shipped_tuned_configs
 from .kernels.tuned_configs import TunedConfigs, read_tuned_configs
 from .model.config import ModelConfig
+from .model.kv_cache import sequence_bytes
 from .targets import TARGETS
 from .targets.base_compiler import Compiler, compiler
 from .values import shown, whole_number
@@ -239,11 +239,11 @@ def context_problems(sizes: Sizes, config: ModelConfig) -> list[str]:
     if sizes.max_context > limit:
         expected = f"expected at most {limit} (max_position_embeddings of config.json)"
         return [f"--max-context {sizes.max_context}: {expected}"]
-    caches = sum(2 * math.prod(sizes.cache.tensor(config, layer)) for layer in range(config.num_hidden_layers))
-    if 2 * caches > MOST_CACHE_BYTES:  # two bytes a number, or four
+    caches = sizes.max_batch * sequence_bytes(config, sizes.max_context, 2)  # two bytes a number, or four
+    if caches > MOST_CACHE_BYTES:
         return [
-            f"--max-batch {sizes.max_batch} with --max-context {sizes.max_context}: the KV caches take "
-            f"{2 * caches / 1e12:.0f} TB or more; expected at most {MOST_CACHE_BYTES / 1e12:.0f} TB"
+            f"--max-batch {sizes.max_batch} with --max-context {sizes.max_context}: the keys and values take "
+            f"{caches / 1e12:.0f} TB or more; expected at most {MOST_CACHE_BYTES / 1e12:.0f} TB"
         ]
     return []
 

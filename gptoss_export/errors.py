@@ -8,7 +8,8 @@ GptOssExportError        base; the message says what was found, what was expecte
 │   └── CompatibilityError   torch or Triton lacks a private name that the build needs
 ├── ArtifactError        the artifact is damaged, incomplete or not made for this machine
 ├── RunError             a request does not fit the loaded artifact
-│   └── QueueFullError   too many requests wait; try again later
+│   ├── QueueFullError   too many requests wait; try again later
+│   └── OutOfPagesError  the KV cache has no room for more tokens
 └── MachineError         the machine has too little memory or disk, or cannot start another thread
 
 The command line turns each of them into one message on stderr and exit code 2.
@@ -67,6 +68,10 @@ class RunError(GptOssExportError):
 
 class QueueFullError(RunError):
     """Too many requests wait; try again later."""
+
+
+class OutOfPagesError(RunError):
+    """The KV cache has no room for more tokens."""
 
 
 class MachineError(GptOssExportError):

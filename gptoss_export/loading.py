@@ -14,7 +14,7 @@ from .machine_limits import reports_limits
 from .progress import Progress
 from .runtime.runner import Runner
 from .targets import TARGETS
-from .targets.base_loader import Loader, loader
+from .targets.base_loader import Loader, LoadSettings, loader
 
 
 @reports_limits()
@@ -25,6 +25,7 @@ def load(
     tune_process: bool = False,
     trust: Trust = None,
     fixed_width: bool = False,
+    kv_memory: int | None = None,
 ) -> Runner:
     """Load the artifact at `path`. Its code runs with the rights of this process.
 
@@ -34,10 +35,12 @@ def load(
                    It is checked before anything but the manifest is opened
     fixed_width    run the largest program of each kind in every call. A sequence then has the same bits alone and
                    beside others, and a step of one sequence takes as long as one of all
+    kv_memory      bytes of the KV cache's pages. None: as many as all slots can use, or on a GPU nine tenths of the
+                   memory that it has left, if that is less. Sequences that do not fit together wait for each other
 
     Raises ArtifactError saying what is damaged, incomplete, not signed by a trusted key or not made for this machine,
-    UsageError for keys that cannot be used, and for `trust` without `verify_hashes`, MachineError where the machine has
-    too little memory.
+    UsageError for keys that cannot be used, for `trust` without `verify_hashes` and for a `kv_memory` that no sequence
+    fits into, MachineError where the machine has too little memory.
     """
     folder, progress = Path(path), progress or Progress()
     keys = read_trusted_keys(trust, verify_hashes)
@@ -64,7 +67,7 @@ def load(
         if verify_hashes:
             hashing = background.submit(check_hashes, manifest.files, folder, weights)
         try:
-            executor = target.load(manifest, folder, progress, tune_process)
+            executor = target.load(manifest, folder, progress, LoadSettings(tune_process, kv_memory))
         finally:  # of two errors, a changed file is the cause of the other
             if verify_hashes:
                 with progress.stage("wait for the weights' hashes"):

@@ -19,15 +19,15 @@ from pathlib import Path
 
 import torch
 
-from .artifact.manifest import Manifest
 from .errors import UsageError, raise_all
 from .json_file import elements, members, read_object
 from .model.dtypes import torch_dtype
-from .model.kv_cache import sequence_bytes
+from .model.kv_cache import page_bytes, sequence_bytes
 from .progress import Progress
 from .runtime.engine import Engine
 from .runtime.generation import Token
 from .runtime.runner import Runner
+from .runtime.slots import Slots
 from .values import shown
 
 _LOWEST, _HIGHEST = 10, 200_000  # token ids of prompts
@@ -69,7 +69,8 @@ class WorkloadReport:
     output_tok_s      generated tokens a second, of all requests
     first_token_s     from the submission of a request to its first token
     between_tokens_s  from a token of a request to its next one
-    kv_cache_bytes    of the keys and values that were held at once, at most
+    kv_cache_bytes    of the pages that were held at once between two steps, at most; where there are no pages, of the
+                      keys and values
     """
 
     name: str
@@ -107,12 +108,12 @@ def read_workload(path: Path) -> Workload:
     return Workload(name, seed, tuple(lengths))
 
 
-def check_fits(workload: Workload, manifest: Manifest) -> None:
-    """Raise UsageError naming the requests that are longer than the artifact's context."""
-    context = manifest.sizes.max_context
+def check_fits(workload: Workload, slots: Slots) -> None:
+    """Raise UsageError naming the requests that are longer than the context of the loaded artifact."""
+    context = slots.max_context
     raise_all(
         UsageError,
-        f"workload {workload.name}: requests longer than the context of {context} (--max-context of the build)",
+        f"workload {workload.name}: requests longer than the context of {context} ({slots.limit})",
         [
             f"request {index}: {prompt} and {output} tokens"
             for index, (prompt, output) in enumerate(workload.lengths)
@@ -185,6 +186,8 @@ def _warm_up(runner: Runner) -> None:
 
 
 def _held_bytes(runner: Runner) -> int:
-    manifest = runner.manifest
+    manifest, pages = runner.manifest, runner.slots.pages
     itemsize = torch_dtype(manifest.dtype).itemsize
+    if pages is not None:
+        return pages.pool.held * page_bytes(manifest.model, itemsize)
     return sum(sequence_bytes(manifest.model, length, itemsize) for length in runner.slots.lengths())

@@ -1,7 +1,7 @@
 """Fills what a call of an op must not see with NaN or infinity, and compares its results with those of zeros there.
 
-What is filled: cache rows that no query sees, all rows of other slots, the scratch row, the inputs of padding, and the
-inputs of the last token. The tokens before the last one do not see it: they are earlier in its chunk, or in other
+What is filled: cache rows that no query sees, all pages of other slots, the scratch page, the inputs of padding, and
+the inputs of the last token. The tokens before the last one do not see it: they are earlier in its chunk, or in other
 sequences. Results of filled tokens are left out, unless the op promises zeros for padding.
 """
 
@@ -68,14 +68,15 @@ class Unseen:
         return ~self.last if self.name in ZERO_FOR_PADDING else self.active & ~self.last
 
     def _rows(self, tokens: torch.Tensor, window: int) -> torch.Tensor:
-        """[S, R + 1] bool: cache rows of the last `window` positions of some tokens, of all positions if it is 0."""
+        """[P, G] bool: cache rows of the last `window` positions of some tokens, of all positions if it is 0."""
         positions, slots, cache = (self.arguments[name] for name in ("positions", "slots", "k_cache"))
-        rows = cache.size(2) - 1
-        found = torch.zeros(cache.size(0), rows + 1, dtype=torch.bool, device=cache.device)
+        pages, size = self.arguments["pages"].long(), cache.size(2)
+        found = torch.zeros(cache.size(0), size, dtype=torch.bool, device=cache.device)
         for slot, at, chosen in zip(slots.tolist(), positions, tokens.view(positions.shape), strict=True):
             for position in at[chosen].tolist():
                 first = max(0, position + 1 - window) if window else 0
-                found[slot, torch.arange(first, position + 1, device=cache.device) % rows] = True
+                at = torch.arange(first, position + 1, device=cache.device)
+                found[pages[slot, at // size], at % size] = True
         return found
 
     def _filled(self, fill: float) -> dict[str, Any]:
@@ -101,7 +102,7 @@ class Unseen:
         returned = results[: len(results) - len(op.mutates)]
         found = [result.reshape(len(counted), -1)[counted] for result in returned]
         if op.mutates:
-            written = self._rows(self.active & ~self.last, 1)[:, :-1]
+            written = self._rows(self.active & ~self.last, 1)[1:]
             found += [cache.transpose(1, 2)[written] for cache in results[len(returned) :]]
         return found
 
@@ -114,13 +115,13 @@ def marks_keys(arguments: dict[str, Any], call: Callable[..., Any]) -> bool:
     for (token, head, element), fill in zip(marked, FILLS.values(), strict=True):
         written["value"][token, head, element] = fill
     call(**written)
-    positions, slots, rows = arguments["positions"], arguments["slots"], arguments["k_cache"].size(2) - 1
-    slot_of = slots[:, None].expand_as(positions).flatten()
-    row = positions.flatten() % rows
+    positions, slots, size = arguments["positions"], arguments["slots"], arguments["k_cache"].size(2)
+    slot_of, at = slots[:, None].expand_as(positions).flatten(), positions.flatten()
+    page, row = arguments["pages"][slot_of, at // size], at % size
     for cache, source, mark in ("k_cache", "key", float("nan")), ("v_cache", "value", 0.0):
         expected = arguments[source].clone()
         for place in marked:
             expected[place] = mark
-        if not torch.equal(written[cache][slot_of, :, row].nan_to_num(nan=9.0), expected.nan_to_num(nan=9.0)):
+        if not torch.equal(written[cache][page, :, row].nan_to_num(nan=9.0), expected.nan_to_num(nan=9.0)):
             return False
     return True

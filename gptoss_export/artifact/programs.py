@@ -1,13 +1,13 @@
 """The programs of an artifact: what each one takes and gives. This is the only description of them.
 
-  decode_<B>     one token for each of B sequences   tokens [B], positions [B], slots [B], caches  -> as unembed_<B>
-  prefill_<C>    up to C tokens of sequences         tokens [C], positions [C], slots [S], caches  -> hidden [C, H]
+  decode_<B>     one token for each of B sequences   tokens [B], positions [B], slots [B], KV  -> as unembed_<B>
+  prefill_<C>    up to C tokens of sequences         tokens [C], positions [C], slots [S], KV  -> hidden [C, H]
   unembed_<R>    logits of R hidden states           hidden [R, H]
                                                      -> logits [R, V], top [R], top_logprob [R], log_total [R]
 
 Tracing makes its inputs from it, the manifest stores it, the runner binds buffers by its names, `verify` and the
-targets read it. A program takes its data first, then the KV caches (written in place), then the weights. All shapes
-are static.
+targets read it. A program takes its data first, then the tables of pages, the KV caches (written in place), and the
+weights. All shapes are static but one: how many pages the caches have is chosen when the artifact is loaded.
 
 B is a width. An artifact has decode programs of several widths, and a step runs the smallest that its sequences fit in:
 a step of few sequences does not pay for many. Position -1 marks a row without a sequence.
@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from ..model.config import ModelConfig
-from ..model.kv_cache import CacheShape
+from ..model.kv_cache import PAGE, pages_for
 from ..model.parameters import UNEMBEDDING, parameters
 
 SEGMENT = 16  # tokens of a segment: with the 8 query heads of a key head, a tile of 128 rows for attention
@@ -37,25 +37,34 @@ SCORE_ROWS = 64  # rows of the second unembedding: enough that reading its matri
 
 
 class Role(StrEnum):
-    """data: a buffer of the caller's; cache: read and written in place, shared by programs; weight: read only,
-    shared."""
+    """data: a buffer of the caller's; table: the pages of all slots, read only, shared by programs; cache: read and
+    written in place, shared; weight: read only, shared."""
 
     DATA = "data"
+    TABLE = "table"
     CACHE = "cache"
     WEIGHT = "weight"
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output of a program, contiguous. dtype: torch's name without `torch.`."""
+    """One input or output of a program, contiguous.
+
+    shape  None: the number of the pool's pages, which is the same in all caches
+    dtype  torch's name without `torch.`
+    """
 
     name: str
     role: Role
-    shape: tuple[int, ...]
+    shape: tuple[int | None, ...]
     dtype: str
 
     def __str__(self) -> str:
-        return f"{self.role} {self.dtype} {list(self.shape)}"
+        return f"{self.role} {self.dtype} [{', '.join('pages' if size is None else str(size) for size in self.shape)}]"
+
+    def sizes(self, pages: int) -> tuple[int, ...]:
+        """The shape, where the pool has so many pages."""
+        return tuple(pages if size is None else size for size in self.shape)
 
 
 @dataclass(frozen=True)
@@ -93,8 +102,9 @@ class Sizes:
         return next(width for width in self.widths if width >= sequences)
 
     @property
-    def cache(self) -> CacheShape:
-        return CacheShape(self.max_batch, self.max_context, max(self.prefill_chunks))
+    def table(self) -> tuple[int, int]:
+        """The shape of a table of pages: slots, and the pages of a sequence of max_context tokens."""
+        return self.max_batch, pages_for(self.max_context)
 
 
 class Program(ABC):
@@ -123,7 +133,7 @@ class Decode(Program):
     def signature(self, config: ModelConfig, sizes: Sizes, dtype: str) -> Signature:
         data = (_ids("tokens", self.width), _ids("positions", self.width), _ids("slots", self.width))
         weights = _weights(config, dtype)
-        return Signature((*data, *kv_caches(config, sizes, dtype), *weights), _choice(config, self.width))
+        return Signature((*data, *kv_inputs(config, sizes, dtype), *weights), _choice(config, self.width))
 
 
 @dataclass(frozen=True)
@@ -145,7 +155,7 @@ class Prefill(Program):
     def signature(self, config: ModelConfig, sizes: Sizes, dtype: str) -> Signature:
         data = (_ids("tokens", self.chunk), _ids("positions", self.chunk), _ids("slots", self.segments))
         weights = tuple(item for item in _weights(config, dtype) if item.name not in UNEMBEDDING)
-        return Signature((*data, *kv_caches(config, sizes, dtype), *weights), (_hidden(config, self.chunk),))
+        return Signature((*data, *kv_inputs(config, sizes, dtype), *weights), (_hidden(config, self.chunk),))
 
 
 @dataclass(frozen=True)
@@ -184,13 +194,17 @@ def kv_cache_names(config: ModelConfig) -> tuple[tuple[str, str], ...]:
     return tuple((f"k_cache.{layer}", f"v_cache.{layer}") for layer in range(config.num_hidden_layers))
 
 
-def kv_caches(config: ModelConfig, sizes: Sizes, dtype: str) -> tuple[TensorSpec, ...]:
-    """The caches of all layers, keys before values."""
-    return tuple(
-        TensorSpec(name, Role.CACHE, sizes.cache.tensor(config, layer), dtype)
-        for layer, names in enumerate(kv_cache_names(config))
-        for name in names
-    )
+def page_table_names(config: ModelConfig) -> dict[str, str]:
+    """The name of the table of pages of each kind of layer that a model has."""
+    return {kind: f"pages.{kind}" for kind in sorted(set(config.layer_types))}
+
+
+def kv_inputs(config: ModelConfig, sizes: Sizes, dtype: str) -> tuple[TensorSpec, ...]:
+    """The tables of pages, and the caches of all layers, keys before values."""
+    tables = (TensorSpec(name, Role.TABLE, sizes.table, "int32") for name in page_table_names(config).values())
+    shape = None, config.num_key_value_heads, PAGE, config.head_dim
+    caches = (TensorSpec(name, Role.CACHE, shape, dtype) for names in kv_cache_names(config) for name in names)
+    return (*tables, *caches)
 
 
 def signature_differences(name: str, found: Signature, expected: Signature) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .errors import reports_errors
-from .params import Integers, artifact_argument, hashes_option, json_option, trust_option, trusted
+from .params import Integers, artifact_argument, hashes_option, json_option, kv_memory_option, trust_option, trusted
 from .progress import progress
 from .tables import make_table, print_json, print_tables, size
 
@@ -35,6 +35,7 @@ _LONGEST_NAME = 70  # characters of a kernel's name that are shown
 @click.option(
     "--profile", is_flag=True, help="List the kernels of a decode step, at the first batch and context (CUDA only)."
 )
+@kv_memory_option
 @hashes_option
 @trust_option
 @json_option
@@ -45,6 +46,7 @@ def command(
     contexts: list[int] | None,
     workload: Path | None,
     profile: bool,
+    kv_memory: int | None,
     verify_hashes: bool,
     trust: tuple[Path, ...],
     as_json: bool,
@@ -72,6 +74,7 @@ def command(
             tune_process=True,
             trust=trusted(trust),
             workload=workload,
+            kv_memory=kv_memory,
         )
     if as_json:
         print_json(report.to_json())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,25 @@ class Integers(click.ParamType):
             return [int(word) for word in value.replace(",", " ").split()]
         except ValueError:
             self.fail(f"{value!r} is not a list of whole numbers, such as 1,2,3", param, ctx)
+
+
+class Bytes(click.ParamType):
+    """An amount of memory: bytes, or a number with a unit of 1,000 bytes and its powers."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes. Ends with a usage error that names the option."""
+        if isinstance(value, int):
+            return value
+        match = _SIZE.fullmatch(value.strip())
+        if match is None:
+            self.fail(f"{value!r} is no amount of memory, such as 8GB, 500MB or 8000000000", param, ctx)
+        return int(float(match["number"]) * _UNITS[match["unit"].upper()])
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SIZE = re.compile(r"(?P<number>\d{1,15}(\.\d{1,9})?) ?(?P<unit>(?:[kKmMgGtT]?[bB])?)")
 
 
 class UTF8Text(click.ParamType):
@@ -61,6 +81,12 @@ hashes_option = click.option(
     show_default=True,
     help="Compare the sha256 of every file with the manifest when the artifact is loaded. Some targets compare "
     "those of their code in any case.",
+)
+kv_memory_option = click.option(
+    "--kv-memory",
+    type=Bytes(),
+    help="Memory of the KV cache, such as 8GB.  "
+    "[default: what all sequences can use, or nine tenths of what the GPU has left]",
 )
 trust_option = click.option(
     "--trust",

@@ -107,7 +107,7 @@ def _requests(
             tokens = data["tokens"] if "tokens" in data else _encode(text, data["prompt"])
             sampling = replace(defaults.sampling, **{name: data[name] for name in _SAMPLING if name in data})
             count, stops = (data.get(name, getattr(defaults, name)) for name in _OTHERS)
-            requests += checked_requests(runner.manifest, [tokens], count, [sampling], stops)
+            requests += checked_requests(runner.manifest, runner.slots, [tokens], count, [sampling], stops)
         except GptOssExportError as error:
             problems.append(f"line {number}: {error}")
     raise_all(UsageError, f"{OPTION} {path}: requests that the artifact cannot run", problems)

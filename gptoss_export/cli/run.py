@@ -18,6 +18,7 @@ from .params import (
     check_new_file,
     hashes_option,
     json_option,
+    kv_memory_option,
     read_text,
     trust_option,
     trusted,
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write the logits that each token was chosen from as safetensors: float32 [tokens, vocabulary].",
 )
+@kv_memory_option
 @hashes_option
 @trust_option
 @json_option
@@ -123,6 +125,7 @@ def command(
     fixed_width: bool,
     logprobs: bool,
     save_logits: Path | None,
+    kv_memory: int | None,
     verify_hashes: bool,
     trust: tuple[Path, ...],
     as_json: bool,
@@ -154,7 +157,14 @@ def command(
         prompt = read_text("--prompt-file", prompt_file)
     if tokens_file is not None:
         tokens = _read_tokens(tokens_file)
-    runner = load(artifact, verify_hashes, tune_process=True, trust=trusted(trust), fixed_width=fixed_width)
+    runner = load(
+        artifact,
+        verify_hashes,
+        tune_process=True,
+        trust=trusted(trust),
+        fixed_width=fixed_width,
+        kv_memory=kv_memory,
+    )
     if prompts_file is not None:
         defaults = Defaults(max_new_tokens, sampling, stops)
         run_lines(runner, prompts_file, lines, defaults, special_tokens, logprobs)

@@ -74,8 +74,9 @@ def fake_tensors() -> AbstractContextManager[Any]:
     Name: torch._subclasses.fake_tensor.FakeTensorMode. Without it: tracing allocates the weights and caches of the
     model. Since: torch 1.13. It can go when torch gives the class under a public name."""
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    return FakeTensorMode()
+    return FakeTensorMode(shape_env=ShapeEnv())
 
 
 def kernel_of_launch(node: Any) -> Any:

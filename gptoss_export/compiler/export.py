@@ -1,4 +1,4 @@
-"""torch.export: one program of the model as a graph with static shapes.
+"""torch.export: one program of the model as a graph. All shapes are static, but for the number of pages of the caches.
 
 Nothing is traced with real memory. The model lives on the meta device and all inputs are fake tensors, so that a 120b
 takes no more memory than a tiny model. Weights and caches are inputs of the graph, not constants of it."""
@@ -12,21 +12,38 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from ..artifact.programs import Decode, Prefill, Program, Role, Signature, Sizes, TensorSpec, Unembed, kv_cache_names
+from ..artifact.programs import (
+    Decode,
+    Prefill,
+    Program,
+    Role,
+    Signature,
+    Sizes,
+    TensorSpec,
+    Unembed,
+    kv_cache_names,
+    page_table_names,
+)
 from ..compat.pytorch import fake_tensors
 from ..errors import LoweringError, raise_all
 from ..model.config import ModelConfig
 from ..model.decoder import GptOss
 from ..model.dtypes import dtype_name, torch_dtype
 
+TRACED_PAGES = 3  # of the caches while a program is traced; it runs with any number from 2 on
+
 
 @dataclass(frozen=True)
 class TracedProgram:
-    """A program, its call and its graph."""
+    """A program, its call and its graph.
+
+    dynamic_shapes  which sizes of its arguments are no constants of the graph, as torch.export takes it
+    """
 
     program: Program
     signature: Signature
     exported: ExportedProgram
+    dynamic_shapes: Any
 
     @property
     def name(self) -> str:
@@ -48,18 +65,30 @@ def trace(
     """
     signature = program.signature(config, sizes, dtype_name(dtype))
     with fake_tensors(), torch.device(device):
-        fakes = {item.name: torch.empty(item.shape, dtype=torch_dtype(item.dtype)) for item in signature.inputs}
+        fakes = {
+            item.name: torch.empty(item.sizes(TRACED_PAGES), dtype=torch_dtype(item.dtype)) for item in signature.inputs
+        }
     data, weights = (
         {item.name: fakes[item.name] for item in signature.inputs_of(role)} for role in (Role.DATA, Role.WEIGHT)
     )
-    with_caches = bool(signature.inputs_of(Role.CACHE))
-    caches = [(fakes[k], fakes[v]) for k, v in kv_cache_names(config)] if with_caches else []
+    has_kv = bool(signature.inputs_of(Role.CACHE))
+    pages = {kind: fakes[name] for kind, name in page_table_names(config).items()} if has_kv else {}
+    caches = [(fakes[k], fakes[v]) for k, v in kv_cache_names(config)] if has_kv else []
     module = _MODULES[type(program)](build_model(config, dtype))
-    exported = torch.export.export(_Stateless(module), (data, caches, weights), strict=False)
+    of_caches = {0: torch.export.Dim("pages", min=2)}
+    dynamic = (
+        dict.fromkeys(data),
+        dict.fromkeys(pages),
+        [(of_caches, of_caches) for _ in caches],
+        dict.fromkeys(weights),
+    )
+    exported = torch.export.export(
+        _Stateless(module), (data, pages, caches, weights), strict=False, dynamic_shapes=dynamic
+    )
     raise_all(
         LoweringError, f"program {program.name}: traced with other results", _result_problems(signature, exported)
     )
-    return TracedProgram(program, signature, exported)
+    return TracedProgram(program, signature, exported, dynamic)
 
 
 def _result_problems(signature: Signature, exported: ExportedProgram) -> list[str]:
@@ -79,8 +108,8 @@ class _Decode(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: Any, positions: Any, slots: Any, caches: Any) -> Any:
-        hidden = self.model.backbone(tokens[:, None], positions[:, None], slots, caches)
+    def forward(self, tokens: Any, positions: Any, slots: Any, pages: Any, caches: Any) -> Any:
+        hidden = self.model.backbone(tokens[:, None], positions[:, None], slots, pages, caches)
         return self.model.unembed(hidden)
 
 
@@ -89,9 +118,9 @@ class _Prefill(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: Any, positions: Any, slots: Any, caches: Any) -> Any:
+    def forward(self, tokens: Any, positions: Any, slots: Any, pages: Any, caches: Any) -> Any:
         segments = slots.size(0)
-        return self.model.backbone(tokens.view(segments, -1), positions.view(segments, -1), slots, caches)
+        return self.model.backbone(tokens.view(segments, -1), positions.view(segments, -1), slots, pages, caches)
 
 
 class _Unembed(nn.Module):
@@ -107,14 +136,14 @@ _MODULES: dict[type[Program], type[nn.Module]] = {Decode: _Decode, Prefill: _Pre
 
 
 class _Stateless(nn.Module):
-    """A program as a function of its data, caches and weights. Flattening the arguments gives the order of the
+    """A program as a function of its data, pages, caches and weights. Flattening the arguments gives the order of the
     signature."""
 
     def __init__(self, program: nn.Module) -> None:
         super().__init__()
         self._program = [program]  # in a list, so that its parameters do not become this module's
 
-    def forward(self, data: dict[str, Any], caches: list[Any], weights: dict[str, Any]) -> Any:
-        arguments = (*data.values(), *([caches] if caches else []))
+    def forward(self, data: dict[str, Any], pages: dict[str, Any], caches: list[Any], weights: dict[str, Any]) -> Any:
+        arguments = (*data.values(), *([pages, caches] if caches else []))
         named = {f"model.{name}": weight for name, weight in weights.items()}
         return torch.func.functional_call(self._program[0], named, arguments)

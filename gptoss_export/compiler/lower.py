@@ -63,7 +63,12 @@ def lower(traced: TracedProgram, implementations: Implementations) -> TracedProg
     replaced = {overload: implementation for overload, implementation in overloads.items() if overload not in kept}
     exported = traced.exported
     while any(node.target in replaced for node in exported.graph.nodes):
-        exported = torch.export.export(_Replacing(exported, replaced), exported.example_inputs[0], strict=False)
+        exported = torch.export.export(
+            _Replacing(exported, replaced),
+            exported.example_inputs[0],
+            strict=False,
+            dynamic_shapes={"arguments": traced.dynamic_shapes},
+        )
     remaining = sorted(
         {
             f"{node.target} ({node.name})"

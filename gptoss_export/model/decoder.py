@@ -11,6 +11,7 @@ router and all softmaxes are in float32."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import torch
@@ -20,6 +21,7 @@ from . import ops  # noqa: F401  (registers torch.ops.gptoss)
 from .config import MXFP4_GROUP, ModelConfig, Yarn
 
 Caches: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of each layer
+Pages: TypeAlias = Mapping[str, torch.Tensor]  # by kind of layer: the table of its pages [slots, X] int32
 Rope: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # cos and sin [T, head_dim / 2] float32
 
 
@@ -71,7 +73,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype) -> None:
         super().__init__()
         heads, head_dim = config.num_attention_heads, config.head_dim
-        self.window, self.scale = config.window(layer), head_dim**-0.5
+        self.window, self.kind, self.scale = config.window(layer), config.layer_types[layer], head_dim**-0.5
         width = (heads + 2 * config.num_key_value_heads) * head_dim
         self.qkv_proj = nn.Linear(config.hidden_size, width, dtype=dtype)
         self.o_proj = nn.Linear(heads * head_dim, config.hidden_size, dtype=dtype)
@@ -84,6 +86,7 @@ class Attention(nn.Module):
         rope: Rope,
         slots: torch.Tensor,
         positions: torch.Tensor,
+        pages: Pages,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
     ) -> torch.Tensor:
@@ -99,6 +102,7 @@ class Attention(nn.Module):
             sinks=self.sinks,
             k_cache=k_cache,
             v_cache=v_cache,
+            pages=pages[self.kind],
             cos=cos,
             sin=sin,
             slots=slots,
@@ -185,10 +189,11 @@ class Layer(nn.Module):
         rope: Rope,
         slots: torch.Tensor,
         positions: torch.Tensor,
+        pages: Pages,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
     ) -> torch.Tensor:
-        x = self.self_attn(x, self.input_layernorm, rope, slots, positions, k_cache, v_cache)
+        x = self.self_attn(x, self.input_layernorm, rope, slots, positions, pages, k_cache, v_cache)
         return self.mlp(x, self.post_attention_layernorm, positions.flatten())
 
 
@@ -212,16 +217,17 @@ class GptOss(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
 
     def backbone(
-        self, tokens: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, caches: Caches
+        self, tokens: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, pages: Pages, caches: Caches
     ) -> torch.Tensor:
-        """tokens and positions [N, L] int64 (position -1: padding), slots [N] int64, one (k, v) cache for each layer.
+        """tokens and positions [N, L] int64 (position -1: padding), slots [N] int64, the pages of all slots, one (k, v)
+        cache for each layer.
 
         Returns the residual stream after the last layer, [N L, H] float32, before the final norm.
         """
         x = self.model.embed_tokens(tokens.flatten()).float()
         rope = self.model.rotary_emb(positions.flatten())
         for layer, (k_cache, v_cache) in zip(self.model.layers, caches, strict=True):
-            x = layer(x, rope, slots, positions, k_cache, v_cache)
+            x = layer(x, rope, slots, positions, pages, k_cache, v_cache)
         return x
 
     def unembed(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -1,18 +1,21 @@
-"""How many rows the KV cache of each layer has, and which row holds a position.
+"""The KV cache: pages of one pool, and which page holds a position of a sequence.
 
-A layer has two caches [slots, kv heads, R + 1, head_dim], one for keys and one for values. A slot is one sequence's
-place in them. Position p is in row p % R.
+A page holds the keys or the values of PAGE positions of one sequence, for all key heads of a layer. The pages of a
+layer are one tensor [P, Hkv, PAGE, D] for keys and one for values. P is chosen when an artifact is loaded.
 
-Full layers have a row for every position of the context. Sliding layers keep a ring: a prefill chunk of C positions
-is written before its first query looks `window` positions back, so that R = window + C rows are enough whatever the
-context.
+All full layers of a sequence use the same page numbers, and so do all sliding layers. So a sequence has two lists of
+pages. Programs get them as tables [slots, X] int32, one for each kind of layer: entry i is the page of positions
+PAGE i to PAGE (i + 1) - 1 of the slot's sequence. A sliding layer sees `window` positions: its pages behind them are
+given back, and their entries mean nothing.
 
-The last row, row R, is scratch. Padding and idle sequences write there, so that a program of static shape never
-touches a live position."""
+A page number belongs to one of the two kinds at a time. So a full layer and a sliding layer can have the same tensor:
+`pool_tensor` says which layers do. The programs do not depend on it.
+
+Page 0 is scratch. Padding and idle rows of a step write there, and nothing reads it, so that a program of static shape
+never touches a live position."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .config import SLIDING, ModelConfig
@@ -20,23 +23,30 @@ from .config import SLIDING, ModelConfig
 if TYPE_CHECKING:  # a manifest can be read where there is no torch
     import torch
 
+PAGE = 64  # positions; small pages waste little, and keep as many prefixes apart; a tile of keys reads one or two
+SCRATCH = 0
 
-@dataclass(frozen=True)
-class CacheShape:
-    """The sizes that the caches depend on. `chunk` is the largest prefill chunk."""
 
-    slots: int
-    max_context: int
-    chunk: int
+def pages_for(positions: int, page: int = PAGE) -> int:
+    """Pages of `page` positions that so many positions from position 0 on take."""
+    return -(-positions // page)
 
-    def rows(self, config: ModelConfig, layer: int) -> int:
-        """Positions that the cache of `layer` holds."""
-        window = config.window(layer)
-        return min(self.max_context, window + self.chunk) if window else self.max_context
 
-    def tensor(self, config: ModelConfig, layer: int) -> tuple[int, int, int, int]:
-        """Shape of the key cache of `layer`, which is that of its value cache too."""
-        return self.slots, config.num_key_value_heads, self.rows(config, layer) + 1, config.head_dim
+def pool_tensor(config: ModelConfig, layer: int) -> int:
+    """Which pair of the pool's tensors holds the keys and values of a layer: its number among the layers of its
+    kind."""
+    kinds = config.layer_types
+    return kinds[:layer].count(kinds[layer])
+
+
+def pool_tensors(config: ModelConfig) -> int:
+    """How many pairs of tensors a pool has."""
+    return 1 + max(pool_tensor(config, layer) for layer in range(config.num_hidden_layers))
+
+
+def page_bytes(config: ModelConfig, itemsize: int) -> int:
+    """Memory of a page in all tensors of the pool, in numbers of `itemsize` bytes."""
+    return 2 * pool_tensors(config) * config.num_key_value_heads * PAGE * config.head_dim * itemsize
 
 
 def sequence_bytes(config: ModelConfig, length: int, itemsize: int) -> int:
@@ -48,14 +58,16 @@ def sequence_bytes(config: ModelConfig, length: int, itemsize: int) -> int:
     return position * (full * length + sliding * min(length, config.sliding_window))
 
 
-def write(cache: torch.Tensor, values: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor) -> None:
+def write(
+    cache: torch.Tensor, values: torch.Tensor, pages: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor
+) -> None:
     """Store `values` [T, kv heads, head_dim] at `positions` [T] of `slots` [T], in place. Position -1 goes to the
-    scratch row."""
-    rows = cache.size(2) - 1
-    row = (positions % rows).where(positions >= 0, rows)
-    cache[slots, :, row] = values
+    scratch page."""
+    size, at = cache.size(2), positions.clamp(min=0)
+    page = pages[slots, at // size].where(positions >= 0, SCRATCH)
+    cache[page, :, at % size] = values
 
 
-def live_rows(cache: torch.Tensor) -> torch.Tensor:
-    """A cache without its scratch row, whose contents mean nothing."""
-    return cache[:, :, :-1]
+def live_pages(cache: torch.Tensor) -> torch.Tensor:
+    """A cache without its scratch page, whose contents mean nothing."""
+    return cache[1:]

@@ -9,22 +9,25 @@ from ..errors import RunError
 from .arguments import integer, sampling_params, sequence, token_ids
 from .sampling_params import SamplingParams
 from .scheduler import Request
+from .slots import Slots
 
 
 def checked_requests(
     manifest: Manifest,
+    slots: Slots,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     sampling: Sequence[SamplingParams] | None,
     stop_tokens: Sequence[int] | None,
     keep_logits: bool = False,
 ) -> list[Request]:
-    """A request for each prompt. sampling None: the most likely tokens. stop_tokens None: the artifact's.
+    """A request for each prompt, which fits into a slot. sampling None: the most likely tokens. stop_tokens None: the
+    artifact's.
 
     Raises RunError for tokens outside of the vocabulary, no tokens, more than the context holds, a number of new tokens
     below 1, and sampling parameters that are none or not one for each prompt.
     """
-    vocabulary, context = manifest.model.vocab_size, manifest.sizes.max_context
+    vocabulary, context = manifest.model.vocab_size, slots.max_context
     listed = sequence("prompts", prompts, "prompts")
     max_new_tokens = integer("max_new_tokens", max_new_tokens)
     if max_new_tokens < 1:
@@ -37,7 +40,7 @@ def checked_requests(
         if not ids:
             raise RunError(f"{name}: no tokens, expected one or more")
         if len(ids) > context:
-            raise RunError(f"{name}: {len(ids)} tokens exceed the context of {context} (--max-context of the build)")
+            raise RunError(f"{name}: {len(ids)} tokens exceed the context of {context} ({slots.limit})")
         checked.append(ids)
     given = manifest.stop_tokens if stop_tokens is None else token_ids("stop token", stop_tokens, vocabulary)
     stops = frozenset(given)

@@ -7,8 +7,10 @@
             print(token.id)
         print(second.result().tokens)
 
-Requests beyond the artifact's slots wait, in the order in which they came. Long prompts are prefilled chunk by chunk
-between decode steps (scheduler.py). A request that fails ends alone, with its reason, and the engine goes on.
+Requests beyond the artifact's slots, and beyond the memory of its KV cache, wait in the order in which they came. Long
+prompts are prefilled chunk by chunk between decode steps (scheduler.py). A prompt that begins as one before shares its
+pages and is computed from there on (page_tables.py). A request that fails ends alone, with its reason, and the engine
+goes on.
 
 Who drives it: `start`, or entering the engine as a context, starts a thread that takes a step as long as there is work.
 Without a thread, whoever wants a token (`for`, `result`, `generate`) takes steps until it is there, or calls `step`.
@@ -38,29 +40,41 @@ MOST_WAITING = 4096  # requests without a slot that an engine keeps, unless told
 
 @dataclass(frozen=True)
 class EngineStats:
-    """What an engine does now: sequences with a slot and without one; and what it did so far: requests that ended and
-    tokens that were generated."""
+    """What an engine does now, and what it did so far.
+
+    running, waiting          sequences with a slot and without one
+    ended, tokens             requests that ended, and tokens that were generated
+    set_back                  how often a sequence lost its pages to an older one, and was prefilled again
+    reused_tokens             tokens of prompts that were found in the cache and not computed again
+    pages, held_pages         of the KV cache, and those that sequences hold; 0 where the cache has no pages
+    """
 
     running: int
     waiting: int
     ended: int
     tokens: int
+    set_back: int
+    reused_tokens: int
+    pages: int
+    held_pages: int
 
 
 class Engine:
     """Serves requests with a loaded artifact. Until `close`, calls of its runner that need the slots raise RunError.
 
     most_waiting  requests that may wait for a slot; `submit` raises QueueFullError for more
+    reuse         whether a prompt that begins as one before takes what the cache still knows of it. A runner of fixed
+                  width reuses nothing
 
     Raises RunError where a call of the runner, or another engine, is under way.
     """
 
-    def __init__(self, runner: Runner, most_waiting: int = MOST_WAITING) -> None:
+    def __init__(self, runner: Runner, most_waiting: int = MOST_WAITING, reuse: bool = True) -> None:
         self.runner = runner
-        self._most_waiting = most_waiting
+        self._most_waiting, self._reuse = most_waiting, reuse
         runner.lend("an engine uses this runner; submit to the engine, or close it")
         self._take_back = weakref.finalize(self, runner.take_back)
-        self._scheduler = Scheduler(runner.executor, runner.slots, interleave=True)
+        self._scheduler = Scheduler(runner.executor, runner.slots, serving=True, reuse=reuse)
         self._step_lock = threading.RLock()  # one step at a time; a callback may close the engine
         # What other threads have asked for, until the next step. Guards everything below.
         self._changed = threading.Condition()
@@ -92,7 +106,9 @@ class Engine:
         requests wait, RunError after `close`.
         """
         params = None if sampling is None else [sampling]
-        (request,) = checked_requests(self.runner.manifest, [prompt], max_new_tokens, params, stop_tokens, keep_logits)
+        (request,) = checked_requests(
+            self.runner.manifest, self.runner.slots, [prompt], max_new_tokens, params, stop_tokens, keep_logits
+        )
         with self._changed:
             self._check_open()
             waiting = self._waiting()
@@ -120,7 +136,7 @@ class Engine:
         `Runner.generate_batch`, and so are the errors. All are submitted, whatever `most_waiting` is. If one fails, its
         error is raised, and the others are cancelled."""
         handles = self.submit_all(
-            checked_requests(self.runner.manifest, prompts, max_new_tokens, sampling, stop_tokens)
+            checked_requests(self.runner.manifest, self.runner.slots, prompts, max_new_tokens, sampling, stop_tokens)
         )
         try:
             return [handle.result() for handle in handles]
@@ -139,9 +155,19 @@ class Engine:
         return handles
 
     def stats(self) -> EngineStats:
-        """Counts of requests and tokens."""
+        """Counts of requests, tokens and pages."""
         with self._changed:
-            return EngineStats(self._scheduler.running, self._waiting(), self._ended, self._tokens)
+            scheduler, pages = self._scheduler, self.runner.slots.pages
+            return EngineStats(
+                running=scheduler.running,
+                waiting=self._waiting(),
+                ended=self._ended,
+                tokens=self._tokens,
+                set_back=scheduler.set_back,
+                reused_tokens=scheduler.reused,
+                pages=0 if pages is None else pages.pool.count - 1,
+                held_pages=0 if pages is None else pages.pool.held,
+            )
 
     # Steps
 
@@ -208,7 +234,7 @@ class Engine:
         try:
             result = scheduler.step()
         except Exception as error:  # nothing is known of the sequences any more; later requests start anew
-            self._scheduler = Scheduler(self.runner.executor, self.runner.slots, interleave=True)
+            self._scheduler = Scheduler(self.runner.executor, self.runner.slots, serving=True, reuse=self._reuse)
             self._end_all("error", error)
             return True
         for token in result.tokens:

@@ -11,7 +11,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from enum import Enum
+from typing import Any, NamedTuple, Protocol
 
 from .sampling_params import SamplingParams
 
@@ -28,14 +29,6 @@ class ChunkOutput(Protocol):
 
 
 @dataclass(frozen=True)
-class PrefilledChunk:
-    """A chunk whose keys and values are in the cache: how many tokens it had, and the outputs that were asked for."""
-
-    count: int
-    outputs: Iterator[ChunkOutput]
-
-
-@dataclass(frozen=True)
 class Prompt:
     """The tokens of a prompt that are not yet in the cache, and where they go: behind the first `start` of a slot."""
 
@@ -45,13 +38,22 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class PrefilledPart:
-    """Tokens of a prompt that are in the cache now: how many of its first ones, and the output after its last token
-    if it is among them."""
+class Part:
+    """Tokens of a prompt that go into one chunk, behind the first `start` of a slot. ends: whether the prompt's last
+    token is among them."""
 
     slot: int
-    count: int
-    output: ChunkOutput | None
+    start: int
+    tokens: Sequence[int]
+    ends: bool
+
+
+class Outputs(Enum):
+    """Which outputs of a chunk are wanted: after none of its tokens, after the last one, after every one."""
+
+    NONE = "none"
+    LAST = "last"
+    EVERY = "every"
 
 
 class PendingTokens(ABC):
@@ -62,12 +64,60 @@ class PendingTokens(ABC):
         """Tokens and log probabilities by slot, and the logits [V] each was chosen from (None unless kept)."""
 
 
+@dataclass(frozen=True)
+class PageLayout:
+    """The pages of a KV cache (model/kv_cache.py).
+
+    page    positions of a page
+    pages   of the pool, with the scratch page
+    full    whether there are layers that see all positions
+    window  positions that sliding layers see; 0: there are none
+    chunk   the most tokens that one call appends to a sequence
+    """
+
+    page: int
+    pages: int
+    full: bool
+    window: int
+    chunk: int
+
+
+class TableEntry(NamedTuple):
+    """Page `page` holds the positions of entry `at` of a slot, in layers of one kind."""
+
+    kind: str
+    slot: int
+    at: int
+    page: int
+
+
+class PagedMemory(ABC):
+    """The pages of a KV cache on the device. Changes take effect for the calls that follow."""
+
+    @property
+    @abstractmethod
+    def layout(self) -> PageLayout:
+        """What the pool is made of."""
+
+    @abstractmethod
+    def set_pages(self, entries: Sequence[TableEntry]) -> None:
+        """Change entries of the tables."""
+
+    @abstractmethod
+    def copy_pages(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy the contents of pages, from and to."""
+
+
 class Executor(ABC):
-    """Computes prefills and decode steps over `max_batch` slots."""
+    """Computes prefills and decode steps over `max_batch` slots.
+
+    The caller has reserved the pages of the positions that a call writes, where `paged_memory` is not None. Otherwise
+    each slot has a cache for the whole context.
+    """
 
     overlaps_steps: bool = False  # whether the next step may start before the host has this one's tokens
     fixed_width: bool = False  # whether every call runs the largest program of its kind, whatever takes part in it
-    ring_rows: int = 0  # positions that the caches of sliding layers keep; 0: all positions
+    paged_memory: PagedMemory | None = None
 
     @property
     @abstractmethod
@@ -75,23 +125,30 @@ class Executor(ABC):
         """Memory of the KV caches."""
 
     @abstractmethod
-    def prefill(self, slot: int, start: int, tokens: Sequence[int], every_token: bool) -> Iterator[PrefilledChunk]:
-        """Append tokens behind the first `start` of a slot's sequence, chunk by chunk.
+    def chunk_of(self, prompt: Prompt) -> Part:
+        """The tokens of a prompt that one call of `prefill` takes."""
 
-        every_token: each chunk has outputs for each of its tokens. Otherwise only the last chunk has one, for the last
-        token. Outputs are read before the next chunk is asked for.
+    @abstractmethod
+    def prefill(self, part: Part, outputs: Outputs) -> Iterator[ChunkOutput]:
+        """Append the tokens of a chunk to a sequence. They are appended when this returns.
+
+        The outputs come in blocks of rows, in the order of the tokens. They are read before the next call.
         """
 
-    def prefill_shared(self, prompts: Sequence[Prompt]) -> list[PrefilledPart]:
-        """Compute one chunk, with the next tokens of as many prompts as fit, in their order. At least the first prompt
-        has tokens in it.
+    def shared_chunk_of(self, prompts: Sequence[Prompt]) -> list[Part]:
+        """The tokens that one call of `prefill_shared` takes: the next ones of as many prompts as fit, in their order,
+        of the first one at least.
 
         Here a chunk holds tokens of one prompt.
         """
-        first = prompts[0]
-        chunk = next(self.prefill(first.slot, first.start, first.tokens, every_token=False))
-        *_, output = [None, *chunk.outputs]
-        return [PrefilledPart(first.slot, chunk.count, output if chunk.count == len(first.tokens) else None)]
+        return [self.chunk_of(prompts[0])]
+
+    def prefill_shared(self, parts: Sequence[Part]) -> list[ChunkOutput | None]:
+        """Compute a chunk that `shared_chunk_of` has made, or one with some of its parts. Returns the output after the
+        last token of each prompt that ends in it."""
+        (part,) = parts
+        *_, output = [None, *self.prefill(part, Outputs.LAST if part.ends else Outputs.NONE)]
+        return [output]
 
     @abstractmethod
     def decode(self, tokens: dict[int, int], lengths: Sequence[int]) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .executor import ChunkOutput, Executor
+from .executor import Executor
 from .scheduler import Request, Scheduler
 from .slots import Slots
 
@@ -74,22 +74,13 @@ class GenerationRecord:
         return result
 
 
-def prefill_prompt(executor: Executor, slots: Slots, slot: int, tokens: Sequence[int]) -> ChunkOutput:
-    """Append tokens to a slot's sequence; the output after the last of them."""
-    last: list[ChunkOutput] = []
-    for chunk in executor.prefill(slot, slots.lengths()[slot], tokens, every_token=False):
-        slots.extend(slot, chunk.count)
-        last = list(chunk.outputs) or last
-    return last[-1]
-
-
 def stream(executor: Executor, slots: Slots, requests: Sequence[Request]) -> Generator[Token, None, list[str]]:
     """Tokens as they are chosen, those of one step in the order of their prompts; returns why each prompt ended. All
     prompts are prefilled first. Takes over all slots when it starts.
 
     Raises the error of the first sequence that fails.
     """
-    scheduler = Scheduler(executor, slots, interleave=False)
+    scheduler = Scheduler(executor, slots, serving=False)
     sequences = [scheduler.add(request) for request in requests]
     indices = {sequence: index for index, sequence in enumerate(sequences)}
     while scheduler.busy:

@@ -11,23 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..artifact.programs import SCORE_ROWS, Prefill
-from .executor import Prompt
+from .executor import Part, Prompt
 
 
 @dataclass(frozen=True)
 class Piece:
-    """The next tokens of a prompt, from row `row` of the chunk on. ends: whether the prompt's last token is among
-    them."""
+    """A part of a prompt, from row `row` of the chunk on."""
 
-    slot: int
-    start: int
-    tokens: Sequence[int]
+    part: Part
     row: int
-    ends: bool
 
     @property
     def last_row(self) -> int:
-        return self.row + len(self.tokens) - 1
+        return self.row + len(self.part.tokens) - 1
 
 
 @dataclass(frozen=True)
@@ -39,19 +35,20 @@ class PackedChunk:
 
     def tokens(self) -> list[int]:
         """[C]; 0 where there is padding."""
-        return self._laid_out([piece.tokens for piece in self.pieces], 0)
+        return self._laid_out([piece.part.tokens for piece in self.pieces], 0)
 
     def positions(self) -> list[int]:
         """[C]; -1 where there is padding."""
-        return self._laid_out([range(piece.start, piece.start + len(piece.tokens)) for piece in self.pieces], -1)
+        parts = [piece.part for piece in self.pieces]
+        return self._laid_out([range(part.start, part.start + len(part.tokens)) for part in parts], -1)
 
     def slots(self) -> list[int]:
-        """[S], one for each segment. Segments of padding have that of the first piece and write to its scratch row."""
-        found = [self.pieces[0].slot] * self.program.segments
+        """[S], one for each segment. Segments of padding have that of the first piece."""
+        found = [self.pieces[0].part.slot] * self.program.segments
         length = self.program.chunk // self.program.segments
         for piece in self.pieces:
             for segment in range(piece.row // length, piece.last_row // length + 1):
-                found[segment] = piece.slot
+                found[segment] = piece.part.slot
         return found
 
     def _laid_out(self, values: Sequence[Sequence[int]], padding: int) -> list[int]:
@@ -61,26 +58,26 @@ class PackedChunk:
         return found
 
 
-def pack(prompts: Sequence[Prompt], programs: Sequence[Prefill]) -> PackedChunk:
+def pack(prompts: Sequence[Prompt | Part], programs: Sequence[Prefill]) -> PackedChunk:
     """The smallest chunk that takes all prompts, or the largest one with as many tokens as it takes, in the order of
     the prompts."""
     ordered = sorted(programs, key=lambda program: program.chunk)
     chunks = (_packed(prompts, program) for program in ordered)
     last = None
     for last in chunks:
-        if len(last.pieces) == len(prompts) and last.pieces[-1].ends:
+        if len(last.pieces) == len(prompts) and last.pieces[-1].part.ends:
             return last
     assert last is not None  # every artifact has a prefill program
     return last
 
 
-def _packed(prompts: Sequence[Prompt], program: Prefill) -> PackedChunk:
+def _packed(prompts: Sequence[Prompt | Part], program: Prefill) -> PackedChunk:
     length, row = program.chunk // program.segments, 0
     pieces: list[Piece] = []
     for prompt in prompts:
         if row >= program.chunk or len(pieces) == SCORE_ROWS:
             break
         taken = prompt.tokens[: program.chunk - row]
-        pieces.append(Piece(prompt.slot, prompt.start, taken, row, ends=len(taken) == len(prompt.tokens)))
+        pieces.append(Piece(Part(prompt.slot, prompt.start, taken, len(taken) == len(prompt.tokens)), row))
         row += -(-len(taken) // length) * length
     return PackedChunk(program, pieces)

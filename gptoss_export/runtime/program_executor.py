@@ -11,14 +11,15 @@ from typing import TypeAlias
 import torch
 
 from ..artifact.manifest import Manifest
-from ..artifact.programs import Decode, Prefill, Role, Unembed, kv_caches, programs_of
+from ..artifact.programs import Decode, Prefill, Role, Unembed, programs_of
 from ..errors import ArtifactError, raise_all
-from ..model.config import SLIDING
 from ..model.dtypes import torch_dtype
 from .decode_step import StepRows
-from .executor import ChunkOutput, PrefilledChunk, PrefilledPart, Prompt
+from .executor import ChunkOutput, Outputs, Part, Prompt
 from .packing import PackedChunk, pack
+from .page_memory import PageMemory
 from .sampler_torch import StepOutput
+from .staging import on_device
 from .torch_executor import TorchExecutor
 
 # A loaded program: its inputs in the order of its signature to its outputs in that order.
@@ -47,47 +48,44 @@ class ProgramExecutor(TorchExecutor):
         device: torch.device,
         weights: Mapping[str, torch.Tensor],
         programs: Mapping[str, LoadedProgram],
+        memory: PageMemory,
     ) -> None:
-        self.programs = bind_programs(manifest, folder, device, weights, programs)
+        self.paged_memory = memory
+        self.programs = bind_programs(manifest, folder, device, {**weights, **memory.tensors}, programs)
         kinds = programs_of(manifest.sizes)
         decodes = {kind.width: self.programs[kind.name] for kind in kinds if isinstance(kind, Decode)}
         self._prefills = {kind.chunk: self.programs[kind.name] for kind in kinds if isinstance(kind, Prefill)}
         self._unembeds = {kind.rows: self.programs[kind.name] for kind in kinds if isinstance(kind, Unembed)}
-        caches = kv_caches(manifest.model, manifest.sizes, manifest.dtype)
-        self._caches = [next(iter(decodes.values())).inputs[item.name] for item in caches]
-        sliding = [layer for layer, kind in enumerate(manifest.model.layer_types) if kind == SLIDING]
-        self.ring_rows = manifest.sizes.cache.rows(manifest.model, sliding[0]) if sliding else 0
+        self._memory = memory
         rows = {width: _step_rows(program) for width, program in decodes.items()}
         super().__init__(manifest, rows, {width: partial(_outputs, program) for width, program in decodes.items()})
 
     @property
     def kv_cache_bytes(self) -> int:
-        return sum(cache.nbytes for cache in self._caches)
+        return self._memory.nbytes
+
+    def chunk_of(self, prompt: Prompt) -> Part:
+        return pack([prompt], self._chunks()).pieces[0].part
+
+    def shared_chunk_of(self, prompts: Sequence[Prompt]) -> list[Part]:
+        return [piece.part for piece in pack(prompts, self._chunks()).pieces]
 
     @torch.inference_mode()
-    def prefill_shared(self, prompts: Sequence[Prompt]) -> list[PrefilledPart]:
-        places = pack(prompts, self._chunks())
-        hidden = self._hidden(places)
-        ends = [piece for piece in places.pieces if piece.ends]
-        outputs: dict[int, StepOutput] = {}
-        if ends:
-            rows = torch.tensor([piece.last_row for piece in ends], device=self.device)
-            output = self._unembed(hidden[rows])
-            for row, piece in enumerate(ends):
-                outputs[piece.slot] = StepOutput(*(values[row : row + 1] for values in output))
-        return [PrefilledPart(piece.slot, len(piece.tokens), outputs.get(piece.slot)) for piece in places.pieces]
+    def prefill_shared(self, parts: Sequence[Part]) -> list[ChunkOutput | None]:
+        chunk = pack(parts, self._chunks())
+        hidden = self._hidden(chunk)
+        rows = [piece.last_row for part, piece in zip(parts, chunk.pieces, strict=True) if part.ends]
+        if not rows:
+            return [None] * len(parts)
+        output = self._unembed(hidden[on_device(rows, self.device)])
+        each = (StepOutput(*(values[row : row + 1] for values in output)) for row in range(len(rows)))
+        return [next(each) if part.ends else None for part in parts]
 
-    def _prefill(self, slot: int, start: int, tokens: Sequence[int], every_token: bool) -> Iterator[PrefilledChunk]:
-        done = 0
-        while done < len(tokens):
-            places = pack([Prompt(slot, start + done, tokens[done:])], self._chunks())
-            count = len(places.pieces[0].tokens)
-            hidden = self._hidden(places)[:count]
-            done += count
-            if not every_token:  # a copy: a view would keep the chunk's hidden states in memory
-                hidden = (hidden[-1:] if done == len(tokens) else hidden[:0]).clone()
-            yield PrefilledChunk(count, self._outputs(hidden))
-            del hidden
+    def _prefill(self, part: Part, outputs: Outputs) -> Iterator[ChunkOutput]:
+        hidden = self._hidden(pack([part], self._chunks()))[: len(part.tokens)]
+        if outputs != Outputs.EVERY:  # a copy: a view would keep the chunk's hidden states in memory
+            hidden = (hidden[-1:] if outputs == Outputs.LAST else hidden[:0]).clone()
+        return self._outputs(hidden)
 
     def _chunks(self) -> list[Prefill]:
         """The prefill programs that may run."""
@@ -98,7 +96,7 @@ class ProgramExecutor(TorchExecutor):
         """The hidden states [C, H] float32 of a chunk's tokens."""
         program = self._prefills[chunk.program.chunk]
         for name, values in ("tokens", chunk.tokens()), ("positions", chunk.positions()), ("slots", chunk.slots()):
-            program.inputs[name].copy_(torch.tensor(values, device="cpu"))
+            program.inputs[name].copy_(on_device(values, self.device))
         return program()["hidden"]
 
     def _outputs(self, hidden: torch.Tensor) -> Iterator[ChunkOutput]:
@@ -128,33 +126,29 @@ def bind_programs(
     manifest: Manifest,
     folder: Path,
     device: torch.device,
-    weights: Mapping[str, torch.Tensor],
+    shared: Mapping[str, torch.Tensor],
     programs: Mapping[str, LoadedProgram],
 ) -> dict[str, BoundProgram]:
-    """Every program with its inputs: its own data buffers, the shared caches, the shared weights.
+    """Every program with its inputs: its own data buffers, and what programs share: tables, caches, weights.
 
     Raises ArtifactError where a weight is missing or is not what the program was compiled for.
     """
-    shared = dict(weights)
     bound: dict[str, BoundProgram] = {}
     problems = []
     for name, signature in manifest.programs.items():
         inputs: dict[str, torch.Tensor] = {}
         for item in signature.inputs:
             dtype = torch_dtype(item.dtype)
-            if item.role == Role.WEIGHT and item.name not in shared:
-                problems.append(f"{name}: weight {item.name} is not in the manifest")
-                continue
             if item.role == Role.DATA:
-                tensor = torch.zeros(item.shape, dtype=dtype, device=device)
-            elif item.name in shared:
-                tensor = shared[item.name]
+                inputs[item.name] = torch.zeros(item.sizes(0), dtype=dtype, device=device)
+            elif item.name not in shared:
+                problems.append(f"{name}: {item.role} {item.name} is not in the manifest")
             else:
-                tensor = shared[item.name] = torch.zeros(item.shape, dtype=dtype, device=device)
-            if tuple(tensor.shape) != item.shape or tensor.dtype != dtype or not tensor.is_contiguous():
-                found = f"{tensor.dtype} {list(tensor.shape)}"
-                problems.append(f"{name}: {item.name} is {found}, expected contiguous {dtype} {list(item.shape)}")
-            inputs[item.name] = tensor
+                tensor = inputs[item.name] = shared[item.name]
+                expected = item.sizes(tensor.size(0))
+                if tuple(tensor.shape) != expected or tensor.dtype != dtype or not tensor.is_contiguous():
+                    found = f"{tensor.dtype} {list(tensor.shape)}"
+                    problems.append(f"{name}: {item.name} is {found}, expected contiguous {dtype} {list(expected)}")
         bound[name] = BoundProgram(programs[name], inputs, tuple(item.name for item in signature.outputs))
     raise_all(ArtifactError, f"{folder}: the manifest contradicts itself; build the artifact again", problems)
     return bound

@@ -24,7 +24,9 @@ from ..errors import RunError
 from .arguments import integer, sequence, token_ids
 from .checked_request import checked_requests
 from .executor import ChunkOutput, Executor
-from .generation import Generation, Token, collect, prefill_prompt, stream
+from .generation import Generation, Token, collect, stream
+from .page_tables import PageTables
+from .prefill import prefill
 from .sampling_params import SamplingParams
 from .scheduler import Request
 from .slots import Slots
@@ -66,8 +68,9 @@ class Runner:
     def __init__(self, manifest: Manifest, folder: Path, executor: Executor, load_seconds: Mapping[str, float]) -> None:
         self.manifest, self.folder, self.executor = manifest, folder, executor
         self.load_seconds = dict(load_seconds)
-        sizes, window = manifest.sizes, manifest.model.sliding_window
-        self.slots = Slots(sizes.max_batch, sizes.max_context, window, executor.ring_rows)
+        sizes, memory = manifest.sizes, executor.paged_memory
+        pages = None if memory is None else PageTables(sizes.max_batch, memory)
+        self.slots = Slots(sizes.max_batch, sizes.max_context, pages)
         self._lock = threading.Lock()
         self._owner = ""
 
@@ -88,13 +91,25 @@ class Runner:
     def truncate(self, length: int, slot: int = 0) -> None:
         """Shorten a slot's sequence to its first `length` tokens.
 
-        Raises RunError where sliding layers have overwritten what the next token has to see. Once the ring of window
-        + chunk positions is full, a sequence can be shortened by at most one prefill chunk."""
+        Raises RunError where what the next token has to see is gone: sliding layers give pages back that leave the
+        window, and another sequence may have taken them."""
         length, slot = integer("length", length), integer("slot", slot)
         with self._alone():
             self.slots.length(slot)
             self.slots.begin_call()
             self.slots.truncate(slot, length)
+
+    def fork(self, source: int, target: int) -> None:
+        """Let slot `target` hold the sequence of slot `source`, whatever it held before.
+
+        They share the memory of what they have in common: nothing is copied but a page that one of them changes. Raises
+        RunError where the artifact's cache has no pages (ONNX)."""
+        source, target = integer("source", source), integer("target", target)
+        with self._alone():
+            self.slots.length(source)
+            self.slots.length(target)
+            self.slots.begin_call()
+            self.slots.fork(source, target)
 
     def prefill(self, tokens: Sequence[int], slot: int = 0) -> Any:
         """Append tokens to a slot's sequence; returns the logits [V] float32 after the last of them."""
@@ -102,7 +117,8 @@ class Runner:
         with self._alone():
             self._check_room(ids, slot)
             self.slots.begin_call()
-            return prefill_prompt(self.executor, self.slots, slot, ids).logits[0]
+            *_, last = prefill(self.executor, self.slots, slot, ids, every_token=False)
+            return last.logits[0]
 
     def prefill_logits(self, tokens: Sequence[int], slot: int = 0) -> Iterator[Any]:
         """As `prefill`, but yields the logits after every token, in blocks [n, V] float32."""
@@ -147,9 +163,11 @@ class Runner:
             for slot in ids:
                 self.slots.check_room(slot, 1)
             self.slots.begin_call()
-            logits = self.executor.decode(ids, self.slots.lengths())
             for slot in ids:
-                self.slots.extend(slot, 1)
+                self.slots.reserve(slot, 1)
+            logits = self.executor.decode(ids, self.slots.lengths())
+            for slot, token in ids.items():
+                self.slots.append(slot, [token])
             return logits
 
     # Generation
@@ -248,17 +266,15 @@ class Runner:
                 f"{len(listed)} prompts: expected 1 to {len(self.slots)} (--max-batch of the build); "
                 "an Engine takes any number"
             )
-        return checked_requests(self.manifest, listed, max_new_tokens, sampling, stop_tokens, keep_logits)
+        return checked_requests(self.manifest, self.slots, listed, max_new_tokens, sampling, stop_tokens, keep_logits)
 
     def _outputs(self, ids: Sequence[int], slot: int, epoch: int) -> Iterator[ChunkOutput]:
         """Prefill, with the output after every token, in blocks. Checks before each block that the slots are still
         ours."""
         self.slots.check_epoch(epoch)
-        for chunk in self.executor.prefill(slot, self.slots.lengths()[slot], ids, every_token=True):
-            self.slots.extend(slot, chunk.count)
-            for output in chunk.outputs:
-                yield output
-                self.slots.check_epoch(epoch)
+        for output in prefill(self.executor, self.slots, slot, ids, every_token=True):
+            yield output
+            self.slots.check_epoch(epoch)
 
     def _ids(self, tokens: Sequence[int], name: str = "token") -> list[int]:
         return token_ids(name, tokens, self.manifest.model.vocab_size)

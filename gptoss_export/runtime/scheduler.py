@@ -1,13 +1,16 @@
 """Scheduler: what an executor does next for many sequences, and what that makes of them.
 
 A step of the scheduler is one prefill chunk, which prompts may share, or one decode step of all sequences whose prompts
-are in the cache. Sequences wait for a free slot in the order in which they came.
+are in the cache. Sequences wait for a free slot, and for the pages of their prompts, in the order in which they came.
 
-  interleave   a prefill chunk and a decode step take turns, so that no running sequence waits longer than for one chunk
-  otherwise    all prompts come first, then the sequences start together
+  serving    a prefill chunk and a decode step take turns, so that no running sequence waits longer than for one chunk
+  otherwise  all prompts come first, then the sequences start together
 
 Where the executor can launch a step before the host has read the tokens of the last one (`overlaps_steps`), it is
 launched. If one of those tokens ends its sequence, the step was one too many for it, and is rolled back.
+
+When pages run out, the sequence that got its slot last is set back: it loses its pages and waits again, before all
+others. Later its prompt and its tokens so far are prefilled, and it goes on with the next token.
 
 A sequence that fails ends alone, with its error. A step that fails ends all sequences that take part in it.
 """
@@ -18,11 +21,11 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import RunError
-from .executor import Executor, PendingTokens, Prompt
+from ..errors import OutOfPagesError, RunError
+from .executor import Executor, Part, PendingTokens, Prompt
 from .sampling_params import SamplingParams
 from .slots import Slots
 
@@ -48,10 +51,11 @@ class Request:
 class RunningSequence:
     """A request on its way.
 
-    slot      its slot, once it has one
-    cached    tokens of its prompt that are in the cache
+    slot      its slot, if it has one
+    prompt    what is prefilled: the request's prompt, and after it was set back also its tokens until then
+    cached    tokens of `prompt` that are in the cache
     started   tokens that were chosen or are being chosen
-    taken     tokens that the host knows
+    tokens    those that the host knows
     finish    why it ended: "stop" (a stop token), "length" (max_new_tokens), "context" (the cache is full), "cancelled"
               or "error"; None while it has not ended
     error     what it failed with
@@ -61,14 +65,18 @@ class RunningSequence:
     slot: int | None = None
     cached: int = 0
     started: int = 0
-    taken: int = 0
     finish: str | None = None
     error: Exception | None = None
+    prompt: Sequence[int] = field(init=False)
+    tokens: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.prompt = self.request.prompt
 
     @property
     def has_prompt(self) -> bool:
         """Whether its whole prompt is in the cache."""
-        return self.cached == len(self.request.prompt)
+        return self.cached == len(self.prompt)
 
 
 @dataclass(frozen=True)
@@ -100,10 +108,20 @@ class _Flight:
 
 class Scheduler:
     """Takes over all slots when it is made. A call of someone else that takes them over ends it: the next `step` raises
-    RunError."""
+    RunError.
 
-    def __init__(self, executor: Executor, slots: Slots, interleave: bool) -> None:
-        self._executor, self._slots, self._interleave = executor, slots, interleave
+    serving  prompts and steps take turns, a sequence begins with the pages of a known prefix, and it gives its pages
+             back when it ends. Otherwise the slots hold their sequences until someone takes them over
+    reuse    whether sequences may begin with the pages of a known prefix
+
+    set_back  how often a sequence was set back
+    reused    tokens of prompts that were found in the cache
+    """
+
+    def __init__(self, executor: Executor, slots: Slots, serving: bool, reuse: bool = True) -> None:
+        self._executor, self._slots, self._serving = executor, slots, serving
+        self._reuse = serving and reuse and not executor.fixed_width
+        self.set_back = self.reused = 0
         self._epoch = slots.begin_call()
         for slot in range(len(slots)):
             slots.clear(slot)
@@ -112,7 +130,9 @@ class Scheduler:
         self._ready: list[RunningSequence] = []  # their prompts are in the cache, their first tokens not yet chosen
         self._flights: deque[_Flight] = deque()
         self._ended: list[RunningSequence] = []
+        self._tokens: list[NewToken] = []
         self._prefilled_last = False
+        self._blocked: tuple[RunningSequence, int] | None = None  # it did not fit into so many free pages
 
     @property
     def busy(self) -> bool:
@@ -151,37 +171,62 @@ class Scheduler:
         self.check_owner()
         self._admit()
         launched = self._launch()
-        tokens: list[NewToken] = []
-        while len(self._flights) > (1 if launched and self._executor.overlaps_steps else 0):
-            tokens += self._land(self._flights.popleft())
+        self._land(leave=1 if launched and self._executor.overlaps_steps else 0)
         ended, self._ended = self._ended, []
+        tokens, self._tokens = self._tokens, []
         return StepResult(tokens, ended)
 
     def _admit(self) -> None:
-        free = [slot for slot in range(len(self._slots)) if slot not in self._running]
-        admitted = [(slot, self._waiting.popleft()) for slot in free[: len(self._waiting)]]
-        for slot, sequence in admitted:
-            self._slots.clear(slot)
+        admitted: dict[int, RunningSequence] = {}
+        for slot in range(len(self._slots)):
+            if not self._waiting:
+                break
+            if slot in self._running:
+                continue
+            sequence = self._waiting[0]
+            if not self._begin(sequence, slot):
+                break
+            self._waiting.popleft()
             sequence.slot = slot
-            self._running[slot] = sequence
+            self._running[slot] = admitted[slot] = sequence
         if admitted:
-            self._executor.set_sampling({slot: sequence.request.sampling for slot, sequence in admitted})
+            self._executor.set_sampling({slot: sequence.request.sampling for slot, sequence in admitted.items()})
+
+    def _begin(self, sequence: RunningSequence, slot: int) -> bool:
+        """Empty a slot for a sequence, with the prefix that the cache knows. False where its prompt does not fit beside
+        the running sequences; it fits alone, as all prompts of requests do."""
+        slots, pages = self._slots, self._slots.pages
+        if pages is not None and self._running and self._blocked == (sequence, pages.pool.available):
+            return False
+        slots.clear(slot)
+        sequence.cached = slots.reuse(slot, sequence.prompt) if self._reuse else 0
+        if pages is not None and self._running:
+            prompts = self._prompts()
+            promised = sum(pages.promised(other.slot or 0, len(other.prompt)) for other in prompts)
+            # A page more for each running sequence, so that it is not set back at once.
+            needed = pages.promised(slot, len(sequence.prompt)) + promised + len(self._running)
+            if needed > pages.pool.available:
+                slots.clear(slot)
+                self._blocked = sequence, pages.pool.available
+                return False
+        self.reused += sequence.cached
+        return True
 
     def _launch(self) -> bool:
         """Start one piece of work; whether tokens are chosen by it."""
         in_order = [self._running[slot] for slot in sorted(self._running)]
         decoding = [sequence for sequence in in_order if self._goes_on(sequence)]
         prompts = self._prompts()
-        flights = len(self._flights)
-        if prompts and not (decoding and self._interleave and self._prefilled_last):
+        before = self._flights[-1] if self._flights else None
+        if prompts and not (decoding and self._serving and self._prefilled_last):
             self._prefill(prompts)
             self._prefilled_last = True
         elif decoding:
             self._decode(decoding)
             self._prefilled_last = False
-        if self._ready and (self._interleave or not self._prompts()):
+        if self._ready and (self._serving or not self._prompts()):
             self._choose_first()
-        return len(self._flights) > flights
+        return bool(self._flights) and self._flights[-1] is not before
 
     def _prompts(self) -> list[RunningSequence]:
         """The sequences whose prompts are not yet in the cache, in the order in which they came."""
@@ -189,31 +234,74 @@ class Scheduler:
 
     def _goes_on(self, sequence: RunningSequence) -> bool:
         """Whether a decode step can take the sequence: it has a token, and room for it."""
-        assert sequence.slot is not None
+        if sequence.slot is None or not sequence.has_prompt or sequence in self._ready:
+            return False
         room = self._slots.lengths()[sequence.slot] < self._slots.max_context
-        return 0 < sequence.started < sequence.request.max_new_tokens and room
+        return room and sequence.finish is None and 0 < sequence.started < sequence.request.max_new_tokens
+
+    def _make_room(self, sequence: RunningSequence, count: int) -> bool:
+        """Reserve the pages of the next `count` tokens of a sequence, if necessary by setting back younger ones. False
+        where it was set back itself, or has ended."""
+        while sequence.slot is not None and sequence.finish is None:
+            try:
+                self._slots.reserve(sequence.slot, count)
+            except OutOfPagesError as error:
+                if self._flights:  # their tokens are known first; and who ends gives pages back
+                    self._land(leave=0)
+                elif idle := [slot for slot in range(len(self._slots)) if self._left_behind(slot)]:
+                    self._slots.clear(idle[0])
+                elif len(self._running) > 1:
+                    self._set_back(next(reversed(self._running.values())))
+                else:
+                    self._end(sequence, "error", error)
+            else:
+                return True
+        return False
+
+    def _left_behind(self, slot: int) -> bool:
+        """Whether a slot holds a sequence that has ended."""
+        return slot not in self._running and self._slots.lengths()[slot] > 0
+
+    def _set_back(self, sequence: RunningSequence) -> None:
+        """Take a sequence's slot and pages away. All its tokens are known to the host."""
+        assert sequence.slot is not None
+        if sequence in self._ready:
+            self._ready.remove(sequence)
+        self._slots.clear(sequence.slot)
+        del self._running[sequence.slot]
+        sequence.slot, sequence.cached, sequence.started = None, 0, len(sequence.tokens)
+        sequence.prompt = [*sequence.request.prompt, *sequence.tokens]
+        self._waiting.appendleft(sequence)
+        self.set_back += 1
 
     def _prefill(self, sequences: list[RunningSequence]) -> None:
         """A chunk with the next tokens of these prompts."""
         prompts = [
-            Prompt(sequence.slot or 0, sequence.cached, sequence.request.prompt[sequence.cached :])
-            for sequence in sequences
+            Prompt(sequence.slot or 0, sequence.cached, sequence.prompt[sequence.cached :]) for sequence in sequences
         ]
+        chunk = {part.slot: part for part in self._executor.shared_chunk_of(prompts)}
+        of_chunk = [sequence for sequence in sequences if sequence.slot in chunk]
+        taking = [(each, chunk[each.slot or 0]) for each in of_chunk]
+        taking = [(each, part) for each, part in taking if self._make_room(each, len(part.tokens))]
+        taking = [(each, part) for each, part in taking if each.slot == part.slot and each.finish is None]
+        if taking:
+            self._prefill_chunk(taking)
+
+    def _prefill_chunk(self, taking: list[tuple[RunningSequence, Part]]) -> None:
         try:
-            parts = self._executor.prefill_shared(prompts)
+            outputs = self._executor.prefill_shared([part for _, part in taking])
         except Exception as error:
-            if len(sequences) > 1:  # the first one alone: only what fails by itself ends
-                self._prefill(sequences[:1])
+            if len(taking) > 1:  # the first one alone: only what fails by itself ends
+                self._prefill_chunk(taking[:1])
             else:
-                self._end(sequences[0], "error", error)
+                self._end(taking[0][0], "error", error)
             return
-        for part in parts:
-            sequence = self._running[part.slot]
-            self._slots.extend(part.slot, part.count)
-            sequence.cached += part.count
-            if part.output is not None:
+        for (sequence, part), output in zip(taking, outputs, strict=True):
+            self._slots.append(part.slot, part.tokens)
+            sequence.cached += len(part.tokens)
+            if output is not None:
                 with self._failing([sequence]):
-                    self._executor.keep_output(part.slot, part.output)
+                    self._executor.keep_output(part.slot, output)
                     self._ready.append(sequence)
 
     def _choose_first(self) -> None:
@@ -223,6 +311,13 @@ class Scheduler:
             self._take_off(ready)
 
     def _decode(self, sequences: list[RunningSequence]) -> None:
+        by_age = [sequence for sequence in self._running.values() if sequence in sequences]
+        for sequence in by_age:
+            self._make_room(sequence, 1)
+        # Some have been set back, or have ended, since pages were short.
+        sequences = [sequence for sequence in sequences if self._goes_on(sequence)]
+        if not sequences:
+            return
         slots = _slots_of(sequences)
         with self._failing(sequences):
             self._executor.step(slots, self._slots.lengths(), _sampled(sequences))
@@ -239,9 +334,13 @@ class Scheduler:
             sequence.started += 1
         self._flights.append(_Flight(pending, sequences))
 
-    def _land(self, flight: _Flight) -> list[NewToken]:
+    def _land(self, leave: int) -> None:
+        """Take the tokens of all flights but the last `leave`."""
+        while len(self._flights) > leave:
+            self._take(self._flights.popleft())
+
+    def _take(self, flight: _Flight) -> None:
         """The tokens of a flight. Those of sequences that have ended meanwhile are dropped."""
-        found: list[NewToken] = []
         later = {slot for newer in self._flights for slot in _slots_of(newer.sequences)}
         self._slots.speculate(self._slots.speculated & later)
         with self._failing(flight.sequences):
@@ -255,25 +354,25 @@ class Scheduler:
                 if not math.isfinite(logprob):
                     self._end(sequence, "error", _not_finite(slot, token, logprob))
                     continue
-                sequence.taken += 1
+                self._slots.tell(slot, len(sequence.request.prompt) + len(sequence.tokens), [token])
+                sequence.tokens.append(token)
                 kept = logits[slot] if logits is not None and sequence.request.keep_logits else None
-                found.append(NewToken(sequence, token, logprob, kept))
+                self._tokens.append(NewToken(sequence, token, logprob, kept))
                 if finish := self._finish(sequence, token):
                     self._end(sequence, finish)
-        return found
 
     def _finish(self, sequence: RunningSequence, token: int) -> str | None:
         """Why a sequence ends with this token, if it does."""
         assert sequence.slot is not None
         if token in sequence.request.stop_tokens:
             return "stop"
-        if sequence.taken == sequence.request.max_new_tokens:
+        if len(sequence.tokens) == sequence.request.max_new_tokens:
             return "length"
         full = self._slots.lengths()[sequence.slot] >= self._slots.max_context
-        return "context" if full and sequence.taken == sequence.started else None
+        return "context" if full and len(sequence.tokens) == sequence.started else None
 
     def _end(self, sequence: RunningSequence, finish: str, error: Exception | None = None) -> None:
-        """Free the slot of a sequence. Its tokens stay in the cache until another one gets the slot."""
+        """Free the slot of a sequence."""
         sequence.finish, sequence.error = finish, error
         self._ended.append(sequence)
         if sequence in self._ready:
@@ -282,6 +381,8 @@ class Scheduler:
             del self._running[sequence.slot]
             if sequence.slot in self._slots.speculated:
                 self._slots.rollback([sequence.slot])
+            if self._serving:
+                self._slots.clear(sequence.slot)
 
     @contextmanager
     def _failing(self, sequences: list[RunningSequence]) -> Iterator[None]:

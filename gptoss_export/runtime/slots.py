@@ -4,49 +4,49 @@ A call that changes slots begins a new epoch. A generator that was started in an
 `prefill_logits`) finds out when it goes on.
 
 While tokens are generated, the next step may be launched before the host knows the tokens of this one. Its sequences
-are one token longer than the caller knows: they are speculated, until their tokens are known or rolled back."""
+are one token longer than the caller knows: they are speculated, until their tokens are known or rolled back.
+
+Where the cache is made of pages (page_tables.py), `reserve` comes before tokens are appended, and the tokens are told
+when they are known, so that another sequence with the same beginning can share their pages."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
-from ..errors import RunError
-
-
-@dataclass
-class Slot:
-    """One sequence: its length, and how many positions were written since the slot was last emptied."""
-
-    length: int = 0
-    written: int = 0
+from ..errors import OutOfPagesError, RunError
+from .page_tables import PageTables
 
 
 class Slots:
     """The sequences of all slots.
 
     max_context  tokens that a sequence can hold
-    window       positions that a sliding layer's query sees, itself included
-    ring_rows    positions that the caches of sliding layers keep; 0: all
+    pages        None: each slot has a cache for the whole context
     """
 
-    def __init__(self, count: int, max_context: int, window: int, ring_rows: int) -> None:
-        self.max_context = max_context
+    def __init__(self, count: int, max_context: int, pages: PageTables | None = None) -> None:
+        self.max_context = max_context if pages is None else min(max_context, pages.capacity)
+        self.pages = pages
         self.epoch = 0
         self.speculated: set[int] = set()
-        self._window, self._ring_rows = window, ring_rows
-        self._slots = [Slot() for _ in range(count)]
+        self._built_for = max_context
+        self._lengths = [0] * count
 
     def __len__(self) -> int:
-        return len(self._slots)
+        return len(self._lengths)
+
+    @property
+    def limit(self) -> str:
+        """The option that `max_context` comes from."""
+        return "--max-context of the build" if self.max_context == self._built_for else "--kv-memory of the load"
 
     def length(self, slot: int) -> int:
         """Tokens of a slot's sequence, without a speculated one. Raises RunError for a slot that does not exist."""
-        return self._slot(slot).length - (slot in self.speculated)
+        return self._lengths[self._checked(slot)] - (slot in self.speculated)
 
     def lengths(self) -> list[int]:
         """Tokens of all sequences, speculated ones included."""
-        return [slot.length for slot in self._slots]
+        return list(self._lengths)
 
     def begin_call(self) -> int:
         """Take the slots over: roll back what an unfinished stream speculated. Returns the new epoch."""
@@ -59,11 +59,24 @@ class Slots:
         if epoch != self.epoch:
             raise RunError("another call used this runner in the meantime; finish a stream before the next call")
 
+    def reserve(self, slot: int, count: int) -> None:
+        """Make room for the next `count` tokens of a slot. Raises OutOfPagesError where there is none now."""
+        if self.pages is not None:
+            self.pages.reserve(slot, self._lengths[slot], count)
+
     def extend(self, slot: int, count: int) -> None:
         """`count` tokens were appended to a slot's sequence."""
-        held = self._slots[slot]
-        held.length += count
-        held.written = max(held.written, held.length)
+        self._lengths[slot] += count
+
+    def append(self, slot: int, tokens: Sequence[int]) -> None:
+        """These tokens were appended to a slot's sequence."""
+        self.tell(slot, self._lengths[slot], tokens)
+        self.extend(slot, len(tokens))
+
+    def tell(self, slot: int, start: int, tokens: Sequence[int]) -> None:
+        """The tokens of a slot's sequence from position `start` on, which were or will be appended."""
+        if self.pages is not None:
+            self.pages.tell(slot, start, tokens)
 
     def speculate(self, slots: Iterable[int]) -> None:
         """The steps of these slots, which are extended already, were launched before the tokens were known, and no
@@ -74,45 +87,69 @@ class Slots:
         """Forget the speculated token of these slots: the step that appended it was one too many."""
         dropped = set(slots)
         for slot in dropped:
-            self._slots[slot].length -= 1
+            self._lengths[slot] -= 1
         self.speculated = self.speculated - dropped
 
     def clear(self, slot: int) -> None:
         """Forget a slot's sequence."""
-        self._slot(slot)
-        self._slots[slot] = Slot()
+        if self.pages is not None:
+            self.pages.release(self._checked(slot), self._lengths[slot])
+        self._lengths[self._checked(slot)] = 0
+
+    def reuse(self, slot: int, tokens: Sequence[int]) -> int:
+        """Let an empty slot begin with what the cache knows of the beginning of `tokens`; how many tokens that is. At
+        least the last token is left to compute."""
+        if self.pages is not None:
+            self._lengths[slot] = self.pages.reuse(slot, tokens)
+        return self._lengths[slot]
 
     def truncate(self, slot: int, length: int) -> None:
         """Shorten a slot's sequence to its first `length` tokens.
 
-        Raises RunError where sliding layers have overwritten positions that the next token has to see: their caches
-        hold the last `ring_rows` positions that were written, and the next query, at `length`, sees `window` of them.
+        Raises RunError where sliding layers have lost pages that the next token has to see: they give pages back when
+        those leave the window, and other sequences may have taken them.
         """
-        held = self._slot(slot)
-        if not 0 <= length <= held.length:
-            raise RunError(f"truncate to {length}: the sequence has {held.length} tokens; expected 0 to {held.length}")
-        oldest = max(0, held.written - self._ring_rows) if self._ring_rows else 0
-        needed = max(0, length - self._window + 1)
-        if length and needed < oldest:
+        held = self._lengths[self._checked(slot)]
+        if not 0 <= length <= held:
+            raise RunError(f"truncate to {length}: the sequence has {held} tokens; expected 0 to {held}")
+        if self.pages is not None and not self.pages.truncate(slot, held, length):
             raise RunError(
-                f"truncate to {length}: sliding layers hold positions {oldest} to {held.written - 1} only, and the "
-                f"next token needs position {needed}; reset the slot and prefill the {length} tokens again"
+                f"truncate to {length}: the pages of sliding layers before that were given to other sequences; reset "
+                f"the slot and prefill the {length} tokens again"
             )
-        held.length = length
-        if length == 0:
-            self._slots[slot] = Slot()
+        self._lengths[slot] = length
+
+    def fork(self, source: int, target: int) -> None:
+        """Let a slot hold the sequence of another one, whatever it held before. Their pages are shared until one of
+        them changes a page. Raises RunError where the cache has no pages, and for a slot onto itself."""
+        self._checked(source), self._checked(target)
+        if self.pages is None:
+            raise RunError("fork: this artifact has a cache of fixed size for each slot, expected one of pages")
+        if source == target:
+            raise RunError(f"fork: found slot {source} twice, expected two slots")
+        self.clear(target)
+        self.pages.fork(source, target, self._lengths[source])
+        self._lengths[target] = self._lengths[source]
 
     def check_room(self, slot: int, count: int, fresh: bool = False) -> None:
         """Raise RunError where `count` tokens do not fit behind a slot's sequence, or (`fresh`) in place of it."""
         length = 0 if fresh else self.length(slot)
-        self._slot(slot)
+        self._checked(slot)
         if length + count > self.max_context:
             raise RunError(
-                f"slot {slot}: {length} tokens and {count} more exceed the context of {self.max_context} "
-                "(--max-context of the build)"
+                f"slot {slot}: {length} tokens and {count} more exceed the context of {self.max_context} ({self.limit})"
             )
+        if self.pages is not None:
+            pages = self.pages
+            lacking = pages.lacking_anew(slot, count) if fresh else pages.lacking(slot, length, count)
+            if lacking:
+                raise OutOfPagesError(
+                    f"slot {slot}: {length} tokens and {count} more need {lacking} more pages than the "
+                    f"{pages.pool.available} of the KV cache that are free; reset other slots, or load with more "
+                    "--kv-memory"
+                )
 
-    def _slot(self, slot: int) -> Slot:
-        if not 0 <= slot < len(self._slots):
-            raise RunError(f"slot {slot}: expected 0 to {len(self._slots) - 1} (--max-batch of the build)")
-        return self._slots[slot]
+    def _checked(self, slot: int) -> int:
+        if not 0 <= slot < len(self._lengths):
+            raise RunError(f"slot {slot}: expected 0 to {len(self._lengths) - 1} (--max-batch of the build)")
+        return slot

@@ -11,9 +11,10 @@ import torch
 
 from ..artifact.manifest import Manifest
 from .decode_step import DecodeStep, PendingTorchTokens, StepRows
-from .executor import ChunkOutput, Executor, PrefilledChunk
+from .executor import ChunkOutput, Executor, Outputs, Part
 from .sampler_torch import SamplingBuffers, StepOutput, choose
 from .sampling_params import SamplingParams
+from .staging import on_device
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class TorchExecutor(Executor):
                 self.steps[min(self.steps)].capture(sampled=False)
 
     @abstractmethod
-    def _prefill(self, slot: int, start: int, tokens: Sequence[int], every_token: bool) -> Iterator[PrefilledChunk]:
-        """`prefill`, under inference mode while it runs."""
+    def _prefill(self, part: Part, outputs: Outputs) -> Iterator[ChunkOutput]:
+        """`prefill`, under inference mode, as the outputs are too."""
 
     def _placement(self, slots: Sequence[int], lengths: Sequence[int]) -> Placement:
         """The rows of a step that appends a token to the sequences of `slots`, by the lengths of all slots."""
@@ -82,15 +83,10 @@ class TorchExecutor(Executor):
             moving=[*[True] * len(slots), *[False] * idle],
         )
 
-    def prefill(self, slot: int, start: int, tokens: Sequence[int], every_token: bool) -> Iterator[PrefilledChunk]:
-        chunks = self._prefill(slot, start, tokens, every_token)
-        while True:
-            with torch.inference_mode():
-                chunk = next(chunks, None)
-            if chunk is None:
-                return
-            yield PrefilledChunk(chunk.count, _under_inference_mode(chunk.outputs))
-            del chunk  # holds the chunk's hidden states, which need not stay while the next chunk is computed
+    def prefill(self, part: Part, outputs: Outputs) -> Iterator[ChunkOutput]:
+        with torch.inference_mode():
+            blocks = self._prefill(part, outputs)
+        return _under_inference_mode(blocks)
 
     @torch.inference_mode()
     def decode(self, tokens: dict[int, int], lengths: Sequence[int]) -> torch.Tensor:
@@ -160,13 +156,13 @@ class TorchExecutor(Executor):
             of_rows = self._ids(slot or 0 for slot in placed.slots)
             step.rows.tokens.copy_(self._tokens[of_rows])
             step.rows.slots.copy_(of_rows)
-            step.rows.positions.copy_(torch.tensor(placed.positions, device="cpu"))
-            step.advance.copy_(torch.tensor(placed.moving, device="cpu"))
+            step.rows.positions.copy_(self._ids(placed.positions))
+            step.advance.copy_(self._ids(placed.moving))
         self._placed = placed.after_step()
         return step, placed
 
     def _ids(self, numbers: Iterable[int]) -> torch.Tensor:
-        return torch.tensor(list(numbers), dtype=torch.int64, device=self.device)
+        return on_device(list(numbers), self.device)
 
     def _fetch_tokens(self) -> None:
         """Take the last tokens from the step that has them. Its rows are written again before it runs again."""

@@ -24,6 +24,18 @@ class Table:
     rows: list[tuple[str, ...]]
 
 
+@dataclass(frozen=True)
+class LoadSettings:
+    """What the user chooses when an artifact is loaded.
+
+    tune_process  settings of the whole process may be changed to save GPU memory
+    kv_memory     bytes of the KV cache; None: the target chooses
+    """
+
+    tune_process: bool
+    kv_memory: int | None
+
+
 class Loader(ABC):
     """The running half of a target."""
 
@@ -32,11 +44,9 @@ class Loader(ABC):
         """Why this machine cannot run the artifact; empty where it can. Opens no compiled code."""
 
     @abstractmethod
-    def load(self, manifest: Manifest, folder: Path, progress: Progress, tune_process: bool) -> Executor:
-        """Load an artifact for which `problems` found nothing. Raises ArtifactError.
-
-        tune_process: settings of the whole process may be changed to save GPU memory.
-        """
+    def load(self, manifest: Manifest, folder: Path, progress: Progress, settings: LoadSettings) -> Executor:
+        """Load an artifact for which `problems` found nothing. Raises ArtifactError, and UsageError for settings that
+        the target or the machine cannot meet."""
 
     def tables(self, manifest: Manifest, folder: Path) -> list[Table]:
         """What `inspect` shows besides the manifest. Opens no compiled code."""

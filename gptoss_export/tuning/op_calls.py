@@ -55,7 +55,8 @@ def op_calls(
         traced = trace(program, short, sizes, dtype, torch.device("cpu"))
         lower(traced, recorder.implementations(composed_by_reference=True))
         lower(traced, recorder.implementations(composed_by_reference=False))
-    return [replace(call, arguments=_on_meta(call.arguments)) for call in recorder.calls.values()]
+    pages = 1 + sizes.table[0] * sizes.table[1]
+    return [replace(call, arguments=_on_meta(call.arguments, pages)) for call in recorder.calls.values()]
 
 
 class _Recorder:
@@ -88,9 +89,12 @@ class _Recorder:
         return replace(kernel, config_space=recorded)
 
 
-def _on_meta(arguments: Arguments) -> dict[str, Any]:
-    """The arguments of a traced call without the tracer's own tensors."""
-    return {
-        name: torch.empty(value.shape, dtype=value.dtype, device="meta") if isinstance(value, torch.Tensor) else value
-        for name, value in arguments.items()
-    }
+def _on_meta(arguments: Arguments, pages: int) -> dict[str, Any]:
+    """The arguments of a traced call without the tracer's own tensors. The caches have so many pages."""
+    found: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if isinstance(value, torch.Tensor):
+            shape = [size if isinstance(size, int) else pages for size in value.shape]
+            value = torch.empty(shape, dtype=value.dtype, device="meta")
+        found[name] = value
+    return found

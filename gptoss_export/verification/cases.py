@@ -16,6 +16,7 @@ import torch
 
 from ..artifact.manifest import Manifest
 from ..errors import UsageError, raise_all
+from ..model.kv_cache import PAGE
 from ..runtime.runner import Runner
 
 DECODED = 8  # decode steps after each prefill
@@ -71,14 +72,14 @@ def default_lengths(manifests: Iterable[Manifest], limit: int) -> list[int]:
     """Prompt lengths around every border that one of these artifacts has, up to `limit`, in ascending order.
 
     The borders are what implementations get wrong: the sliding window, each prefill chunk, alone and behind the
-    largest one, the wrap of the cache of sliding layers, and the position from which YaRN extrapolates.
+    largest one, the first page, the first pages that sliding layers give back behind a whole chunk, and the position
+    from which YaRN extrapolates.
     """
     lengths = {1}
     for manifest in manifests:
         window, chunk = manifest.model.sliding_window, max(manifest.sizes.prefill_chunks)
-        ring = window + chunk
         yarn = manifest.model.rope.original_max_position_embeddings
-        borders = {window, chunk, ring, 2 * ring, yarn}
+        borders = {window, chunk, window + chunk, PAGE, yarn}
         for smaller in set(manifest.sizes.prefill_chunks) - {chunk}:
             borders |= {smaller, chunk + smaller}
         lengths |= {border + step for border in borders for step in (-1, 0, 1)}

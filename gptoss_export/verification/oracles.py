@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 
-from ..artifact.programs import Sizes, kv_cache_names, kv_caches
+from ..artifact.programs import Sizes, kv_cache_names, kv_inputs, page_table_names
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..compiler.export import build_model
 from ..errors import UsageError
-from ..model.decoder import Caches, GptOss, yarn_inv_freq
+from ..model.decoder import Caches, GptOss, Pages, yarn_inv_freq
 from ..model.dtypes import dtype_name, torch_dtype
+from ..model.kv_cache import pages_for
 from ..model.ops.norm import rms_norm
 from ..model.parameters import INV_FREQ
 from .near_ties import Routing, other_side
@@ -163,27 +164,33 @@ class ReferenceOracle(Oracle):
     @torch.inference_mode()
     def run(self, tokens: Sequence[int], rows: Sequence[int], near_tie: float = 0.0) -> OracleOutput:
         self._near_tie = near_tie
-        caches, slots = self._empty_caches(len(tokens)), torch.zeros(1, dtype=torch.int64, device=self._device)
+        caches, pages = self._empty_cache(len(tokens))
+        slots = torch.zeros(1, dtype=torch.int64, device=self._device)
         found: dict[int, torch.Tensor] = {}
         pieces: list[Routing] = []
         for start in range(0, len(tokens), self.CHUNK):
             piece = torch.tensor([list(tokens[start : start + self.CHUNK])], device=self._device)
             end = start + piece.size(1)
             self._layers.clear()
-            hidden = self._model.backbone(piece, torch.arange(start, end, device=self._device)[None], slots, caches)
+            positions = torch.arange(start, end, device=self._device)[None]
+            hidden = self._model.backbone(piece, positions, slots, pages, caches)
             pieces.append(Routing.of_layers(self._layers))
             for row in rows:
                 if start <= row < end:
                     found[row] = self._model.unembed(hidden[row - start][None])[0][0].cpu()
         return OracleOutput({row: found[row] for row in rows}, Routing.join(pieces))
 
-    def _empty_caches(self, length: int) -> Caches:
-        """The caches of one sequence of `length` tokens."""
-        specs = kv_caches(self._config, Sizes((1,), length, (self.CHUNK,)), dtype_name(self._dtype))
+    def _empty_cache(self, length: int) -> tuple[Caches, Pages]:
+        """The caches of one sequence of `length` tokens, which gives nothing back, and its pages."""
+        count = pages_for(length)
+        specs = kv_inputs(self._config, Sizes((1,), length, (self.CHUNK,)), dtype_name(self._dtype))
         tensors = {
-            item.name: torch.zeros(item.shape, dtype=torch_dtype(item.dtype), device=self._device) for item in specs
+            item.name: torch.zeros(item.sizes(count + 1), dtype=torch_dtype(item.dtype), device=self._device)
+            for item in specs
         }
-        return [(tensors[k], tensors[v]) for k, v in kv_cache_names(self._config)]
+        table = torch.arange(1, count + 1, dtype=torch.int32, device=self._device)[None]
+        caches = [(tensors[k], tensors[v]) for k, v in kv_cache_names(self._config)]
+        return caches, dict.fromkeys(page_table_names(self._config), table)
 
 
 _ORACLES: dict[str, type[TransformersOracle] | type[ReferenceOracle]] = {

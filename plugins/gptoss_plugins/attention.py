@@ -1,6 +1,6 @@
 """gptoss_triton::sink_attention: `gptoss::sink_attention` for NVIDIA GPUs, decode and prefill, in Triton.
 
-The contract (shapes, rows of the cache, sinks, idle queries) is in gptoss_export/model/ops/attention.py.
+The contract (shapes, pages of the cache, sinks, idle queries) is in gptoss_export/model/ops/attention.py.
 
 `_attend_pdl` serves decode and prefill. A program has one KV head of one sequence, a tile of BLOCK_M *rows*, and one
 of SPLITS shares of the context. A row is a pair (query, query head of the group), flattened in that order:
@@ -13,9 +13,9 @@ window + BLOCK_M / group keys; without the flattening it would visit window + BL
 
 The keys of a tile are the positions from the first one that its earliest query sees to the position of its latest
 query. Only the device knows them, so a program computes its share from the positions that it reads. All shares have
-the same size in whole tiles of BLOCK_N, for each length of the context. Position p is in cache row p % R, for rings
-and for full layers. On full layers, the tiles that every query of the program sees as a whole are computed without
-masks.
+the same size in whole tiles of BLOCK_N, for each length of the context. The page of each key is looked up in the
+slot's table, so that a tile may begin anywhere and span pages. On full layers, the tiles that every query of the
+program sees as a whole are computed without masks.
 
 SPLITS is static. It is chosen from the shapes: about `Attend.programs` programs run, and a share of a full cache has
 at least two tiles. With one share, the same kernel adds the sink at its end. With more, each program writes (peak,
@@ -25,8 +25,8 @@ total, sum that is not normalised) to float32 scratch memory, and attention_shar
 `_attend_next_pdl` computes one token a sequence, launched after the kernel that makes its query, as in the fused
 sublayer. It reads the first tile of older keys before that kernel has ended.
 
-Limits: query, caches and sinks are contiguous in the contract's layout. One head of one slot of the cache has fewer
-than 2^31 elements; the whole cache may have more. head_dim is padded to a power of two, at least 16.
+Limits: query, caches, pages and sinks are contiguous in the contract's layout. A page has fewer than 2^31 elements; the
+whole cache may have more. head_dim is padded to a power of two, at least 16.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from .arch import has_dependent_launch
 from .attention_config import Attend, attention_space, padded
 from .attention_shares import combine
 from .dependent_launch import let_next_start, wait_for_previous
-from .online_softmax import LOG2E, NOTHING, scan
+from .online_softmax import LOG2E, NOTHING, cell, scan
 
 
 @triton.jit
@@ -54,6 +54,7 @@ def _attend_pdl(
     query,
     k_cache,
     v_cache,
+    pages,
     sinks,
     slots,
     positions,
@@ -65,7 +66,8 @@ def _attend_pdl(
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    ROWS: tl.constexpr,
+    PAGE: tl.constexpr,
+    PAGES: tl.constexpr,
     WINDOW: tl.constexpr,
     SCALE: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -106,8 +108,8 @@ def _attend_pdl(
     begin = first + tl.program_id(2) * share
     end = tl.minimum(begin + share, last + 1)
 
-    slot = tl.load(slots + sequence).to(tl.int64)
-    base = (slot * KV_HEADS + kv_head) * (ROWS + 1) * HEAD_DIM
+    table = pages + tl.load(slots + sequence) * PAGES
+    base = kv_head * PAGE * HEAD_DIM
     d = tl.arange(0, DIM)[None, :]
     line = q_index.to(tl.int64) * (KV_HEADS * GROUP) + q_head  # of query and out, seen as [N L Hq, D]
     cells = line[:, None] * HEAD_DIM + d
@@ -128,10 +130,12 @@ def _attend_pdl(
             acc,
             k_cache + base,
             v_cache + base,
+            table,
             begin,
             clear,
             WINDOW,
-            ROWS,
+            PAGE,
+            KV_HEADS,
             HEAD_DIM,
             SCALE,
             BLOCK_N,
@@ -148,10 +152,12 @@ def _attend_pdl(
         acc,
         k_cache + base,
         v_cache + base,
+        table,
         clear,
         end,
         WINDOW,
-        ROWS,
+        PAGE,
+        KV_HEADS,
         HEAD_DIM,
         SCALE,
         BLOCK_N,
@@ -183,6 +189,7 @@ def _attend_next_pdl(
     query,
     k_cache,
     v_cache,
+    pages,
     sinks,
     slots,
     positions,
@@ -193,7 +200,8 @@ def _attend_next_pdl(
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    ROWS: tl.constexpr,
+    PAGE: tl.constexpr,
+    PAGES: tl.constexpr,
     WINDOW: tl.constexpr,
     SCALE: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -208,17 +216,18 @@ def _attend_next_pdl(
     sequence = (tl.program_id(0) + let_next_start(EARLY)) // KV_HEADS
     kv_head = tl.program_id(0) % KV_HEADS
     position = tl.load(positions + sequence).to(tl.int32)
-    slot = tl.load(slots + sequence).to(tl.int64)
+    table = pages + tl.load(slots + sequence) * PAGES
     first = 0
     if WINDOW:
         first = tl.maximum(position - WINDOW + 1, 0)
     share = tl.cdiv(tl.cdiv(position + 1 - first, SPLITS), BLOCK_N) * BLOCK_N
     begin = first + tl.program_id(1) * share
     end = tl.minimum(begin + share, position + 1)
-    base = (slot * KV_HEADS + kv_head) * (ROWS + 1) * HEAD_DIM
+    base = kv_head * PAGE * HEAD_DIM
     d = tl.arange(0, DIM)[None, :]
     at = (begin + tl.arange(0, BLOCK_N))[:, None]
-    cells = base + (at % ROWS) * HEAD_DIM + d
+    page = tl.load(table + at // PAGE, mask=at < end, other=0)
+    cells = base + cell(page, at, PAGE, KV_HEADS, HEAD_DIM) + d
     older = (at < end) & (at < position) & (d < HEAD_DIM)
     k_older = tl.load(k_cache + cells, mask=older, other=0.0)
     v_older = tl.load(v_cache + cells, mask=older, other=0.0)
@@ -248,10 +257,12 @@ def _attend_next_pdl(
         acc,
         k_cache + zero + base,
         v_cache + zero + base,
+        table,
         begin + BLOCK_N,
         end,
         WINDOW,
-        ROWS,
+        PAGE,
+        KV_HEADS,
         HEAD_DIM,
         SCALE,
         BLOCK_N,
@@ -281,6 +292,7 @@ class AttentionInputs:
     query: torch.Tensor
     k_cache: torch.Tensor
     v_cache: torch.Tensor
+    pages: torch.Tensor
     sinks: torch.Tensor
     slots: torch.Tensor
     positions: torch.Tensor
@@ -296,8 +308,8 @@ def attend(inputs: AttentionInputs, config: Attend, arch: str, after_its_query: 
     """
     query, k_cache = inputs.query, inputs.k_cache
     sequences, length, query_heads, head_dim = query.shape
-    kv_heads, rows = k_cache.size(1), k_cache.size(2) - 1
-    group = query_heads // kv_heads
+    kv_heads, page, pages = k_cache.size(1), k_cache.size(2), inputs.pages
+    group, rows = query_heads // kv_heads, pages.size(1) * page
     dim, early = padded(head_dim), has_dependent_launch(arch)
     grid = triton.cdiv(length * group, config.rows), sequences * kv_heads
     queries = min(length, triton.cdiv(config.rows, group))  # of one tile
@@ -313,6 +325,7 @@ def attend(inputs: AttentionInputs, config: Attend, arch: str, after_its_query: 
         query.contiguous(),
         k_cache,
         inputs.v_cache,
+        pages.contiguous(),
         inputs.sinks,
         inputs.slots,
         inputs.positions.contiguous(),
@@ -325,7 +338,8 @@ def attend(inputs: AttentionInputs, config: Attend, arch: str, after_its_query: 
         "KV_HEADS": kv_heads,
         "GROUP": group,
         "HEAD_DIM": head_dim,
-        "ROWS": rows,
+        "PAGE": page,
+        "PAGES": pages.size(1),
         "WINDOW": inputs.window,
         "SCALE": inputs.scale,
         "SPLITS": splits,
@@ -353,6 +367,7 @@ def sink_attention(
     query: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
+    pages: torch.Tensor,
     sinks: torch.Tensor,
     slots: torch.Tensor,
     positions: torch.Tensor,
@@ -366,6 +381,7 @@ def sink_attention(
         query=query,
         k_cache=k_cache,
         v_cache=v_cache,
+        pages=pages,
         sinks=sinks,
         slots=slots,
         positions=positions,
@@ -379,9 +395,8 @@ def sink_attention(
 def config_space(arguments: Arguments) -> ConfigSpace:
     """The launch configs of a call, which depend on its rows, its heads and the length of its KV cache."""
     query = arguments["query"]
-    return attention_space(
-        arguments["positions"], query.size(2), arguments["k_cache"], arguments["window"], query.dtype
-    )
+    caches = arguments["k_cache"], arguments["pages"]
+    return attention_space(arguments["positions"], query.size(2), *caches, arguments["window"], query.dtype)
 
 
 KERNEL = Kernel(sink_attention, config_space)

@@ -58,11 +58,11 @@ def default_config(rows: int, dim: int, dtype: torch.dtype, visible: int) -> Att
 
 
 def attention_space(
-    positions: torch.Tensor, heads: int, k_cache: torch.Tensor, window: int, dtype: torch.dtype
+    positions: torch.Tensor, heads: int, k_cache: torch.Tensor, pages: torch.Tensor, window: int, dtype: torch.dtype
 ) -> ConfigSpace:
     """For queries at `positions` [N, L], of `heads` heads in `dtype`."""
-    (sequences, length), (_, kv_heads, rows, head_dim) = positions.shape, k_cache.shape
-    visible, group = window or rows - 1, heads // kv_heads
+    (sequences, length), (_, kv_heads, page, head_dim) = positions.shape, k_cache.shape
+    visible, group = window or pages.size(1) * page, heads // kv_heads
     # A chunk is as much work in one segment as in many: its tokens are what a config depends on.
     described = (sequences, 1) if length == 1 else (1, sequences * length)
     return ConfigSpace(

@@ -28,6 +28,7 @@ from .arch import has_dependent_launch
 from .attention import AttentionInputs, attend
 from .attention_config import Attend, attention_space
 from .dependent_launch import let_next_start, wait_for_previous, wait_then_let_next_start
+from .online_softmax import cell
 from .rows import FEW_TOKENS, ROW_OPTIONS, Rows, dot_rows, dot_rows_of_norm, load_rows
 
 QKV = Rows(rows=4, length=1024, warps=4)
@@ -47,13 +48,15 @@ def _qkv_pdl(
     query,
     k_cache,
     v_cache,
+    pages,
     TOKENS: tl.constexpr,
     LENGTH: tl.constexpr,
     HIDDEN: tl.constexpr,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    ROWS: tl.constexpr,
+    PAGE: tl.constexpr,
+    PAGES: tl.constexpr,
     EPS: tl.constexpr,
     PAIRS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -65,9 +68,9 @@ def _qkv_pdl(
     head = tl.program_id(0) // parts
     first = tl.program_id(0) % parts * PAIRS
     r = tl.arange(0, 2 * PAIRS)
-    row = head * HEAD_DIM + r // PAIRS * HALF + first + r % PAIRS
-    pieces = load_rows(weight, row, HIDDEN, BLOCK)
-    added = tl.load(bias + row).to(tl.float32)
+    line = head * HEAD_DIM + r // PAIRS * HALF + first + r % PAIRS
+    pieces = load_rows(weight, line, HIDDEN, BLOCK)
+    added = tl.load(bias + line).to(tl.float32)
     zero = wait_then_let_next_start(EARLY)
     x += zero
     cos += zero
@@ -79,8 +82,9 @@ def _qkv_pdl(
         y = dot_rows_of_norm(pieces, x + token * HIDDEN, norm_weight, HIDDEN, BLOCK, EPS) + added
         low, high = tl.split(tl.trans(y.reshape(2, PAIRS)))
         position = tl.load(positions + token)
-        slot = tl.load(slots + token // LENGTH).to(tl.int64)
-        cache_row = tl.where(position >= 0, position % ROWS, ROWS)
+        at = tl.maximum(position, 0)
+        page = tl.load(pages + tl.load(slots + token // LENGTH) * PAGES + at // PAGE)
+        row = cell(tl.where(position >= 0, page, 0), at, PAGE, KV_HEADS, HEAD_DIM)
         if head < HEADS + KV_HEADS:
             c = tl.load(cos + token * HALF + d)
             s = tl.load(sin + token * HALF + d)
@@ -92,11 +96,11 @@ def _qkv_pdl(
             tl.store(out + d, low.to(query.dtype.element_ty))
             tl.store(out + HALF + d, high.to(query.dtype.element_ty))
         elif head < HEADS + KV_HEADS:
-            out = k_cache + ((slot * KV_HEADS + head - HEADS) * (ROWS + 1) + cache_row) * HEAD_DIM
+            out = k_cache + row + (head - HEADS) * PAGE * HEAD_DIM
             tl.store(out + d, low.to(k_cache.dtype.element_ty))
             tl.store(out + HALF + d, high.to(k_cache.dtype.element_ty))
         else:
-            out = v_cache + ((slot * KV_HEADS + head - HEADS - KV_HEADS) * (ROWS + 1) + cache_row) * HEAD_DIM
+            out = v_cache + row + (head - HEADS - KV_HEADS) * PAGE * HEAD_DIM
             tl.store(out + d, low.to(v_cache.dtype.element_ty))
             tl.store(out + HALF + d, high.to(v_cache.dtype.element_ty))
 
@@ -141,6 +145,7 @@ def attention_sublayer(
     sinks: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
+    pages: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
     slots: torch.Tensor,
@@ -169,13 +174,15 @@ def attention_sublayer(
         query,
         k_cache,
         v_cache,
+        pages.contiguous(),
         TOKENS=tokens,
         LENGTH=positions.size(1),
         HIDDEN=hidden,
         HEADS=heads,
         KV_HEADS=kv_heads,
         HEAD_DIM=head_dim,
-        ROWS=k_cache.size(2) - 1,
+        PAGE=k_cache.size(2),
+        PAGES=pages.size(1),
         EPS=eps,
         PAIRS=pairs,
         BLOCK=qkv.length,
@@ -186,6 +193,7 @@ def attention_sublayer(
         query=query,
         k_cache=k_cache,
         v_cache=v_cache,
+        pages=pages,
         sinks=sinks,
         slots=slots,
         positions=positions,
@@ -220,7 +228,7 @@ def config_space(arguments: Arguments) -> ConfigSpace:
     """The launch configs of a call: those of attention, and rows and warps of the two products around it."""
     k_cache, hidden, heads = arguments["k_cache"], arguments["x"].size(1), arguments["sinks"].size(0)
     dtype = arguments["qkv_weight"].dtype
-    inner = attention_space(arguments["positions"], heads, k_cache, arguments["window"], dtype)
+    inner = attention_space(arguments["positions"], heads, k_cache, arguments["pages"], arguments["window"], dtype)
     half, width = k_cache.size(3) // 2, arguments["o_weight"].size(1)
     row_counts = [2 * pairs for pairs in (4, 2, 1) if half % pairs == 0]  # rows of a program: they divide a head
     qkv = QKV.for_rows_of(hidden)

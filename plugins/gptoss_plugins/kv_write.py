@@ -1,8 +1,8 @@
 """gptoss_triton::kv_write: `gptoss::kv_write` for NVIDIA GPUs, one program for each token and KV head.
 
 The contract is in gptoss_export/model/ops/kv_write.py, with what is written for values that are not finite. A program
-copies the key and the value of one head of one token. It does not handle several tokens at once, because their rows in
-a ring need not be neighbours.
+copies the key and the value of one head of one token. It does not handle several tokens at once, because their rows
+need not be neighbours.
 
 The kernel is for compilers that cannot scatter into a tensor that the program does not own. AOTInductor can: it
 compiles the op's reference. A step of few tokens does not call this op: `_qkv_pdl` in attention_sublayer.py writes
@@ -20,11 +20,14 @@ from torch.library import triton_op, wrap_triton
 
 from gptoss_export.kernels.kernel import Kernel
 
+from .online_softmax import cell
+
 
 @triton.jit
 def _write_kv(
     k_cache,
     v_cache,
+    pages,
     key,
     value,
     slots,
@@ -32,7 +35,8 @@ def _write_kv(
     LENGTH: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    ROWS: tl.constexpr,
+    PAGE: tl.constexpr,
+    PAGES: tl.constexpr,
     DIM: tl.constexpr,
 ):
     """The key and the value of one head of one token; a sequence has LENGTH tokens."""
@@ -41,10 +45,11 @@ def _write_kv(
     d = tl.arange(0, DIM)
     there = d < HEAD_DIM
     position = tl.load(positions + token)
-    slot = tl.load(slots + token // LENGTH).to(tl.int64)
-    row = tl.where(position >= 0, position % ROWS, ROWS)
+    at = tl.maximum(position, 0)
+    page = tl.load(pages + tl.load(slots + token // LENGTH) * PAGES + at // PAGE)
+    row = cell(tl.where(position >= 0, page, 0), at, PAGE, KV_HEADS, HEAD_DIM)
     source = (token * KV_HEADS + head) * HEAD_DIM + d
-    target = ((slot * KV_HEADS + head) * (ROWS + 1) + row) * HEAD_DIM + d
+    target = row + head * PAGE * HEAD_DIM + d
     k = tl.load(key + source, mask=there)
     v = tl.load(value + source, mask=there)
     finite = tl.abs(v.to(tl.float32)) < float("inf")  # False for NaN
@@ -56,6 +61,7 @@ def _write_kv(
 def kv_write(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
+    pages: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     slots: torch.Tensor,
@@ -66,6 +72,7 @@ def kv_write(
     wrap_triton(_write_kv)[(tokens, kv_heads)](
         k_cache,
         v_cache,
+        pages.contiguous(),
         key.contiguous(),
         value.contiguous(),
         slots,
@@ -73,7 +80,8 @@ def kv_write(
         LENGTH=positions.size(1),
         KV_HEADS=kv_heads,
         HEAD_DIM=head_dim,
-        ROWS=k_cache.size(2) - 1,
+        PAGE=k_cache.size(2),
+        PAGES=pages.size(1),
         DIM=triton.next_power_of_2(head_dim),
         num_warps=1,
     )

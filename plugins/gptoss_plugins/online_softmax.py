@@ -22,6 +22,12 @@ NOTHING = tl.constexpr(-1e30)  # the peak of a row that has seen no key
 
 
 @triton.jit
+def cell(page, position, PAGE: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Where the row of a position is, from that head's first row in page 0: an element of a cache [P, Hkv, PAGE, D]."""
+    return page.to(tl.int64) * (KV_HEADS * PAGE * HEAD_DIM) + position % PAGE * HEAD_DIM
+
+
+@triton.jit
 def scan(
     q,
     q_at,
@@ -30,10 +36,12 @@ def scan(
     acc,
     keys,
     values,
+    pages,
     begin,
     end,
     WINDOW: tl.constexpr,
-    ROWS: tl.constexpr,
+    PAGE: tl.constexpr,
+    KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     SCALE: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -42,14 +50,19 @@ def scan(
     MASKED: tl.constexpr,
     FINITE: tl.constexpr,
 ):
-    """Online softmax of the rows `q` [BLOCK_M, DIM] over positions begin..end-1 of one cache slot.
+    """Online softmax of the rows `q` [BLOCK_M, DIM] over positions begin..end-1 of one slot.
 
-    Without MASKED every row sees every key, and end - begin is a multiple of BLOCK_N.
+    keys, values: the head's rows in page 0; pages: the slot's. Without MASKED every row sees every key, and
+    end - begin is a multiple of BLOCK_N.
     """
     d = tl.arange(0, DIM)[None, :]
     for start in range(begin, end, BLOCK_N):
         at = start + tl.arange(0, BLOCK_N)
-        cells = (at % ROWS)[:, None] * HEAD_DIM + d
+        if MASKED:
+            page = tl.load(pages + at // PAGE, mask=at < end, other=0)
+        else:
+            page = tl.load(pages + at // PAGE)
+        cells = cell(page, at, PAGE, KV_HEADS, HEAD_DIM)[:, None] + d
         there = d < HEAD_DIM
         if MASKED:
             there = there & (at < end)[:, None]

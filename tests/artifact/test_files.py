@@ -107,7 +107,10 @@ def test_combined_hash_is_that_of_sha256sum() -> None:
         (lambda f: edit_section(f, "sizes", widths=["3"]), "sizes.widths"),
         (lambda f: edit_section(f, "sizes", widths=[]), "sizes.widths"),
         (lambda f: edit_section(f, "sizes", widths=[3, 1]), "sizes.widths: found .*, expected ascending numbers"),
-        (lambda f: edit_section(f, "sizes", max_context=10**9), "input k_cache.1 .* expected cache .* by the model"),
+        (
+            lambda f: edit_section(f, "sizes", max_context=10**9),
+            "input pages.full_attention .* expected table .* by the model",
+        ),
         (lambda f: edit_section(f, "sizes", prefill_chunks=[]), "sizes.prefill_chunks"),
         (
             lambda f: edit_section(f, "sizes", prefill_chunks=[7]),

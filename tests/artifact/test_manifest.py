@@ -55,16 +55,17 @@ def swap(items: list[Any], one: int, other: int) -> None:
     ("change", "message"),
     [
         (lambda p: swap(p["decode_3"]["inputs"], 0, 1), "decode_3: input 0 is 'positions', expected 'tokens'"),
-        (lambda p: swap(p["decode_3"]["inputs"], 3, 4), "decode_3: input 3 is 'v_cache.0', expected 'k_cache.0'"),
+        (lambda p: swap(p["decode_3"]["inputs"], 5, 6), "decode_3: input 5 is 'v_cache.0', expected 'k_cache.0'"),
         (lambda p: p["decode_3"]["inputs"].insert(0, p["decode_3"]["inputs"].pop()), "input 0 is 'lm_head.weight'"),
         (lambda p: p["decode_3"]["inputs"].insert(1, p["decode_3"]["inputs"][0]), "input 1 is 'tokens'"),
-        (lambda p: p["decode_3"]["inputs"].pop(), "input 74 is nothing, expected 'lm_head.weight'"),
+        (lambda p: p["decode_3"]["inputs"].pop(), "input 76 is nothing, expected 'lm_head.weight'"),
         (
             lambda p: p["decode_3"]["inputs"][0].update(dtype="float32"),
             r"input tokens is data float32 \[3\], expected data int64 \[3\]",
         ),
-        (lambda p: p["decode_3"]["inputs"][3].update(dtype="uint8"), "k_cache.0 is cache uint8"),
-        (lambda p: p["decode_3"]["inputs"][3].update(role="data"), "k_cache.0 is data float32"),
+        (lambda p: p["decode_3"]["inputs"][5].update(dtype="uint8"), "k_cache.0 is cache uint8"),
+        (lambda p: p["decode_3"]["inputs"][5].update(role="data"), "k_cache.0 is data float32"),
+        (lambda p: p["decode_3"]["inputs"][5].update(shape=[9, 2, 64, 32]), r"k_cache.0 is cache float32 \[9, 2, 64"),
         (lambda p: p["decode_3"]["inputs"][-1].update(dtype="float8"), "lm_head.weight is weight float8"),
         (lambda p: p["unembed_1"]["inputs"][0].update(dtype="bfloat16"), "unembed_1: input hidden is data bfloat16"),
         (lambda p: p["decode_3"]["outputs"].reverse(), "decode_3: output 0 is 'log_total', expected 'logits'"),
@@ -95,7 +96,8 @@ def test_a_call_that_no_build_makes_is_refused(
 def test_many_wrong_sizes_are_one_line(data: dict[str, Any], tmp_path: Path) -> None:
     data["sizes"]["max_context"] = 99
     with pytest.raises(
-        ArtifactError, match=r"decode_3: input k_cache.1 \(and 3 more\) is cache .*4401, 32\], expected .* 100, 32\]"
+        ArtifactError,
+        match=r"decode_3: input pages.full_attention \(and 1 more\) is table int32 \[3, 69\], expected .* \[3, 2\]",
     ) as caught:
         read(data, tmp_path)
     assert str(caught.value).count("program decode_3: input") == 1
@@ -202,7 +204,7 @@ def test_another_schema_is_refused_with_the_command_that_builds_again(data: dict
         f"gptoss-export build CHECKPOINT -o '{folder}-new' --target aoti --device cuda --arch sm_80,sm_90 --dtype "
         "bfloat16 --max-batch 3 --widths 1,3 --max-context 4400 --prefill-chunk 16 --prefill-chunk 64 --stop-token 511"
     )
-    assert f"schema_version is 4, expected 7; build the artifact again: {command}" in str(caught.value)
+    assert f"schema_version is 4, expected 8; build the artifact again: {command}" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gptoss_export.artifact.programs import Role, Sizes, kv_caches, programs_of
+from gptoss_export.artifact.programs import Role, Sizes, kv_inputs, programs_of
 from gptoss_export.checkpoint.synthetic import PRESETS
 
 CONFIG = PRESETS["tiny"]  # 2 kv heads of 32; layers 0 and 2 have a window of 32
@@ -20,11 +20,10 @@ def test_names() -> None:
     ]
 
 
-def test_caches_hold_every_slot_and_rings_the_largest_chunk() -> None:
-    shapes = {item.name: item.shape for item in kv_caches(CONFIG, SIZES, "bfloat16")}
-    ring, full = (3, 2, 32 + 64 + 1, 32), (3, 2, 400 + 1, 32)
-    assert list(shapes.values()) == [ring, ring, full, full] * 2
-    assert list(shapes)[:3] == ["k_cache.0", "v_cache.0", "k_cache.1"]
+def test_tables_hold_every_slot_and_caches_any_number_of_pages() -> None:
+    found = {item.name: (item.shape, item.dtype) for item in kv_inputs(CONFIG, SIZES, "bfloat16")}
+    assert list(found)[:4] == ["pages.full_attention", "pages.sliding_attention", "k_cache.0", "v_cache.0"]
+    assert list(found.values()) == [((3, 7), "int32")] * 2 + [((None, 2, 64, 32), "bfloat16")] * 8
 
 
 def test_shapes_of_the_data() -> None:

@@ -289,5 +289,5 @@ def test_caches_that_no_machine_holds() -> None:
     assert context_problems(Sizes((2048,), 131072, (128,)), config) == []
     (problem,) = context_problems(Sizes((4096,), 131072, (128,)), config)
     assert problem == (
-        "--max-batch 4096 with --max-context 131072: the KV caches take 13 TB or more; expected at most 9 TB"
+        "--max-batch 4096 with --max-context 131072: the keys and values take 13 TB or more; expected at most 9 TB"
     )

@@ -129,9 +129,10 @@ def reference(folder: str, prompt: list[int], tokens: list[int]) -> dict[str, An
     import torch
     from fuzz_weights import read_tensors
 
-    from gptoss_export.artifact.programs import Sizes, kv_cache_names, kv_caches
+    from gptoss_export.artifact.programs import Sizes, kv_cache_names, kv_inputs, page_table_names
     from gptoss_export.compiler.export import build_model
     from gptoss_export.model.config import ModelConfig
+    from gptoss_export.model.kv_cache import pages_for
 
     manifest = json.loads(Path(folder, "manifest.json").read_bytes())
     config = ModelConfig.from_json(manifest["model"])
@@ -144,12 +145,14 @@ def reference(folder: str, prompt: list[int], tokens: list[int]) -> dict[str, An
         read = [torch.frombuffer(bytearray(part.data), dtype=dtypes[part.dtype]).view(part.shape) for part in parts]
         parameter.data.copy_(torch.cat(read))
     ids = torch.tensor([[*prompt, *tokens[:-1]]])
-    specs = kv_caches(config, Sizes((1,), ids.size(1), (ids.size(1),)), "float32")
-    tensors = {item.name: torch.zeros(item.shape) for item in specs}
+    specs = kv_inputs(config, Sizes((1,), ids.size(1), (ids.size(1),)), "float32")
+    count = pages_for(ids.size(1))
+    tensors = {item.name: torch.zeros(item.sizes(count + 1)) for item in specs}
+    pages = dict.fromkeys(page_table_names(config), torch.arange(1, count + 1, dtype=torch.int32)[None])
     caches = [(tensors[keys], tensors[values]) for keys, values in kv_cache_names(config)]
     with torch.inference_mode():
         positions, slots = torch.arange(ids.size(1))[None], torch.zeros(1, dtype=torch.int64)
-        hidden = model.backbone(ids, positions, slots, caches)[len(prompt) - 1 :]
+        hidden = model.backbone(ids, positions, slots, pages, caches)[len(prompt) - 1 :]
         logits = model.unembed(hidden)[0]
     gaps = logits.max(-1).values - logits[torch.arange(len(tokens)), torch.tensor(tokens)]
     return {"gap": float(gaps.max() / logits.abs().max()), "tokens": logits.argmax(-1).tolist()}

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from gptoss_export.model.kv_cache import PAGE
+
 HIDDEN, INTER, EXPERTS, CHOICES, VOCABULARY = 2880, 2880, 32, 4, 201088
 KV_HEADS, GROUP, HEAD_DIM = 8, 8, 64
 
@@ -18,8 +20,9 @@ def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 def attention(sequences: int, length: int, rows: int, window: int) -> dict[str, Any]:
     return {
         "query": empty(sequences, length, KV_HEADS * GROUP, HEAD_DIM),
-        "k_cache": empty(64, KV_HEADS, rows + 1, HEAD_DIM),
-        "v_cache": empty(64, KV_HEADS, rows + 1, HEAD_DIM),
+        "k_cache": empty(64, KV_HEADS, PAGE, HEAD_DIM),
+        "v_cache": empty(64, KV_HEADS, PAGE, HEAD_DIM),
+        "pages": empty(64, rows // PAGE, dtype=torch.int32),
         "sinks": empty(KV_HEADS * GROUP),
         "slots": empty(sequences, dtype=torch.int64),
         "positions": empty(sequences, length, dtype=torch.int64),
@@ -67,7 +70,8 @@ def attention_sublayer(sequences: int, length: int, rows: int, window: int) -> d
 def kv_write(tokens: int, rows: int) -> dict[str, Any]:
     inner = attention(1, tokens, rows, 0)
     key = empty(tokens, KV_HEADS, HEAD_DIM)
-    return {name: inner[name] for name in ("k_cache", "v_cache", "slots", "positions")} | {"key": key, "value": key}
+    names = "k_cache", "v_cache", "pages", "slots", "positions"
+    return {name: inner[name] for name in names} | {"key": key, "value": key}
 
 
 def experts_sublayer(tokens: int, count: int = EXPERTS) -> dict[str, Any]:
@@ -104,19 +108,19 @@ STEP = ["_qkv_pdl", "_attend_next_pdl", "_combine_pdl", "_project_pdl"]
 # label: (op, arguments, kernels it launches)
 LAUNCHES: dict[str, tuple[str, Callable[[], dict[str, Any]], list[str]]] = {
     "decode": ("sink_attention", lambda: attention(1, 1, 8192, 0), ["_attend_pdl", "_combine_pdl"]),
-    "decode, window": ("sink_attention", lambda: attention(1, 1, 640, 128), ["_attend_pdl"]),
+    "decode, window": ("sink_attention", lambda: attention(1, 1, 8192, 128), ["_attend_pdl"]),
     "prefill": ("sink_attention", lambda: attention(1, 512, 8192, 0), ["_attend_pdl"]),
-    "prefill, window": ("sink_attention", lambda: attention(1, 512, 640, 128), ["_attend_pdl"]),
+    "prefill, window": ("sink_attention", lambda: attention(1, 512, 8192, 128), ["_attend_pdl"]),
     "experts, one token": ("mxfp4_experts", lambda: experts(1), ["_arrange", *FEW]),
     "experts, batch of 64": ("mxfp4_experts", lambda: experts(64), MANY),
     "experts, chunk": ("mxfp4_experts", lambda: experts(512), MANY),
     "cache write, one token": ("kv_write", lambda: kv_write(1, 8192), ["_write_kv"]),
-    "cache write, chunk": ("kv_write", lambda: kv_write(512, 640), ["_write_kv"]),
+    "cache write, chunk": ("kv_write", lambda: kv_write(512, 8192), ["_write_kv"]),
     "rotary": ("rotary", lambda: rotary(512), ["_rotary"]),
     "attention half, one token": ("attention_sublayer", lambda: attention_sublayer(1, 1, 8192, 0), STEP),
     "attention half, chunk": (
         "attention_sublayer",
-        lambda: attention_sublayer(1, 512, 640, 128),
+        lambda: attention_sublayer(1, 512, 8192, 128),
         ["_write_kv", "_attend_pdl"],
     ),
     "experts half, one token": ("experts_sublayer", lambda: experts_sublayer(1), ["_router_pdl", *FEW]),
@@ -136,8 +140,8 @@ def calls_of_20b(batch: int) -> list[tuple[str, dict[str, Any]]]:
         ("unembed", unembed(batch)),
     ]
     chunks = (128, 2048) if batch == 1 else (128,)
-    for window, rows in (0, 8192), (128, 128 + max(chunks)):
-        found += [("attention_sublayer", attention_sublayer(batch, 1, rows, window))]
-        found += [("sink_attention", attention(batch, 1, rows, window))]
-        found += [("sink_attention", attention(1, chunk, rows, window)) for chunk in chunks]
+    for window in 0, 128:
+        found += [("attention_sublayer", attention_sublayer(batch, 1, 8192, window))]
+        found += [("sink_attention", attention(batch, 1, 8192, window))]
+        found += [("sink_attention", attention(1, chunk, 8192, window)) for chunk in chunks]
     return found + [("mxfp4_experts", experts(chunk)) for chunk in chunks]

@@ -32,15 +32,17 @@ def attention_arguments(
     kv_heads: int,
     group: int,
     dim: int,
-    rows: int,
+    page: int,
+    count: int,
     window: int,
     starts: Sequence[int],
     length: int,
     valid: int | None = None,
     sinks: torch.dtype | None = None,
 ) -> dict[str, Any]:
-    """Sequences of `length` queries from each of `starts` on. Only the first `valid` queries are not padding."""
-    random = torch.Generator(device).manual_seed(rows)
+    """Sequences of `length` queries from each of `starts` on, in `count` pages a slot. Only the first `valid` queries
+    are not padding."""
+    random = torch.Generator(device).manual_seed(page * count)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=random, device=device).to(dtype)
@@ -48,13 +50,15 @@ def attention_arguments(
     step = torch.arange(length, device=device)
     positions = torch.tensor(starts, device=device)[:, None] + step
     positions[:, step >= (length if valid is None else valid)] = -1
-    caches = [draw(slots, kv_heads, rows + 1, dim) for _ in range(2)]
+    caches = [draw(slots * count + 1, kv_heads, page, dim) for _ in range(2)]
     for cache in caches:
-        cache[:, :, rows] = float("nan")  # the scratch row: no kernel may read it
+        cache[0] = float("nan")  # the scratch page: no kernel may read it
+    pages = torch.randperm(slots * count, generator=random, device=device).view(slots, count).int() + 1
     return {
         "query": draw(len(starts), length, kv_heads * group, dim),
         "k_cache": caches[0],
         "v_cache": caches[1],
+        "pages": pages,
         "sinks": 2 * draw(kv_heads * group).to(sinks or dtype),
         "slots": torch.arange(slots, device=device).flip(0)[: len(starts)].contiguous(),
         "positions": positions,
@@ -107,19 +111,19 @@ def expert_arguments(
 
 
 def _attention_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """What the op's own cases leave out: many shares, odd sizes, NaN in the scratch row."""
-    names = "slots", "kv_heads", "group", "dim", "rows", "window", "starts", "length"
+    """What the op's own cases leave out: many shares, odd sizes, NaN in the scratch page."""
+    names = "slots", "kv_heads", "group", "dim", "page", "count", "window", "starts", "length"
     shapes = {
-        "decode, window over shares, wrapped": (3, 2, 4, 32, 640, 600, [1500, 700, -1], 1),
-        "decode, fewer keys than shares": (2, 1, 8, 64, 2000, 0, [1999, 40], 1),
-        "decode, head_dim 80, group 3": (2, 2, 3, 80, 200, 0, [199, 63], 1),
-        "decode, group 20": (1, 1, 20, 16, 200, 0, [150], 1),
-        "prefill, two sequences": (3, 2, 2, 48, 160, 0, [64, 0], 33),
-        "prefill, window not of tiles": (1, 1, 3, 32, 120, 37, [119], 80),
+        "decode, window over shares": (3, 2, 4, 32, 64, 24, 600, [1500, 700, -1], 1),
+        "decode, fewer keys than shares": (2, 1, 8, 64, 64, 32, 0, [1999, 40], 1),
+        "decode, head_dim 80, group 3": (2, 2, 3, 80, 40, 5, 0, [199, 63], 1),
+        "decode, group 20": (1, 1, 20, 16, 128, 2, 0, [150], 1),
+        "prefill, two sequences": (3, 2, 2, 48, 16, 10, 0, [64, 0], 33),
+        "prefill, window not of tiles": (1, 1, 3, 32, 8, 25, 37, [119], 80),
     }
     for label, shape in shapes.items():
         yield Case(label, attention_arguments(device, dtype, **dict(zip(names, shape, strict=True))))
-    padding = dict(zip(names, (1, 1, 8, 32, 300, 0, [50], 100), strict=True))
+    padding = dict(zip(names, (1, 1, 8, 32, 64, 5, 0, [50], 100), strict=True))
     yield Case("prefill, tiles of padding", attention_arguments(device, dtype, **padding, valid=3, sinks=torch.float32))
 
 
@@ -218,7 +222,7 @@ def kernel_deviation(name: str, arguments: dict[str, Any], arch: str, tuned: Seq
     """A kernel against its op's reference, which is computed in float32 from the same inputs.
 
     Returns the largest deviation of all results and of the arguments that are written in place. It is NaN where the
-    kernel wrote in front of a cache or behind it, or to the scratch row of a slot that has no padding.
+    kernel wrote in front of a cache or behind it, or to the scratch page without padding.
     """
     op = OPS[name]
     exact = {key: _exact(value) for key, value in arguments.items()}
@@ -243,14 +247,12 @@ def _guarded(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _stayed_inside(memory: torch.Tensor, cache: torch.Tensor, before: torch.Tensor, arguments: dict[str, Any]) -> bool:
-    """Whether a call that wrote to `cache`, which lies in `memory`, left the guards and the scratch rows of the slots
-    without padding as they were."""
-    padded = arguments["slots"][(arguments["positions"] < 0).any(dim=1)]
-    others = torch.ones(len(cache), dtype=torch.bool, device=cache.device)
-    others[padded] = False
-    scratch, scratch_before = cache[others, :, -1], before[others, :, -1]
+    """Whether a call that wrote to `cache`, which lies in `memory`, left the guards as they were, and without padding
+    the scratch page too."""
+    padded = bool((arguments["positions"] < 0).any())
     guards = torch.cat((memory[:GUARD], memory[-GUARD:]))
-    return bool((guards == 7.0).all()) and torch.equal(scratch.nan_to_num(), scratch_before.nan_to_num())
+    same = padded or torch.equal(cache[0].nan_to_num(), before[0].nan_to_num())
+    return same and bool((guards == 7.0).all())
 
 
 def _exact(argument: Any) -> Any:

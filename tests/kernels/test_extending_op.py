@@ -116,7 +116,7 @@ def lowered(count, implementations):
     exported = torch.export.export(Both(), (x,), strict=False)
     assert {"gptoss::doubled", "gptoss::shifted"} <= {node.target.name() for node in exported.graph.nodes
                                                       if isinstance(node.target, torch._ops.OpOverload)}
-    after = lower(TracedProgram(NAMED, None, exported), implementations).exported
+    after = lower(TracedProgram(NAMED, None, exported, (None,)), implementations).exported
     return x, after, [str(node.target) for node in after.graph.nodes if node.op == "call_function"]
 
 

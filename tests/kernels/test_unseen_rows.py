@@ -31,14 +31,14 @@ INTERPRETED = "nan", "inf"
 
 
 def attention_cases() -> dict[str, dict[str, Any]]:
-    """Small ones, for the interpreter: decode and chunk, odd sizes, padding, past the window, rings that wrap."""
-    names = "slots", "kv_heads", "group", "dim", "rows", "window", "starts", "length"
+    """Small ones, for the interpreter: decode and chunk, odd sizes, padding, past the window, over pages."""
+    names = "slots", "kv_heads", "group", "dim", "page", "count", "window", "starts", "length"
     shapes = {
-        "decode, shares, ring wraps": (3, 1, 3, 16, 300, 280, [700, 30, -1], 1),
-        "decode, head_dim 24, all of it": (2, 2, 2, 24, 70, 0, [69], 1),
-        "decode, idle": (2, 1, 2, 16, 24, 16, [-1], 1),
-        "chunk, window, ring wraps": (2, 1, 2, 16, 60, 19, [130], 37),
-        "chunk, tiles without masks": (1, 1, 2, 16, 130, 0, [70], 21),
+        "decode, shares": (3, 1, 3, 16, 64, 11, 280, [700, 30, -1], 1),
+        "decode, head_dim 24, all of it": (2, 2, 2, 24, 14, 5, 0, [69], 1),
+        "decode, idle": (2, 1, 2, 16, 24, 1, 16, [-1], 1),
+        "chunk, window": (2, 1, 2, 16, 16, 11, 19, [130], 37),
+        "chunk, tiles without masks": (1, 1, 2, 16, 64, 3, 0, [70], 21),
     }
     found = {}
     for label, shape in shapes.items():
@@ -49,12 +49,12 @@ def attention_cases() -> dict[str, dict[str, Any]]:
 
 
 def sublayer_cases() -> dict[str, dict[str, Any]]:
-    """One token behind a ring, two sequences of three tokens each of which the last is padding."""
+    """One token behind its window, two sequences of three tokens each of which the last is padding."""
     found = {}
-    for label, starts, length in ("one token, ring wraps", [200], 1), ("two short chunks, padded", [30, 4], 3):
+    for label, starts, length in ("one token, window", [200], 1), ("two short chunks, padded", [30, 4], 3):
         inner = attention_arguments(
-            CPU, torch.float32, slots=3, kv_heads=1, group=2, dim=16, rows=24, window=16, starts=starts, length=length,
-            valid=2,
+            CPU, torch.float32, slots=3, kv_heads=1, group=2, dim=16, page=8, count=26, window=16, starts=starts,
+            length=length, valid=2,
         )  # fmt: skip
         random = torch.Generator().manual_seed(length)
 

@@ -70,7 +70,7 @@ def test_attention_reference_is_transformers(label: str) -> None:
     arguments = CASES[label][1]
     query, positions, window = arguments["query"], arguments["positions"], arguments["window"]
     caches = arguments["k_cache"], arguments["v_cache"]
-    rows = caches[0].size(2) - 1
+    pages, size = arguments["pages"], caches[0].size(2)
     got = OPS["sink_attention"].reference(**arguments)
     module = SimpleNamespace(
         num_key_value_groups=query.size(2) // caches[0].size(1), sinks=arguments["sinks"], training=False
@@ -83,7 +83,8 @@ def test_attention_reference_is_transformers(label: str) -> None:
             continue
         first = max(0, int(at[valid].min()) - window + 1) if window else 0
         keys_at = torch.arange(first, int(at.max()) + 1)
-        keys, values = (cache[slot][:, keys_at % rows][None] for cache in caches)
+        page, row = pages[slot, keys_at // size], keys_at % size
+        keys, values = (cache[page, :, row].transpose(0, 1)[None] for cache in caches)
         seen = keys_at[None] <= at[valid][:, None]
         if window:
             seen &= keys_at[None] > at[valid][:, None] - window
@@ -157,7 +158,9 @@ def test_what_is_seen_and_not_finite_gives_nan(part: str) -> None:
     """The reference must not hide a value that is not finite: position 128 is seen by the last sequence alone."""
     arguments = dict(CASES["sink_attention: decode ragged"][1])
     arguments[part] = arguments[part].clone()
-    arguments[part][arguments["slots"][3], :, 128, 5] = float("nan")
+    size = arguments[part].size(2)
+    page = arguments["pages"][arguments["slots"][3], 128 // size]
+    arguments[part][page, :, 128 % size, 5] = float("nan")
     out = OPS["sink_attention"].reference(**arguments)
     assert torch.isfinite(out[:3]).all() and out[3].isnan().any(dim=-1).all()
 

@@ -93,6 +93,7 @@ import torch
 from gptoss_export.artifact.programs import Decode, Prefill, programs_of
 from gptoss_export.model.decoder import GptOss
 from gptoss_export.model.dtypes import torch_dtype
+from gptoss_export.runtime.page_memory import allocate_pages
 from gptoss_export.runtime.program_executor import ProgramExecutor
 from gptoss_export.runtime.weights import load_weights
 from gptoss_export.targets.base_loader import Loader, Table
@@ -102,14 +103,16 @@ class EagerLoader(Loader):
     def problems(self, manifest, folder):
         return [] if manifest.archs == ("any",) else ["arch: found another"]
 
-    def load(self, manifest, folder, progress, tune_process):
+    def load(self, manifest, folder, progress, settings):
         weights = load_weights(manifest, folder, torch.device("cpu"))
         with torch.device("meta"):
             model = GptOss(manifest.model, torch_dtype(manifest.dtype)).requires_grad_(False)
         model.load_state_dict(weights, assign=True)
         names = (folder / "programs.txt").read_text().splitlines()[1:]
         programs = {kind.name: partial(run, model, kind) for kind in programs_of(manifest.sizes) if kind.name in names}
-        return ProgramExecutor(manifest, folder, torch.device("cpu"), weights, programs)
+        device = torch.device("cpu")
+        memory = allocate_pages(manifest, device, settings.kv_memory)
+        return ProgramExecutor(manifest, folder, device, weights, programs, memory)
 
     def tables(self, manifest, folder):
         return [Table("greeting", ("text",), [((folder / "programs.txt").read_text().splitlines()[0],)])]
@@ -118,11 +121,12 @@ class EagerLoader(Loader):
 def run(model, kind, inputs):
     if not isinstance(kind, Decode | Prefill):
         return list(model.unembed(inputs[0]))
-    tokens, positions, slots, *rest = inputs
+    tokens, positions, slots, full, sliding, *rest = inputs
+    pages = {"full_attention": full, "sliding_attention": sliding}
     count = 2 * len(model.model.layers)
     caches = list(zip(rest[0:count:2], rest[1:count:2]))
     segments = len(slots)  # in a decode step, each row is one
-    hidden = model.backbone(tokens.view(segments, -1), positions.view(segments, -1), slots, caches)
+    hidden = model.backbone(tokens.view(segments, -1), positions.view(segments, -1), slots, pages, caches)
     return list(model.unembed(hidden)) if isinstance(kind, Decode) else [hidden]
 
 

@@ -15,12 +15,16 @@ from gptoss_export import SamplingParams
 from gptoss_export.artifact.programs import Prefill, Sizes
 from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.errors import RunError
+from gptoss_export.model.config import FULL, SLIDING
 from gptoss_export.runtime.executor import (
     ChunkOutput,
+    Outputs,
+    PagedMemory,
+    PageLayout,
+    Part,
     PendingTokens,
-    PrefilledChunk,
-    PrefilledPart,
     Prompt,
+    TableEntry,
 )
 from gptoss_export.runtime.packing import pack
 from gptoss_export.runtime.runner import Runner
@@ -67,58 +71,132 @@ class Pending(PendingTokens):
         return self.tokens, self.logprobs, None
 
 
+class TokenPages(PagedMemory):
+    """Pages that hold tokens in place of keys and values. A page that serves two owners at a time loses one's."""
+
+    def __init__(self, layout: PageLayout) -> None:
+        self._layout = layout
+        self.table: dict[tuple[str, int, int], int] = {}
+        self.contents = [[-1] * layout.page for _ in range(layout.pages)]
+
+    @property
+    def layout(self) -> PageLayout:
+        return self._layout
+
+    def set_pages(self, entries: Sequence[TableEntry]) -> None:
+        self.table |= {(entry.kind, entry.slot, entry.at): entry.page for entry in entries}
+
+    def copy_pages(self, copies: Sequence[tuple[int, int]]) -> None:
+        for source, target in copies:
+            self.contents[target] = list(self.contents[source])
+
+    def write(self, slot: int, start: int, tokens: Sequence[int]) -> None:
+        for kind in self.kinds:
+            for position, token in enumerate(tokens, start):
+                page = self.table[kind, slot, position // self.layout.page]
+                assert page != 0
+                self.contents[page][position % self.layout.page] = token
+
+    def read(self, slot: int, length: int) -> list[int]:
+        """The tokens of a sequence. Sliding layers have those that the next token sees."""
+        found = [self._at(FULL, slot, position) for position in range(length)]
+        if self.layout.window:
+            window = range(max(0, length - self.layout.window + 1), length)
+            assert [self._at(SLIDING, slot, position) for position in window] == [found[at] for at in window]
+        return found
+
+    @property
+    def kinds(self) -> list[str]:
+        return [FULL, SLIDING] if self.layout.window else [FULL]
+
+    def _at(self, kind: str, slot: int, position: int) -> int:
+        page = self.table[kind, slot, position // self.layout.page]
+        return self.contents[page][position % self.layout.page]
+
+
+class TokenLists(TokenPages):
+    """A list for each slot: an executor without pages."""
+
+    def __init__(self, slots: int) -> None:
+        self.lists: list[list[int]] = [[] for _ in range(slots)]
+
+    def write(self, slot: int, start: int, tokens: Sequence[int]) -> None:
+        assert start <= len(self.lists[slot])
+        self.lists[slot] = [*self.lists[slot][:start], *tokens]
+
+    def read(self, slot: int, length: int) -> list[int]:
+        assert length <= len(self.lists[slot])
+        return self.lists[slot][:length]
+
+
 @dataclass
 class HashingExecutor(ExecutorWithoutTensors):
-    """`max_batch` slots. `log` has a line for each piece of work. shares: whether prompts share a chunk."""
+    """`max_batch` slots. `log` has a line for each piece of work. shares: whether prompts share a chunk. layout: of its
+    pages, if it has any."""
 
     sizes: Sizes
     overlaps: bool = False
     shares: bool = False
+    layout: PageLayout | None = None
     log: list[tuple[str, list[int]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         count = self.sizes.max_batch
         self.overlaps_steps = self.overlaps
-        self.cached: list[list[int]] = [[] for _ in range(count)]
+        self.memory = TokenLists(count) if self.layout is None else TokenPages(self.layout)
+        self.paged_memory = None if self.layout is None else self.memory
+        self.cached = [0] * count  # tokens
         self.params = [SamplingParams()] * count
         self.chosen: dict[int, int] = {}
         self.kept: set[int] = set()
         self.latest: list[int] = []
         self.fails: Exception | None = None  # of the next decode step
 
-    def prefill(self, slot: int, start: int, tokens: Sequence[int], every_token: bool) -> Iterator[PrefilledChunk]:
-        assert not every_token
-        chunk = max(self.sizes.prefill_chunks)
-        for at in range(0, len(tokens), chunk):
-            piece = list(tokens[at : at + chunk])
-            if FAILS in piece:
-                raise RunError("this prompt fails")
-            self.log.append(("prefill", [slot]))
-            self.cached[slot] = self.cached[slot][: start + at] + piece
-            last = at + len(piece) == len(tokens)
-            outputs: list[ChunkOutput] = [Output(slot, self.cached[slot])] if last else []
-            yield PrefilledChunk(len(piece), iter(outputs))
+    def chunk_of(self, prompt: Prompt) -> Part:
+        piece = prompt.tokens[: max(self.sizes.prefill_chunks)]
+        return Part(prompt.slot, prompt.start, piece, ends=len(piece) == len(prompt.tokens))
 
-    def prefill_shared(self, prompts: Sequence[Prompt]) -> list[PrefilledPart]:
+    def prefill(self, part: Part, outputs: Outputs) -> Iterator[ChunkOutput]:
+        assert outputs != Outputs.EVERY
+        output = self._prefilled([part])[0]
+        return iter([] if output is None else [output])
+
+    def shared_chunk_of(self, prompts: Sequence[Prompt]) -> list[Part]:
         if not self.shares:
-            return super().prefill_shared(prompts)
-        packed = pack(prompts, [Prefill(chunk) for chunk in self.sizes.prefill_chunks])
-        if any(FAILS in piece.tokens for piece in packed.pieces):
+            return super().shared_chunk_of(prompts)
+        return [piece.part for piece in pack(prompts, self._programs()).pieces]
+
+    def prefill_shared(self, parts: Sequence[Part]) -> list[ChunkOutput | None]:
+        if not self.shares:
+            return super().prefill_shared(parts)
+        assert len(pack(parts, self._programs()).pieces) == len(parts)
+        return self._prefilled(parts)
+
+    def _programs(self) -> list[Prefill]:
+        return [Prefill(chunk) for chunk in self.sizes.prefill_chunks]
+
+    def _prefilled(self, parts: Sequence[Part]) -> list[ChunkOutput | None]:
+        if any(FAILS in part.tokens for part in parts):
             raise RunError("this prompt fails")
-        self.log.append(("prefill", [piece.slot for piece in packed.pieces]))
-        parts = []
-        for piece in packed.pieces:
-            self.cached[piece.slot] = [*self.cached[piece.slot][: piece.start], *piece.tokens]
-            output = Output(piece.slot, self.cached[piece.slot]) if piece.ends else None
-            parts.append(PrefilledPart(piece.slot, len(piece.tokens), output))
-        return parts
+        self.log.append(("prefill", [part.slot for part in parts]))
+        for part in parts:
+            self._write(part.slot, part.start, part.tokens)
+        return [Output(part.slot, self.tokens(part.slot)) if part.ends else None for part in parts]
+
+    def tokens(self, slot: int) -> list[int]:
+        """What the cache holds of a slot's sequence."""
+        return self.memory.read(slot, self.cached[slot])
+
+    def _write(self, slot: int, start: int, tokens: Sequence[int]) -> None:
+        self.memory.write(slot, start, tokens)
+        self.cached[slot] = start + len(tokens)
 
     def set_sampling(self, params: Mapping[int, SamplingParams]) -> None:
         for slot, given in params.items():
             self.params[slot] = given
 
     def keep_output(self, slot: int, output: ChunkOutput) -> None:
-        assert isinstance(output, Output) and output.slot == slot and output.tokens == self.cached[slot]
+        assert isinstance(output, Output) and output.slot == slot and output.tokens == self.tokens(slot)
         self.kept.add(slot)
 
     def choose_first(self, slots: Sequence[int], lengths: Sequence[int], sampled: bool) -> None:
@@ -134,27 +212,32 @@ class HashingExecutor(ExecutorWithoutTensors):
         self.log.append(("decode", list(slots)))
         for slot in slots:
             assert lengths[slot] < self.sizes.max_context
-            self.cached[slot] = [*self.cached[slot][: lengths[slot]], self.chosen[slot]]
+            self._write(slot, lengths[slot], [self.chosen[slot]])
         self._choose(slots, [length + (slot in slots) for slot, length in enumerate(lengths)], sampled)
 
     def _choose(self, slots: Sequence[int], lengths: Sequence[int], sampled: bool) -> None:
         assert sampled == any(self.params[slot].temperature > 0 for slot in slots)
         self.latest = list(slots)
         for slot in slots:
-            assert len(self.cached[slot]) == lengths[slot]
-            self.chosen[slot] = next_token(self.cached[slot], self.params[slot])
+            assert self.cached[slot] == lengths[slot]
+            self.chosen[slot] = next_token(self.tokens(slot), self.params[slot])
 
     def pending_tokens(self, keep_logits: bool) -> PendingTokens:
-        logprobs = {slot: float("nan") if NAN in self.cached[slot] else -1.0 for slot in self.latest}
+        logprobs = {slot: float("nan") if NAN in self.tokens(slot) else -1.0 for slot in self.latest}
         return Pending({slot: self.chosen[slot] for slot in self.latest}, logprobs)
 
 
 def hashing_runner(
-    slots: int = 3, context: int = 40, chunks: tuple[int, ...] = (4,), overlaps: bool = False, shares: bool = False
+    slots: int = 3,
+    context: int = 40,
+    chunks: tuple[int, ...] = (4,),
+    overlaps: bool = False,
+    shares: bool = False,
+    layout: PageLayout | None = None,
 ) -> tuple[Runner, HashingExecutor]:
     """A runner over such an executor, and the executor."""
     sizes = Sizes((slots,), context, chunks)
-    executor = HashingExecutor(sizes, overlaps, shares)
+    executor = HashingExecutor(sizes, overlaps, shares, layout)
     model = dataclasses.replace(PRESETS["tiny"], vocab_size=VOCABULARY)
     manifest: Any = SimpleNamespace(sizes=sizes, model=model, dtype="float32", stop_tokens=(STOP,))
     return Runner(manifest, Any, executor, {}), executor  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from gptoss_export.artifact.manifest import Manifest, Part, WeightSpec, load_man
 from gptoss_export.artifact.programs import Role
 from gptoss_export.errors import ArtifactError
 from gptoss_export.model.dtypes import torch_dtype
+from gptoss_export.runtime.page_memory import allocate_pages
 from gptoss_export.runtime.program_executor import BoundProgram, bind_programs
 from gptoss_export.runtime.weights import load_weights
 
@@ -34,7 +35,8 @@ def weights(manifest: Manifest) -> dict[str, torch.Tensor]:
 
 def bind(manifest: Manifest, weights: dict[str, torch.Tensor]) -> dict[str, BoundProgram]:
     programs: dict[str, Any] = dict.fromkeys(manifest.programs, lambda inputs: [])
-    return bind_programs(manifest, Path("artifact"), CPU, weights, programs)
+    memory = allocate_pages(manifest, CPU, None)
+    return bind_programs(manifest, Path("artifact"), CPU, {**weights, **memory.tensors}, programs)
 
 
 def test_caches_and_weights_are_shared_and_data_is_not(manifest: Manifest, weights: dict[str, torch.Tensor]) -> None:
@@ -43,10 +45,10 @@ def test_caches_and_weights_are_shared_and_data_is_not(manifest: Manifest, weigh
         assert list(bound[name].inputs) == [item.name for item in signature.inputs]
         for item in signature.inputs:
             tensor = bound[name].inputs[item.name]
-            assert (tuple(tensor.shape), tensor.dtype) == (item.shape, torch_dtype(item.dtype))
+            assert (tuple(tensor.shape), tensor.dtype) == (item.sizes(len(tensor)), torch_dtype(item.dtype))
             if item.role == Role.WEIGHT:
                 assert tensor is weights[item.name]
-            elif item.role == Role.CACHE:
+            elif item.role in (Role.CACHE, Role.TABLE):
                 assert tensor is bound["decode_3"].inputs[item.name]
     assert bound["prefill_16"].inputs["slots"] is not bound["prefill_64"].inputs["slots"]
 

@@ -12,7 +12,7 @@ from executor_without_tensors import ExecutorWithoutTensors, SlotOutput
 
 from gptoss_export import SamplingParams
 from gptoss_export.errors import RunError
-from gptoss_export.runtime.executor import ChunkOutput, PendingTokens, PrefilledChunk
+from gptoss_export.runtime.executor import ChunkOutput, Outputs, Part, PendingTokens, Prompt
 from gptoss_export.runtime.generation import Generation, Token, collect, stream
 from gptoss_export.runtime.scheduler import Request
 from gptoss_export.runtime.slots import Slots
@@ -39,14 +39,14 @@ class Scripted(ExecutorWithoutTensors):
         self.sampled: set[bool] = set()
         self.params: dict[int, SamplingParams] = {}
 
-    def prefill(self, slot: int, start: int, tokens: Sequence[int], every_token: bool) -> Iterator[PrefilledChunk]:
-        assert start in (0, self.cached[slot]) and not every_token
-        self.cached[slot] = start
-        for at in range(0, len(tokens), self.chunk):
-            count = len(tokens[at : at + self.chunk])
-            self.cached[slot] += count
-            outputs: list[ChunkOutput] = [SlotOutput(slot)] if self.cached[slot] == start + len(tokens) else []
-            yield PrefilledChunk(count, iter(outputs))
+    def chunk_of(self, prompt: Prompt) -> Part:
+        piece = prompt.tokens[: self.chunk]
+        return Part(prompt.slot, prompt.start, piece, ends=len(piece) == len(prompt.tokens))
+
+    def prefill(self, part: Part, outputs: Outputs) -> Iterator[ChunkOutput]:
+        assert part.start in (0, self.cached[part.slot]) and outputs != Outputs.EVERY
+        self.cached[part.slot] = part.start + len(part.tokens)
+        return iter([SlotOutput(part.slot)] if outputs == Outputs.LAST else [])
 
     def set_sampling(self, params: Mapping[int, SamplingParams]) -> None:
         self.params |= params
@@ -112,7 +112,7 @@ def run(
     params: SamplingParams | None = None,
     keep_logits: bool = False,
 ) -> Run:
-    executor, slots = Scripted(scripts, overlaps, max_context), Slots(len(scripts), max_context, 0, 0)
+    executor, slots = Scripted(scripts, overlaps, max_context), Slots(len(scripts), max_context)
     sampling = params or SamplingParams()
     requests = [Request(prompt, count, sampling, frozenset({STOP}), keep_logits) for prompt in prompts]
     return Run(executor, slots, requests, stream(executor, slots, requests))

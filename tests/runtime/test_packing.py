@@ -28,7 +28,10 @@ def test_two_prompts_in_the_smallest_chunk() -> None:
     assert packed.tokens() == [*range(2007, 2012), *[0] * 11, *range(16)]
     assert packed.positions() == [*range(7, 12), *[-1] * 11, *range(16)]
     assert packed.slots() == [2, 0]
-    assert [(piece.slot, piece.last_row, piece.ends) for piece in packed.pieces] == [(2, 4, True), (0, 31, True)]
+    assert [(piece.part.slot, piece.last_row, piece.part.ends) for piece in packed.pieces] == [
+        (2, 4, True),
+        (0, 31, True),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -46,12 +49,12 @@ def test_two_prompts_in_the_smallest_chunk() -> None:
 )
 def test_the_smallest_chunk_that_takes_all(lengths: list[int], chunk: int, taken: list[int]) -> None:
     packed = pack([prompt(slot, length) for slot, length in enumerate(lengths)], PROGRAMS)
-    assert packed.program.chunk == chunk and [len(piece.tokens) for piece in packed.pieces] == taken
+    assert packed.program.chunk == chunk and [len(piece.part.tokens) for piece in packed.pieces] == taken
 
 
 def test_a_prompt_is_cut_where_the_chunk_ends() -> None:
     packed = pack([prompt(0, 20), prompt(1, 50), prompt(2, 3)], [Prefill(64)])
-    assert [(piece.slot, piece.row, len(piece.tokens), piece.ends) for piece in packed.pieces] == [
+    assert [(piece.part.slot, piece.row, len(piece.part.tokens), piece.part.ends) for piece in packed.pieces] == [
         (0, 0, 20, True),
         (1, 32, 32, False),
     ]
@@ -82,8 +85,8 @@ def check(packed: PackedChunk, prompts: list[Prompt]) -> None:
     assert found
     for place, piece in enumerate(packed.pieces):
         given = prompts[place]
-        count = len(piece.tokens)
+        count = len(piece.part.tokens)
         expected = [(token, given.start + index) for index, token in enumerate(given.tokens[:count])]
-        assert found.pop(given.slot) == expected and piece.ends == (count == len(given.tokens))
-        assert piece.ends or place == len(packed.pieces) - 1
+        assert found.pop(given.slot) == expected and piece.part.ends == (count == len(given.tokens))
+        assert piece.part.ends or place == len(packed.pieces) - 1
     assert not found

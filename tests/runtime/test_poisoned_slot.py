@@ -11,6 +11,7 @@ import torch
 from gptoss_export import Runner
 from gptoss_export.artifact.programs import Role
 from gptoss_export.errors import RunError
+from gptoss_export.model.kv_cache import PAGE
 
 FILLS = [float("nan"), float("inf")]
 BROKEN, INTACT = 511, 510  # the embedding of the first is made NaN; the sequences here do not have it
@@ -29,11 +30,16 @@ def caches(runner: Runner) -> list[torch.Tensor]:
     return [inputs[item.name] for item in runner.manifest.programs["decode_3"].inputs_of(Role.CACHE)]
 
 
-def poison(runner: Runner, slot: int, fill: float, first: int = 0) -> None:
-    """Fill the rows of a slot from row `first` on, scratch included."""
+def poison(runner: Runner, slot: int | None, fill: float, first: int = 0) -> None:
+    """Fill what a slot's pages hold of positions from `first` on, and the scratch page. None: all pages."""
+    assert runner.slots.pages is not None
+    held = {} if slot is None else runner.slots.pages.pages(slot)
+    places = [(page, max(0, first - PAGE * at)) for pages in held.values() for at, page in enumerate(pages) if page]
     with torch.inference_mode():
         for cache in caches(runner):
-            cache[slot, :, first:] = fill
+            cache[slice(None) if slot is None else 0] = fill
+            for page, row in places:
+                cache[page, :, row:] = fill
 
 
 def logits_of(runner: Runner, tokens: list[int], slot: int = 0) -> torch.Tensor:
@@ -66,10 +72,10 @@ def broken_embedding(runner: Runner, token: int = BROKEN) -> Iterator[None]:
 
 @pytest.mark.parametrize("fill", FILLS)
 def test_reset_recovers_a_slot(runner: Runner, sequence: list[int], fill: float) -> None:
-    """Rings that have wrapped, full layers that have not."""
+    """Sliding layers have given pages back. The next sequence takes pages that are poisoned, all of them."""
     tokens = sequence[:150]
     clean = logits_of(runner, tokens)
-    poison(runner, 0, fill)
+    poison(runner, None, fill)
     assert runner.decode([tokens[0], None, None])[0].isnan().any()  # the test would show it
     runner.reset(0)
     assert torch.equal(logits_of(runner, tokens), clean)

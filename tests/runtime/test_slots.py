@@ -7,12 +7,10 @@ import pytest
 from gptoss_export.errors import RunError
 from gptoss_export.runtime.slots import Slots
 
-WINDOW, RING = 32, 96
-
 
 @pytest.fixture
 def slots() -> Slots:
-    return Slots(count=3, max_context=400, window=WINDOW, ring_rows=RING)
+    return Slots(count=3, max_context=400)
 
 
 def test_lengths(slots: Slots) -> None:
@@ -21,57 +19,6 @@ def test_lengths(slots: Slots) -> None:
     assert len(slots) == 3 and slots.lengths() == [0, 7, 0] and slots.length(1) == 7
     slots.clear(1)
     assert slots.lengths() == [0, 0, 0]
-
-
-def test_truncate_to_the_edge(slots: Slots) -> None:
-    """After 250 positions the ring of 96 holds those from 154 on. The query at position p sees those from p - 31 on:
-    185 is the first p that misses none."""
-    slots.extend(0, 250)
-    with pytest.raises(RunError, match=r"hold positions 154 to 249 only.*needs position 153"):
-        slots.truncate(0, 184)
-    assert slots.length(0) == 250
-    slots.truncate(0, 185)
-    assert slots.length(0) == 185
-
-
-@pytest.mark.parametrize("length", [*range(0, RING + 1, 8), RING])
-def test_within_the_ring_any_length_is_allowed(slots: Slots, length: int) -> None:
-    slots.extend(0, RING)
-    slots.truncate(0, length)
-    assert slots.length(0) == length
-
-
-def test_the_first_position_past_the_ring(slots: Slots) -> None:
-    """Position 0 is overwritten. The queries at 1 to 31 see it, the one at 32 does not."""
-    slots.extend(0, RING + 1)
-    with pytest.raises(RunError, match="hold positions 1 to 96 only"):
-        slots.truncate(0, WINDOW - 1)
-    slots.truncate(0, WINDOW)
-
-
-def test_overwritten_positions_stay_lost(slots: Slots) -> None:
-    """Until they are written again: shortening a sequence brings nothing back."""
-    slots.extend(0, 200)
-    slots.truncate(0, 150)
-    slots.extend(0, 2)
-    with pytest.raises(RunError, match="hold positions 104 to 199"):
-        slots.truncate(0, 120)
-    slots.truncate(0, 135)
-
-
-def test_an_empty_slot_has_lost_nothing(slots: Slots) -> None:
-    slots.extend(0, 250)
-    slots.truncate(0, 0)
-    slots.extend(0, 90)
-    slots.truncate(0, 80)
-    assert slots.length(0) == 80
-
-
-def test_without_sliding_layers_any_length_is_allowed() -> None:
-    slots = Slots(count=1, max_context=400, window=0, ring_rows=0)
-    slots.extend(0, 400)
-    slots.truncate(0, 1)
-    assert slots.length(0) == 1
 
 
 @pytest.mark.parametrize("length", [-1, 6])
@@ -120,14 +67,3 @@ def test_a_call_rolls_back_what_is_speculated(slots: Slots) -> None:
     with pytest.raises(RunError, match="another call used this runner in the meantime"):
         slots.check_epoch(epoch)
     slots.check_epoch(epoch + 1)
-
-
-def test_a_speculated_position_counts_as_written(slots: Slots) -> None:
-    """It has overwritten one of the ring, and rolling it back does not bring that back."""
-    slots.extend(0, RING)
-    slots.extend(0, 1)
-    slots.speculate([0])
-    slots.begin_call()
-    assert slots.length(0) == RING
-    with pytest.raises(RunError, match="hold positions 1 to 96 only"):
-        slots.truncate(0, WINDOW - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from sampling_definition import chosen_token, logprob
 from gptoss_export import SamplingParams
 from gptoss_export.artifact.programs import Sizes
 from gptoss_export.runtime.decode_step import StepRows
-from gptoss_export.runtime.executor import PrefilledChunk
+from gptoss_export.runtime.executor import ChunkOutput, Outputs, Part, Prompt
 from gptoss_export.runtime.sampler_torch import StepOutput
 from gptoss_export.runtime.torch_executor import TorchExecutor
 
@@ -49,7 +49,10 @@ class FixedLogits(TorchExecutor):
     def kv_cache_bytes(self) -> int:
         return 0
 
-    def _prefill(self, slot: int, start: int, tokens: Sequence[int], every_token: bool) -> Iterator[PrefilledChunk]:
+    def chunk_of(self, prompt: Prompt) -> Part:
+        raise NotImplementedError
+
+    def _prefill(self, part: Part, outputs: Outputs) -> Iterator[ChunkOutput]:
         raise NotImplementedError
 
 

@@ -16,7 +16,7 @@ from gptoss_export.compiler.lower import lower
 from gptoss_export.kernels.kernel import ConfigChooser
 from gptoss_export.targets.base_compiler import compiler
 from gptoss_export.targets.tensorrt.memory_plan import program_inputs
-from gptoss_export.targets.tensorrt.partition import Launch, Segment, partition
+from gptoss_export.targets.tensorrt.partition import Launch, Segment, fixed_shape, partition
 from gptoss_export.targets.tensorrt.plugins import Plugin, plugin_support
 
 ARCH = "sm_89"
@@ -80,7 +80,10 @@ def plugins_of_the_model(arch: str) -> Iterator[Plugin]:
         written = set(program_inputs(program.exported))
         for part in partition(program.exported, program.name):
             if isinstance(part, Launch):
-                values = {name: node.meta["val"] for name, node in part.tensors.items()}
+                values = {
+                    name: torch.empty(fixed_shape(node), dtype=node.meta["val"].dtype, device="meta")
+                    for name, node in part.tensors.items()
+                }
                 before = {name for name, node in part.tensors.items() if node in written}
                 plugin = maker.make(part.kernel, {**part.arguments, **values}, part.grid, before)
                 written |= {part.tensors[name] for name in plugin.outputs}

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from tensorrt_helpers import lowered
+from tensorrt_helpers import SIZES, lowered
 from torch import nn
 from torch.utils import _pytree
 
@@ -39,7 +39,8 @@ def _recipe(program: TracedProgram) -> dict[str, Any]:
 
     def tensor(node: torch.fx.Node) -> tuple[Any, ...]:
         value = node.meta["val"]
-        return dataclasses.astuple(plan.references[node]), tuple(value.shape), value.dtype
+        shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)  # caches have any number of pages
+        return dataclasses.astuple(plan.references[node]), shape, value.dtype
 
     steps: list[dict[str, Any]] = []
     for part in parts:
@@ -74,8 +75,11 @@ def _module(segment: Segment) -> torch.fx.GraphModule:
 def _fill(spec: TensorSpec) -> torch.Tensor:
     dtype = torch_dtype(spec.dtype)
     random = torch.Generator().manual_seed(sum(map(ord, spec.name)))
+    slots, width = SIZES.table
     if spec.role == Role.CACHE:
-        return torch.zeros(spec.shape, dtype=dtype)
+        return torch.zeros(spec.sizes(1 + slots * width), dtype=dtype)
+    if spec.role == Role.TABLE:
+        return 1 + torch.randperm(slots * width, generator=random).view(slots, width).to(dtype)
     if spec.name.endswith("_scales"):
         return torch.randint(118, 123, spec.shape, dtype=torch.uint8, generator=random)
     if dtype == torch.uint8:

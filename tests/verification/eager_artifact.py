@@ -14,12 +14,13 @@ from reference_runner import write_artifact
 
 from gptoss_export import Runner
 from gptoss_export.artifact.manifest import load_manifest
-from gptoss_export.artifact.programs import Decode, Prefill, Program, Role, Sizes, programs_of
+from gptoss_export.artifact.programs import Decode, Prefill, Program, Role, Sizes, page_table_names, programs_of
 from gptoss_export.checkpoint import open_checkpoint
 from gptoss_export.compiler.export import build_model
 from gptoss_export.model.decoder import GptOss, yarn_inv_freq
 from gptoss_export.model.dtypes import torch_dtype
 from gptoss_export.model.parameters import INV_FREQ
+from gptoss_export.runtime.page_memory import allocate_pages
 from gptoss_export.runtime.program_executor import LoadedProgram, ProgramExecutor
 
 Fault = Callable[[Any], None]  # changes a model
@@ -47,7 +48,13 @@ def write_eager(folder: Path, checkpoint: Path, sizes: Sizes, dtype: str) -> Pat
     return write_artifact(folder, checkpoint, sizes, dtype, with_programs=True)
 
 
-def load_eager(folder: Path, checkpoint: Path, fault: Fault | None = None, where: Where = everywhere) -> Runner:
+def load_eager(
+    folder: Path,
+    checkpoint: Path,
+    fault: Fault | None = None,
+    where: Where = everywhere,
+    kv_memory: int | None = None,
+) -> Runner:
     """The runner of the artifact. Programs that `where` names run a model with the fault."""
     manifest = load_manifest(folder)
     right = read_model(checkpoint, torch_dtype(manifest.dtype))
@@ -59,24 +66,30 @@ def load_eager(folder: Path, checkpoint: Path, fault: Fault | None = None, where
 
     def loaded(program: Program) -> LoadedProgram:
         signature = manifest.programs[program.name]
-        data, caches = (len(signature.inputs_of(role)) for role in (Role.DATA, Role.CACHE))
+        kinds = page_table_names(manifest.model)
 
         def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-            given, rest = inputs[:data], inputs[data : data + caches]
+            of_role: dict[Role, list[torch.Tensor]] = {role: [] for role in Role}
+            for item, tensor in zip(signature.inputs, inputs, strict=True):
+                of_role[item.role].append(tensor)
+            given, rest = of_role[Role.DATA], of_role[Role.CACHE]
             pairs = list(zip(rest[::2], rest[1::2], strict=True))
+            pages = dict(zip(kinds, of_role[Role.TABLE], strict=True)) if pairs else {}
             slot = int(given[2][0]) if pairs else 0
             model = wrong if where(program, slot) else right
             if isinstance(program, Decode):
-                hidden = model.backbone(given[0][:, None], given[1][:, None], given[2], pairs)
+                hidden = model.backbone(given[0][:, None], given[1][:, None], given[2], pages, pairs)
                 return list(model.unembed(hidden))
             if isinstance(program, Prefill):
                 tokens, positions = (tensor.view(program.segments, -1) for tensor in given[:2])
-                return [model.backbone(tokens, positions, given[2], pairs)]
+                return [model.backbone(tokens, positions, given[2], pages, pairs)]
             return list(model.unembed(given[0]))
 
         return run
 
     programs = {program.name: loaded(program) for program in programs_of(manifest.sizes)}
     weights = dict(right.named_parameters())
-    executor = ProgramExecutor(manifest, folder, torch.device("cpu"), weights, programs)
+    device = torch.device("cpu")
+    memory = allocate_pages(manifest, device, kv_memory)
+    executor = ProgramExecutor(manifest, folder, device, weights, programs, memory)
     return Runner(manifest, folder, executor, {})

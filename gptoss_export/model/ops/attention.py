@@ -10,25 +10,25 @@ with s = scale * q.k over the keys that q sees: positions 0..p of its sequence. 
 
 Shapes
   query      [N, L, Hq, D]        N segments of L queries each, of one sequence each; decode has L = 1
-  k_cache    [S, Hkv, R + 1, D]   S slots (sequences); the keys of the queries are already written
-  v_cache    [S, Hkv, R + 1, D]
+  k_cache    [P, Hkv, G, D]       P pages of G positions; the keys of the queries are already written
+  v_cache    [P, Hkv, G, D]
+  pages      [S, X] int32         the pages of S slots (sequences): entry i holds positions G i to G (i + 1) - 1
   sinks      [Hq]
-  slots      [N] int64            which cache slot the sequence of segment n lives in; segments may share one
-  positions  [N, L] int64         position of each query; -1 marks padding, whose result is zero
+  slots      [N] int64            which slot the sequence of segment n lives in; segments may share one
+  positions  [N, L] int64         position of each query, consecutive; -1 marks padding, whose result is zero
   window     int                  0: see everything
   scale      float
   returns    [N, L, Hq, D], dtype of query; softmax and sums are float32
 
-Cache rows: position p is in row p % R (model/kv_cache.py). Row R is scratch: idle queries write there, and nothing
-reads it.
+Position p of a slot is in row p % G of page pages[slot, p // G] (model/kv_cache.py). Entries of positions that no query
+sees are not followed to what they hold: they may name any page. Page 0 is scratch, and nothing reads it.
 
 Rows that no query of a sequence sees do not change its result, whatever they hold: NaN and infinity included. So a
-slot that held NaN serves the next sequence. A visible key or value that is not finite gives NaN.
+page that held NaN serves the next sequence. A visible key or value that is not finite gives NaN.
 
-Limits: a ring holds position p only until p + R is written. So of one slot, the largest position of a call is below the
-smallest visible one + R. Where one query of a call sees a value that is not finite, and another query of the call does
-not, the results of both may be NaN. gptoss::kv_write keeps such values out of the cache: it marks their keys instead,
-which are masked for each query alone."""
+Limits: where one query of a call sees a value that is not finite, and another query of the call does not, the results
+of both may be NaN. gptoss::kv_write keeps such values out of the cache: it marks their keys instead, which are masked
+for each query alone."""
 
 from __future__ import annotations
 
@@ -44,28 +44,38 @@ def reference(
     query: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
+    pages: torch.Tensor,
     sinks: torch.Tensor,
     slots: torch.Tensor,
     positions: torch.Tensor,
     window: int,
     scale: float,
 ) -> torch.Tensor:
-    """The op's meaning in plain PyTorch; computes in float32 over all rows of the cache."""
+    """The op's meaning in plain PyTorch; computes in float32 over all positions that a slot can hold, or over those
+    that a window can reach."""
     sequences, length, query_heads, head_dim = query.shape
-    kv_heads, rows = k_cache.size(1), k_cache.size(2) - 1
+    kv_heads, size = k_cache.size(1), k_cache.size(2)
     group = query_heads // kv_heads
-    keys = k_cache[slots, :, :rows].float()
-    # The last written position says which position each row of the ring holds.
-    last = positions.amax(dim=1, keepdim=True)
-    row = torch.arange(rows, device=query.device)
-    newest = torch.remainder(last, rows) - row
-    held = last - torch.where(newest < 0, newest + rows, newest)  # [N, R]; a remainder for each row would be slow
-    q_at, k_at = positions[:, :, None], held[:, None, :]
-    visible = (k_at >= 0) & (k_at <= q_at)
+    held, first = pages[slots].long(), torch.zeros_like(slots)  # [N, X], and the position of their first row
+    reach = (window + length - 1 + 2 * (size - 1)) // size  # pages that window + length - 1 positions can touch
+    if window and reach < held.size(1):
+        last = positions.amax(dim=1, keepdim=True)
+        lowest = torch.where(positions >= 0, positions, last).amin(dim=1)
+        start = ((lowest - window + 1).clamp(min=0) // size).clamp(max=held.size(1) - reach)
+        held = held.gather(1, start[:, None] + torch.arange(reach, device=query.device))
+        first = start * size
+    rows = held.size(1) * size
+
+    def of_sequences(cache: torch.Tensor) -> torch.Tensor:
+        return cache[held].transpose(1, 2).reshape(sequences, kv_heads, rows, head_dim).float()
+
+    keys = of_sequences(k_cache)
+    q_at, k_at = positions[:, :, None], (first[:, None] + torch.arange(rows, device=query.device))[:, None, :]
+    visible = k_at <= q_at
     if window:
         visible = visible & (k_at > q_at - window)
     # A weight of zero times NaN is NaN, so a row that no query sees is replaced before it is multiplied.
-    values = torch.where(visible.any(dim=1)[:, None, :, None], v_cache[slots, :, :rows].float(), 0.0)
+    values = torch.where(visible.any(dim=1)[:, None, :, None], of_sequences(v_cache), 0.0)
     grouped = query.float().view(sequences, length, kv_heads, group, head_dim) * scale
     scores = torch.einsum("nlhgd,nhrd->nhglr", grouped, keys)
     scores = scores.masked_fill(~visible[:, None, None], float("-inf"))
@@ -82,21 +92,22 @@ def fake(query: torch.Tensor, *_: object) -> torch.Tensor:
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """Decode and prefill, full and sliding, ring wrapped and not, idle rows, GQA 1, 2 and 8."""
+    """Decode and prefill, full and sliding, pages of several sizes, idle rows, GQA 1, 2 and 8."""
     shapes = {
-        # label: (slots in cache, kv heads, group, head_dim, rows, window, queries' first positions, L)
-        "decode first token": (2, 2, 2, 32, 64, 0, [0, 0], 1),
-        "decode ragged": (4, 2, 8, 64, 300, 0, [299, 0, -1, 128], 1),
-        "decode window": (3, 2, 2, 32, 24, 16, [15, 16, 200], 1),
-        "decode all idle": (2, 1, 2, 32, 24, 16, [-1, -1], 1),
-        "prefill start": (2, 2, 2, 32, 128, 0, [0], 40),
-        "prefill middle": (1, 1, 8, 64, 300, 0, [130], 70),
-        "prefill window, ring wraps": (2, 2, 1, 32, 112, 16, [90], 96),
-        "prefill window across tiles": (1, 2, 4, 16, 228, 128, [1000], 100),
-        "shared chunk": (3, 2, 2, 32, 128, 0, [16, 0, 32, 99], 16),
-        "shared chunk, window, ring wraps": (3, 2, 8, 32, 80, 16, [160, 5, 176, -1], 16),
+        # label: (slots, kv heads, group, head_dim, page, pages of a slot, window, queries' first positions, L)
+        "decode first token": (2, 2, 2, 32, 64, 1, 0, [0, 0], 1),
+        "decode ragged": (4, 2, 8, 64, 32, 10, 0, [299, 0, -1, 128], 1),
+        "decode, the last of a page": (2, 2, 2, 32, 8, 4, 0, [7, 8], 1),
+        "decode window": (3, 2, 2, 32, 8, 26, 16, [15, 16, 200], 1),
+        "decode all idle": (2, 1, 2, 32, 24, 1, 16, [-1, -1], 1),
+        "prefill start": (2, 2, 2, 32, 64, 2, 0, [0], 40),
+        "prefill middle": (1, 1, 8, 64, 16, 19, 0, [130], 70),
+        "prefill window": (2, 2, 1, 32, 16, 12, 16, [90], 96),
+        "prefill window across tiles": (1, 2, 4, 16, 64, 18, 128, [1000], 100),
+        "shared chunk": (3, 2, 2, 32, 64, 2, 0, [16, 0, 32, 99], 16),
+        "shared chunk, window": (3, 2, 8, 32, 16, 12, 16, [160, 5, 176, -1], 16),
     }
-    for label, (slots, kv_heads, group, dim, rows, window, starts, length) in shapes.items():
+    for label, (slots, kv_heads, group, dim, page, count, window, starts, length) in shapes.items():
         random = torch.Generator().manual_seed(len(label))
 
         def normal(*shape: int) -> torch.Tensor:
@@ -108,8 +119,9 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
             positions[-1 if "shared" in label else slice(None), -5:] = -1  # a padded chunk
         arguments = {
             "query": normal(len(starts), length, kv_heads * group, dim),
-            "k_cache": normal(slots, kv_heads, rows + 1, dim),
-            "v_cache": normal(slots, kv_heads, rows + 1, dim),
+            "k_cache": normal(slots * count + 1, kv_heads, page, dim),
+            "v_cache": normal(slots * count + 1, kv_heads, page, dim),
+            "pages": draw.table(slots, count, random).to(device),
             "sinks": 2 * normal(kv_heads * group),
             "slots": draw.places(slots, len(starts), "shared" in label, random).to(device),
             "positions": positions.to(device),
@@ -124,6 +136,6 @@ OP = Op(
     reference=reference,
     fake=fake,
     cases=cases,
-    realistic={"positions": draw.positions, "slots": draw.slots},
+    realistic={"positions": draw.positions, "slots": draw.slots, "pages": draw.pages},
     as_kernel=True,
 )

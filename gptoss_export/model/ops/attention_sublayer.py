@@ -14,11 +14,12 @@ Shapes (T = N L tokens, Hq query heads, Hkv key and value heads of size D)
   qkv_weight   [(Hq + 2 Hkv) D, H],   qkv_bias [(Hq + 2 Hkv) D]
   o_weight     [H, Hq D],             o_bias [H]
   sinks        [Hq]
-  k_cache      [S, Hkv, R + 1, D]     written in place; rows as gptoss::sink_attention has them
-  v_cache      [S, Hkv, R + 1, D]     written in place
+  k_cache      [P, Hkv, G, D]         written in place; pages as gptoss::sink_attention has them
+  v_cache      [P, Hkv, G, D]         written in place
+  pages        [S, X] int32           of each slot, for the layer's kind
   cos, sin     [T, D / 2] float32     of the angles, times YaRN's concentration
   slots        [N] int64              of each segment
-  positions    [N, L] int64           -1: padding, whose keys go to the scratch row and whose results mean nothing
+  positions    [N, L] int64           -1: padding, whose keys go to the scratch page and whose results mean nothing
   window       int, 0: see everything;   scale, eps   float
   returns      [T, H] float32
 
@@ -37,7 +38,7 @@ from collections.abc import Iterator
 import torch
 from torch.nn import functional as F
 
-from ..kv_cache import live_rows
+from ..kv_cache import live_pages
 from . import draw
 from .norm import rms_norm
 from .op import Case, Op
@@ -60,6 +61,7 @@ def reference(
     sinks: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
+    pages: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
     slots: torch.Tensor,
@@ -74,8 +76,8 @@ def reference(
     qkv = qkv.view(-1, heads + 2 * kv_heads, head_dim)
     query, key, value = qkv.split([heads, kv_heads, kv_heads], dim=1)
     query, key = rotate(query, cos, sin).view(*positions.shape, heads, head_dim), rotate(key, cos, sin)
-    torch.ops.gptoss.kv_write(k_cache, v_cache, key, value, slots, positions)
-    out = torch.ops.gptoss.sink_attention(query, k_cache, v_cache, sinks, slots, positions, window, scale)
+    torch.ops.gptoss.kv_write(k_cache, v_cache, pages, key, value, slots, positions)
+    out = torch.ops.gptoss.sink_attention(query, k_cache, v_cache, pages, sinks, slots, positions, window, scale)
     return x + F.linear(out.view(x.size(0), -1), o_weight, o_bias)
 
 
@@ -84,21 +86,21 @@ def fake(x: torch.Tensor, *_: object) -> torch.Tensor:
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """Decode and prefill, full and sliding, the ring wrapped and not, idle rows, head sizes that no tile divides."""
+    """Decode and prefill, full and sliding, pages of several sizes, idle rows, head sizes that no tile divides."""
     shapes = {
-        # label: (slots in cache, hidden, kv heads, group, head_dim, rows, window, first positions, L)
-        "one token, the first": (1, 64, 2, 2, 32, 64, 0, [0], 1),
-        "one token": (2, 96, 1, 8, 64, 300, 0, [290], 1),
-        "one token, window, ring wrapped": (1, 160, 2, 2, 32, 24, 16, [200], 1),
-        "one token, idle": (1, 64, 1, 2, 16, 24, 16, [-1], 1),
-        "batch, ragged, one idle": (4, 64, 2, 4, 16, 200, 0, [199, 0, -1, 128], 1),
-        "largest batch of the fused kernels": (8, 64, 1, 2, 32, 40, 16, [5, 17, 39, 60, -1, 0, 1, 99], 1),
-        "head_dim 80": (1, 96, 2, 3, 80, 100, 0, [77], 1),
-        "chunk, padded": (2, 96, 2, 2, 32, 128, 0, [64], 40),
-        "short chunk": (2, 64, 2, 2, 32, 48, 16, [30], 7),
-        "shared chunk": (3, 64, 1, 2, 32, 80, 16, [160, 5, 176, 40], 16),
+        # label: (slots, hidden, kv heads, group, head_dim, page, pages of a slot, window, first positions, L)
+        "one token, the first": (1, 64, 2, 2, 32, 64, 1, 0, [0], 1),
+        "one token": (2, 96, 1, 8, 64, 64, 5, 0, [290], 1),
+        "one token, window": (1, 160, 2, 2, 32, 8, 26, 16, [200], 1),
+        "one token, idle": (1, 64, 1, 2, 16, 24, 1, 16, [-1], 1),
+        "batch, ragged, one idle": (4, 64, 2, 4, 16, 32, 7, 0, [199, 0, -1, 128], 1),
+        "largest batch of the fused kernels": (8, 64, 1, 2, 32, 8, 13, 16, [5, 17, 39, 60, -1, 0, 1, 99], 1),
+        "head_dim 80": (1, 96, 2, 3, 80, 16, 7, 0, [77], 1),
+        "chunk, padded": (2, 96, 2, 2, 32, 64, 2, 0, [64], 40),
+        "short chunk": (2, 64, 2, 2, 32, 16, 3, 16, [30], 7),
+        "shared chunk": (3, 64, 1, 2, 32, 16, 12, 16, [160, 5, 176, 40], 16),
     }
-    for label, (slots, hidden, kv_heads, group, dim, rows, window, starts, length) in shapes.items():
+    for label, (slots, hidden, kv_heads, group, dim, page, count, window, starts, length) in shapes.items():
         random = torch.Generator().manual_seed(len(label))
 
         def normal(*shape: int, dtype: torch.dtype = dtype, scale: float = 1.0) -> torch.Tensor:
@@ -119,8 +121,9 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
             "o_weight": normal(hidden, heads * dim, scale=(heads * dim) ** -0.5),
             "o_bias": normal(hidden),
             "sinks": 2 * normal(heads),
-            "k_cache": normal(slots, kv_heads, rows + 1, dim),
-            "v_cache": normal(slots, kv_heads, rows + 1, dim),
+            "k_cache": normal(slots * count + 1, kv_heads, page, dim),
+            "v_cache": normal(slots * count + 1, kv_heads, page, dim),
+            "pages": draw.table(slots, count, random).to(device),
             "cos": 1.2 * angle.cos(),
             "sin": 1.2 * angle.sin(),
             "slots": draw.places(slots, len(starts), "shared" in label, random).to(device),
@@ -146,6 +149,7 @@ OP = Op(
         "sin": draw.angles,
         "positions": draw.positions,
         "slots": draw.slots,
+        "pages": draw.pages,
     },
-    written=lambda arguments: [live_rows(arguments[name]) for name in ("k_cache", "v_cache")],
+    written=lambda arguments: [live_pages(arguments[name]) for name in ("k_cache", "v_cache")],
 )

@@ -61,6 +61,19 @@ def slots(draw: Draw, like: torch.Tensor) -> torch.Tensor:
     return numbers if draw.arguments["positions"].shape[-1] == 1 else torch.zeros_like(numbers)
 
 
+def pages(draw: Draw, like: torch.Tensor) -> torch.Tensor:
+    """A table [S, X] int32 of the pages that the cache has, which lie anywhere in it. A cache with fewer pages than the
+    table has entries serves several of them."""
+    count = draw.arguments["k_cache"].size(0) - 1
+    order = torch.rand(count, generator=draw.generator, device=draw.device).argsort() + 1
+    return order.repeat(-(-like.numel() // count))[: like.numel()].view(like.shape).int()
+
+
+def table(slots: int, count: int, generator: torch.Generator) -> torch.Tensor:
+    """A table [slots, count] int32 for a test case: pages 1 to slots * count, each once."""
+    return torch.randperm(slots * count, generator=generator).view(slots, count).int() + 1
+
+
 def places(slots: int, segments: int, shared: bool, generator: torch.Generator) -> torch.Tensor:
     """Slots [N] int64 for a test case, of so many. shared: the third segment is of the first one's sequence."""
     found = torch.randperm(slots, generator=generator)[:segments]

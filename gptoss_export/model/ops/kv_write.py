@@ -1,7 +1,7 @@
 """gptoss::kv_write: writes the keys and values of some tokens to their rows of a layer's KV cache, in place.
 
-    k_cache[slot, :, row] = key[t]     v_cache[slot, :, row] = value[t]
-    row = p % R for a token at position p of the sequence in that slot, R for padding
+    k_cache[page, :, row] = key[t]     v_cache[page, :, row] = value[t]
+    page = pages[slot, p // G], row = p % G for a token at position p of the sequence in that slot; page 0 for padding
 
 Where an element of the value is not finite (NaN or infinity), 0 is written in its place, and NaN in place of that
 element of the key. The token then still gives NaN to every query that sees it: attention masks scores, which are made
@@ -13,16 +13,16 @@ the reference, which is an index_put, and fuses it. A compiler that does not, or
 change a row of it, calls a kernel.
 
 Shapes (T = N L tokens)
-  k_cache    [S, Hkv, R + 1, D]   written in place; S slots, rows as gptoss::sink_attention has them
-  v_cache    [S, Hkv, R + 1, D]   written in place
+  k_cache    [P, Hkv, G, D]       written in place; pages as gptoss::sink_attention has them
+  v_cache    [P, Hkv, G, D]       written in place
+  pages      [S, X] int32         of each slot
   key        [T, Hkv, D]          already rotated by RoPE; dtype of the caches
   value      [T, Hkv, D]          dtype of the caches; both may be views
-  slots      [N] int64            which cache slot the sequence of segment n lives in; segments may share one
-  positions  [N, L] int64         -1: padding, which goes to the scratch row R
+  slots      [N] int64            which slot the sequence of segment n lives in; segments may share one
+  positions  [N, L] int64         -1: padding, which goes to the scratch page
   returns    nothing
 
-Limits: positions of one call that share a slot are in different rows: no two of them are R apart. All padding of a
-slot goes to the scratch row, which nothing reads."""
+Limits: no two tokens of a call go to the same row. All padding goes to the scratch page, which nothing reads."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ from .op import Case, Op
 def reference(
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
+    pages: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     slots: torch.Tensor,
@@ -46,8 +47,8 @@ def reference(
     """The op's meaning in plain PyTorch."""
     slot_of, position_of = slots[:, None].expand_as(positions).flatten(), positions.flatten()
     finite = value.isfinite()
-    kv_cache.write(k_cache, torch.where(finite, key, float("nan")), slot_of, position_of)
-    kv_cache.write(v_cache, torch.where(finite, value, 0.0), slot_of, position_of)
+    kv_cache.write(k_cache, torch.where(finite, key, float("nan")), pages, slot_of, position_of)
+    kv_cache.write(v_cache, torch.where(finite, value, 0.0), pages, slot_of, position_of)
 
 
 def fake(*_: object) -> None:
@@ -55,15 +56,15 @@ def fake(*_: object) -> None:
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """Decode and chunk, idle rows, a ring that wraps within the chunk, head sizes that are no multiples of a tile."""
+    """Decode and chunk, idle rows, a chunk over several pages, head sizes that are no multiples of a tile."""
     shapes = {
-        # label: (slots in cache, kv heads, head_dim, rows, first positions, L)
-        "decode, ragged, one idle": (5, 2, 32, 24, [200, 0, -1, 23], 1),
-        "chunk, padded, ring wraps": (3, 2, 64, 48, [30], 40),
-        "head_dim 80": (2, 3, 80, 20, [17, 5], 6),
-        "shared chunk, ring wraps": (3, 2, 32, 40, [32, 3, 39, 0], 7),
+        # label: (slots, kv heads, head_dim, page, pages of a slot, first positions, L)
+        "decode, ragged, one idle": (5, 2, 32, 24, 9, [200, 0, -1, 23], 1),
+        "chunk, padded, over pages": (3, 2, 64, 16, 5, [30], 40),
+        "head_dim 80": (2, 3, 80, 20, 2, [17, 5], 6),
+        "shared chunk": (3, 2, 32, 8, 6, [32, 3, 39, 0], 7),
     }
-    for label, (slots, kv_heads, dim, rows, starts, length) in shapes.items():
+    for label, (slots, kv_heads, dim, page, count, starts, length) in shapes.items():
         random = torch.Generator().manual_seed(len(label))
 
         def normal(*shape: int) -> torch.Tensor:
@@ -76,8 +77,9 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         # As in the model, the values are a view of the qkv product, behind queries and keys.
         qkv = normal(positions.numel(), 2 * kv_heads + 2 * kv_heads, dim)
         arguments = {
-            "k_cache": normal(slots, kv_heads, rows + 1, dim),
-            "v_cache": normal(slots, kv_heads, rows + 1, dim),
+            "k_cache": normal(slots * count + 1, kv_heads, page, dim),
+            "v_cache": normal(slots * count + 1, kv_heads, page, dim),
+            "pages": draw.table(slots, count, random).to(device),
             "key": normal(positions.numel(), kv_heads, dim),
             "value": qkv[:, -kv_heads:],
             "slots": draw.places(slots, len(starts), "shared" in label, random).to(device),
@@ -92,7 +94,7 @@ OP = Op(
     fake=fake,
     cases=cases,
     mutates=("k_cache", "v_cache"),
-    realistic={"positions": draw.positions, "slots": draw.slots},
-    written=lambda arguments: [kv_cache.live_rows(arguments[name]) for name in ("k_cache", "v_cache")],
+    realistic={"positions": draw.positions, "slots": draw.slots, "pages": draw.pages},
+    written=lambda arguments: [kv_cache.live_pages(arguments[name]) for name in ("k_cache", "v_cache")],
     as_kernel=True,
 )

@@ -21,10 +21,11 @@ from ...machine_limits import writes
 from ...progress import Progress
 from ...runtime.cuda.memory import reduce_process_memory
 from ...runtime.mapped_files import MappedFiles
+from ...runtime.page_memory import allocate_pages
 from ...runtime.program_executor import LoadedProgram, ProgramExecutor
 from ...runtime.weights import load_weights
 from ...temporary_folder import TemporaryFolder, check_executable
-from ..base_loader import Loader
+from ..base_loader import Loader, LoadSettings
 from ..gpu import current_gpu_arch
 from . import cpu_isa
 from .package import checked_package, package_name, runnable_arch
@@ -58,10 +59,10 @@ class AotiLoader(Loader):
             found.append(f"arch: artifact has code for {archs}, this machine is {current}; build with --arch {current}")
         return found
 
-    def load(self, manifest: Manifest, folder: Path, progress: Progress, tune_process: bool) -> ProgramExecutor:
+    def load(self, manifest: Manifest, folder: Path, progress: Progress, settings: LoadSettings) -> ProgramExecutor:
         device = torch.device(manifest.device)
         if device.type == "cuda":
-            if tune_process:
+            if settings.tune_process:
                 reduce_process_memory()
             device = torch.device("cuda", torch.cuda.current_device())
         with progress.stage("load weights"):
@@ -71,7 +72,8 @@ class AotiLoader(Loader):
         with progress.stage("load programs"):
             programs = load_programs(manifest, folder, device, mapped)
         with progress.stage("allocate and warm up"):
-            return ProgramExecutor(manifest, folder, device, weights, programs)
+            memory = allocate_pages(manifest, device, settings.kv_memory)
+            return ProgramExecutor(manifest, folder, device, weights, programs, memory)
 
 
 def load_programs(

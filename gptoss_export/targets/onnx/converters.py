@@ -47,6 +47,7 @@ def _attention_sublayer(
     sinks: str,
     k_cache: CacheNames,
     v_cache: CacheNames,
+    pages: Any,
     cos: str,
     sin: str,
     slots: Any,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...artifact.manifest import Manifest
-from ...runtime.executor import ChunkOutput, Executor, PendingTokens, PrefilledChunk
+from ...runtime.executor import ChunkOutput, Executor, Outputs, Part, PendingTokens, Prompt
 from ...runtime.sampler_numpy import choose, logprob
 from ...runtime.sampling_params import SamplingParams
 from .model_cpu import CpuModel
@@ -56,13 +56,14 @@ class CpuExecutor(Executor):
     def kv_cache_bytes(self) -> int:
         return self.model.kv_cache_bytes
 
-    def prefill(self, slot: int, start: int, tokens: Sequence[int], every_token: bool) -> Iterator[PrefilledChunk]:
+    def chunk_of(self, prompt: Prompt) -> Part:
         """Chunks bound the memory of the logits; the model itself takes any number of tokens."""
-        for done in range(0, len(tokens), self._chunk):
-            piece = tokens[done : done + self._chunk]
-            logits = self.model.prefill(piece, slot, start + done, last_only=not every_token)
-            wanted = every_token or done + len(piece) == len(tokens)
-            yield PrefilledChunk(len(piece), iter([NumpyOutput(logits)] if wanted else []))
+        piece = prompt.tokens[: self._chunk]
+        return Part(prompt.slot, prompt.start, piece, ends=len(piece) == len(prompt.tokens))
+
+    def prefill(self, part: Part, outputs: Outputs) -> Iterator[ChunkOutput]:
+        logits = self.model.prefill(part.tokens, part.slot, part.start, last_only=outputs != Outputs.EVERY)
+        return iter([] if outputs == Outputs.NONE else [NumpyOutput(logits)])
 
     @run_errors()
     def decode(self, tokens: dict[int, int], lengths: Sequence[int]) -> np.ndarray:

@@ -15,7 +15,7 @@ from ...artifact.programs import SCORE_ROWS
 from ...progress import Progress
 from ...runtime.cuda.memory import reduce_process_memory
 from ...runtime.decode_step import StepRows
-from ...runtime.executor import ChunkOutput, PrefilledChunk
+from ...runtime.executor import ChunkOutput, Outputs, Part, Prompt
 from ...runtime.sampler_torch import StepOutput
 from ...runtime.torch_executor import Placement, TorchExecutor
 from .model_cuda import CudaModel, load_model
@@ -53,20 +53,16 @@ class CudaExecutor(TorchExecutor):
         every = range(self.manifest.sizes.max_batch)
         return Placement(len(every), list(every), list(lengths), [slot in slots for slot in every])
 
-    def _prefill(self, slot: int, start: int, tokens: Sequence[int], every_token: bool) -> Iterator[PrefilledChunk]:
-        done = 0
-        while done < len(tokens):
-            chunk = self._chunk_for(len(tokens) - done)
-            piece = tokens[done : done + chunk]
-            known = self.model.known_shapes
-            logits = self.model.prefill(piece, slot, start + done, chunk, last_only=not every_token)
-            if self.model.known_shapes != known:
-                self.steps[self.manifest.sizes.max_batch].forget()
-            done += len(piece)
-            wanted = logits if every_token or done == len(tokens) else logits[:0]
-            del logits
-            yield PrefilledChunk(len(piece), _outputs(wanted))
-            del wanted  # so that two chunks' logits are never in memory together
+    def chunk_of(self, prompt: Prompt) -> Part:
+        piece = prompt.tokens[: self._chunk_for(len(prompt.tokens))]
+        return Part(prompt.slot, prompt.start, piece, ends=len(piece) == len(prompt.tokens))
+
+    def _prefill(self, part: Part, outputs: Outputs) -> Iterator[ChunkOutput]:
+        known, chunk = self.model.known_shapes, self._chunk_for(len(part.tokens))
+        logits = self.model.prefill(part.tokens, part.slot, part.start, chunk, last_only=outputs != Outputs.EVERY)
+        if self.model.known_shapes != known:
+            self.steps[self.manifest.sizes.max_batch].forget()
+        return _outputs(logits[:0] if outputs == Outputs.NONE else logits)
 
 
 def _outputs(logits: torch.Tensor) -> Iterator[ChunkOutput]:

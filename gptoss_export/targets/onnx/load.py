@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...artifact.manifest import Manifest
+from ...errors import UsageError
 from ...progress import Progress
 from ...runtime.executor import Executor
-from ..base_loader import Loader
+from ..base_loader import Loader, LoadSettings
 from .model_files import ANY_ARCH, MODEL, PROBE
 from .options import read_options
 from .requirements import INSTALL, gpu_problems, runtime_problems
@@ -34,11 +35,16 @@ class OnnxLoader(Loader):
         found += [f"{problem}; {INSTALL[manifest.device]}" for problem in runtime_problems(manifest.device)]
         return found + (gpu_problems() if manifest.device == "cuda" else [])
 
-    def load(self, manifest: Manifest, folder: Path, progress: Progress, tune_process: bool) -> Executor:
+    def load(self, manifest: Manifest, folder: Path, progress: Progress, settings: LoadSettings) -> Executor:
+        if settings.kv_memory is not None:
+            raise UsageError(
+                "KV memory: found a size for an ONNX artifact, whose caches have the size of its build; leave it out, "
+                "or build with another --max-batch or --max-context"
+            )
         if manifest.device == "cuda":
             from .executor_cuda import load_cuda
 
-            return load_cuda(manifest, folder, progress, tune_process)
+            return load_cuda(manifest, folder, progress, settings.tune_process)
         from .executor_cpu import CpuExecutor
         from .model_cpu import load_model
 

@@ -20,7 +20,7 @@ from .contexts import CACHE, Contexts
 from .edition import Edition
 from .engine import build_segment, build_whole, missing_converters
 from .memory_plan import bound_tensors, plan_memory, program_inputs
-from .partition import Launch, Part, Segment, partition, program_results
+from .partition import Launch, Part, Segment, fixed_shape, partition, program_results
 from .plugins import AddPlugin, Plugin, PluginMaker
 from .schedule import (
     INPUT,
@@ -123,7 +123,10 @@ class EngineCompilation(Compilation):
             if isinstance(part, Segment):
                 written |= set(part.outputs)
                 continue
-            values = {name: node.meta["val"] for name, node in part.tensors.items()}
+            values = {
+                name: torch.empty(fixed_shape(node), dtype=node.meta["val"].dtype, device="meta")
+                for name, node in part.tensors.items()
+            }
             written_before = {name for name, node in part.tensors.items() if node in written}
             try:
                 plugin = self._maker.make(part.kernel, {**part.arguments, **values}, part.grid, written_before)

@@ -202,4 +202,5 @@ def _reference_violations(
 
 
 def _bytes(item: TensorSpec) -> int:
-    return math.prod(item.shape) * torch_dtype(item.dtype).itemsize
+    """Of a cache: those of one page. How many there are is chosen at load."""
+    return math.prod(item.sizes(pages=1)) * torch_dtype(item.dtype).itemsize

@@ -17,7 +17,7 @@ from ...errors import BuildError
 from .converters import CONVERTERS
 from .edition import Edition
 from .layers import Layers, RefusedLayerError
-from .partition import Launch, Part, Segment, first_argument, owner
+from .partition import Launch, Part, Segment, first_argument, fixed_shape, owner
 from .plugins import AddPlugin, Plugin
 
 
@@ -108,7 +108,7 @@ class _Network:
                 kind = self._layers.dtype(dtype)
             except ValueError as error:
                 raise BuildError(f"{self._label}: input {node.name} is {error}") from None
-            self._tensors[node] = self._network.add_input(f"in{index}", kind, tuple(value.shape))
+            self._tensors[node] = self._network.add_input(f"in{index}", kind, fixed_shape(node))
 
     def add_nodes(self, nodes: Iterable[Node]) -> None:
         for node in nodes:

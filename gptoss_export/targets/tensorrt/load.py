@@ -11,9 +11,10 @@ from ...artifact.manifest import Manifest
 from ...errors import ArtifactError
 from ...progress import Progress
 from ...runtime.cuda.memory import reduce_process_memory
+from ...runtime.page_memory import allocate_pages
 from ...runtime.program_executor import ProgramExecutor
 from ...runtime.weights import load_weights
-from ..base_loader import Loader, Table
+from ..base_loader import Loader, LoadSettings, Table
 from ..gpu import current_gpu_arch
 from .check import load_schedule
 from .edition import INSTALL, RTX, Edition, edition_problem, installed_edition
@@ -38,9 +39,9 @@ class TensorRTLoader(Loader):
             found.append(str(error))
         return found
 
-    def load(self, manifest: Manifest, folder: Path, progress: Progress, tune_process: bool) -> ProgramExecutor:
+    def load(self, manifest: Manifest, folder: Path, progress: Progress, settings: LoadSettings) -> ProgramExecutor:
         edition = _edition(manifest, folder)
-        if tune_process:
+        if settings.tune_process:
             reduce_process_memory()
         device = torch.device("cuda", torch.cuda.current_device())
         with progress.stage("load weights"):
@@ -48,7 +49,8 @@ class TensorRTLoader(Loader):
         with progress.stage("load programs"):
             programs = load_programs(manifest, folder, device, edition)
         with progress.stage("allocate and warm up"):
-            return ProgramExecutor(manifest, folder, device, weights, programs)
+            memory = allocate_pages(manifest, device, settings.kv_memory)
+            return ProgramExecutor(manifest, folder, device, weights, programs, memory)
 
     def tables(self, manifest: Manifest, folder: Path) -> list[Table]:
         schedule = load_schedule(folder, manifest)

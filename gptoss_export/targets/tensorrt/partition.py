@@ -128,6 +128,11 @@ def describe(node: Node) -> str:
     return ", ".join(f"{dtype_name(item.dtype)} {list(item.shape)}" for item in values)
 
 
+def fixed_shape(node: Node) -> tuple[int, ...]:
+    """The shape of a node's value. A cache counts as one page: what reads it gets its address and not its size."""
+    return tuple(size if isinstance(size, int) else 1 for size in node.meta["val"].shape)
+
+
 def owner(node: Node) -> Node:
     """The node whose memory this one is a view of."""
     while node.target in _RESHAPES:

@@ -66,7 +66,7 @@ def run_program(
     """Enqueue a program; returns its results, in new tensors."""
     # Kernels are launched in the context of the current device, and the caller may have another one current.
     with torch.cuda.device(arena.device):
-        outputs = [torch.empty(item.shape, dtype=torch_dtype(item.dtype), device=arena.device) for item in results]
+        outputs = [torch.empty(item.sizes(0), dtype=torch_dtype(item.dtype), device=arena.device) for item in results]
         current = torch.cuda.current_stream(arena.device)
         stream = own_stream(arena.device) if current == torch.cuda.default_stream(arena.device) else current
         stream.wait_stream(current)

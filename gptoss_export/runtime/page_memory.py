@@ -1,0 +1,107 @@
+"""The pages of the KV cache and the tables of pages, as torch tensors that compiled programs are bound to.
+
+The pool's size is chosen here, when an artifact is loaded. A full layer and a sliding layer are bound to the same
+tensors where the model has both (model/kv_cache.py), so that a page serves either kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..artifact.manifest import Manifest
+from ..artifact.programs import kv_cache_names, kv_inputs, page_table_names
+from ..errors import UsageError
+from ..model.config import FULL
+from ..model.dtypes import torch_dtype
+from ..model.kv_cache import PAGE, page_bytes, pool_tensor, pool_tensors
+from .executor import PagedMemory, PageLayout, TableEntry
+from .page_tables import PageTables
+from .staging import on_device
+
+_LEFT = 0.9  # the share of the GPU's free memory that a pool takes at most: chunks need memory too
+
+
+class PageMemory(PagedMemory):
+    """The tensors of a pool with `pages` pages, with the scratch page.
+
+    tensors  by the names of the programs' inputs: tables and caches
+    """
+
+    def __init__(self, manifest: Manifest, device: torch.device, pages: int) -> None:
+        config, sizes = manifest.model, manifest.sizes
+        names = page_table_names(config)
+        # What pages hold before they are written is never read.
+        shapes = {item.name: item.sizes(pages) for item in kv_inputs(config, sizes, manifest.dtype)}
+        shape, dtype = shapes[kv_cache_names(config)[0][0]], torch_dtype(manifest.dtype)
+        self._pool = [
+            [torch.empty(shape, dtype=dtype, device=device) for _ in range(2)] for _ in range(pool_tensors(config))
+        ]
+        self._tables = torch.zeros((len(names), *sizes.table), dtype=torch.int32, device=device)
+        self._table_of = {kind: index for index, kind in enumerate(names)}
+        self.tensors = {name: self._tables[self._table_of[kind]] for kind, name in names.items()}
+        for layer, pair in enumerate(kv_cache_names(config)):
+            self.tensors |= zip(pair, self._pool[pool_tensor(config, layer)], strict=True)
+        self._layout = _layout(manifest, pages)
+
+    @property
+    def layout(self) -> PageLayout:
+        return self._layout
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the pool."""
+        return sum(tensor.nbytes for pair in self._pool for tensor in pair)
+
+    @torch.inference_mode()
+    def set_pages(self, entries: Sequence[TableEntry]) -> None:
+        _, slots, width = self._tables.shape
+        cells = [(self._table_of[entry.kind] * slots + entry.slot) * width + entry.at for entry in entries]
+        numbers = on_device([*cells, *(entry.page for entry in entries)], self._tables.device)
+        self._tables.view(-1)[numbers[: len(cells)]] = numbers[len(cells) :].int()
+
+    @torch.inference_mode()
+    def copy_pages(self, copies: Sequence[tuple[int, int]]) -> None:
+        for pair in self._pool:
+            for tensor in pair:
+                for source, target in copies:
+                    tensor[target].copy_(tensor[source])
+
+
+def allocate_pages(manifest: Manifest, device: torch.device, kv_memory: int | None) -> PageMemory:
+    """The pool of a loaded artifact, whose weights and code are on the device already.
+
+    kv_memory  its bytes. None: as many pages as all slots can use, or most of what the GPU has left if that is less
+
+    Raises UsageError where not even a short sequence fits.
+    """
+    each = page_bytes(manifest.model, torch_dtype(manifest.dtype).itemsize)
+    if kv_memory is None:
+        pages = _useful_pages(manifest)
+        if device.type == "cuda":
+            pages = min(pages, int(_LEFT * _free_memory(device)) // each)
+    else:
+        pages = kv_memory // each
+    least = 1 + len(set(manifest.model.layer_types))
+    if pages < least:
+        found = f"{pages * each:,} bytes of the GPU's memory are left" if kv_memory is None else f"{kv_memory:,} bytes"
+        raise UsageError(f"KV memory: found {found}, expected at least {least * each:,} for the shortest sequence")
+    return PageMemory(manifest, device, pages)
+
+
+def _layout(manifest: Manifest, pages: int) -> PageLayout:
+    config = manifest.model
+    window = max(config.window(layer) for layer in range(config.num_hidden_layers))
+    return PageLayout(PAGE, pages, FULL in config.layer_types, window, max(manifest.sizes.prefill_chunks))
+
+
+def _useful_pages(manifest: Manifest) -> int:
+    """Pages that the longest sequences take in all slots, and the scratch page."""
+    return 1 + manifest.sizes.max_batch * PageTables.needed_by(_layout(manifest, 1), manifest.sizes.max_context)
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that the GPU has left, with those that torch keeps for reuse."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
