@@ -196,6 +196,7 @@ def kernel_times(runner: Runner, batch: int, context: int) -> list[KernelTime]:
     runner.reset()
     for slot in slots:
         runner.prefill(_prompt(runner.manifest, start, slot), slot)
+        runner.slots.reserve(slot, _PROFILED)
 
     def step(index: int) -> None:
         runner.executor.step(slots, [start + index] * runner.manifest.sizes.max_batch, sampled=False)

@@ -18,8 +18,8 @@ from .text import Text, open_text
 if TYPE_CHECKING:
     from ..runtime.request_handle import RequestHandle
     from ..runtime.runner import Runner
+    from ..runtime.running_sequence import Request
     from ..runtime.sampling_params import SamplingParams
-    from ..runtime.scheduler import Request
 
 OPTION = "--prompts-file"
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from ..artifact.manifest import Manifest
 from ..errors import RunError
 from .arguments import integer, sampling_params, sequence, token_ids
+from .running_sequence import Request
 from .sampling_params import SamplingParams
-from .scheduler import Request
 from .slots import Slots
 
 

@@ -32,8 +32,9 @@ from .checked_request import checked_requests
 from .generation import Generation, Token
 from .request_handle import RequestHandle
 from .runner import Runner
+from .running_sequence import Request, RunningSequence
 from .sampling_params import SamplingParams
-from .scheduler import Request, RunningSequence, Scheduler
+from .scheduler import Scheduler
 
 MOST_WAITING = 4096  # requests without a slot that an engine keeps, unless told otherwise
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .executor import Executor
-from .scheduler import Request, Scheduler
+from .running_sequence import Request
+from .scheduler import Scheduler
 from .slots import Slots
 
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from .generation import Generation, GenerationRecord, Token
-from .scheduler import Request
+from .running_sequence import Request
 
 
 class Driver(Protocol):

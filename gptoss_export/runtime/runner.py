@@ -27,8 +27,8 @@ from .executor import ChunkOutput, Executor
 from .generation import Generation, Token, collect, stream
 from .page_tables import PageTables
 from .prefill import prefill
+from .running_sequence import Request
 from .sampling_params import SamplingParams
-from .scheduler import Request
 from .slots import Slots
 
 Item = TypeVar("Item")

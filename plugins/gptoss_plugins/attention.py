@@ -377,17 +377,7 @@ def sink_attention(
     arch: str,
 ) -> torch.Tensor:
     """`gptoss::sink_attention`: same result. `config` and `arch` as in gptoss_export/kernels/launch_config.py."""
-    inputs = AttentionInputs(
-        query=query,
-        k_cache=k_cache,
-        v_cache=v_cache,
-        pages=pages,
-        sinks=sinks,
-        slots=slots,
-        positions=positions,
-        window=window,
-        scale=scale,
-    )
+    inputs = AttentionInputs(query, k_cache, v_cache, pages, sinks, slots, positions, window, scale)
     (launch,) = unflatten(config, Attend)
     return attend(inputs, launch, arch)
 

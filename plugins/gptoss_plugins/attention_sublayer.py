@@ -79,12 +79,13 @@ def _qkv_pdl(
     positions += zero
     d = first + tl.arange(0, PAIRS)
     for token in range(TOKENS):
-        y = dot_rows_of_norm(pieces, x + token * HIDDEN, norm_weight, HIDDEN, BLOCK, EPS) + added
-        low, high = tl.split(tl.trans(y.reshape(2, PAIRS)))
+        # Looked up before the product: the loads wait together. Behind it they take 0.6 us more.
         position = tl.load(positions + token)
         at = tl.maximum(position, 0)
         page = tl.load(pages + tl.load(slots + token // LENGTH) * PAGES + at // PAGE)
         row = cell(tl.where(position >= 0, page, 0), at, PAGE, KV_HEADS, HEAD_DIM)
+        y = dot_rows_of_norm(pieces, x + token * HIDDEN, norm_weight, HIDDEN, BLOCK, EPS) + added
+        low, high = tl.split(tl.trans(y.reshape(2, PAIRS)))
         if head < HEADS + KV_HEADS:
             c = tl.load(cos + token * HALF + d)
             s = tl.load(sin + token * HALF + d)

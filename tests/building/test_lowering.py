@@ -35,7 +35,8 @@ def ops_of(program: TracedProgram) -> set[str]:
 def assert_inputs_are_the_signatures(program: TracedProgram) -> None:
     found = [node.meta["val"] for node in program.exported.graph.nodes if node.op == "placeholder"]
     inputs = program.signature.inputs
-    assert [(tuple(value.shape), value.dtype) for value in found] == [
+    shapes = [tuple(size if isinstance(size, int) else None for size in value.shape) for value in found]
+    assert [(shape, value.dtype) for shape, value in zip(shapes, found, strict=True)] == [
         (item.shape, torch_dtype(item.dtype)) for item in inputs
     ]
 

@@ -141,7 +141,7 @@ def test_a_request_that_fails(artifact: Path, tmp_path: Path, monkeypatch: pytes
     def failing(self: ProgramExecutor, chunk: PackedChunk) -> torch.Tensor:
         hidden = whole(self, chunk)
         for piece in chunk.pieces:
-            if list(piece.tokens) == [13]:
+            if list(piece.part.tokens) == [13]:
                 hidden[piece.row] = float("nan")
         return hidden
 

@@ -53,9 +53,14 @@ r = gptoss_export.load(sys.argv[1])
 programs, name = r.executor.programs.values(), "model.embed_tokens.weight"
 caches = [tensor for key, tensor in r.executor.programs["decode_1"].inputs.items() if "_cache." in key]
 def poison(slot, first=0):
+    held = {} if slot is None else r.slots.pages.pages(slot)
     with torch.inference_mode():
         for cache in caches:
-            cache[slot, :, first:] = float("nan")
+            cache[slice(None) if slot is None else 0] = float("nan")
+            for pages in held.values():
+                for at, page in enumerate(pages):
+                    if page:
+                        cache[page, :, max(0, first - 64 * at):] = float("nan")
     torch.cuda.synchronize()
 def run(slot, token=60):
     rows = torch.cat([block.clone() for block in r.prefill_logits([*range(200, 230), token, 5, 6], slot)])
@@ -65,7 +70,7 @@ def run(slot, token=60):
 def same(slot):
     return all(torch.equal(got, want) for got, want in zip(run(slot), clean[slot]))
 clean = [run(slot) for slot in range(3)]
-poison(0)
+poison(None)
 assert r.decode([7, None, None])[0].isnan().any()
 r.reset()
 assert same(0)

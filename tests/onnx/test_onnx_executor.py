@@ -16,6 +16,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from gptoss_export import Engine, SamplingParams, load
 from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.errors import RunError
+from gptoss_export.runtime.executor import Outputs, Prompt
 from gptoss_export.runtime.sampler_numpy import choose as choose_in_numpy
 from gptoss_export.runtime.sampler_torch import SamplingBuffers, StepOutput
 from gptoss_export.runtime.sampler_torch import choose as choose_in_torch
@@ -199,16 +200,24 @@ def test_nothing_to_decode(artifacts, kind):
 def test_chunks_of_a_prompt(artifacts, kind):
     """140 tokens in chunks of 64: outputs for every token, or one for the last token of the last chunk."""
     executor = load(artifacts[kind]).executor
-    every = [(chunk.count, list(chunk.outputs)) for chunk in executor.prefill(0, 0, PROMPT, every_token=True)]
-    assert [(count, [len(output.logits) for output in outputs]) for count, outputs in every] == [
+
+    def outputs(slot, wanted):
+        found, start = [], 0
+        while start < len(PROMPT):
+            part = executor.chunk_of(Prompt(slot, start, PROMPT[start:]))
+            last = wanted if wanted == Outputs.EVERY else Outputs.LAST if part.ends else Outputs.NONE
+            found.append((len(part.tokens), [output.logits for output in executor.prefill(part, last)]))
+            start += len(part.tokens)
+        return found
+
+    every, last = outputs(0, Outputs.EVERY), outputs(1, Outputs.LAST)
+    assert [(count, [len(logits) for logits in blocks]) for count, blocks in every] == [
         (64, [64]),
         (64, [64]),
         (12, [12]),
     ]
-    last = [(chunk.count, list(chunk.outputs)) for chunk in executor.prefill(1, 0, PROMPT, every_token=False)]
-    assert [(count, len(outputs)) for count, outputs in last] == [(64, 0), (64, 0), (12, 1)]
-    (output,) = last[-1][1]
-    assert same(output.logits, every[-1][1][0].logits[-1:])
+    assert [(count, len(blocks)) for count, blocks in last] == [(64, 0), (64, 0), (12, 1)]
+    assert same(last[-1][1][0], every[-1][1][0][-1:])
 
 
 def test_logits_and_scores(artifacts):

@@ -96,6 +96,7 @@ def test_public_surface() -> None:
     assert methods == {
         "length",
         "reset",
+        "fork",
         "truncate",
         "prefill",
         "prefill_logits",

@@ -241,3 +241,13 @@ def hashing_runner(
     model = dataclasses.replace(PRESETS["tiny"], vocab_size=VOCABULARY)
     manifest: Any = SimpleNamespace(sizes=sizes, model=model, dtype="float32", stop_tokens=(STOP,))
     return Runner(manifest, Any, executor, {}), executor  # type: ignore[arg-type]
+
+
+def paged_layout(pages: int, chunk: int = 4, window: int = 6) -> PageLayout:
+    """Pages of 4 positions, for both kinds of layers."""
+    return PageLayout(page=4, pages=pages, full=True, window=window, chunk=chunk)
+
+
+def prompt(index: int, length: int) -> list[int]:
+    """A prompt of its own for each index."""
+    return [(7 * index + 3 * at) % 40 for at in range(length)]

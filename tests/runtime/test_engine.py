@@ -8,24 +8,19 @@ import threading
 from typing import Any
 
 import pytest
-from hashing_executor import FAILS, NAN, STOP, HashingExecutor, alone, hashing_runner
+from hashing_executor import FAILS, NAN, STOP, HashingExecutor, alone, hashing_runner, paged_layout, prompt
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from gptoss_export import Engine, SamplingParams
 from gptoss_export.errors import QueueFullError, RunError
-from gptoss_export.runtime.executor import PageLayout
 from gptoss_export.runtime.generation import Token
 from gptoss_export.runtime.request_handle import RequestHandle
 from gptoss_export.runtime.scheduler import Scheduler
 
 GREEDY = SamplingParams()
 both_ways = pytest.mark.parametrize("overlaps", [False, True], ids=["waits", "overlaps"])
-
-
-def prompt(index: int, length: int) -> list[int]:
-    return [(7 * index + 3 * at) % 40 for at in range(length)]
 
 
 @both_ways
@@ -312,90 +307,6 @@ def test_asyncio() -> None:
         assert results[index] == alone(prompt(index, 5), 12, GREEDY, 40)
 
 
-def paged(pages: int, chunk: int = 4, window: int = 6) -> PageLayout:
-    return PageLayout(page=4, pages=pages, full=True, window=window, chunk=chunk)
-
-
-@both_ways
-@pytest.mark.parametrize("shares", [False, True])
-def test_the_youngest_is_set_back_and_keeps_its_tokens(overlaps: bool, shares: bool) -> None:
-    """Four sequences of up to 40 tokens over pages for little more than one. The first one never waits."""
-    runner, executor = hashing_runner(
-        slots=4, chunks=(16,), overlaps=overlaps, shares=shares, layout=paged(24, chunk=16)
-    )
-    engine = Engine(runner, reuse=False)
-    params = [SamplingParams(1.0, seed=index) if index % 2 else GREEDY for index in range(6)]
-    handles = [engine.submit(prompt(index, 3 + index), 30, params[index], stop_tokens=()) for index in range(6)]
-    for index, handle in enumerate(handles):
-        assert handle.result().tokens == alone(prompt(index, 3 + index), 30, params[index], 40, stops=False)
-    stats = engine.stats()
-    assert stats.set_back > 0 and stats.held_pages == 0 and stats.pages == 23 and stats.reused_tokens == 0
-    steps = [slots for kind, slots in executor.log if kind == "decode" and 0 in slots]
-    assert len(steps) >= 29
-
-
-def test_prompts_wait_for_pages_in_their_order() -> None:
-    """The second prompt does not fit beside the first one, and the third one, which would, does not overtake it."""
-    runner, _ = hashing_runner(slots=3, chunks=(16,), layout=paged(24, chunk=16))
-    engine = Engine(runner)
-    handles = [engine.submit(prompt(index, length), 4, stop_tokens=()) for index, length in enumerate((30, 31, 2))]
-    engine.step()
-    assert (engine.stats().running, engine.stats().waiting) == (1, 2)
-    for index, (handle, length) in enumerate(zip(handles, (30, 31, 2), strict=True)):
-        assert handle.result().tokens == alone(prompt(index, length), 4, GREEDY, 40, stops=False)
-    assert engine.stats().set_back == 0
-
-
-@both_ways
-def test_the_next_turn_of_a_chat_prefills_only_what_is_new(overlaps: bool) -> None:
-    runner, executor = hashing_runner(slots=2, chunks=(4,), overlaps=overlaps, layout=paged(60))
-    engine = Engine(runner)
-    first = engine.submit(prompt(1, 12), 9, stop_tokens=()).result()
-    executor.log.clear()
-    second = [*prompt(1, 12), *first.tokens, 30, 31]
-    result = engine.submit(second, 5, stop_tokens=()).result()
-    assert result.tokens == alone(second, 5, GREEDY, 40, stops=False)
-    assert engine.stats().reused_tokens == 20  # of 12 + 8 tokens that were in the cache
-    assert [kind for kind, _ in executor.log].count("prefill") == 1
-
-
-def test_a_common_beginning_is_shared_while_it_is_used() -> None:
-    runner, _ = hashing_runner(slots=3, chunks=(16,), layout=paged(60, chunk=16))
-    engine = Engine(runner)
-    common = prompt(1, 16)
-    first = engine.submit([*common, 1], 20, stop_tokens=())
-    for _ in range(3):
-        engine.step()
-    before = engine.stats().held_pages
-    others = [engine.submit([*common, 2 + index], 3, stop_tokens=()) for index in range(2)]
-    engine.step()
-    assert engine.stats().reused_tokens == 2 * 16 and engine.stats().held_pages <= before + 2 * 2
-    for index, handle in enumerate(others):
-        assert handle.result().tokens == alone([*common, 2 + index], 3, GREEDY, 40, stops=False)
-    assert first.result().tokens == alone([*common, 1], 20, GREEDY, 40, stops=False)
-
-
-def test_nothing_is_reused_where_that_is_not_wanted() -> None:
-    runner, _ = hashing_runner(layout=paged(60))
-    engine = Engine(runner, reuse=False)
-    engine.generate([prompt(1, 12)] * 3, 4, stop_tokens=())
-    engine.close()
-    runner.executor.fixed_width = True
-    always = Engine(runner)
-    always.generate([prompt(1, 12)] * 3, 4, stop_tokens=())
-    assert engine.stats().reused_tokens == always.stats().reused_tokens == 0
-
-
-def test_a_pool_that_is_smaller_than_the_context() -> None:
-    """A sequence ends where the pool ends, and a longer prompt is refused."""
-    runner, _ = hashing_runner(slots=2, context=400, chunks=(4,), layout=paged(14))
-    assert runner.slots.max_context == 40
-    with pytest.raises(RunError, match=r"0 tokens and 41 more exceed the context of 40 \(--kv-memory of the load\)"):
-        runner.prefill(prompt(0, 41))
-    result = Engine(runner).submit(prompt(0, 5), 100, stop_tokens=()).result()
-    assert result.finish == "context" and result.tokens == alone(prompt(0, 5), 100, GREEDY, 40, stops=False)
-
-
 class RandomRequests(RuleBasedStateMachine):
     """Random arrivals, steps, cancellations and failures, with and without pages."""
 
@@ -411,7 +322,7 @@ class RandomRequests(RuleBasedStateMachine):
         window=st.sampled_from((0, 1, 6)),
     )
     def make(self, slots: int, overlaps: bool, chunk: int, shares: bool, pages: int | None, window: int) -> None:
-        layout = None if pages is None else paged(pages, chunk, window)
+        layout = None if pages is None else paged_layout(pages, chunk, window)
         runner, self.executor = hashing_runner(slots, 24, (chunk,), overlaps, shares, layout)
         assert runner.slots.max_context == 24
         self.engine = Engine(runner)

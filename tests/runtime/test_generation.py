@@ -14,7 +14,7 @@ from gptoss_export import SamplingParams
 from gptoss_export.errors import RunError
 from gptoss_export.runtime.executor import ChunkOutput, Outputs, Part, PendingTokens, Prompt
 from gptoss_export.runtime.generation import Generation, Token, collect, stream
-from gptoss_export.runtime.scheduler import Request
+from gptoss_export.runtime.running_sequence import Request
 from gptoss_export.runtime.slots import Slots
 
 STOP = 99

@@ -15,6 +15,7 @@ from gptoss_export import SamplingParams
 
 pytest.importorskip("onnxruntime")
 
+from gptoss_export.runtime.executor import Outputs, Part, Prompt
 from gptoss_export.targets.onnx.executor_cpu import CpuExecutor
 
 SLOTS, VOCABULARY = 2, 40
@@ -53,8 +54,8 @@ def test_a_choice_leaves_the_tokens_of_other_slots_alone(executor: CpuExecutor) 
     params = SamplingParams(5.0, seed=3)
     executor.set_sampling(dict.fromkeys(range(SLOTS), params))
     for slot in range(SLOTS):
-        (chunk,) = executor.prefill(slot, 0, [1, 2], every_token=False)
-        executor.keep_output(slot, next(chunk.outputs))
+        (output,) = executor.prefill(Part(slot, 0, [1, 2], ends=True), Outputs.LAST)
+        executor.keep_output(slot, output)
     lengths = [9] * SLOTS
     executor.choose_first([0], lengths, True)
     drawn = executor.pending_tokens(keep_logits=False)
@@ -67,13 +68,16 @@ def test_a_choice_leaves_the_tokens_of_other_slots_alone(executor: CpuExecutor) 
     assert executor.model.calls[-1][0] == {0: expected}  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("every_token", [False, True])
-def test_chunks(executor: CpuExecutor, every_token: bool) -> None:
+@pytest.mark.parametrize("wanted", Outputs)
+def test_chunks(executor: CpuExecutor, wanted: Outputs) -> None:
     tokens = list(range(10))
-    found = [(chunk.count, len(list(chunk.outputs))) for chunk in executor.prefill(1, 7, tokens, every_token)]
-    assert found == [(4, int(every_token)), (4, int(every_token)), (2, 1)]
+    part = executor.chunk_of(Prompt(1, 7, tokens))
+    assert part == Part(1, 7, tokens[:4], ends=False)
+    assert executor.chunk_of(Prompt(1, 15, tokens[8:])) == Part(1, 15, [8, 9], ends=True)
+    rows = [len(output.logits) for output in executor.prefill(part, wanted)]
+    assert rows == {Outputs.NONE: [], Outputs.LAST: [1], Outputs.EVERY: [4]}[wanted]
     calls = executor.model.calls  # type: ignore[attr-defined]
-    assert calls == [(tokens[at : at + 4], 1, 7 + at, not every_token) for at in (0, 4, 8)]
+    assert calls == [(tokens[:4], 1, 7, wanted != Outputs.EVERY)]
 
 
 @pytest.mark.parametrize(
@@ -85,8 +89,8 @@ def test_choices(executor: CpuExecutor, params: SamplingParams) -> None:
     sampled = params.temperature > 0
     executor.set_sampling(dict.fromkeys(range(SLOTS), params))
     for slot in range(SLOTS):
-        (chunk,) = executor.prefill(slot, 0, [1, 2], every_token=False)
-        executor.keep_output(slot, next(chunk.outputs))
+        (output,) = executor.prefill(Part(slot, 0, [1, 2], ends=True), Outputs.LAST)
+        executor.keep_output(slot, output)
     executor.choose_first([0, 1], [5, 30], sampled)
     tokens, logprobs, logits = executor.pending_tokens(keep_logits=True).wait()
     row = executor.model.prompt_logits[0].tolist()  # type: ignore[attr-defined]

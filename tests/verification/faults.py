@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from artifacts import TWO_LAYERS
 from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.model.config import FULL, SLIDING
+from gptoss_export.model.kv_cache import PAGE
 from gptoss_export.model.ops.attention_sublayer import rotate
 from gptoss_export.model.ops.experts_sublayer import route
 from gptoss_export.model.ops.norm import rms_norm
@@ -145,45 +146,34 @@ def reverse_choices(model: Any) -> None:
         layer.mlp.forward = forward(layer.mlp)
 
 
-def shift_ring(model: Any) -> None:
-    """Once the ring of a sliding layer has wrapped, keys and values are written one row behind their own."""
+def write_elsewhere(place: Callable[[torch.Tensor], torch.Tensor]) -> Fault:
+    """Sliding layers write the keys and values of `positions` to `place(positions)`, and look for them where they
+    should be."""
 
     def forward(attention: Any) -> Callable[..., torch.Tensor]:
-        def run(x: Any, norm: Any, rope: Any, slots: Any, positions: Any, k_cache: Any, v_cache: Any) -> torch.Tensor:
+        def run(
+            x: Any, norm: Any, rope: Any, slots: Any, positions: Any, pages: Any, k_cache: Any, v_cache: Any
+        ) -> torch.Tensor:
             heads, kv_heads, head_dim = attention.sinks.size(0), k_cache.size(1), k_cache.size(3)
             normed = rms_norm(x, norm.weight, norm.eps).to(attention.qkv_proj.weight.dtype)
             qkv = attention.qkv_proj(normed).view(-1, heads + 2 * kv_heads, head_dim)
             query, key, value = qkv.split([heads, kv_heads, kv_heads], dim=1)
             query, key = rotate(query, *rope).view(*positions.shape, heads, head_dim), rotate(key, *rope)
-            rows = k_cache.size(2) - 1
-            written = positions + (positions >= rows).long()
-            torch.ops.gptoss.kv_write(k_cache, v_cache, key, value, slots, written)
+            table, caches = pages[attention.kind], (k_cache, v_cache)
+            torch.ops.gptoss.kv_write(*caches, table, key, value, slots, place(positions))
             out = torch.ops.gptoss.sink_attention(
-                query, k_cache, v_cache, attention.sinks, slots, positions, attention.window, attention.scale
+                query, *caches, table, attention.sinks, slots, positions, attention.window, attention.scale
             )
             return x + F.linear(out.view(x.size(0), -1), attention.o_proj.weight, attention.o_proj.bias)
 
         return run
 
-    for layer in layers(model):
-        if layer.self_attn.window:
-            layer.self_attn.forward = forward(layer.self_attn)
+    def fault(model: Any) -> None:
+        for layer in layers(model):
+            if layer.self_attn.window:
+                layer.self_attn.forward = forward(layer.self_attn)
 
-
-def shorten_ring(model: Any) -> None:
-    """The ring of a sliding layer has one row less than the window and a chunk need, window + chunk - 1."""
-
-    def forward(attention: Any) -> Callable[..., torch.Tensor]:
-        right = type(attention).forward
-
-        def run(x: Any, norm: Any, rope: Any, slots: Any, positions: Any, k_cache: Any, v_cache: Any) -> torch.Tensor:
-            return right(attention, x, norm, rope, slots, positions, k_cache[:, :, :-2], v_cache[:, :, :-2])
-
-        return run
-
-    for layer in layers(model):
-        if layer.self_attn.window:
-            layer.self_attn.forward = forward(layer.self_attn)
+    return fault
 
 
 FAULTS: dict[str, Fault] = {
@@ -198,8 +188,8 @@ FAULTS: dict[str, Fault] = {
     "scales of an expert one higher": raise_scales,
     "one expert fewer": fewer_choices,
     "routing weights in the opposite order": reverse_choices,
-    "ring one row off": shift_ring,
-    "ring one row too short": shorten_ring,
+    "one row off from the second page on": write_elsewhere(lambda at: at + (at >= PAGE).long()),
+    "the last row of a page is lost": write_elsewhere(lambda at: at.where(at % PAGE != PAGE - 1, -1)),
     "no bias of q, k and v": zero("self_attn", "qkv_proj", "bias"),
     "no bias of the output projection": zero("self_attn", "o_proj", "bias"),
     "no bias of the router": zero("mlp", "router", "bias"),

@@ -38,10 +38,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 WRONG = [
     *((fault, SMALL[index % 2], "bfloat16", FEW) for index, fault in enumerate(FAULTS)),
     ("frequencies of plain RoPE", "tiny", "bfloat16", FEW),
-    ("ring one row too short", "tiny", "bfloat16", FEW),
+    ("the last row of a page is lost", "tiny", "bfloat16", FEW),
     ("no attention factor", "two layers", "float32", FEW),
-    ("ring one row off", "odd", "float32", FEW),
-    ("ring one row too short", "two layers", "bfloat16", MANY),
+    ("one row off from the second page on", "odd", "float32", FEW),
+    ("the last row of a page is lost", "two layers", "bfloat16", MANY),
 ]
 
 

@@ -1,0 +1,69 @@
+"""What a scheduler works on: a request, the sequence that continues it, a token of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .sampling_params import SamplingParams
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked prompt and how it is continued.
+
+    prompt          at least one token id of the model
+    max_new_tokens  it ends after so many tokens
+    stop_tokens     it ends after one of these
+    keep_logits     whether each token comes with the logits that it was chosen from
+    """
+
+    prompt: Sequence[int]
+    max_new_tokens: int
+    sampling: SamplingParams
+    stop_tokens: frozenset[int]
+    keep_logits: bool = False
+
+
+@dataclass(eq=False)
+class RunningSequence:
+    """A request on its way.
+
+    slot      its slot, if it has one
+    prompt    what is prefilled: the request's prompt, and after it was set back also its tokens until then
+    cached    tokens of `prompt` that are in the cache
+    started   tokens that were chosen or are being chosen
+    tokens    those that the host knows
+    finish    why it ended: "stop" (a stop token), "length" (max_new_tokens), "context" (the cache is full), "cancelled"
+              or "error"; None while it has not ended
+    error     what it failed with
+    """
+
+    request: Request
+    slot: int | None = None
+    cached: int = 0
+    started: int = 0
+    finish: str | None = None
+    error: Exception | None = None
+    prompt: Sequence[int] = field(init=False)
+    tokens: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.prompt = self.request.prompt
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether its whole prompt is in the cache."""
+        return self.cached == len(self.prompt)
+
+
+@dataclass(frozen=True)
+class NewToken:
+    """A token that was chosen for a sequence. logprob: natural log of its probability, at temperature 1. logits: [V]
+    float32 on the host that it was chosen from, where they were asked for."""
+
+    sequence: RunningSequence
+    id: int
+    logprob: float
+    logits: Any = None
