@@ -28,6 +28,7 @@ from .model.dtypes import torch_dtype
 from .model.kv_cache import sequence_bytes
 from .model.parameters import EMBEDDING, is_expert_weight
 from .progress import Progress
+from .runtime.executor import Choice
 from .runtime.runner import Runner
 from .workload import WorkloadReport, check_fits, read_workload, serve
 
@@ -199,7 +200,7 @@ def kernel_times(runner: Runner, batch: int, context: int) -> list[KernelTime]:
         runner.slots.reserve(slot, _PROFILED)
 
     def step(index: int) -> None:
-        runner.executor.step(slots, [start + index] * runner.manifest.sizes.max_batch, sampled=False)
+        runner.executor.step(slots, [start + index] * runner.manifest.sizes.max_batch, Choice.MOST_LIKELY)
 
     step(0)
     with record(activities=[ProfilerActivity.CUDA]) as recorded:

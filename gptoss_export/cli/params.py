@@ -27,6 +27,22 @@ class Integers(click.ParamType):
             self.fail(f"{value!r} is not a list of whole numbers, such as 1,2,3", param, ctx)
 
 
+class Biases(click.ParamType):
+    """ID=NUMBER, separated by commas."""
+
+    name = "ID=B,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[int, float]:
+        """Biases by token id. Ends with a usage error that names the option."""
+        if isinstance(value, dict):
+            return value
+        try:
+            pairs = [pair.split("=") for pair in value.split(",")]
+            return {int(token): float(bias) for token, bias in pairs}
+        except ValueError:
+            self.fail(f"{value!r} is not a list of biases by token id, such as 11=-5,42=1.5", param, ctx)
+
+
 class Bytes(click.ParamType):
     """An amount of memory: bytes, or a number with a unit of 1,000 bytes and its powers."""
 

@@ -1,7 +1,8 @@
 """`run --prompts-file FILE`: one request a line, one result a line, in the order of the file.
 
-A line is a JSON object with `tokens` (token ids) or `prompt` (text), and any of the options below. What a line leaves
-out has the value of the command line.
+A line is a JSON object with `tokens` (token ids) or `prompt` (text), and any of the options below, `stop` (a text or
+several at which the answer ends) and `n` (so many answers, drawn with the seeds seed, seed + 1, ...). What a line
+leaves out has the value of the command line.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .params import read_text
+from .stop_strings import StopStrings
 from .tables import print_json
 from .text import Text, open_text
 
@@ -22,8 +24,21 @@ if TYPE_CHECKING:
     from ..runtime.sampling_params import SamplingParams
 
 OPTION = "--prompts-file"
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
+_SAMPLING = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "seed",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "min_new_tokens",
+    "top_logprobs",
+)
 _OTHERS = ("max_new_tokens", "stop_tokens")
+_MOST_ANSWERS = 128
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,7 @@ class Defaults:
     max_new_tokens: int
     sampling: SamplingParams
     stop_tokens: Sequence[int] | None
+    stops: tuple[str, ...]
 
 
 def read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -55,7 +71,7 @@ def read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
             continue
         if len({"tokens", "prompt"} & data.keys()) != 1:
             problems.append(f"line {number}: expected one of tokens, prompt")
-        known = ("tokens", "prompt", *_SAMPLING, *_OTHERS)
+        known = ("tokens", "prompt", *_SAMPLING, *_OTHERS, "stop", "n")
         problems += [f"line {number}: {key}: unknown; expected {', '.join(known)}" for key in data if key not in known]
         found.append((number, data))
     if not found and not problems:
@@ -77,41 +93,79 @@ def run_lines(
     from ..errors import RunError, raise_all
     from ..runtime.engine import Engine
 
-    with_text = any("prompt" in data for _, data in lines)
+    with_text = bool(defaults.stops) or any("prompt" in data or "stop" in data for _, data in lines)
     text = open_text(runner, OPTION if with_text else "--special-tokens" if special_tokens else None, special_tokens)
-    requests = _requests(runner, path, lines, defaults, text)
+    asked = _asked(runner, path, lines, defaults, text)
     engine = Engine(runner)
+    handles = iter(engine.submit_all([request for line in asked for request in line.requests]))
     failed: list[str] = []
-    for (number, _), handle in zip(lines, engine.submit_all(requests), strict=True):
-        result = _result(handle, text, logprobs)
-        if "error" in result:
-            failed.append(f"line {number}: {result['error']}")
-        print_json({"line": number} | result)
+    for line in asked:
+        answers = [_result(next(handles), text, line.ending, logprobs) for _ in line.requests]
+        failed += [f"line {line.number}: {answer['error']}" for answer in answers if "error" in answer]
+        print_json({"line": line.number} | (answers[0] if line.single else {"answers": answers}))
     engine.close()
     raise_all(RunError, f"{OPTION} {path}: {len(failed)} of {len(lines)} requests failed", failed)
 
 
-def _requests(
+@dataclass(frozen=True)
+class _Asked:
+    """What a line asks for. single: one answer, since the line names no `n`."""
+
+    number: int
+    requests: list[Request]
+    ending: StopStrings | None
+    single: bool
+
+
+def _asked(
     runner: Runner,
     path: Path,
     lines: Sequence[tuple[int, dict[str, Any]]],
     defaults: Defaults,
     text: Text | None,
-) -> list[Request]:
+) -> list[_Asked]:
     from ..errors import GptOssExportError, UsageError, raise_all
     from ..runtime.checked_request import checked_requests
 
-    requests, problems = [], []
+    found, problems = [], []
     for number, data in lines:
         try:
             tokens = data["tokens"] if "tokens" in data else _encode(text, data["prompt"])
             sampling = replace(defaults.sampling, **{name: data[name] for name in _SAMPLING if name in data})
             count, stops = (data.get(name, getattr(defaults, name)) for name in _OTHERS)
-            requests += checked_requests(runner.manifest, runner.slots, [tokens], count, [sampling], stops)
+            answers = _whole_number("n", data.get("n", 1), 1, _MOST_ANSWERS)
+            seeds = [(sampling.seed + index + 2**63) % 2**64 - 2**63 for index in range(answers)]
+            drawn = [replace(sampling, seed=seed) for seed in seeds]
+            requests = checked_requests(runner.manifest, runner.slots, [tokens] * answers, count, drawn, stops)
+            ending = _ending(text, data.get("stop", list(defaults.stops)))
+            if ending is not None:
+                requests = [replace(request, ends=ending.ends) for request in requests]
+            found.append(_Asked(number, requests, ending, single="n" not in data))
         except GptOssExportError as error:
             problems.append(f"line {number}: {error}")
     raise_all(UsageError, f"{OPTION} {path}: requests that the artifact cannot run", problems)
-    return requests
+    return found
+
+
+def _whole_number(name: str, value: Any, least: int, most: int) -> int:
+    from ..errors import UsageError
+    from ..values import shown, whole_number
+
+    number = whole_number(value)
+    if number is None or not least <= number <= most:
+        raise UsageError(f"{name}: found {shown(value)}, expected a whole number of {least} to {most}")
+    return number
+
+
+def _ending(text: Text | None, stops: Any) -> StopStrings | None:
+    from ..errors import UsageError
+    from ..values import shown
+
+    listed = [stops] if isinstance(stops, str) else stops
+    if not isinstance(listed, list) or not all(isinstance(stop, str) and stop for stop in listed):
+        raise UsageError(f"stop: found {shown(stops)}, expected a text or a list of texts")
+    assert text is not None or not listed  # a file with text was opened with it
+    return StopStrings(text, tuple(listed)) if text is not None and listed else None
 
 
 def _encode(text: Text | None, prompt: Any) -> list[int]:
@@ -124,7 +178,7 @@ def _encode(text: Text | None, prompt: Any) -> list[int]:
     return text.encode(prompt)
 
 
-def _result(handle: RequestHandle, text: Text | None, logprobs: bool) -> dict[str, Any]:
+def _result(handle: RequestHandle, text: Text | None, ending: StopStrings | None, logprobs: bool) -> dict[str, Any]:
     try:
         generation = handle.result()
     except Exception as error:  # of this request alone
@@ -137,6 +191,9 @@ def _result(handle: RequestHandle, text: Text | None, logprobs: bool) -> dict[st
     }
     if logprobs:
         found["logprobs"] = generation.logprobs
+    if generation.top_logprobs:
+        found["top_logprobs"] = [dict(top) for top in generation.top_logprobs]
     if text is not None:
-        found["text"] = text.decode(generation.tokens)
+        decoded = text.decode(generation.tokens)
+        found["text"] = decoded if ending is None else ending.cut(decoded)
     return found

@@ -12,6 +12,7 @@ import click
 
 from .errors import reports_errors
 from .params import (
+    Biases,
     Integers,
     UTF8Text,
     artifact_argument,
@@ -24,6 +25,7 @@ from .params import (
     trusted,
 )
 from .prompts_file import OPTION, Defaults, read_lines, run_lines
+from .stop_strings import StopStrings
 from .tables import print_json
 from .text import Text, TextStream, open_text
 
@@ -75,6 +77,19 @@ if TYPE_CHECKING:
     show_default=True,
     help="Sample among tokens with at least this share of the probability of the most likely one.",
 )
+@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1: repeat less.")
+@click.option(
+    "--presence-penalty", type=float, default=0.0, show_default=True, help="Lowers the logits of tokens in the answer."
+)
+@click.option(
+    "--frequency-penalty",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="The same, for each time that they occur.",
+)
+@click.option("--logit-bias", type=Biases(), help="Added to the logits of some tokens.")
+@click.option("--min-new-tokens", type=int, default=0, show_default=True, help="Stop tokens are not chosen before.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same tokens.")
 @click.option(
     "--stop-token",
@@ -83,6 +98,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="Token id to stop at. May be repeated.  [default: the artifact's stop tokens]",
 )
+@click.option("--stop", "stops", multiple=True, type=UTF8Text(), help="Text to stop at. May be repeated.")
 @click.option("--no-stop", is_flag=True, help="Stop at no token.")
 @click.option(
     "--special-tokens",
@@ -95,6 +111,13 @@ if TYPE_CHECKING:
     help="Run every step at the largest width: a request has the same bits alone and beside others. Slower for few.",
 )
 @click.option("--logprobs", is_flag=True, help="Print each token with its log probability.")
+@click.option(
+    "--top-logprobs",
+    type=int,
+    default=0,
+    metavar="N",
+    help="With --json: the N most likely tokens at each place, with their log probabilities.",
+)
 @click.option(
     "--save-logits",
     type=click.Path(path_type=Path),
@@ -118,12 +141,19 @@ def command(
     top_k: int,
     top_p: float,
     min_p: float,
+    repetition_penalty: float,
+    presence_penalty: float,
+    frequency_penalty: float,
+    logit_bias: dict[int, float] | None,
+    min_new_tokens: int,
     seed: int,
     stop_tokens: tuple[int, ...],
+    stops: tuple[str, ...],
     no_stop: bool,
     special_tokens: bool,
     fixed_width: bool,
     logprobs: bool,
+    top_logprobs: int,
     save_logits: Path | None,
     kv_memory: int | None,
     verify_hashes: bool,
@@ -147,8 +177,22 @@ def command(
         raise UsageError(f"one of {', '.join(prompts)} is needed; found {' and '.join(given) or 'none'}")
     if no_stop and stop_tokens:
         raise UsageError("--no-stop: found --stop-token as well; give one of them")
-    sampling = SamplingParams(temperature, top_k, top_p, seed, min_p)
-    stops = () if no_stop else stop_tokens or None
+    sampling = SamplingParams(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias=logit_bias or {},
+        min_new_tokens=min_new_tokens,
+        top_logprobs=top_logprobs,
+    )
+    stops_at = () if no_stop else stop_tokens or None
+    if "" in stops:
+        raise UsageError("--stop: found an empty text, expected one character or more")
     if prompts_file is not None and save_logits is not None:
         raise UsageError(f"--save-logits: found {OPTION} as well; give one of them")
     lines = [] if prompts_file is None else read_lines(prompts_file)
@@ -166,23 +210,26 @@ def command(
         kv_memory=kv_memory,
     )
     if prompts_file is not None:
-        defaults = Defaults(max_new_tokens, sampling, stops)
+        defaults = Defaults(max_new_tokens, sampling, stops_at, stops)
         run_lines(runner, prompts_file, lines, defaults, special_tokens, logprobs)
         return
-    wanted_by = given[0] if prompt is not None else "--special-tokens" if special_tokens else None
+    for_text = {given[0]: prompt is not None, "--special-tokens": special_tokens, "--stop": bool(stops)}
+    wanted_by = next((option for option, wanted in for_text.items() if wanted), None)
     text = open_text(runner, wanted_by, special_tokens)
     if prompt is not None and text is not None:
         tokens = text.encode(prompt)
     if not tokens:
         raise UsageError(f"{given[0]}: holds no tokens, expected one or more")
+    ending = StopStrings(text, stops) if text is not None and stops else None
+    ends = None if ending is None else ending.ends
     if text is not None and not (as_json or save_logits or logprobs):
-        _print_stream(runner.stream(tokens, max_new_tokens, sampling, stops), text)
+        _print_stream(runner.stream(tokens, max_new_tokens, sampling, stops_at, ends), text, ending)
         return
-    result = runner.generate(tokens, max_new_tokens, sampling, stops, keep_logits=save_logits is not None)
+    result = runner.generate(tokens, max_new_tokens, sampling, stops_at, save_logits is not None, ends)
     if save_logits is not None:
         _save(result.logits, save_logits)
     if as_json:
-        print_json(_json(runner, result, text, logprobs))
+        print_json(_json(runner, result, text, ending, logprobs))
     elif logprobs:
         for token, value in zip(result.tokens, result.logprobs, strict=True):
             shown = f"  {text.decode([token])!r}" if text else ""
@@ -191,7 +238,9 @@ def command(
         click.echo(text.decode(result.tokens) if text else ",".join(map(str, result.tokens)))
 
 
-def _json(runner: Runner, result: Generation, text: Text | None, logprobs: bool) -> dict[str, Any]:
+def _json(
+    runner: Runner, result: Generation, text: Text | None, ending: StopStrings | None, logprobs: bool
+) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "prompt_tokens": result.prompt_tokens,
         "tokens": result.tokens,
@@ -204,19 +253,26 @@ def _json(runner: Runner, result: Generation, text: Text | None, logprobs: bool)
     }
     if logprobs:
         facts["logprobs"] = result.logprobs
+    if result.top_logprobs:
+        facts["top_logprobs"] = [dict(top) for top in result.top_logprobs]
     if text is not None:
-        facts["text"] = text.decode(result.tokens)
+        decoded = text.decode(result.tokens)
+        facts["text"] = decoded if ending is None else ending.cut(decoded)
     return facts
 
 
-def _print_stream(stream: Iterable[Token], text: Text) -> None:
-    """Print text while it is generated."""
-    parts = TextStream(text)
+def _print_stream(stream: Iterable[Token], text: Text, ending: StopStrings | None) -> None:
+    """Print text while it is generated. What may begin a stop string is held back."""
+    parts, waiting = TextStream(text), ""
     for token in stream:
-        if new := parts.push(token.id):
-            sys.stdout.write(new)
+        waiting += parts.push(token.id)
+        certain = len(waiting) if ending is None else ending.certain(ending.cut(waiting))
+        if certain:
+            sys.stdout.write(waiting[:certain])
             sys.stdout.flush()
-    click.echo(parts.end())
+            waiting = waiting[certain:]
+    waiting += parts.end()
+    click.echo(waiting if ending is None else ending.cut(waiting))
 
 
 def _read_tokens(path: Path) -> list[int]:

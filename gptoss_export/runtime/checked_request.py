@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..artifact.manifest import Manifest
 from ..errors import RunError
@@ -10,6 +10,25 @@ from .arguments import integer, sampling_params, sequence, token_ids
 from .running_sequence import Request
 from .sampling_params import SamplingParams
 from .slots import Slots
+
+
+def checked_mask(
+    allowed: Callable[[Sequence[int]], bytes] | None, vocabulary: int
+) -> Callable[[Sequence[int]], bytes] | None:
+    """`allowed` of a request, with a check of each mask: RunError for another size, and for a mask without a token."""
+    if allowed is None:
+        return None
+    size = 4 * -(-vocabulary // 32)
+
+    def checked(tokens: Sequence[int]) -> bytes:
+        mask = bytes(allowed(tokens))
+        if len(mask) != size:
+            raise RunError(f"allowed: found a mask of {len(mask)} bytes, expected {size}: a bit for each token")
+        if int.from_bytes(mask, "little") & ((1 << vocabulary) - 1) == 0:
+            raise RunError("allowed: found a mask without a token, expected one or more")
+        return mask
+
+    return checked
 
 
 def checked_requests(
@@ -41,6 +60,9 @@ def checked_requests(
             raise RunError(f"{name}: no tokens, expected one or more")
         if len(ids) > context:
             raise RunError(f"{name}: {len(ids)} tokens exceed the context of {context} ({slots.limit})")
+        wrong = [token for token in params[index].logit_bias if token >= vocabulary]
+        if wrong:
+            raise RunError(f"{name}: logit_bias of token {wrong[0]}, expected ids of 0 to {vocabulary - 1}")
         checked.append(ids)
     given = manifest.stop_tokens if stop_tokens is None else token_ids("stop token", stop_tokens, vocabulary)
     stops = frozenset(given)

@@ -14,10 +14,11 @@ from typing import TypeVar
 
 import torch
 
+from .adjust_torch import Adjustments
 from .cuda.driver import own_stream
 from .cuda.early_launch import launch_early
-from .executor import PendingTokens
-from .sampler_torch import SamplingBuffers, StepOutput, choose
+from .executor import Choice, PendingTokens
+from .sampler_torch import Chosen, SamplingBuffers, StepOutput, choose
 
 Item = TypeVar("Item")
 
@@ -47,7 +48,7 @@ class CapturedStep:
 
     graph: torch.cuda.CUDAGraph
     output: StepOutput
-    logprobs: torch.Tensor
+    chosen: Chosen
     early_launches: int
 
 
@@ -58,55 +59,61 @@ class DecodeStep:
     rows     what it reads; a step replaces tokens by the chosen ones and advances positions
     advance  [W] int64, by how much a step moves each position: 1, or 0 where there is no sequence
     params   the sampling parameters of all slots
+    adjustments  returns what a choice that is ADJUSTED needs
     """
 
-    def __init__(self, decode: Callable[[], StepOutput], rows: StepRows, params: SamplingBuffers) -> None:
+    def __init__(
+        self,
+        decode: Callable[[], StepOutput],
+        rows: StepRows,
+        params: SamplingBuffers,
+        adjustments: Callable[[], Adjustments],
+    ) -> None:
         # Declared first: attributes are freed in this order, and graphs must go before the code of their kernels.
-        self.captured: dict[bool, CapturedStep] = {}
+        self.captured: dict[Choice, CapturedStep] = {}
         self.rows, self.advance = rows, torch.zeros_like(rows.positions)
-        self._decode, self._params = decode, params
+        self._decode, self._params, self._adjustments = decode, params, adjustments
 
-    def run(self, sampled: bool) -> tuple[StepOutput, torch.Tensor]:
-        """Advance every sequence by one token; the outputs of the rows, and the log probabilities [W] of the choice.
-
-        sampled False: all take the most likely token. The results hold until the next call.
-        """
+    def run(self, choice: Choice) -> tuple[StepOutput, Chosen]:
+        """Advance every sequence by one token; the outputs of the rows, and what was chosen from them. The results hold
+        until the next call."""
         if self.rows.tokens.device.type != "cuda":
-            return self._advance(sampled)
-        self.capture(sampled)
-        captured = self.captured[sampled]
+            return self._advance(choice)
+        self.capture(choice)
+        captured = self.captured[choice]
         captured.graph.replay()
-        return captured.output, captured.logprobs
+        return captured.output, captured.chosen
 
     def forget(self) -> None:
         """Drop the captured steps; each is captured again before it runs again."""
         self.captured.clear()
 
-    def capture(self, sampled: bool) -> None:
+    def capture(self, choice: Choice) -> None:
         """Capture the step, unless it was captured before. No row has a sequence meanwhile, which leaves the caches as
         they are."""
-        if sampled in self.captured:
+        if choice in self.captured:
             return
         buffers = self.rows.tokens, self.rows.positions, self.advance
         saved = [buffer.clone() for buffer in buffers]
         self.rows.positions.fill_(-1)
         self.advance.zero_()
-        self._advance(sampled)  # the first call allocates
+        self._advance(choice)  # the first call allocates
         graph = torch.cuda.CUDAGraph(keep_graph=True)
         with torch.cuda.graph(graph, stream=own_stream(self.rows.tokens.device)):
-            output, logprobs = self._advance(sampled)
+            output, chosen = self._advance(choice)
         early_launches = launch_early(graph.raw_cuda_graph())
         graph.instantiate()
         for buffer, before in zip(buffers, saved, strict=True):
             buffer.copy_(before)
-        self.captured[sampled] = CapturedStep(graph, output, logprobs, early_launches)
+        self.captured[choice] = CapturedStep(graph, output, chosen, early_launches)
 
-    def _advance(self, sampled: bool) -> tuple[StepOutput, torch.Tensor]:
+    def _advance(self, choice: Choice) -> tuple[StepOutput, Chosen]:
         output, rows = self._decode(), self.rows
-        tokens, logprobs = choose(output, rows.positions, rows.slots, self._params, sampled)
-        rows.tokens.copy_(tokens)
+        adjustments = self._adjustments() if choice == Choice.ADJUSTED else None
+        chosen = choose(output, rows.positions, rows.slots, self._params, choice, adjustments)
+        rows.tokens.copy_(chosen.tokens)
         rows.positions.add_(self.advance)
-        return output, logprobs
+        return output, chosen._replace(tokens=rows.tokens)
 
 
 class PendingTorchTokens(PendingTokens):
@@ -115,12 +122,10 @@ class PendingTorchTokens(PendingTokens):
     rows  the slot of each row, in order; None where a row has no sequence
     """
 
-    def __init__(
-        self, rows: list[int | None], tokens: torch.Tensor, logprobs: torch.Tensor, logits: torch.Tensor | None
-    ) -> None:
+    def __init__(self, rows: list[int | None], chosen: Chosen, logits: torch.Tensor | None) -> None:
         self._rows = rows
-        self._event = torch.cuda.Event() if tokens.device.type == "cuda" else None
-        self._results = [_to_host(tensor) for tensor in (tokens, logprobs)]
+        self._event = torch.cuda.Event() if chosen.tokens.device.type == "cuda" else None
+        self._results = [_to_host(tensor) for tensor in chosen if tensor is not None]
         self._logits = None if logits is None else logits.clone()
         if self._event is not None:
             self._event.record()
@@ -128,8 +133,14 @@ class PendingTorchTokens(PendingTokens):
     def wait(self) -> tuple[dict[int, int], dict[int, float], dict[int, torch.Tensor] | None]:
         if self._event is not None:
             self._event.synchronize()
-        tokens, logprobs = (self._by_slot(result.tolist()) for result in self._results)
+        tokens, logprobs = (self._by_slot(result.tolist()) for result in self._results[:2])
         return tokens, logprobs, None if self._logits is None else self._by_slot(list(self._logits.cpu()))
+
+    def top_logprobs(self) -> dict[int, list[tuple[int, float]]]:
+        if len(self._results) == 2:
+            return {}
+        ids, logprobs = (result.tolist() for result in self._results[2:])
+        return self._by_slot([list(zip(*pair, strict=True)) for pair in zip(ids, logprobs, strict=True)])
 
     def _by_slot(self, values: list[Item]) -> dict[int, Item]:
         return {slot: value for slot, value in zip(self._rows, values, strict=True) if slot is not None}

@@ -24,11 +24,11 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 from ..errors import QueueFullError, RunError
-from .checked_request import checked_requests
+from .checked_request import checked_mask, checked_requests
 from .generation import Generation, Token
 from .request_handle import RequestHandle
 from .runner import Runner
@@ -97,11 +97,16 @@ class Engine:
         stop_tokens: Sequence[int] | None = None,
         keep_logits: bool = False,
         on_token: Callable[[Token], object] | None = None,
+        allowed: Callable[[Sequence[int]], bytes] | None = None,
+        ends: Callable[[Sequence[int]], bool] | None = None,
     ) -> RequestHandle:
         """Ask for the continuation of a prompt. Returns at once.
 
         on_token  is called with each token, by the thread that takes the steps. If it raises an error, the request ends
                   with that error
+        allowed   gets the tokens of the answer so far and gives those that can be next, for structured output: a bit
+                  for each token of the vocabulary, in little-endian words of 32
+        ends      gets the tokens of the answer so far and says whether it ends there, for stop strings
 
         The other arguments are those of `Runner.generate`. Raises RunError as it does, QueueFullError where too many
         requests wait, RunError after `close`.
@@ -110,6 +115,8 @@ class Engine:
         (request,) = checked_requests(
             self.runner.manifest, self.runner.slots, [prompt], max_new_tokens, params, stop_tokens, keep_logits
         )
+        vocabulary = self.runner.manifest.model.vocab_size
+        request = replace(request, allowed=checked_mask(allowed, vocabulary), ends=ends)
         with self._changed:
             self._check_open()
             waiting = self._waiting()
@@ -243,7 +250,7 @@ class Engine:
             if served is None:  # a callback has closed the engine
                 continue
             try:
-                served.put(Token(0, token.id, token.logprob, token.logits))
+                served.put(Token.of(0, token))
             except Exception as error:  # of the caller's `on_token`
                 scheduler.cancel(token.sequence)
                 self._end(served, "error", error)

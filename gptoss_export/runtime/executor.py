@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Any, NamedTuple, Protocol
 
 from .sampling_params import SamplingParams
@@ -56,8 +56,39 @@ class Outputs(Enum):
     EVERY = "every"
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How a sequence chooses its next tokens.
+
+    prompt, tokens  its tokens so far: those of the request and those that were chosen
+    """
+
+    params: SamplingParams
+    prompt: Sequence[int] = ()
+    tokens: Sequence[int] = ()
+    stop_tokens: frozenset[int] = frozenset()
+
+
+class Choice(IntEnum):
+    """How a step chooses. A later one includes those before it, and takes longer.
+
+    MOST_LIKELY  every sequence takes its most likely token
+    DRAWN        some are drawn at random
+    ADJUSTED     the logits of some change before (`SamplingParams.adjusts`), or not all tokens are allowed
+    """
+
+    MOST_LIKELY = 0
+    DRAWN = 1
+    ADJUSTED = 2
+
+
 class PendingTokens(ABC):
     """The tokens of a step on their way to the host; the next step may already run."""
+
+    def top_logprobs(self) -> Mapping[int, Sequence[tuple[int, float]]]:
+        """By slot, the most likely tokens with their log probabilities, after `wait`. Empty unless the choice was
+        ADJUSTED."""
+        return {}
 
     @abstractmethod
     def wait(self) -> tuple[Mapping[int, int], Mapping[int, float], Mapping[int, Any] | None]:
@@ -166,19 +197,24 @@ class Executor(ABC):
     # Generation: the executor keeps the logits and chooses the tokens itself, in this order of calls.
 
     @abstractmethod
-    def set_sampling(self, params: Mapping[int, SamplingParams]) -> None:
+    def set_sampling(self, given: Mapping[int, Sampling]) -> None:
         """How some slots choose their tokens from now on."""
+
+    @abstractmethod
+    def allow(self, masks: Mapping[int, bytes]) -> None:
+        """The tokens that some slots can choose next, and from then on: a bit for each token, in little-endian words
+        of 32. `set_sampling` allows all."""
 
     @abstractmethod
     def keep_output(self, slot: int, output: ChunkOutput) -> None:
         """Keep a prompt's last output: the slot's first token is chosen from it."""
 
     @abstractmethod
-    def choose_first(self, slots: Sequence[int], lengths: Sequence[int], sampled: bool) -> None:
-        """Choose the first token of each slot from the kept outputs. sampled False: the most likely tokens."""
+    def choose_first(self, slots: Sequence[int], lengths: Sequence[int], choice: Choice) -> None:
+        """Choose the first token of each slot from the kept outputs."""
 
     @abstractmethod
-    def step(self, slots: Sequence[int], lengths: Sequence[int], sampled: bool) -> None:
+    def step(self, slots: Sequence[int], lengths: Sequence[int], choice: Choice) -> None:
         """Append the chosen tokens of `slots` to their sequences and choose the next ones. `lengths` are those
         before."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .executor import Executor
-from .running_sequence import Request
+from .running_sequence import NewToken, Request
 from .scheduler import Scheduler
 from .slots import Slots
 
@@ -21,20 +21,27 @@ class Token:
     id       token id
     logprob  natural log of its probability, at temperature 1
     logits   [V] float32 on the host that it was chosen from, where they were asked for
+    top_logprobs  the most likely tokens and their log probabilities, as many as were asked for
     """
 
     prompt: int
     id: int
     logprob: float
     logits: Any = None
+    top_logprobs: Sequence[tuple[int, float]] = ()
+
+    @classmethod
+    def of(cls, prompt: int, token: NewToken) -> Token:
+        return cls(prompt, token.id, token.logprob, token.logits, token.top_logprobs)
 
 
 @dataclass
 class Generation:
     """The continuation of one prompt.
 
-    finish        "stop" (a stop token, the last of `tokens`), "length" (max_new_tokens), "context" (the cache is
-                  full), or "cancelled"
+    finish        "stop" (a stop token, the last of `tokens`, or `ends` said so), "length" (max_new_tokens), "context"
+                  (the cache is full), or "cancelled"
+    top_logprobs  for each token, as many as were asked for
     ttft_s        seconds from the call to the first token
     decode_tok_s  tokens a second after the first, None where there is one token only
     """
@@ -43,6 +50,7 @@ class Generation:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     logits: list[Any] = field(default_factory=list)
+    top_logprobs: list[Sequence[tuple[int, float]]] = field(default_factory=list)
     finish: str = "length"
     ttft_s: float = 0.0
     decode_tok_s: float | None = None
@@ -65,6 +73,8 @@ class GenerationRecord:
         result.logprobs.append(token.logprob)
         if token.logits is not None:
             result.logits.append(token.logits)
+        if token.top_logprobs:
+            result.top_logprobs.append(token.top_logprobs)
 
     def end(self, finish: str) -> Generation:
         """All of it."""
@@ -93,7 +103,7 @@ def stream(executor: Executor, slots: Slots, requests: Sequence[Request]) -> Gen
         # A generator that is closed here leaves the slots alone: another thread may be in a call, and the next call
         # rolls back what was speculated.
         for token in result.tokens:
-            yield Token(indices[token.sequence], token.id, token.logprob, token.logits)
+            yield Token.of(indices[token.sequence], token)
             scheduler.check_owner()
     return [sequence.finish or "" for sequence in sequences]
 

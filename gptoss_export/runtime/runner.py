@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -179,6 +180,7 @@ class Runner:
         sampling: SamplingParams | None = None,
         stop_tokens: Sequence[int] | None = None,
         keep_logits: bool = False,
+        ends: Callable[[Sequence[int]], bool] | None = None,
     ) -> Generation:
         """Continue one prompt, in slot 0.
 
@@ -187,12 +189,16 @@ class Runner:
         sampling        None: the most likely tokens
         stop_tokens     it ends after one of these. None: the checkpoint's
         keep_logits     whether the result has the logits that each token was chosen from, [tokens, vocab_size]
+        ends            gets the tokens of the answer so far, and says whether it ends there
 
         Raises RunError for tokens outside of the vocabulary and for a prompt that is longer than the context.
         """
-        (result,) = self.generate_batch(
+        (request,) = self._requests(
             [prompt], max_new_tokens, None if sampling is None else [sampling], stop_tokens, keep_logits
         )
+        requests = [replace(request, ends=ends)]
+        with self._alone():
+            (result,) = collect(requests, stream(self.executor, self.slots, requests))
         return result
 
     def generate_batch(
@@ -218,10 +224,12 @@ class Runner:
         max_new_tokens: int = 128,
         sampling: SamplingParams | None = None,
         stop_tokens: Sequence[int] | None = None,
+        ends: Callable[[Sequence[int]], bool] | None = None,
     ) -> Iterator[Token]:
         """As `generate`, one token at a time as they are chosen. Raises RunError before the first token."""
         given = None if sampling is None else [sampling]
-        requests = self._requests([prompt], max_new_tokens, given, stop_tokens, False)
+        (request,) = self._requests([prompt], max_new_tokens, given, stop_tokens, False)
+        requests = [replace(request, ends=ends)]
         return AloneIterator(stream(self.executor, self.slots, requests), self._alone)
 
     # Ownership

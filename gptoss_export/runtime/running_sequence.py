@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .executor import Choice
 from .sampling_params import SamplingParams
 
 
@@ -17,6 +18,9 @@ class Request:
     max_new_tokens  it ends after so many tokens
     stop_tokens     it ends after one of these
     keep_logits     whether each token comes with the logits that it was chosen from
+    allowed         gets the tokens of the answer so far, and gives the tokens that can be next: a bit for each, in
+                    little-endian words of 32; None: all tokens, always
+    ends            gets the tokens of the answer so far, after each one, and says whether it ends there
     """
 
     prompt: Sequence[int]
@@ -24,6 +28,15 @@ class Request:
     sampling: SamplingParams
     stop_tokens: frozenset[int]
     keep_logits: bool = False
+    allowed: Callable[[Sequence[int]], bytes] | None = None
+    ends: Callable[[Sequence[int]], bool] | None = None
+
+    @property
+    def choice(self) -> Choice:
+        """How its tokens are chosen."""
+        if self.sampling.adjusts or self.allowed is not None:
+            return Choice.ADJUSTED
+        return Choice.DRAWN if self.sampling.temperature > 0 else Choice.MOST_LIKELY
 
 
 @dataclass(eq=False)
@@ -60,10 +73,15 @@ class RunningSequence:
 
 @dataclass(frozen=True)
 class NewToken:
-    """A token that was chosen for a sequence. logprob: natural log of its probability, at temperature 1. logits: [V]
-    float32 on the host that it was chosen from, where they were asked for."""
+    """A token that was chosen for a sequence.
+
+    logprob       natural log of its probability, at temperature 1
+    logits        [V] float32 on the host that it was chosen from, where they were asked for
+    top_logprobs  the most likely tokens and their log probabilities, as many as were asked for
+    """
 
     sequence: RunningSequence
     id: int
     logprob: float
     logits: Any = None
+    top_logprobs: Sequence[tuple[int, float]] = ()

@@ -43,6 +43,13 @@ def logprob(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return np.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0] - total
 
 
+def most_likely(logits: np.ndarray, count: int) -> list[list[tuple[int, float]]]:
+    """The most likely tokens of each row of logits [B, V], with their log probabilities."""
+    ids = np.argsort(-logits, axis=-1, kind="stable")[:, :count]
+    columns = [logprob(logits, ids[:, at]) for at in range(ids.shape[1])]
+    return [list(zip(*row, strict=True)) for row in zip(ids.tolist(), np.stack(columns, axis=1).tolist(), strict=True)]
+
+
 def _sample(logits: np.ndarray, position: int, param: SamplingParams) -> int:
     ids = np.argsort(-logits, kind="stable")
     with np.errstate(over="ignore"):  # a difference beyond float32 has no probability

@@ -11,10 +11,13 @@ from typing import NamedTuple
 
 import torch
 
+from .adjust_torch import Adjustments
+from .executor import Choice
 from .sampling_params import (
     LOWEST_TEMPERATURE,
     MIX_1,
     MIX_2,
+    MOST_TOP_LOGPROBS,
     POSITION_FACTOR,
     SEED_FACTOR,
     TOKEN_FACTOR,
@@ -88,17 +91,47 @@ class StepOutput(NamedTuple):
         return self.logits.gather(-1, tokens[:, None]).squeeze(-1) - self.log_total
 
 
-def choose(
-    output: StepOutput, positions: torch.Tensor, slots: torch.Tensor, params: SamplingBuffers, sampled: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Choose one token a row; also its log probability at temperature 1: [B] int64, [B] float32.
+class Chosen(NamedTuple):
+    """One token for each row.
 
-    positions [B] int64: of the tokens before. slots [B] int64: whose parameters a row has. sampled False: every row
-    takes the most likely token, without reading the logits."""
-    if not sampled:
-        return output.top, output.top_logprob
-    tokens = sample(output.logits, positions, params.of(slots))
-    return tokens, output.logprob(tokens)
+    tokens     [B] int64
+    logprobs   [B] float32, at temperature 1, of the logits as the model gives them
+    top        [B, T] int64, the most likely tokens, where the choice was ADJUSTED
+    top_logprobs  [B, T] float32, theirs
+    """
+
+    tokens: torch.Tensor
+    logprobs: torch.Tensor
+    top: torch.Tensor | None = None
+    top_logprobs: torch.Tensor | None = None
+
+
+def choose(
+    output: StepOutput,
+    positions: torch.Tensor,
+    slots: torch.Tensor,
+    params: SamplingBuffers,
+    choice: Choice,
+    adjustments: Adjustments | None = None,
+) -> Chosen:
+    """Choose one token a row.
+
+    positions    [B] int64, of the tokens before
+    slots        [B] int64, whose parameters a row has
+    adjustments  of all slots, for Choice.ADJUSTED; counts the chosen tokens
+
+    With Choice.MOST_LIKELY the logits are not read."""
+    if choice == Choice.MOST_LIKELY:
+        return Chosen(output.top, output.top_logprob)
+    if choice == Choice.DRAWN:
+        tokens = sample(output.logits, positions, params.of(slots))
+        return Chosen(tokens, output.logprob(tokens))
+    assert adjustments is not None
+    tokens = sample(adjustments.apply(output.logits, positions, slots), positions, params.of(slots))
+    adjustments.count(tokens, positions, slots)
+    most = min(MOST_TOP_LOGPROBS, output.logits.size(-1))
+    best, top = output.logits.topk(most, dim=-1)
+    return Chosen(tokens, output.logprob(tokens), top, best - output.log_total[:, None])
 
 
 def sample(logits: torch.Tensor, positions: torch.Tensor, params: SamplingRows) -> torch.Tensor:

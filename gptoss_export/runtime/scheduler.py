@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..errors import OutOfPagesError, RunError
-from .executor import Executor, Part, PendingTokens, Prompt
+from .executor import Choice, Executor, Part, PendingTokens, Prompt, Sampling
 from .running_sequence import NewToken, Request, RunningSequence
 from .slots import Slots
 
@@ -129,7 +129,7 @@ class Scheduler:
             sequence.slot = slot
             self._running[slot] = admitted[slot] = sequence
         if admitted:
-            self._executor.set_sampling({slot: sequence.request.sampling for slot, sequence in admitted.items()})
+            self._executor.set_sampling({slot: _sampling(sequence) for slot, sequence in admitted.items()})
 
     def _begin(self, sequence: RunningSequence, slot: int) -> bool:
         """Empty a slot for a sequence, with the prefix that the cache knows. False where its prompt does not fit beside
@@ -245,26 +245,40 @@ class Scheduler:
 
     def _choose_first(self) -> None:
         ready, self._ready = sorted(self._ready, key=lambda sequence: sequence.slot or 0), []
-        with self._failing(ready):
-            self._executor.choose_first(_slots_of(ready), self._slots.lengths(), _sampled(ready))
-            self._take_off(ready)
+        if ready := self._allow(ready):
+            with self._failing(ready):
+                self._executor.choose_first(_slots_of(ready), self._slots.lengths(), _choice(ready))
+                self._take_off(ready)
 
     def _decode(self, sequences: list[RunningSequence]) -> None:
+        if any(sequence.request.allowed for sequence in sequences):
+            self._land(leave=0)  # what is allowed depends on the tokens so far
         by_age = [sequence for sequence in self._running.values() if sequence in sequences]
         for sequence in by_age:
             self._make_room(sequence, 1)
         # Some have been set back, or have ended, since pages were short.
-        sequences = [sequence for sequence in sequences if self._goes_on(sequence)]
+        sequences = self._allow([sequence for sequence in sequences if self._goes_on(sequence)])
         if not sequences:
             return
         slots = _slots_of(sequences)
         with self._failing(sequences):
-            self._executor.step(slots, self._slots.lengths(), _sampled(sequences))
+            self._executor.step(slots, self._slots.lengths(), _choice(sequences))
             for slot in slots:
                 self._slots.extend(slot, 1)
             if self._executor.overlaps_steps:
                 self._slots.speculate(slots)
             self._take_off(sequences)
+
+    def _allow(self, sequences: list[RunningSequence]) -> list[RunningSequence]:
+        """Tell the executor which tokens these sequences can have next. Returns those that did not fail with it."""
+        masks: dict[int, bytes] = {}
+        for sequence in sequences:
+            if sequence.request.allowed is not None and sequence.slot is not None:
+                with self._failing([sequence]):
+                    masks[sequence.slot] = sequence.request.allowed(tuple(sequence.tokens))
+        if masks:
+            self._executor.allow(masks)
+        return [sequence for sequence in sequences if sequence.finish is None]
 
     def _take_off(self, sequences: list[RunningSequence]) -> None:
         """The tokens that were chosen last are those of these sequences."""
@@ -284,6 +298,7 @@ class Scheduler:
         self._slots.speculate(self._slots.speculated & later)
         with self._failing(flight.sequences):
             tokens, logprobs, logits = flight.pending.wait()
+            tops = flight.pending.top_logprobs()
             for sequence in flight.sequences:
                 if sequence.finish is not None:
                     continue
@@ -296,16 +311,19 @@ class Scheduler:
                 self._slots.tell(slot, len(sequence.request.prompt) + len(sequence.tokens), [token])
                 sequence.tokens.append(token)
                 kept = logits[slot] if logits is not None and sequence.request.keep_logits else None
-                self._tokens.append(NewToken(sequence, token, logprob, kept))
-                if finish := self._finish(sequence, token):
-                    self._end(sequence, finish)
+                top = tops[slot][: sequence.request.sampling.top_logprobs] if slot in tops else ()
+                self._tokens.append(NewToken(sequence, token, logprob, kept, top))
+                with self._failing([sequence]):
+                    if finish := self._finish(sequence, token):
+                        self._end(sequence, finish)
 
     def _finish(self, sequence: RunningSequence, token: int) -> str | None:
         """Why a sequence ends with this token, if it does."""
         assert sequence.slot is not None
-        if token in sequence.request.stop_tokens:
+        request = sequence.request
+        if token in request.stop_tokens or (request.ends is not None and request.ends(tuple(sequence.tokens))):
             return "stop"
-        if len(sequence.tokens) == sequence.request.max_new_tokens:
+        if len(sequence.tokens) == request.max_new_tokens:
             return "length"
         full = self._slots.lengths()[sequence.slot] >= self._slots.max_context
         return "context" if full and len(sequence.tokens) == sequence.started else None
@@ -338,9 +356,14 @@ def _slots_of(sequences: list[RunningSequence]) -> list[int]:
     return [sequence.slot for sequence in sequences if sequence.slot is not None]
 
 
-def _sampled(sequences: list[RunningSequence]) -> bool:
-    """Whether a token of some sequence is drawn at random."""
-    return any(sequence.request.sampling.temperature > 0 for sequence in sequences)
+def _choice(sequences: list[RunningSequence]) -> Choice:
+    """How the next tokens of these sequences are chosen."""
+    return max(sequence.request.choice for sequence in sequences)
+
+
+def _sampling(sequence: RunningSequence) -> Sampling:
+    request = sequence.request
+    return Sampling(request.sampling, request.prompt, tuple(sequence.tokens), request.stop_tokens)
 
 
 def _not_finite(slot: int, token: int, logprob: float) -> RunError:

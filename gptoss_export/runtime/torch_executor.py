@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..artifact.manifest import Manifest
+from .adjust_torch import Adjustments
 from .decode_step import DecodeStep, PendingTorchTokens, StepRows
-from .executor import ChunkOutput, Executor, Outputs, Part
-from .sampler_torch import SamplingBuffers, StepOutput, choose
-from .sampling_params import SamplingParams
+from .executor import Choice, ChunkOutput, Executor, Outputs, Part, Sampling
+from .sampler_torch import Chosen, SamplingBuffers, StepOutput, choose
 from .staging import on_device
 
 
@@ -58,15 +58,19 @@ class TorchExecutor(Executor):
         self.device = device = rows[slots].tokens.device
         self.overlaps_steps = device.type == "cuda"
         self._params = SamplingBuffers(slots, device)
-        self.steps = {width: DecodeStep(decode[width], rows[width], self._params) for width in manifest.sizes.widths}
+        self._adjustments: Adjustments | None = None
+        self.steps = {
+            width: DecodeStep(decode[width], rows[width], self._params, self._made_adjustments)
+            for width in manifest.sizes.widths
+        }
         # What the first choice of each slot is made from, and the last token of each slot unless a step has it.
         self._kept = StepOutput.empty(slots, vocabulary, device)
         self._tokens = torch.zeros(slots, dtype=torch.int64, device=device)
         self._placed: Placement | None = None  # what the rows of one step hold, tokens included, if known
-        self._pending: tuple[list[int | None], torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self._pending: tuple[list[int | None], Chosen, torch.Tensor] | None = None
         with torch.inference_mode():
             if device.type == "cuda":  # the others are captured when they are first needed
-                self.steps[min(self.steps)].capture(sampled=False)
+                self.steps[min(self.steps)].capture(Choice.MOST_LIKELY)
 
     @abstractmethod
     def _prefill(self, part: Part, outputs: Outputs) -> Iterator[ChunkOutput]:
@@ -96,7 +100,7 @@ class TorchExecutor(Executor):
             slots = self._ids(tokens)
             self._tokens[slots] = self._ids(tokens.values())
             step, placed = self._place(list(tokens), lengths)
-            output, _ = step.run(sampled=False)
+            output, _ = step.run(Choice.MOST_LIKELY)
             logits[slots] = output.logits[self._ids(row for row, moves in enumerate(placed.moving) if moves)]
         return logits
 
@@ -107,8 +111,14 @@ class TorchExecutor(Executor):
         return self._ids(tokens)
 
     @torch.inference_mode()
-    def set_sampling(self, params: Mapping[int, SamplingParams]) -> None:
-        self._params.set(params)
+    def set_sampling(self, given: Mapping[int, Sampling]) -> None:
+        self._params.set({slot: sampling.params for slot, sampling in given.items()})
+        if self._adjustments is not None or any(sampling.params.adjusts for sampling in given.values()):
+            self._made_adjustments().set(given)
+
+    @torch.inference_mode()
+    def allow(self, masks: Mapping[int, bytes]) -> None:
+        self._made_adjustments().allow(masks)
 
     @torch.inference_mode()
     def keep_output(self, slot: int, output: ChunkOutput) -> None:
@@ -117,25 +127,33 @@ class TorchExecutor(Executor):
             kept[slot].copy_(row[0])
 
     @torch.inference_mode()
-    def choose_first(self, slots: Sequence[int], lengths: Sequence[int], sampled: bool) -> None:
+    def choose_first(self, slots: Sequence[int], lengths: Sequence[int], choice: Choice) -> None:
         self._fetch_tokens()
         chosen = self._ids(slots)
         output = StepOutput(*(kept[chosen] for kept in self._kept))
         last = self._ids(lengths[slot] - 1 for slot in slots)
-        tokens, logprobs = choose(output, last, chosen, self._params, sampled)
-        self._tokens[chosen] = tokens
-        self._pending = list(slots), tokens, logprobs, output.logits
+        adjustments = self._made_adjustments() if choice == Choice.ADJUSTED else None
+        found = choose(output, last, chosen, self._params, choice, adjustments)
+        self._tokens[chosen] = found.tokens
+        self._pending = list(slots), found, output.logits
 
     @torch.inference_mode()
-    def step(self, slots: Sequence[int], lengths: Sequence[int], sampled: bool) -> None:
+    def step(self, slots: Sequence[int], lengths: Sequence[int], choice: Choice) -> None:
         step, placed = self._place(slots, lengths)
-        output, logprobs = step.run(sampled)
-        self._pending = placed.active, step.rows.tokens, logprobs, output.logits
+        output, found = step.run(choice)
+        self._pending = placed.active, found, output.logits
 
     def pending_tokens(self, keep_logits: bool) -> PendingTorchTokens:
         assert self._pending is not None  # a choice was made before
-        slots, tokens, logprobs, logits = self._pending
-        return PendingTorchTokens(slots, tokens, logprobs, logits if keep_logits else None)
+        slots, chosen, logits = self._pending
+        return PendingTorchTokens(slots, chosen, logits if keep_logits else None)
+
+    def _made_adjustments(self) -> Adjustments:
+        """The buffers of adjusted choices, which take memory once a sequence needs them."""
+        if self._adjustments is None:
+            slots, vocabulary = self._kept.logits.shape
+            self._adjustments = Adjustments(slots, vocabulary, self.device)
+        return self._adjustments
 
     def _chunk_for(self, remaining: int) -> int:
         """The smallest chunk that takes all remaining tokens, or the largest chunk there is."""

@@ -51,8 +51,15 @@ def test_every_option_of_a_line(artifact: Path, tmp_path: Path) -> None:
         "top_p": 0.99,
         "min_p": 0.01,
         "seed": 3,
+        "repetition_penalty": 1.1,
+        "presence_penalty": 0.2,
+        "frequency_penalty": 0.1,
+        "logit_bias": {"7": 1.5},
+        "min_new_tokens": 2,
+        "top_logprobs": 2,
         "max_new_tokens": 8,
         "stop_tokens": [],
+        "stop": ["not in the answer"],
     }
     path = written(tmp_path, {"tokens": [5, 6]} | own, {"tokens": [5, 6]}, {"tokens": [5, 6], "seed": 3})
     options = (
@@ -64,6 +71,18 @@ def test_every_option_of_a_line(artifact: Path, tmp_path: Path) -> None:
         0.99,
         "--min-p",
         0.01,
+        "--repetition-penalty",
+        1.1,
+        "--presence-penalty",
+        0.2,
+        "--frequency-penalty",
+        0.1,
+        "--logit-bias",
+        "7=1.5",
+        "--min-new-tokens",
+        2,
+        "--top-logprobs",
+        2,
         "--max-new-tokens",
         8,
         "--no-stop",
@@ -75,6 +94,16 @@ def test_every_option_of_a_line(artifact: Path, tmp_path: Path) -> None:
     path = written(tmp_path, {"tokens": [5, 6], "stop_tokens": [first[2]]} | {"seed": 3})
     (stopped,) = results(artifact, "--prompts-file", path, *options)
     assert stopped["tokens"] == first[:3] and stopped["finish"] == "stop"
+
+
+def test_several_answers_to_a_prompt(artifact: Path, tmp_path: Path) -> None:
+    """They are those of the seeds from the line's own on; `top_logprobs` come with each token."""
+    line = {"tokens": [5, 6], "temperature": 30.0, "max_new_tokens": 6, "stop_tokens": [], "top_logprobs": 2}
+    path = written(tmp_path, line | {"n": 3, "seed": 4}, *(line | {"seed": seed} for seed in (4, 5, 6)))
+    several, *single = results(artifact, "--prompts-file", path)
+    assert [answer["tokens"] for answer in several["answers"]] == [result["tokens"] for result in single]
+    assert len({tuple(result["tokens"]) for result in single}) == 3
+    assert [len(top) for top in single[0]["top_logprobs"]] == [2] * 6
 
 
 @pytest.mark.parametrize(
@@ -106,8 +135,12 @@ def test_every_option_of_a_line(artifact: Path, tmp_path: Path) -> None:
                 {"tokens": [1], "max_new_tokens": 0},
                 {"tokens": [1], "stop_tokens": 3},
                 {"prompt": 3},
+                {"tokens": [1], "n": 0},
+                {"tokens": [1], "stop": [""]},
+                {"tokens": [1], "logit_bias": {"512": 1}},
             ],
-            ["line 1: sampling", "temperature: found -1", "top_p: found 'x'", "line 2: max_new", "line 3", "line 4: "],
+            ["line 1: sampling", "temperature: found -1", "top_p: found 'x'", "line 2: max_new", "line 3", "line 4: ",
+             "line 5: n: found 0", "line 6: stop", "line 7: "],
         ),
     ],
     ids=["empty", "lines", "tokens", "options"],

@@ -90,6 +90,46 @@ assert torch.equal(before, clean[2][0]) and torch.equal(again, clean[2][1])
 """
 
 
+# Greedy with penalties beside drawn tokens: each token is the largest of the logits that it was chosen from, adjusted
+# on the host. A mask of even tokens. Then a fork, and the next turn of a chat.
+ADJUSTED = """
+import sys
+import torch
+import gptoss_export
+from gptoss_export import Engine, SamplingParams
+from gptoss_export.runtime.adjust_numpy import Adjustment
+from gptoss_export.runtime.executor import Sampling
+r = gptoss_export.load(sys.argv[1])
+params = SamplingParams(repetition_penalty=1.3, presence_penalty=0.2, frequency_penalty=0.1, logit_bias={7: 3.0},
+                        min_new_tokens=5, top_logprobs=4)
+prompt, vocabulary = list(range(100)), r.manifest.model.vocab_size
+engine = Engine(r)
+others = [engine.submit([n], 40, SamplingParams(0.9, seed=n), stop_tokens=()) for n in range(2)]
+result = engine.submit(prompt, 30, params, keep_logits=True).result()
+adjustment = Adjustment(Sampling(params, prompt, (), frozenset(r.manifest.stop_tokens)), vocabulary)
+for at, (token, row) in enumerate(zip(result.tokens, result.logits, strict=True)):
+    found = adjustment.apply(row.numpy(), len(prompt) - 1 + at)
+    assert found[token] >= found.max() - 1e-4
+    adjustment.count(token)
+    assert result.top_logprobs[at][0][0] == row.argmax() and len(result.top_logprobs[at]) == 4
+even = sum(1 << token for token in range(0, vocabulary, 2)).to_bytes(4 * -(-vocabulary // 32), "little")
+masked = engine.submit(prompt, 20, stop_tokens=(), allowed=lambda tokens: even).result()
+assert len(masked.tokens) == 20 and all(token % 2 == 0 for token in masked.tokens)
+turn = engine.submit(prompt, 40, stop_tokens=()).result()
+before = engine.stats().reused_tokens
+again = engine.submit([*prompt, *turn.tokens, 5], 10, stop_tokens=()).result()
+assert engine.stats().reused_tokens == before + 128
+engine.close()
+fresh = r.generate([*prompt, *turn.tokens, 5], 10, stop_tokens=())
+assert fresh.tokens[:3] == again.tokens[:3]
+def ends(slot):
+    return r.prefill(range(300, 330), slot).clone(), r.decode([None] * slot + [9] + [None] * (2 - slot))[slot].clone()
+r.reset(); r.prefill(prompt + prompt); want = ends(0)
+r.reset(); r.prefill(prompt + prompt); r.fork(0, 2); r.prefill([1, 2, 3])
+assert all(torch.equal(one, other) for one, other in zip(ends(2), want))
+"""
+
+
 @pytest.fixture(scope="module")
 def cuda_artifact(
     checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, cli: Callable[..., tuple[int, str, str]]
@@ -124,6 +164,10 @@ def test_batch_idle_and_sampling(cuda_artifact: Path) -> None:
 
 def test_a_slot_that_held_nan_serves_again(cuda_artifact: Path) -> None:
     run(POISONED, cuda_artifact)
+
+
+def test_adjusted_choices_a_fork_and_a_known_prefix(cuda_artifact: Path) -> None:
+    run(ADJUSTED, cuda_artifact)
 
 
 @pytest.mark.parametrize("own_stream", [False, True])

@@ -16,7 +16,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from gptoss_export import Engine, SamplingParams, load
 from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.errors import RunError
-from gptoss_export.runtime.executor import Outputs, Prompt
+from gptoss_export.runtime.executor import Choice, Outputs, Prompt
 from gptoss_export.runtime.sampler_numpy import choose as choose_in_numpy
 from gptoss_export.runtime.sampler_torch import SamplingBuffers, StepOutput
 from gptoss_export.runtime.sampler_torch import choose as choose_in_torch
@@ -254,10 +254,10 @@ def test_tokens_are_drawn_as_in_torch():
         positions = torch.randint(0, 100_000, (len(params),), generator=generator)
         total = logits.logsumexp(-1)
         output = StepOutput(logits, logits.argmax(-1), logits.amax(-1) - total, total)
-        for sampled in (False, True):
-            tokens, logprobs = choose_in_torch(output, positions, torch.arange(len(params)), buffers, sampled)
+        for choice in (Choice.MOST_LIKELY, Choice.DRAWN):
+            tokens, logprobs, *_ = choose_in_torch(output, positions, torch.arange(len(params)), buffers, choice)
             found, found_logprobs = choose_in_numpy(
-                logits.numpy(), positions.tolist(), dict(enumerate(params)) if sampled else {}
+                logits.numpy(), positions.tolist(), dict(enumerate(params)) if choice else {}
             )
             assert found.tolist() == tokens.tolist(), trial
             assert np.allclose(found_logprobs, logprobs.numpy(), atol=1e-5)

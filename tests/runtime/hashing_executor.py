@@ -17,6 +17,7 @@ from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.errors import RunError
 from gptoss_export.model.config import FULL, SLIDING
 from gptoss_export.runtime.executor import (
+    Choice,
     ChunkOutput,
     Outputs,
     PagedMemory,
@@ -24,6 +25,7 @@ from gptoss_export.runtime.executor import (
     Part,
     PendingTokens,
     Prompt,
+    Sampling,
     TableEntry,
 )
 from gptoss_export.runtime.packing import pack
@@ -150,6 +152,7 @@ class HashingExecutor(ExecutorWithoutTensors):
         self.chosen: dict[int, int] = {}
         self.kept: set[int] = set()
         self.latest: list[int] = []
+        self.allowed: dict[int, bytes] = {}
         self.fails: Exception | None = None  # of the next decode step
 
     def chunk_of(self, prompt: Prompt) -> Part:
@@ -191,20 +194,24 @@ class HashingExecutor(ExecutorWithoutTensors):
         self.memory.write(slot, start, tokens)
         self.cached[slot] = start + len(tokens)
 
-    def set_sampling(self, params: Mapping[int, SamplingParams]) -> None:
-        for slot, given in params.items():
-            self.params[slot] = given
+    def set_sampling(self, given: Mapping[int, Sampling]) -> None:
+        for slot, sampling in given.items():
+            self.params[slot] = sampling.params
+            self.allowed.pop(slot, None)
+
+    def allow(self, masks: Mapping[int, bytes]) -> None:
+        self.allowed |= masks
 
     def keep_output(self, slot: int, output: ChunkOutput) -> None:
         assert isinstance(output, Output) and output.slot == slot and output.tokens == self.tokens(slot)
         self.kept.add(slot)
 
-    def choose_first(self, slots: Sequence[int], lengths: Sequence[int], sampled: bool) -> None:
+    def choose_first(self, slots: Sequence[int], lengths: Sequence[int], choice: Choice) -> None:
         assert set(slots) <= self.kept
         self.kept -= set(slots)
-        self._choose(slots, lengths, sampled)
+        self._choose(slots, lengths, choice)
 
-    def step(self, slots: Sequence[int], lengths: Sequence[int], sampled: bool) -> None:
+    def step(self, slots: Sequence[int], lengths: Sequence[int], choice: Choice) -> None:
         assert list(slots) == sorted(set(slots)) and slots
         if self.fails is not None:
             failure, self.fails = self.fails, None
@@ -213,14 +220,19 @@ class HashingExecutor(ExecutorWithoutTensors):
         for slot in slots:
             assert lengths[slot] < self.sizes.max_context
             self._write(slot, lengths[slot], [self.chosen[slot]])
-        self._choose(slots, [length + (slot in slots) for slot, length in enumerate(lengths)], sampled)
+        self._choose(slots, [length + (slot in slots) for slot, length in enumerate(lengths)], choice)
 
-    def _choose(self, slots: Sequence[int], lengths: Sequence[int], sampled: bool) -> None:
-        assert sampled == any(self.params[slot].temperature > 0 for slot in slots)
+    def _choose(self, slots: Sequence[int], lengths: Sequence[int], choice: Choice) -> None:
+        drawn = any(self.params[slot].temperature > 0 for slot in slots)
+        assert choice == (Choice.ADJUSTED if self.allowed.keys() & set(slots) else Choice(int(drawn)))
         self.latest = list(slots)
         for slot in slots:
             assert self.cached[slot] == lengths[slot]
-            self.chosen[slot] = next_token(self.tokens(slot), self.params[slot])
+            token = next_token(self.tokens(slot), self.params[slot])
+            mask = int.from_bytes(self.allowed.get(slot, b"\xff" * 8), "little")
+            while not mask >> token & 1:
+                token = (token + 1) % VOCABULARY
+            self.chosen[slot] = token
 
     def pending_tokens(self, keep_logits: bool) -> PendingTokens:
         logprobs = {slot: float("nan") if NAN in self.tokens(slot) else -1.0 for slot in self.latest}

@@ -12,7 +12,7 @@ from executor_without_tensors import ExecutorWithoutTensors, SlotOutput
 
 from gptoss_export import SamplingParams
 from gptoss_export.errors import RunError
-from gptoss_export.runtime.executor import ChunkOutput, Outputs, Part, PendingTokens, Prompt
+from gptoss_export.runtime.executor import Choice, ChunkOutput, Outputs, Part, PendingTokens, Prompt, Sampling
 from gptoss_export.runtime.generation import Generation, Token, collect, stream
 from gptoss_export.runtime.running_sequence import Request
 from gptoss_export.runtime.slots import Slots
@@ -36,7 +36,7 @@ class Scripted(ExecutorWithoutTensors):
         self.kept: set[int] = set()
         self.cached = [0] * len(self.scripts)  # tokens that it was given for each slot
         self.steps = 0
-        self.sampled: set[bool] = set()
+        self.choices: set[Choice] = set()
         self.params: dict[int, SamplingParams] = {}
 
     def chunk_of(self, prompt: Prompt) -> Part:
@@ -48,28 +48,31 @@ class Scripted(ExecutorWithoutTensors):
         self.cached[part.slot] = part.start + len(part.tokens)
         return iter([SlotOutput(part.slot)] if outputs == Outputs.LAST else [])
 
-    def set_sampling(self, params: Mapping[int, SamplingParams]) -> None:
-        self.params |= params
+    def set_sampling(self, given: Mapping[int, Sampling]) -> None:
+        self.params |= {slot: sampling.params for slot, sampling in given.items()}
+
+    def allow(self, masks: Mapping[int, bytes]) -> None:
+        raise NotImplementedError
 
     def keep_output(self, slot: int, output: ChunkOutput) -> None:
         assert isinstance(output, SlotOutput) and output.slot == slot
         self.kept.add(slot)
 
-    def choose_first(self, slots: Sequence[int], lengths: Sequence[int], sampled: bool) -> None:
+    def choose_first(self, slots: Sequence[int], lengths: Sequence[int], choice: Choice) -> None:
         assert self.kept == set(slots)
-        self._choose(slots, lengths, sampled)
+        self._choose(slots, lengths, choice)
 
-    def step(self, slots: Sequence[int], lengths: Sequence[int], sampled: bool) -> None:
+    def step(self, slots: Sequence[int], lengths: Sequence[int], choice: Choice) -> None:
         assert slots and all(lengths[slot] < self.max_context for slot in slots)
         self.steps += 1
         for slot in slots:
             assert lengths[slot] == self.cached[slot]
             self.cached[slot] += 1
-        self._choose(slots, None, sampled)
+        self._choose(slots, None, choice)
 
-    def _choose(self, slots: Sequence[int], lengths: Sequence[int] | None, sampled: bool) -> None:
+    def _choose(self, slots: Sequence[int], lengths: Sequence[int] | None, choice: Choice) -> None:
         assert lengths is None or all(lengths[slot] == self.cached[slot] for slot in slots)
-        self.sampled.add(sampled)
+        self.choices.add(choice)
         for slot in slots:
             self.latest[slot] = self.scripts[slot][self.drawn[slot]]
             self.drawn[slot] += 1
@@ -168,7 +171,7 @@ def test_tokens_finish_and_lengths(label: str, overlaps: bool) -> None:
         assert generation.prompt_tokens == prompt and generation.logits == []
         assert generation.logprobs == [-0.5 * token for token in generation.tokens]
         assert generation.ttft_s > 0 and (generation.decode_tok_s is None) == (len(generation.tokens) == 1)
-    assert ran.executor.sampled == {False}
+    assert ran.executor.choices == {Choice.MOST_LIKELY}
 
 
 @both_ways
@@ -214,5 +217,5 @@ def test_parameters_reach_the_executor(overlaps: bool) -> None:
     params = SamplingParams(0.5, seed=3)
     ran = run(overlaps, [[*range(30)]], [[1, 2]], 3, params=params, keep_logits=True)
     (generation,) = ran.collect()
-    assert ran.executor.params == {0: params} and ran.executor.sampled == {True}
+    assert ran.executor.params == {0: params} and ran.executor.choices == {Choice.DRAWN}
     assert generation.logits == [[0.0], [1.0], [2.0]]

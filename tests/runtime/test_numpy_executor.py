@@ -15,7 +15,7 @@ from gptoss_export import SamplingParams
 
 pytest.importorskip("onnxruntime")
 
-from gptoss_export.runtime.executor import Outputs, Part, Prompt
+from gptoss_export.runtime.executor import Choice, Outputs, Part, Prompt, Sampling
 from gptoss_export.targets.onnx.executor_cpu import CpuExecutor
 
 SLOTS, VOCABULARY = 2, 40
@@ -52,19 +52,19 @@ def executor() -> CpuExecutor:
 def test_a_choice_leaves_the_tokens_of_other_slots_alone(executor: CpuExecutor) -> None:
     """A sequence that joins must not change what those beside it have drawn."""
     params = SamplingParams(5.0, seed=3)
-    executor.set_sampling(dict.fromkeys(range(SLOTS), params))
+    executor.set_sampling(dict.fromkeys(range(SLOTS), Sampling(params)))
     for slot in range(SLOTS):
         (output,) = executor.prefill(Part(slot, 0, [1, 2], ends=True), Outputs.LAST)
         executor.keep_output(slot, output)
     lengths = [9] * SLOTS
-    executor.choose_first([0], lengths, True)
+    executor.choose_first([0], lengths, Choice.DRAWN)
     drawn = executor.pending_tokens(keep_logits=False)
-    executor.choose_first([1], lengths, False)
+    executor.choose_first([1], lengths, Choice.MOST_LIKELY)
     row = executor.model.prompt_logits[0].tolist()  # type: ignore[attr-defined]
     expected = chosen_token(row, 8, params)
     assert drawn.wait()[0][0] == executor.pending_tokens(keep_logits=False).wait()[0][0] == expected
     assert expected != chosen_token(row, 8, SamplingParams())  # the test would show it
-    executor.step([0], lengths, True)
+    executor.step([0], lengths, Choice.DRAWN)
     assert executor.model.calls[-1][0] == {0: expected}  # type: ignore[attr-defined]
 
 
@@ -86,12 +86,12 @@ def test_chunks(executor: CpuExecutor, wanted: Outputs) -> None:
 def test_choices(executor: CpuExecutor, params: SamplingParams) -> None:
     """A prompt of n tokens: the first choice is made at position n - 1, that of its last token; each step's at the
     position of the token that it appends."""
-    sampled = params.temperature > 0
-    executor.set_sampling(dict.fromkeys(range(SLOTS), params))
+    choice = Choice.DRAWN if params.temperature > 0 else Choice.MOST_LIKELY
+    executor.set_sampling(dict.fromkeys(range(SLOTS), Sampling(params)))
     for slot in range(SLOTS):
         (output,) = executor.prefill(Part(slot, 0, [1, 2], ends=True), Outputs.LAST)
         executor.keep_output(slot, output)
-    executor.choose_first([0, 1], [5, 30], sampled)
+    executor.choose_first([0, 1], [5, 30], choice)
     tokens, logprobs, logits = executor.pending_tokens(keep_logits=True).wait()
     row = executor.model.prompt_logits[0].tolist()  # type: ignore[attr-defined]
     assert [tokens[slot] for slot in (0, 1)] == [chosen_token(row, 4, params), chosen_token(row, 29, params)]
@@ -101,7 +101,7 @@ def test_choices(executor: CpuExecutor, params: SamplingParams) -> None:
     assert logits is not None and logits[0].tolist() == row
 
     previous = tokens
-    executor.step([0, 1], [5, 30], sampled)
+    executor.step([0, 1], [5, 30], choice)
     tokens, logprobs, logits = executor.pending_tokens(keep_logits=False).wait()
     rows = executor.model.logits.tolist()  # type: ignore[attr-defined]
     assert executor.model.calls[-1] == ({0: previous[0], 1: previous[1]}, [5, 30])  # type: ignore[attr-defined]

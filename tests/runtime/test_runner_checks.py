@@ -15,7 +15,7 @@ from test_generation import Pending, Scripted
 from gptoss_export import Runner, SamplingParams
 from gptoss_export.artifact.manifest import load_manifest
 from gptoss_export.errors import RunError
-from gptoss_export.runtime.executor import PendingTokens
+from gptoss_export.runtime.executor import Choice, PendingTokens
 
 DRAWN = [5, 6, 7, 8, 9]
 
@@ -27,10 +27,10 @@ class Waiting(Scripted):
     entered: threading.Event = field(default_factory=threading.Event)
     go: threading.Event = field(default_factory=threading.Event)
 
-    def step(self, slots: Sequence[int], lengths: Sequence[int], sampled: bool) -> None:
+    def step(self, slots: Sequence[int], lengths: Sequence[int], choice: Choice) -> None:
         self.entered.set()
         assert self.go.wait(60)
-        super().step(slots, lengths, sampled)
+        super().step(slots, lengths, choice)
 
 
 @dataclass

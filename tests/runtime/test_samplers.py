@@ -13,6 +13,7 @@ from sampling_definition import chosen_token, kept_tokens, logprob, noise, proba
 from gptoss_export import SamplingParams
 from gptoss_export.errors import RunError
 from gptoss_export.runtime import sampler_numpy, sampler_torch
+from gptoss_export.runtime.executor import Choice
 
 PARAMS = [
     SamplingParams(),
@@ -37,8 +38,8 @@ def draw(
     buffers = sampler_torch.SamplingBuffers(len(params), torch.device("cpu"))
     buffers.set(dict(enumerate(params)))
     output = sampler_torch.StepOutput.of(logits)
-    drawn, drawn_logprobs = sampler_torch.choose(
-        output, torch.tensor(positions), torch.arange(len(params)), buffers, sampled=True
+    drawn, drawn_logprobs, *_ = sampler_torch.choose(
+        output, torch.tensor(positions), torch.arange(len(params)), buffers, Choice.DRAWN
     )
     return drawn.tolist(), drawn_logprobs.tolist()
 
@@ -79,7 +80,9 @@ def test_greedy_without_reading_the_logits(sampler: str) -> None:
     assert tokens == [kept_tokens(row, SamplingParams())[0] for row in logits.tolist()] and tokens[3] == 0
     buffers = sampler_torch.SamplingBuffers(20, torch.device("cpu"))
     output = sampler_torch.StepOutput.of(logits)
-    found, found_logprobs = sampler_torch.choose(output, torch.zeros(20), torch.arange(20), buffers, sampled=False)
+    found, found_logprobs, *_ = sampler_torch.choose(
+        output, torch.zeros(20), torch.arange(20), buffers, Choice.MOST_LIKELY
+    )
     assert found.tolist() == tokens and found_logprobs.tolist() == pytest.approx(logprobs, abs=1e-5)
 
 

@@ -14,7 +14,7 @@ from sampling_definition import chosen_token, logprob
 from gptoss_export import SamplingParams
 from gptoss_export.artifact.programs import Sizes
 from gptoss_export.runtime.decode_step import StepRows
-from gptoss_export.runtime.executor import ChunkOutput, Outputs, Part, Prompt
+from gptoss_export.runtime.executor import Choice, ChunkOutput, Outputs, Part, Prompt, Sampling
 from gptoss_export.runtime.sampler_torch import StepOutput
 from gptoss_export.runtime.torch_executor import TorchExecutor
 
@@ -63,12 +63,12 @@ def test_choices(params: SamplingParams) -> None:
     """A prompt of n tokens: the first choice is made at position n - 1, that of its last token; each step's at the
     position of the token that it appends."""
     executor = FixedLogits()
-    sampled = params.temperature > 0
+    choice = Choice.DRAWN if params.temperature > 0 else Choice.MOST_LIKELY
     prompt_logits = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(6))
-    executor.set_sampling({0: params, 1: params})
+    executor.set_sampling({0: Sampling(params), 1: Sampling(params)})
     for slot in (0, 1):
         executor.keep_output(slot, StepOutput.of(prompt_logits))
-    executor.choose_first([0, 1], [5, 30, 0], sampled)
+    executor.choose_first([0, 1], [5, 30, 0], choice)
     tokens, logprobs, logits = executor.pending_tokens(keep_logits=True).wait()
     row = prompt_logits[0].tolist()
     first = [chosen_token(row, 4, params), chosen_token(row, 29, params)]
@@ -78,7 +78,7 @@ def test_choices(params: SamplingParams) -> None:
 
     for lengths in ([5, 30, 0], [6, 31, 0]):
         previous = tokens
-        executor.step([0, 1], lengths, sampled)
+        executor.step([0, 1], lengths, choice)
         tokens, logprobs, _ = executor.pending_tokens(keep_logits=False).wait()
         read = executor.read[-1]
         assert read.tokens[:2] == [previous[0], previous[1]] and read.slots[:2] == [0, 1]
@@ -94,16 +94,16 @@ def test_a_step_runs_the_smallest_width_with_the_tokens_of_its_slots() -> None:
     best = executor.logits.argmax(dim=-1).tolist()  # what every step of a slot chooses
     for slot in range(SLOTS):
         executor.keep_output(slot, StepOutput.of(torch.eye(VOCABULARY)[slot + 30][None]))
-    executor.choose_first([0, 1, 2], [4, 9, 7], False)
+    executor.choose_first([0, 1, 2], [4, 9, 7], Choice.MOST_LIKELY)
     assert executor.pending_tokens(keep_logits=False).wait()[0] == {0: 30, 1: 31, 2: 32}
-    executor.step([0, 2], [4, 9, 7], False)
-    executor.step([0, 2], [5, 9, 8], False)  # in place already: the step advanced the positions itself
-    executor.step([2], [6, 9, 9], False)
+    executor.step([0, 2], [4, 9, 7], Choice.MOST_LIKELY)
+    executor.step([0, 2], [5, 9, 8], Choice.MOST_LIKELY)  # in place already: the step advanced the positions itself
+    executor.step([2], [6, 9, 9], Choice.MOST_LIKELY)
     assert executor.pending_tokens(keep_logits=False).wait()[0] == {2: best[2]}
-    executor.step([2], [6, 9, 10], False)
-    executor.step([1, 2], [6, 9, 11], False)  # slot 1 has waited with its first token
-    executor.step([1], [6, 10, 12], False)
-    executor.step([0, 1, 2], [6, 11, 12], False)
+    executor.step([2], [6, 9, 10], Choice.MOST_LIKELY)
+    executor.step([1, 2], [6, 9, 11], Choice.MOST_LIKELY)  # slot 1 has waited with its first token
+    executor.step([1], [6, 10, 12], Choice.MOST_LIKELY)
+    executor.step([0, 1, 2], [6, 11, 12], Choice.MOST_LIKELY)
     active = [
         [(token, position, slot) for token, position, slot in zip(*read, strict=True) if position >= 0]
         for read in executor.read
@@ -122,7 +122,7 @@ def test_a_step_runs_the_smallest_width_with_the_tokens_of_its_slots() -> None:
 
 def test_logits_of_a_step_go_with_their_slots() -> None:
     executor = FixedLogits()
-    executor.step([1, 2], [4, 9, 7], False)
+    executor.step([1, 2], [4, 9, 7], Choice.MOST_LIKELY)
     _, _, logits = executor.pending_tokens(keep_logits=True).wait()
     assert logits is not None and {slot: row.tolist() for slot, row in logits.items()} == {
         slot: executor.logits[slot].tolist() for slot in (1, 2)
@@ -132,13 +132,13 @@ def test_logits_of_a_step_go_with_their_slots() -> None:
 def test_each_row_is_drawn_with_the_parameters_of_its_slot() -> None:
     executor = FixedLogits()
     params = [SamplingParams(), SamplingParams(2.0, seed=3), SamplingParams(1.5, seed=4)]
-    executor.set_sampling(dict(enumerate(params)))
+    executor.set_sampling(dict(enumerate(map(Sampling, params))))
     rows = executor.logits.tolist()
     for position in range(20):
-        executor.step([1, 2], [0, position, position], True)
+        executor.step([1, 2], [0, position, position], Choice.DRAWN)
         tokens, _, _ = executor.pending_tokens(keep_logits=False).wait()
         assert tokens == {slot: chosen_token(rows[slot], position, params[slot]) for slot in (1, 2)}
-        executor.step([2], [0, 0, 50 + position], True)
+        executor.step([2], [0, 0, 50 + position], Choice.DRAWN)
         tokens, _, _ = executor.pending_tokens(keep_logits=False).wait()
         assert tokens == {2: chosen_token(rows[2], 50 + position, params[2])}
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...artifact.manifest import Manifest
-from ...runtime.executor import ChunkOutput, Executor, Outputs, Part, PendingTokens, Prompt
-from ...runtime.sampler_numpy import choose, logprob
-from ...runtime.sampling_params import SamplingParams
+from ...runtime.adjust_numpy import Adjustment
+from ...runtime.executor import Choice, ChunkOutput, Executor, Outputs, Part, PendingTokens, Prompt, Sampling
+from ...runtime.sampler_numpy import choose, logprob, most_likely
+from ...runtime.sampling_params import MOST_TOP_LOGPROBS, SamplingParams
 from .model_cpu import CpuModel
 from .session import run_errors
 
@@ -33,6 +34,10 @@ class NumpyPendingTokens(PendingTokens):
     tokens: np.ndarray
     logprobs: np.ndarray
     logits: np.ndarray | None
+    top: Mapping[int, Sequence[tuple[int, float]]]
+
+    def top_logprobs(self) -> Mapping[int, Sequence[tuple[int, float]]]:
+        return self.top
 
     def wait(self) -> tuple[dict[int, int], dict[int, float], dict[int, np.ndarray] | None]:
         tokens, logprobs = (dict(enumerate(values.tolist())) for values in (self.tokens, self.logprobs))
@@ -47,6 +52,8 @@ class CpuExecutor(Executor):
         self.model = model
         self._chunk = max(manifest.sizes.prefill_chunks)
         self._params = [SamplingParams()] * slots
+        self._adjustments: dict[int, Adjustment] = {}
+        self._top: dict[int, list[tuple[int, float]]] = {}
         # What the next choice of each slot is made from, and the last choice.
         self._logits = np.zeros((slots, vocabulary), np.float32)
         self._tokens = np.zeros(slots, np.int64)
@@ -77,30 +84,46 @@ class CpuExecutor(Executor):
     def token_array(self, tokens: Sequence[int]) -> np.ndarray:
         return np.array(tokens, np.int64)
 
-    def set_sampling(self, params: Mapping[int, SamplingParams]) -> None:
-        for slot, given in params.items():
-            self._params[slot] = given
+    def set_sampling(self, given: Mapping[int, Sampling]) -> None:
+        for slot, sampling in given.items():
+            self._params[slot] = sampling.params
+            self._adjustments[slot] = Adjustment(sampling, self._logits.shape[1])
+
+    def allow(self, masks: Mapping[int, bytes]) -> None:
+        for slot, mask in masks.items():
+            self._adjustments[slot].allow(mask)
 
     def keep_output(self, slot: int, output: ChunkOutput) -> None:
         self._logits[slot] = output.logits[0]
 
-    def choose_first(self, slots: Sequence[int], lengths: Sequence[int], sampled: bool) -> None:
-        self._choose(slots, [length - 1 for length in lengths], sampled)
+    def choose_first(self, slots: Sequence[int], lengths: Sequence[int], choice: Choice) -> None:
+        self._choose(slots, [length - 1 for length in lengths], choice)
 
-    def step(self, slots: Sequence[int], lengths: Sequence[int], sampled: bool) -> None:
+    def step(self, slots: Sequence[int], lengths: Sequence[int], choice: Choice) -> None:
         chosen = list(slots)
         self._logits[chosen] = self.decode({slot: int(self._tokens[slot]) for slot in slots}, lengths)[chosen]
-        self._choose(slots, lengths, sampled)
+        self._choose(slots, lengths, choice)
 
     @run_errors()
     def pending_tokens(self, keep_logits: bool) -> NumpyPendingTokens:
         logits = self._logits.copy() if keep_logits else None
-        return NumpyPendingTokens(self._tokens.copy(), self._logprobs.copy(), logits)
+        return NumpyPendingTokens(self._tokens.copy(), self._logprobs.copy(), logits, dict(self._top))
 
     @run_errors()
-    def _choose(self, slots: Sequence[int], positions: Sequence[int], sampled: bool) -> None:
+    def _choose(self, slots: Sequence[int], positions: Sequence[int], choice: Choice) -> None:
         """Choose the next token of each slot; `positions` are those of the last tokens of all slots."""
         chosen = list(slots)
-        params = {row: self._params[slot] for row, slot in enumerate(chosen)} if sampled else {}
-        tokens, logprobs = choose(self._logits[chosen], [positions[slot] for slot in chosen], params)
+        logits, last = self._logits[chosen], [positions[slot] for slot in chosen]
+        params = {row: self._params[slot] for row, slot in enumerate(chosen)} if choice else {}
+        if choice == Choice.ADJUSTED:
+            adjusting = [self._adjustments[slot] for slot in chosen]
+            changed = np.stack([each.apply(*row) for each, *row in zip(adjusting, logits, last, strict=True)])
+            tokens, _ = choose(changed, last, params)
+            logprobs = logprob(logits, tokens)
+            for each, token in zip(adjusting, tokens.tolist(), strict=True):
+                each.count(token)
+            self._top = dict(zip(chosen, most_likely(logits, MOST_TOP_LOGPROBS), strict=True))
+        else:
+            self._top = {}
+            tokens, logprobs = choose(logits, last, params)
         self._tokens[chosen], self._logprobs[chosen] = tokens, logprobs  # those of other slots stay
