@@ -78,9 +78,10 @@ class PageTables:
         total = (end if FULL in self._kinds else 0) + min(end - first, _sliding_pages(self._layout))
         there = 0
         for kind, pages in self._sequences[slot].held.items():
-            there -= len(self._shared(pages, length // self._page))  # they are copied
-            # What sliding layers share stays with the others when it is given back.
-            there += sum(page != SCRATCH and (kind == FULL or self.pool.holders(page) == 1) for page in pages)
+            if kind == FULL:
+                there += len(pages) - len(self._shared(pages, length // self._page))  # those are copied
+            else:  # what sliding layers share stays with the others when it is given back
+                there += sum(page != SCRATCH and self.pool.holders(page) == 1 for page in pages)
         return max(0, total - there - self.pool.available)
 
     def lacking_anew(self, slot: int, count: int) -> int:

@@ -42,6 +42,34 @@ def test_random_arrivals_against_transformers(
     engine.close()
 
 
+def test_few_pages_and_common_beginnings_against_transformers(
+    artifact: Path, sequence: list[int], transformer: GptOssForCausalLM
+) -> None:
+    """Sequences are set back and prompts find what others have computed; some are cancelled on the way."""
+    small = load(artifact, kv_memory=17 * 65_536)  # 16 pages, for little more than two sequences
+    engine, drawn = Engine(small), random.Random(9)
+    beginnings = sequence[:140], sequence[200:270], []
+    handles = []
+    for index in range(14):
+        prompt = [*beginnings[index % 3], *sequence[7 * index :][: 5 + 9 * (index % 4)]]
+        handles.append(engine.submit(prompt, 10 + 12 * (index % 5), stop_tokens=()))
+        for _ in range(drawn.randrange(9)):
+            engine.step()
+        if index in (4, 9):
+            handles[-1].cancel()
+    for handle in handles:
+        result = handle.result()
+        if result.finish == "cancelled":
+            continue
+        tokens = torch.tensor([[*result.prompt_tokens, *result.tokens]])
+        with torch.no_grad():
+            logits = transformer(tokens).logits[0, len(result.prompt_tokens) - 1 : -1]
+        assert logits.argmax(-1).tolist() == result.tokens
+    stats = engine.stats()
+    assert stats.set_back > 0 and stats.reused_tokens > 0 and stats.held_pages == 0
+    engine.close()
+
+
 def test_drawn_tokens_are_those_of_the_request_alone(runner: Runner, prompts: list[list[int]]) -> None:
     params = [SamplingParams(0.9, top_k=20 * (index % 2), top_p=0.95, seed=index) for index in range(len(prompts))]
     engine = Engine(runner)

@@ -192,6 +192,42 @@ def test_reuse_needs_the_window_of_sliding_layers() -> None:
     world.check_all()
 
 
+def test_a_page_is_not_found_by_its_own_tokens_alone() -> None:
+    """The second page of the new prompt is known, behind another beginning."""
+    world = Sequences(pages=60)
+    world.begin(0, [*[1] * PAGE, *[3] * PAGE, 9])
+    world.begin(1, [*[2] * PAGE, 8])
+    world.append(0, [9])
+    world.append(1, [8])  # the pages before are known now
+    assert world.begin(2, [*[2] * PAGE, *[3] * PAGE, 9]) == PAGE
+
+
+def test_a_page_that_has_to_be_copied_is_lacking() -> None:
+    world = Sequences(pages=6)
+    world.append(0, [1])
+    world.append(1, [1])
+    world.fork(0, 2)
+    assert world.tables.lacking(2, 1, 1) == 1
+
+
+def test_pages_that_others_share_do_not_become_free() -> None:
+    world = Sequences(pages=8)
+    world.append(0, [1] * 8)
+    world.fork(0, 1)
+    assert world.tables.lacking_anew(1, 16) == world.tables.needed_by(world.memory.layout, 16) - 3
+
+
+def test_the_end_of_a_prefix_is_taken_first() -> None:
+    """Of a prefix that nobody uses any more, its beginning can be reused longest."""
+    world = Sequences(pages=9, window=0)
+    prompt = list(range(5 * PAGE))
+    world.append(0, prompt)
+    world.append(0, [99])
+    world.clear(0)
+    world.append(1, [7] * 4 * PAGE)
+    assert world.tables.reuse(2, prompt) == 4 * PAGE
+
+
 def test_tokens_that_are_not_known_are_not_found() -> None:
     world = Sequences(pages=60)
     world.append(0, list(range(12)), told=False)

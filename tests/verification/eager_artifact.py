@@ -91,5 +91,7 @@ def load_eager(
     weights = dict(right.named_parameters())
     device = torch.device("cpu")
     memory = allocate_pages(manifest, device, kv_memory)
+    for tensor in memory.tensors.values():
+        tensor.zero_()  # a fault may read what nobody has written
     executor = ProgramExecutor(manifest, folder, device, weights, programs, memory)
     return Runner(manifest, folder, executor, {})
