@@ -129,7 +129,8 @@ class Scheduler:
             sequence.slot = slot
             self._running[slot] = admitted[slot] = sequence
         if admitted:
-            self._executor.set_sampling({slot: _sampling(sequence) for slot, sequence in admitted.items()})
+            with self._failing([*admitted.values()]):
+                self._executor.set_sampling({slot: _sampling(sequence) for slot, sequence in admitted.items()})
 
     def _begin(self, sequence: RunningSequence, slot: int) -> bool:
         """Empty a slot for a sequence, with the prefix that the cache knows. False where its prompt does not fit beside

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -306,23 +305,6 @@ def test_asyncio() -> None:
     assert isinstance(results[3], asyncio.CancelledError)
     for index in (0, 1, 2, 4, 5, 6, 7):
         assert results[index] == alone(prompt(index, 5), 12, GREEDY, 40)
-
-
-@both_ways
-def test_a_mask_sees_all_tokens_before(overlaps: bool) -> None:
-    """Each token is 10 times its place, whatever the hash says; a neighbour is free."""
-    runner, _ = hashing_runner(overlaps=overlaps)
-    engine = Engine(runner)
-    seen: list[int] = []
-
-    def allowed(tokens: Sequence[int]) -> bytes:
-        seen.append(len(tokens))
-        return (1 << 10 * len(tokens)).to_bytes(8, "little")
-
-    free = engine.submit(prompt(1, 5), 4, stop_tokens=())
-    assert engine.submit(prompt(2, 5), 4, allowed=allowed, stop_tokens=()).result().tokens == [0, 10, 20, 30]
-    assert free.result().tokens == alone(prompt(1, 5), 4, GREEDY, 40, stops=False)
-    assert seen == [0, 1, 2, 3]
 
 
 class RandomRequests(RuleBasedStateMachine):

@@ -1,6 +1,8 @@
-"""The engine over a KV cache of pages: who waits for pages, who loses them, who shares them."""
+"""The engine over a KV cache of pages: who waits for pages, who loses them, who shares them. And masks."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pytest
 from hashing_executor import alone, hashing_runner, paged_layout, prompt
@@ -118,3 +120,20 @@ def test_a_pool_that_is_smaller_than_the_context() -> None:
         runner.prefill(prompt(0, 41))
     result = Engine(runner).submit(prompt(0, 5), 100, stop_tokens=()).result()
     assert result.finish == "context" and result.tokens == alone(prompt(0, 5), 100, GREEDY, 40, stops=False)
+
+
+@both_ways
+def test_a_mask_sees_all_tokens_before(overlaps: bool) -> None:
+    """Each token is 10 times its place, whatever the hash says; a neighbour is free."""
+    runner, _ = hashing_runner(overlaps=overlaps)
+    engine = Engine(runner)
+    seen: list[int] = []
+
+    def allowed(tokens: Sequence[int]) -> bytes:
+        seen.append(len(tokens))
+        return (1 << 10 * len(tokens)).to_bytes(8, "little")
+
+    free = engine.submit(prompt(1, 5), 4, stop_tokens=())
+    assert engine.submit(prompt(2, 5), 4, allowed=allowed, stop_tokens=()).result().tokens == [0, 10, 20, 30]
+    assert free.result().tokens == alone(prompt(1, 5), 4, GREEDY, 40, stops=False)
+    assert seen == [0, 1, 2, 3]

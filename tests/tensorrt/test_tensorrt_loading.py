@@ -26,6 +26,7 @@ from tensorrt_fakes import (
 from gptoss_export.artifact.files import FileSpec
 from gptoss_export.errors import ArtifactError, BuildError, RunError
 from gptoss_export.runtime.decode_step import DecodeStep, StepRows
+from gptoss_export.runtime.executor import Choice
 from gptoss_export.targets.tensorrt import build
 from gptoss_export.targets.tensorrt.contexts import CACHE, Contexts
 from gptoss_export.targets.tensorrt.edition import FULL, RTX
@@ -222,8 +223,8 @@ def test_graphs_go_before_the_kernels_that_they_launch():
     decode, graph = Held(), Held()
     for name, held in ("kernels", decode), ("graph", graph):
         weakref.finalize(held, gone.append, name)
-    step = DecodeStep(decode, StepRows.empty(1, torch.device("cpu")), None)
-    step.captured[False] = graph
+    step = DecodeStep(decode, StepRows.empty(1, torch.device("cpu")), None, None)
+    step.captured[Choice.MOST_LIKELY] = graph
     del decode, graph, held, step
     gc.collect()
     assert gone == ["graph", "kernels"]

@@ -52,7 +52,8 @@ class CpuExecutor(Executor):
         self.model = model
         self._chunk = max(manifest.sizes.prefill_chunks)
         self._params = [SamplingParams()] * slots
-        self._adjustments: dict[int, Adjustment] = {}
+        self._sampling: dict[int, Sampling] = {}
+        self._adjustments: dict[int, Adjustment] = {}  # of the slots that have needed one
         self._top: dict[int, list[tuple[int, float]]] = {}
         # What the next choice of each slot is made from, and the last choice.
         self._logits = np.zeros((slots, vocabulary), np.float32)
@@ -86,12 +87,13 @@ class CpuExecutor(Executor):
 
     def set_sampling(self, given: Mapping[int, Sampling]) -> None:
         for slot, sampling in given.items():
-            self._params[slot] = sampling.params
-            self._adjustments[slot] = Adjustment(sampling, self._logits.shape[1])
+            self._params[slot], self._sampling[slot] = sampling.params, sampling
+            self._adjustments.pop(slot, None)
 
+    @run_errors()
     def allow(self, masks: Mapping[int, bytes]) -> None:
         for slot, mask in masks.items():
-            self._adjustments[slot].allow(mask)
+            self._adjustment(slot).allow(mask)
 
     def keep_output(self, slot: int, output: ChunkOutput) -> None:
         self._logits[slot] = output.logits[0]
@@ -109,6 +111,11 @@ class CpuExecutor(Executor):
         logits = self._logits.copy() if keep_logits else None
         return NumpyPendingTokens(self._tokens.copy(), self._logprobs.copy(), logits, dict(self._top))
 
+    def _adjustment(self, slot: int) -> Adjustment:
+        if slot not in self._adjustments:
+            self._adjustments[slot] = Adjustment(self._sampling[slot], self._logits.shape[1])
+        return self._adjustments[slot]
+
     @run_errors()
     def _choose(self, slots: Sequence[int], positions: Sequence[int], choice: Choice) -> None:
         """Choose the next token of each slot; `positions` are those of the last tokens of all slots."""
@@ -116,7 +123,7 @@ class CpuExecutor(Executor):
         logits, last = self._logits[chosen], [positions[slot] for slot in chosen]
         params = {row: self._params[slot] for row, slot in enumerate(chosen)} if choice else {}
         if choice == Choice.ADJUSTED:
-            adjusting = [self._adjustments[slot] for slot in chosen]
+            adjusting = [self._adjustment(slot) for slot in chosen]
             changed = np.stack([each.apply(*row) for each, *row in zip(adjusting, logits, last, strict=True)])
             tokens, _ = choose(changed, last, params)
             logprobs = logprob(logits, tokens)
