@@ -12,11 +12,10 @@ from collections.abc import Mapping
 import torch
 
 from .executor import Sampling
-from .sampling_params import MOST_BIASES
+from .sampling_params import MASK_WORD, MOST_BIASES
 from .staging import on_device
 
 _IN_PROMPT = 1 << 30  # in a count: the token is in the prompt; below: how often it is in the answer
-_WORD = 32  # tokens of a word of a mask
 
 
 class Adjustments:
@@ -31,7 +30,7 @@ class Adjustments:
     """
 
     def __init__(self, slots: int, vocabulary: int, device: torch.device) -> None:
-        words = -(-vocabulary // _WORD)
+        words = -(-vocabulary // MASK_WORD)
         self._device, self._vocabulary = device, vocabulary
         self._penalties = torch.tensor([1.0, 0.0, 0.0], device=device).repeat(slots, 1)
         self._counts = torch.zeros(slots, vocabulary, dtype=torch.int32, device=device)
@@ -60,7 +59,7 @@ class Adjustments:
                 self._bias_ids[slot, :count] = on_device(list(params.logit_bias), self._device)
                 self._biases[slot, :count] = torch.tensor(list(params.logit_bias.values())).to(self._device)
             self._allowed[slot].fill_(-1)
-            stops = torch.zeros(self._stops.size(1) * _WORD, dtype=torch.bool)
+            stops = torch.zeros(self._stops.size(1) * MASK_WORD, dtype=torch.bool)
             stops[list(sampling.stop_tokens)] = True
             self._stops[slot].copy_(_words(stops))
             self._until[slot] = len(sampling.prompt) - 1 + params.min_new_tokens if params.min_new_tokens else -1
@@ -91,13 +90,13 @@ class Adjustments:
 
     def _bits(self, words: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         """[B, V] bool of the words of some slots."""
-        shift = torch.arange(_WORD, dtype=torch.int32, device=self._device)
+        shift = torch.arange(MASK_WORD, dtype=torch.int32, device=self._device)
         bits = (words[slots][:, :, None] >> shift) & 1
         return bits.flatten(1)[:, : self._vocabulary].bool()
 
 
 def _words(bits: torch.Tensor) -> torch.Tensor:
     """Bits [32 n] as little-endian words [n] int32."""
-    shifted = bits.view(-1, _WORD).long() << torch.arange(_WORD)
+    shifted = bits.view(-1, MASK_WORD).long() << torch.arange(MASK_WORD)
     total = shifted.sum(dim=1)
     return torch.where(total >= 1 << 31, total - (1 << 32), total).int()

@@ -8,7 +8,7 @@ from ..artifact.manifest import Manifest
 from ..errors import RunError
 from .arguments import integer, sampling_params, sequence, token_ids
 from .running_sequence import Request
-from .sampling_params import SamplingParams
+from .sampling_params import MASK_WORD, SamplingParams
 from .slots import Slots
 
 
@@ -18,7 +18,7 @@ def checked_mask(
     """`allowed` of a request, with a check of each mask: RunError for another size, and for a mask without a token."""
     if allowed is None:
         return None
-    size = 4 * -(-vocabulary // 32)
+    size = 4 * -(-vocabulary // MASK_WORD)
 
     def checked(tokens: Sequence[int]) -> bytes:
         mask = bytes(allowed(tokens))

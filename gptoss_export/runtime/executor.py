@@ -36,15 +36,15 @@ class Prompt:
     start: int
     tokens: Sequence[int]
 
+    def first(self, count: int) -> Part:
+        """Its first `count` tokens, or all where it has fewer."""
+        return Part(self.slot, self.start, self.tokens[:count], ends=count >= len(self.tokens))
+
 
 @dataclass(frozen=True)
-class Part:
-    """Tokens of a prompt that go into one chunk, behind the first `start` of a slot. ends: whether the prompt's last
-    token is among them."""
+class Part(Prompt):
+    """Tokens of a prompt that go into one chunk. ends: whether the prompt's last token is among them."""
 
-    slot: int
-    start: int
-    tokens: Sequence[int]
     ends: bool
 
 

@@ -58,7 +58,7 @@ class PackedChunk:
         return found
 
 
-def pack(prompts: Sequence[Prompt | Part], programs: Sequence[Prefill]) -> PackedChunk:
+def pack(prompts: Sequence[Prompt], programs: Sequence[Prefill]) -> PackedChunk:
     """The smallest chunk that takes all prompts, or the largest one with as many tokens as it takes, in the order of
     the prompts."""
     ordered = sorted(programs, key=lambda program: program.chunk)
@@ -71,13 +71,13 @@ def pack(prompts: Sequence[Prompt | Part], programs: Sequence[Prefill]) -> Packe
     return last
 
 
-def _packed(prompts: Sequence[Prompt | Part], program: Prefill) -> PackedChunk:
+def _packed(prompts: Sequence[Prompt], program: Prefill) -> PackedChunk:
     length, row = program.chunk // program.segments, 0
     pieces: list[Piece] = []
     for prompt in prompts:
         if row >= program.chunk or len(pieces) == SCORE_ROWS:
             break
-        taken = prompt.tokens[: program.chunk - row]
-        pieces.append(Piece(Part(prompt.slot, prompt.start, taken, len(taken) == len(prompt.tokens)), row))
-        row += -(-len(taken) // length) * length
+        part = prompt.first(program.chunk - row)
+        pieces.append(Piece(part, row))
+        row += -(-len(part.tokens) // length) * length
     return PackedChunk(program, pieces)

@@ -44,6 +44,10 @@ class SequencePages:
     hashes: list[bytes] = field(default_factory=list)
     named: int = 0
 
+    def in_use(self) -> list[int]:
+        """All pages that it holds, of both kinds."""
+        return [page for pages in self.held.values() for page in pages if page != SCRATCH]
+
 
 class PageTables:
     """The pages of `slots` sequences."""
@@ -86,14 +90,12 @@ class PageTables:
 
     def lacking_anew(self, slot: int, count: int) -> int:
         """How many pages the pool has too few for `count` tokens in place of a slot's sequence, at most."""
-        held = [page for pages in self._sequences[slot].held.values() for page in pages if page != SCRATCH]
-        own = sum(self.pool.holders(page) == 1 for page in held)
+        own = sum(self.pool.holders(page) == 1 for page in self._sequences[slot].in_use())
         return max(0, self.needed_by(self._layout, count) - own - self.pool.available)
 
     def promised(self, slot: int, count: int) -> int:
         """Pages that a slot's sequence will take, at most, until it has `count` tokens."""
-        held = sum(page != SCRATCH for pages in self._sequences[slot].held.values() for page in pages)
-        return max(0, self.needed_by(self._layout, count) - held)
+        return max(0, self.needed_by(self._layout, count) - len(self._sequences[slot].in_use()))
 
     def reserve(self, slot: int, length: int, count: int) -> None:
         """Make the pages that the next `count` tokens of a sequence of `length` tokens go to.
@@ -179,12 +181,11 @@ class PageTables:
         given = self._sequences[source]
         count = self._count(length)
         held = {kind: pages[:count] for kind, pages in given.held.items()}
-        for pages in held.values():
-            for page in pages:
-                if page != SCRATCH:
-                    self.pool.share(page)
         known = min(length, len(given.tokens))
-        self._sequences[target] = SequencePages(held, given.tokens[:known], given.hashes[: known // self._page])
+        forked = SequencePages(held, given.tokens[:known], given.hashes[: known // self._page])
+        for page in forked.in_use():
+            self.pool.share(page)
+        self._sequences[target] = forked
         self._memory.set_pages(list(self._entries(target)))
 
     def reuse(self, slot: int, tokens: Sequence[int]) -> int:

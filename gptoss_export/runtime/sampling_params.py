@@ -11,6 +11,7 @@ from ..values import shown, whole_number
 
 LOWEST_TEMPERATURE = 2.0**-126  # the smallest normal number of float32: a GPU may take smaller ones for 0
 MOST_BIASES, MOST_TOP_LOGPROBS = 1024, 20
+MASK_WORD = 32  # tokens of a word of a mask of allowed tokens, a bit each
 _BIASES = f"numbers of -1000 to 1000 by token id, {MOST_BIASES} at most"
 # Random numbers are a hash of seed, position and token id: SplitMix64's odd multipliers and its finalizer (Steele, Lea,
 # Flood 2014), as unsigned 64-bit numbers. Both samplers compute it.

@@ -156,8 +156,7 @@ class HashingExecutor(ExecutorWithoutTensors):
         self.fails: Exception | None = None  # of the next decode step
 
     def chunk_of(self, prompt: Prompt) -> Part:
-        piece = prompt.tokens[: max(self.sizes.prefill_chunks)]
-        return Part(prompt.slot, prompt.start, piece, ends=len(piece) == len(prompt.tokens))
+        return prompt.first(max(self.sizes.prefill_chunks))
 
     def prefill(self, part: Part, outputs: Outputs) -> Iterator[ChunkOutput]:
         assert outputs != Outputs.EVERY

@@ -40,8 +40,7 @@ class Scripted(ExecutorWithoutTensors):
         self.params: dict[int, SamplingParams] = {}
 
     def chunk_of(self, prompt: Prompt) -> Part:
-        piece = prompt.tokens[: self.chunk]
-        return Part(prompt.slot, prompt.start, piece, ends=len(piece) == len(prompt.tokens))
+        return prompt.first(self.chunk)
 
     def prefill(self, part: Part, outputs: Outputs) -> Iterator[ChunkOutput]:
         assert part.start in (0, self.cached[part.slot]) and outputs != Outputs.EVERY

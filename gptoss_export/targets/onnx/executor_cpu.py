@@ -66,8 +66,7 @@ class CpuExecutor(Executor):
 
     def chunk_of(self, prompt: Prompt) -> Part:
         """Chunks bound the memory of the logits; the model itself takes any number of tokens."""
-        piece = prompt.tokens[: self._chunk]
-        return Part(prompt.slot, prompt.start, piece, ends=len(piece) == len(prompt.tokens))
+        return prompt.first(self._chunk)
 
     def prefill(self, part: Part, outputs: Outputs) -> Iterator[ChunkOutput]:
         logits = self.model.prefill(part.tokens, part.slot, part.start, last_only=outputs != Outputs.EVERY)

@@ -54,8 +54,7 @@ class CudaExecutor(TorchExecutor):
         return Placement(len(every), list(every), list(lengths), [slot in slots for slot in every])
 
     def chunk_of(self, prompt: Prompt) -> Part:
-        piece = prompt.tokens[: self._chunk_for(len(prompt.tokens))]
-        return Part(prompt.slot, prompt.start, piece, ends=len(piece) == len(prompt.tokens))
+        return prompt.first(self._chunk_for(len(prompt.tokens)))
 
     def _prefill(self, part: Part, outputs: Outputs) -> Iterator[ChunkOutput]:
         known, chunk = self.model.known_shapes, self._chunk_for(len(part.tokens))
