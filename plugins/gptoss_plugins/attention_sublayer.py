@@ -1,14 +1,17 @@
-"""gptoss_triton::attention_sublayer: `gptoss::attention_sublayer` for NVIDIA GPUs, for up to FEW_TOKENS tokens.
+"""gptoss_triton::attention_sublayer: `gptoss::attention_sublayer` for NVIDIA GPUs, for up to MOST_TOKENS tokens.
 
 The contract is in gptoss_export/model/ops/attention_sublayer.py. More tokens (a chunk) are computed by the op's
 reference: its products are cuBLAS's, its attention is gptoss_triton::sink_attention.
 
-The op is three or four kernels. Each step that is not a product is part of the product that it belongs to:
+For one token the op is three or four kernels. Each step that is not a product is part of the product that it belongs
+to:
 
     _qkv_pdl       norm, product, bias, RoPE, cache write. A program has PAIRS pairs of rows of one head, d and
                    d + D / 2, which RoPE rotates against each other.
     _attend_next_pdl (or _attend_pdl), _combine_pdl   see attention.py
     _project_pdl   product, bias, residual
+
+More tokens are a batch: attention_batch.py has the kernels of its products.
 
 Limits: those of attention.py. head_dim is even.
 """
@@ -26,10 +29,12 @@ from gptoss_export.model.ops import Arguments
 
 from .arch import has_dependent_launch
 from .attention import AttentionInputs, attend
+from .attention_batch import project_batch, query_of_batch
 from .attention_config import Attend, attention_space
+from .dense_tiles import DENSE_OPTIONS, MOST_TOKENS, DenseTile, dense_default
 from .dependent_launch import let_next_start, wait_for_previous, wait_then_let_next_start
 from .online_softmax import cell
-from .rows import FEW_TOKENS, ROW_OPTIONS, Rows, dot_rows, dot_rows_of_norm, load_rows
+from .rows import ROW_OPTIONS, Rows, dot_rows, dot_rows_of_norm, load_rows
 
 QKV = Rows(rows=4, length=1024, warps=4)
 PROJECT = Rows(rows=2, length=256, warps=1)
@@ -49,8 +54,6 @@ def _qkv_pdl(
     k_cache,
     v_cache,
     pages,
-    TOKENS: tl.constexpr,
-    LENGTH: tl.constexpr,
     HIDDEN: tl.constexpr,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -62,7 +65,7 @@ def _qkv_pdl(
     BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """The results of PAIRS pairs of rows of one head, for every token; a sequence has LENGTH tokens."""
+    """The results of PAIRS pairs of rows of one head, d and d + D / 2, which RoPE rotates against each other."""
     HALF: tl.constexpr = HEAD_DIM // 2
     parts: tl.constexpr = HALF // PAIRS
     head = tl.program_id(0) // parts
@@ -78,32 +81,31 @@ def _qkv_pdl(
     slots += zero
     positions += zero
     d = first + tl.arange(0, PAIRS)
-    for token in range(TOKENS):
-        # Looked up before the product: the loads wait together. Behind it they take 0.6 us more.
-        position = tl.load(positions + token)
-        at = tl.maximum(position, 0)
-        page = tl.load(pages + tl.load(slots + token // LENGTH) * PAGES + at // PAGE)
-        row = cell(tl.where(position >= 0, page, 0), at, PAGE, KV_HEADS, HEAD_DIM)
-        y = dot_rows_of_norm(pieces, x + token * HIDDEN, norm_weight, HIDDEN, BLOCK, EPS) + added
-        low, high = tl.split(tl.trans(y.reshape(2, PAIRS)))
-        if head < HEADS + KV_HEADS:
-            c = tl.load(cos + token * HALF + d)
-            s = tl.load(sin + token * HALF + d)
-            turned = low * c - high * s
-            high = high * c + low * s
-            low = turned
-        if head < HEADS:
-            out = query + (token * HEADS + head) * HEAD_DIM
-            tl.store(out + d, low.to(query.dtype.element_ty))
-            tl.store(out + HALF + d, high.to(query.dtype.element_ty))
-        elif head < HEADS + KV_HEADS:
-            out = k_cache + row + (head - HEADS) * PAGE * HEAD_DIM
-            tl.store(out + d, low.to(k_cache.dtype.element_ty))
-            tl.store(out + HALF + d, high.to(k_cache.dtype.element_ty))
-        else:
-            out = v_cache + row + (head - HEADS - KV_HEADS) * PAGE * HEAD_DIM
-            tl.store(out + d, low.to(v_cache.dtype.element_ty))
-            tl.store(out + HALF + d, high.to(v_cache.dtype.element_ty))
+    # Looked up before the product: the loads wait together. Behind it they take 0.6 us more.
+    position = tl.load(positions)
+    at = tl.maximum(position, 0)
+    page = tl.load(pages + tl.load(slots) * PAGES + at // PAGE)
+    row = cell(tl.where(position >= 0, page, 0), at, PAGE, KV_HEADS, HEAD_DIM)
+    y = dot_rows_of_norm(pieces, x, norm_weight, HIDDEN, BLOCK, EPS) + added
+    low, high = tl.split(tl.trans(y.reshape(2, PAIRS)))
+    if head < HEADS + KV_HEADS:
+        c = tl.load(cos + d)
+        s = tl.load(sin + d)
+        turned = low * c - high * s
+        high = high * c + low * s
+        low = turned
+    if head < HEADS:
+        out = query + head * HEAD_DIM
+        tl.store(out + d, low.to(query.dtype.element_ty))
+        tl.store(out + HALF + d, high.to(query.dtype.element_ty))
+    elif head < HEADS + KV_HEADS:
+        out = k_cache + row + (head - HEADS) * PAGE * HEAD_DIM
+        tl.store(out + d, low.to(k_cache.dtype.element_ty))
+        tl.store(out + HALF + d, high.to(k_cache.dtype.element_ty))
+    else:
+        out = v_cache + row + (head - HEADS - KV_HEADS) * PAGE * HEAD_DIM
+        tl.store(out + d, low.to(v_cache.dtype.element_ty))
+        tl.store(out + HALF + d, high.to(v_cache.dtype.element_ty))
 
 
 @triton.jit
@@ -113,26 +115,23 @@ def _project_pdl(
     bias,
     residual,
     out,
-    TOKENS: tl.constexpr,
     WIDTH: tl.constexpr,
     HIDDEN: tl.constexpr,
     R: tl.constexpr,
     BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """R of the HIDDEN results of every token: residual + x [T, WIDTH] times the rows + bias, float32."""
+    """R of the HIDDEN results: residual + x [WIDTH] times the rows + bias, float32."""
     row = (tl.program_id(0) + let_next_start(EARLY)) * R + tl.arange(0, R)
-    inside = row < HIDDEN
     safe = tl.minimum(row, HIDDEN - 1)
     pieces = load_rows(weight, safe, WIDTH, BLOCK)
     added = tl.load(bias + safe).to(tl.float32)
     zero = wait_for_previous(EARLY)
     x += zero
     residual += zero
-    for token in range(TOKENS):
-        before = tl.load(residual + token * HIDDEN + safe)
-        y = dot_rows(pieces, x + token * WIDTH, WIDTH, BLOCK)
-        tl.store(out + token * HIDDEN + row, before + y + added, mask=inside)
+    before = tl.load(residual + safe)
+    y = dot_rows(pieces, x, WIDTH, BLOCK)
+    tl.store(out + row, before + y + added, mask=row < HIDDEN)
 
 
 @triton_op("gptoss_triton::attention_sublayer", mutates_args={"k_cache", "v_cache"})
@@ -158,37 +157,13 @@ def attention_sublayer(
     arch: str,
 ) -> torch.Tensor:
     """`gptoss::attention_sublayer`: same result. `config` and `arch` as in gptoss_export/kernels/launch_config.py."""
-    (tokens, hidden), early = x.shape, has_dependent_launch(arch)
-    heads, kv_heads, head_dim = sinks.size(0), k_cache.size(1), k_cache.size(3)
-    qkv, inner, project = unflatten(config, Rows, Attend, Rows)
-    pairs = qkv.rows // 2
-    query = x.new_empty((*positions.shape, heads, head_dim), dtype=qkv_weight.dtype)
-    wrap_triton(_qkv_pdl)[((heads + 2 * kv_heads) * (head_dim // 2) // pairs,)](
-        x.contiguous(),
-        norm_weight,
-        qkv_weight,
-        qkv_bias,
-        cos.contiguous(),
-        sin.contiguous(),
-        slots,
-        positions.contiguous(),
-        query,
-        k_cache,
-        v_cache,
-        pages.contiguous(),
-        TOKENS=tokens,
-        LENGTH=positions.size(1),
-        HIDDEN=hidden,
-        HEADS=heads,
-        KV_HEADS=kv_heads,
-        HEAD_DIM=head_dim,
-        PAGE=k_cache.size(2),
-        PAGES=pages.size(1),
-        EPS=eps,
-        PAIRS=pairs,
-        BLOCK=qkv.length,
-        EARLY=early,
-        num_warps=qkv.warps,
+    x, positions, pages = x.contiguous(), positions.contiguous(), pages.contiguous()
+    cos, sin, heads, batch = cos.contiguous(), sin.contiguous(), sinks.size(0), x.size(0) > 1
+    kind = DenseTile if batch else Rows
+    qkv, inner, project = unflatten(config, kind, Attend, kind)
+    make_query = query_of_batch if batch else _query_of_one
+    query = make_query(
+        x, norm_weight, qkv_weight, qkv_bias, k_cache, v_cache, pages, cos, sin, slots, positions, heads, eps, qkv, arch
     )
     inputs = AttentionInputs(
         query=query,
@@ -202,44 +177,108 @@ def attention_sublayer(
         scale=scale,
     )
     attended = attend(inputs, inner, arch, after_its_query=True)
-    out = torch.empty_like(x)
-    wrap_triton(_project_pdl)[(triton.cdiv(hidden, project.rows),)](
-        attended,
-        o_weight,
-        o_bias,
-        x.contiguous(),
-        out,
-        TOKENS=tokens,
-        WIDTH=heads * head_dim,
+    return (project_batch if batch else _project_one)(attended, o_weight, o_bias, x, project, arch)
+
+
+def _query_of_one(
+    x: torch.Tensor,
+    norm_weight: torch.Tensor,
+    qkv_weight: torch.Tensor,
+    qkv_bias: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    pages: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    heads: int,
+    eps: float,
+    rows: Rows,
+    arch: str,
+) -> torch.Tensor:
+    """As `query_of_batch`, for one token."""
+    hidden, (_, kv_heads, page, head_dim) = x.size(1), k_cache.shape
+    pairs = rows.rows // 2
+    query = x.new_empty((*positions.shape, heads, head_dim), dtype=qkv_weight.dtype)
+    wrap_triton(_qkv_pdl)[((heads + 2 * kv_heads) * (head_dim // 2) // pairs,)](
+        x,
+        norm_weight,
+        qkv_weight,
+        qkv_bias,
+        cos,
+        sin,
+        slots,
+        positions,
+        query,
+        k_cache,
+        v_cache,
+        pages,
         HIDDEN=hidden,
-        R=project.rows,
-        BLOCK=project.length,
-        EARLY=early,
-        num_warps=project.warps,
+        HEADS=heads,
+        KV_HEADS=kv_heads,
+        HEAD_DIM=head_dim,
+        PAGE=page,
+        PAGES=pages.size(1),
+        EPS=eps,
+        PAIRS=pairs,
+        BLOCK=rows.length,
+        EARLY=has_dependent_launch(arch),
+        num_warps=rows.warps,
+    )
+    return query
+
+
+def _project_one(
+    attended: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor, rows: Rows, arch: str
+) -> torch.Tensor:
+    """As `project_batch`, for one token."""
+    hidden, out = residual.size(1), torch.empty_like(residual)
+    wrap_triton(_project_pdl)[(triton.cdiv(hidden, rows.rows),)](
+        attended,
+        weight,
+        bias,
+        residual,
+        out,
+        WIDTH=weight.size(1),
+        HIDDEN=hidden,
+        R=rows.rows,
+        BLOCK=rows.length,
+        EARLY=has_dependent_launch(arch),
+        num_warps=rows.warps,
     )
     return out
 
 
 def covers(arguments: Arguments) -> bool:
     """Whether x [T, H] has few enough tokens. For more, the reference calls the smaller ops and matrix products."""
-    return arguments["x"].size(0) <= FEW_TOKENS
+    return arguments["x"].size(0) <= MOST_TOKENS
 
 
 def config_space(arguments: Arguments) -> ConfigSpace:
-    """The launch configs of a call: those of attention, and rows and warps of the two products around it."""
-    k_cache, hidden, heads = arguments["k_cache"], arguments["x"].size(1), arguments["sinks"].size(0)
+    """The launch configs of a call: those of attention, and of the two products around it."""
+    k_cache, (tokens, hidden), heads = arguments["k_cache"], arguments["x"].shape, arguments["sinks"].size(0)
     dtype = arguments["qkv_weight"].dtype
     inner = attention_space(arguments["positions"], heads, k_cache, arguments["pages"], arguments["window"], dtype)
     half, width = k_cache.size(3) // 2, arguments["o_weight"].size(1)
-    row_counts = [2 * pairs for pairs in (4, 2, 1) if half % pairs == 0]  # rows of a program: they divide a head
-    qkv = QKV.for_rows_of(hidden)
+    row_counts = [2 * pairs for pairs in (32, 16, 8, 4, 2, 1) if half % pairs == 0]  # of a program: they divide a head
+    if tokens == 1:
+        qkv, project, options = QKV.for_rows_of(hidden), PROJECT.for_rows_of(width), ROW_OPTIONS
+        row_counts = [rows for rows in row_counts if rows <= 8]
+    else:
+        rows = 32 if tokens <= 32 else 64  # fewer rows are more programs, and more traffic of the tokens
+        qkv, project = dense_default(rows, 128, dtype), dense_default(rows, 256 if tokens <= 32 else 128, dtype)
+        options = DENSE_OPTIONS
+    # Values that may not be finite take registers, which a tile of 128 rows has none left of.
+    attend_config = inner.default["attend"]
+    attend_config = attend_config._replace(rows=min(64, attend_config.rows))
     qkv = qkv._replace(rows=next(rows for rows in row_counts if rows <= qkv.rows))
     return ConfigSpace(
-        name="attention_step",
+        name="attention_step" if tokens == 1 else "attention_batch",
         shape={**inner.shape, "hidden": hidden},
         scaled=inner.scaled,
-        default={"qkv": qkv, **inner.default, "project": PROJECT.for_rows_of(width)},
-        options={"qkv": {**ROW_OPTIONS, "rows": row_counts}, **inner.options, "project": ROW_OPTIONS},
+        default={"qkv": qkv, "attend": attend_config, "project": project},
+        options={"qkv": {**options, "rows": row_counts}, **inner.options, "project": options},
     )
 
 

@@ -2,7 +2,8 @@
 
 The contract (shapes, SwiGLU, routing, -1) is in gptoss_export/model/ops/experts.py, the MXFP4 layout in
 gptoss_export/model/mxfp4.py. The kernels read the weights as the checkpoint stores them and unpack them in registers.
-Up to FEW_PAIRS (token, choice) pairs are computed by experts_few.py, more by experts_many.py.
+Up to FEW_PAIRS (token, choice) pairs are computed by experts_few.py, up to MOST_TOKENS tokens by experts_batch.py, more
+by experts_many.py.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from gptoss_export.kernels.launch_config import ConfigSpace, unflatten
 from gptoss_export.model.ops import Arguments
 
 from .arranged import arrange
+from .dense_tiles import MOST_TOKENS
+from .experts_batch import Block, Tile, batch_space, launch_batch
 from .experts_few import FEW_PAIRS, Down, GateUp, Routing, few_pairs_space, launch_few_pairs
 from .experts_many import Blocks, Product, launch_many_pairs, many_pairs_space
+from .grouping import Grouped, group_pairs
 from .mxfp4 import Experts
+from .mxfp4_words import arrange_words
 
 
 @triton_op("gptoss_triton::mxfp4_experts", mutates_args={})
@@ -53,6 +58,10 @@ def mxfp4_experts(
         out = launch_few_pairs(
             arrange(x, arch), Routing(weights, indices, indices.size(1)), experts, gate_up, down, arch
         )
+    elif x.size(0) <= MOST_TOKENS:
+        block, gate_up, down = unflatten(config, Block, Tile, Tile)
+        grouped = Grouped(indices, weights, *group_pairs(indices.flatten(), experts.count, block.pairs))
+        out = launch_batch(arrange_words(x, gate_up.words), grouped, experts, block, gate_up, down, arch)
     else:
         blocks, gate_up, down = unflatten(config, Blocks, Product, Product)
         out = launch_many_pairs(x, weights, indices, experts, blocks, gate_up, down, arch)
@@ -60,11 +69,13 @@ def mxfp4_experts(
 
 
 def config_space(arguments: Arguments) -> ConfigSpace:
-    """The launch configs of a call: those of the kernels for few pairs up to FEW_PAIRS, those for many above it."""
+    """The launch configs of a call: of the kernels for few pairs, for a batch, or for many pairs."""
     (tokens, choices), dtype = arguments["expert_indices"].shape, arguments["x"].dtype
     experts, hidden, groups, _ = arguments["down_blocks"].shape
     if tokens * choices <= FEW_PAIRS:
         return few_pairs_space(tokens, choices, experts, hidden, groups * 32, dtype)
+    if tokens <= MOST_TOKENS:
+        return batch_space(tokens, choices, experts, hidden, groups * 32, dtype)
     return many_pairs_space(tokens * choices, experts, hidden, groups * 32, dtype)
 
 

@@ -9,7 +9,7 @@ product, the weights stay in the registers where they were unpacked. As the righ
 memory. Which one is faster depends on the Triton version.
 
 On Hopper, a product still runs while the next weights are unpacked. Triton (seen with 3.7) then overwrites registers
-that the product still reads. `_after_products` waits for the product. It stands after the unpacking, where the wait
+that the product still reads. `after_products` waits for the product. It stands after the unpacking, where the wait
 costs nothing. The scales are loaded one iteration ahead, since single bytes cannot use the asynchronous copies that
 hide the other loads.
 
@@ -35,7 +35,7 @@ from gptoss_export.kernels.launch_config import ConfigSpace, shape_of
 
 from .arch import has_asynchronous_products, has_inline_assembly
 from .grouping import group_pairs
-from .mxfp4 import Experts, mask_and, scale_of, swiglu, unpack, unpack_pairs
+from .mxfp4 import Experts, after_products, mask_and, scale_of, swiglu, unpack, unpack_pairs
 
 COLUMNS = 1536  # a multiple of every BLOCK_N
 
@@ -74,27 +74,17 @@ def many_pairs_space(pairs: int, experts: int, hidden: int, inter: int, dtype: t
     else:
         rows = min(128, max(32, triton.next_power_of_2(triton.cdiv(pairs, experts))))
         gate_up = down = Product(rows=128, length=64, warps=4, stages=3, operand=1)
-        if rows == 128:  # gate_up gathers x, and gathers less in larger tiles; down is faster in smaller tiles
+        if pairs >= 512 * experts:  # several full blocks of most experts: unpacked weights serve more rows
+            rows, gate_up = 256, gate_up._replace(warps=8, stages=4)
+            down = gate_up
+        elif rows == 128:  # gate_up gathers x, and gathers less in larger tiles; down is faster in smaller tiles
             gate_up, down = gate_up._replace(warps=8), down._replace(rows=64)
     return ConfigSpace(
         name="experts_many",
         shape=shape_of(dtype, pairs=pairs, experts=experts, hidden=hidden, inter=inter),
         scaled=("pairs",),
         default={"blocks": Blocks(rows), "gate_up": gate_up, "down": down},
-        options={"blocks": {"rows": (16, 32, 64, 128)}, "gate_up": _PRODUCT, "down": _PRODUCT},
-    )
-
-
-@triton.jit
-def _after_products(weights):
-    """Returns 16-bit weights unchanged, after the products that run have ended."""
-    return tl.inline_asm_elementwise(
-        "wgmma.wait_group.sync.aligned 0;",
-        "=r,=r,=r,=r,0,1,2,3",
-        [weights],
-        dtype=weights.dtype,
-        is_pure=True,
-        pack=8,
+        options={"blocks": {"rows": (16, 32, 64, 128, 256)}, "gate_up": _PRODUCT, "down": _PRODUCT},
     )
 
 
@@ -151,7 +141,7 @@ def _block_product(
         weights = tl.join(low, high).reshape(BLOCK_N, BLOCK_K)
         if OPERAND == 1:
             if ASYNC:
-                weights = _after_products(weights)
+                weights = after_products(weights)
             acc = tl.dot(weights, tl.trans(values), acc, input_precision=PRECISION)
         else:
             acc = tl.dot(values, tl.trans(weights), acc, input_precision=PRECISION)

@@ -1,11 +1,10 @@
-"""gptoss_triton::experts_sublayer: `gptoss::experts_sublayer` for NVIDIA GPUs, for up to FEW_PAIRS (token, choice)
-pairs.
+"""gptoss_triton::experts_sublayer: `gptoss::experts_sublayer` for NVIDIA GPUs, for up to MOST_TOKENS tokens.
 
-The contract is in gptoss_export/model/ops/experts_sublayer.py. More pairs (a chunk) are computed by the op's
+The contract is in gptoss_export/model/ops/experts_sublayer.py. More tokens (a chunk) are computed by the op's
 reference, whose experts are gptoss_triton::mxfp4_experts.
 
-The op is three kernels: `_router_pdl`, then `_gate_up_pdl` and `_down_pdl` of experts_few.py. The last one adds the
-residual.
+The op is `_router_pdl`, and then the kernels of experts_few.py for up to FEW_PAIRS (token, choice) pairs, or those of
+experts_batch.py for more. Their last one adds the residual.
 
 While the router runs, the memory is idle, so the time until the logits are ready counts in full. The logits are
 therefore spread over programs of a few experts each, which have their rows in registers when x is ready. One more
@@ -28,10 +27,14 @@ from gptoss_export.kernels.launch_config import ConfigSpace, unflatten
 from gptoss_export.model.ops import Arguments
 
 from .arch import has_dependent_launch
-from .arranged import UNIT, empty_arranged, is_exact, place_of, power_for
+from .arranged import UNIT, Arranged, empty_arranged, is_exact, place_of, power_for
+from .dense_tiles import MOST_TOKENS
 from .dependent_launch import wait_then_let_next_start
+from .experts_batch import Block, Tile, batch_space, launch_batch
 from .experts_few import FEW_PAIRS, Down, GateUp, Routing, few_pairs_space, launch_few_pairs
 from .mxfp4 import Experts
+from .mxfp4_words import padded, word_place
+from .router_groups import group_by_logits
 from .rows import ROW_OPTIONS, Rows, dot_rows_of_norm, load_rows
 
 ROUTER = Rows(rows=4, length=1024, warps=4)
@@ -53,11 +56,14 @@ def _router_pdl(
     BLOCK: tl.constexpr,
     WIDTH: tl.constexpr,
     EXACT: tl.constexpr,
+    STRIDE: tl.constexpr,
+    WORDS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """R logits of one token; the last program of a token brings x into the order of the experts' kernels.
 
-    WIDTH is HIDDEN rounded up to a power of two.
+    That is the order of experts_few.py where WORDS is 0, and that of the words (mxfp4_words.py) otherwise. WIDTH is
+    STRIDE, the elements of a token of `arranged`, rounded up to a power of two.
     """
     token = tl.program_id(1)
     x += token * HIDDEN
@@ -76,10 +82,14 @@ def _router_pdl(
         value = tl.load(x + i, mask=i < HIDDEN, other=0.0)
         root = tl.rsqrt(tl.sum(value * value, 0) / HIDDEN + EPS)
         value *= factor * root
-        power = power_for(tl.max(tl.abs(value), 0), EXACT)
-        cells = token * HIDDEN + place_of(i, HIDDEN, EXACT)
-        tl.store(arranged + cells, (value * power).to(arranged.dtype.element_ty), mask=i < HIDDEN)
-        tl.store(undo + token, 1.0 / power * UNIT)
+        arranged += token * STRIDE
+        if WORDS:
+            tl.store(arranged + word_place(i, WORDS), value.to(arranged.dtype.element_ty), mask=i < STRIDE)
+        else:
+            power = power_for(tl.max(tl.abs(value), 0), EXACT)
+            place = place_of(i, HIDDEN, EXACT)
+            tl.store(arranged + place, (value * power).to(arranged.dtype.element_ty), mask=i < HIDDEN)
+            tl.store(undo + token, 1.0 / power * UNIT)
 
 
 @triton_op("gptoss_triton::experts_sublayer", mutates_args={})
@@ -104,10 +114,16 @@ def experts_sublayer(
 ) -> torch.Tensor:
     """`gptoss::experts_sublayer`: same result. `config` and `arch` as in gptoss_export/kernels/launch_config.py."""
     (tokens, hidden), count = x.shape, router_weight.size(0)
-    router, gate_up, down = unflatten(config, Rows, GateUp, Down)
-    exact = is_exact(norm_weight.dtype, arch)
-    x = x.contiguous()
-    arranged = empty_arranged(x, exact)
+    x, positions = x.contiguous(), positions.contiguous()
+    batch = tokens * choices > FEW_PAIRS
+    if batch:
+        router, block, gate_up, down = unflatten(config, Rows, Block, Tile, Tile)
+        exact, words, stride = True, gate_up.words, padded(hidden, gate_up.words)
+        arranged = Arranged(x.new_empty((tokens, stride), dtype=norm_weight.dtype), x)  # `undo` is not written
+    else:
+        router, gate_up, down = unflatten(config, Rows, GateUp, Down)
+        exact, words, stride = is_exact(norm_weight.dtype, arch), 0, hidden
+        arranged = empty_arranged(x, exact)
     logits = x.new_empty((tokens, count))
     wrap_triton(_router_pdl)[(triton.cdiv(count, router.rows) + 1, tokens)](
         x,
@@ -121,12 +137,13 @@ def experts_sublayer(
         EPS=eps,
         R=router.rows,
         BLOCK=router.length,
-        WIDTH=triton.next_power_of_2(hidden),
+        WIDTH=triton.next_power_of_2(stride),
         EXACT=exact,
+        STRIDE=stride,
+        WORDS=words,
         EARLY=has_dependent_launch(arch),
         num_warps=router.warps,
     )
-    routing = Routing(logits, positions.contiguous(), choices, computed_from=count)
     experts = Experts(
         gate_up_blocks=gate_up_blocks,
         gate_up_scales=gate_up_scales,
@@ -137,22 +154,27 @@ def experts_sublayer(
         alpha=alpha,
         limit=limit,
     )
+    if batch:
+        grouped = group_by_logits(logits, positions, choices, block.pairs, arch)
+        return launch_batch(arranged.x, grouped, experts, block, gate_up, down, arch, residual=x)
+    routing = Routing(logits, positions, choices, computed_from=count)
     return launch_few_pairs(arranged, routing, experts, gate_up, down, arch, residual=x)
 
 
 def covers(arguments: Arguments) -> bool:
-    """Whether the tokens of x [T, H] make few enough pairs. For more, the reference calls the smaller ops."""
-    return arguments["x"].size(0) * arguments["choices"] <= FEW_PAIRS
+    """Whether x [T, H] has few enough tokens. For more, the reference calls the smaller ops."""
+    return arguments["x"].size(0) <= MOST_TOKENS
 
 
 def config_space(arguments: Arguments) -> ConfigSpace:
-    """The launch configs of a call: those of the experts for few pairs, and rows and warps of the router."""
-    (tokens, hidden), dtype = arguments["x"].shape, arguments["norm_weight"].dtype
+    """The launch configs of a call: those of the experts, and rows and warps of the router."""
+    (tokens, hidden), dtype, choices = arguments["x"].shape, arguments["norm_weight"].dtype, arguments["choices"]
     experts, _, groups, _ = arguments["down_blocks"].shape
-    inner = few_pairs_space(tokens, arguments["choices"], experts, hidden, groups * 32, dtype)
+    batch = tokens * choices > FEW_PAIRS
+    inner = (batch_space if batch else few_pairs_space)(tokens, choices, experts, hidden, groups * 32, dtype)
     return replace(
         inner,
-        name="experts_step",
+        name="experts_batch_step" if batch else "experts_step",
         default={"router": ROUTER.for_rows_of(hidden), **inner.default},
         options={"router": ROW_OPTIONS, **inner.options},
     )

@@ -1,4 +1,4 @@
-"""Groups (token, choice) pairs by expert, for the grouped products of experts_many.py.
+"""Groups (token, choice) pairs by expert, for the grouped products of experts_batch.py and experts_many.py.
 
 The grouping is two kernels. In each of them an expert has a program that reads all pairs. After `_count_pairs` every
 expert knows where its blocks begin, and `_place_pairs` writes them. There is no sort: the row of a pair is its rank
@@ -8,10 +8,32 @@ takes seven small kernels even after fusion, and each target would need all of t
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch.library import wrap_triton
+
+
+class Grouped(NamedTuple):
+    """Pairs grouped by expert.
+
+    chosen           [T, K], the expert of each pair; -1: none
+    shares           [T, K] float32, the routing weights
+    expert_of_block  [blocks] int32; -1: not needed
+    pair_of_row      [blocks * block] int32; -1: none
+    """
+
+    chosen: torch.Tensor
+    shares: torch.Tensor
+    expert_of_block: torch.Tensor
+    pair_of_row: torch.Tensor
+
+
+def blocks_for(pairs: int, experts: int, block: int) -> int:
+    """The most blocks that pairs of so many experts can need."""
+    return (pairs + min(experts, pairs) * (block - 1)) // block
 
 
 @triton.jit
@@ -77,7 +99,7 @@ def group_pairs(indices: torch.Tensor, experts: int, rows: int) -> tuple[torch.T
     grouped equally.
     """
     pairs = indices.numel()
-    blocks = (pairs + min(experts, pairs) * (rows - 1)) // rows  # the most that rounding up can need
+    blocks = blocks_for(pairs, experts, rows)
     counts, expert_of_block, pair_of_row = (
         torch.empty(size, dtype=torch.int32, device=indices.device) for size in (experts, blocks, blocks * rows)
     )

@@ -97,6 +97,19 @@ def unpack_pairs(packed, scale):
 
 
 @triton.jit
+def after_products(weights):
+    """Returns 16-bit weights unchanged, after the products that run have ended."""
+    return tl.inline_asm_elementwise(
+        "wgmma.wait_group.sync.aligned 0;",
+        "=r,=r,=r,=r,0,1,2,3",
+        [weights],
+        dtype=weights.dtype,
+        is_pure=True,
+        pack=8,
+    )
+
+
+@triton.jit
 def swiglu(hidden, ALPHA: tl.constexpr, LIMIT: tl.constexpr):
     """Interleaved gate and up [..., 2] to [...], clamped, with the (up + 1) of gpt-oss."""
     gate, up = tl.split(hidden)

@@ -1,9 +1,9 @@
-"""A matrix times a few vectors: what the fused products of a decode step share.
+"""A matrix times one vector: what the fused products of a decode step of one sequence share.
 
 At batch 1 the time of a product is the time to read its matrix. So each program owns a few whole rows. It loads all
-of them at once (`load_rows`), before anything that the kernel has to wait for. Then it multiplies them with each
-token's vector (`dot_rows`), which it reads from the L2 cache. Sums are float32. Rows past the end of the matrix are
-read as the last row; the caller does not store their results.
+of them at once (`load_rows`), before anything that the kernel has to wait for. Then it multiplies them with the vector
+(`dot_rows`), which it reads from the L2 cache. Sums are float32. Rows past the end of the matrix are read as the last
+row; the caller does not store their results. Several vectors are a batch (dense_tiles.py).
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
-
-FEW_TOKENS = 8  # with more tokens, products on tensor cores are faster
 
 
 class Rows(NamedTuple):

@@ -1,11 +1,11 @@
-"""gptoss_triton::unembed: `gptoss::unembed` for NVIDIA GPUs, for up to FEW_TOKENS rows.
+"""gptoss_triton::unembed: `gptoss::unembed` for NVIDIA GPUs, for up to MOST_TOKENS rows.
 
 The contract is in gptoss_export/model/ops/unembed.py. More rows are computed by the op's reference, with a cuBLAS
 product.
 
-`_logits_pdl` reads the weights once. Each of its programs computes some logits of every row and writes their largest,
-its token and the sum of exponentials. `_choose_pdl` combines these parts, one program a row. Logits are the float32
-sums; they are not rounded to the dtype of the weights.
+`_logits_pdl` (one row) and `_logits_batch_pdl` (more, on tensor cores) read the weights once. Each of their programs
+computes some logits of every row and writes their largest, its token and the sum of exponentials. `_choose_pdl`
+combines these parts, one program a row. Logits are the float32 sums; they are not rounded to the dtype of the weights.
 """
 
 from __future__ import annotations
@@ -20,8 +20,18 @@ from gptoss_export.kernels.launch_config import ConfigSpace, shape_of, unflatten
 from gptoss_export.model.ops import Arguments
 
 from .arch import has_dependent_launch
+from .dense_tiles import (
+    DENSE_OPTIONS,
+    MOST_TOKENS,
+    DenseTile,
+    columns_for,
+    dense_default,
+    dense_product,
+    dot_precision,
+    normalise,
+)
 from .dependent_launch import let_next_start, wait_for_previous
-from .rows import FEW_TOKENS, ROW_OPTIONS, Rows, dot_rows_of_norm, load_rows
+from .rows import ROW_OPTIONS, Rows, dot_rows_of_norm, load_rows
 
 LOGITS = Rows(rows=16, length=1024, warps=4)
 OPTIONS = {**ROW_OPTIONS, "rows": (8, 16, 32)}  # fewer rows would leave too many parts for `_choose_pdl`
@@ -36,7 +46,6 @@ def _logits_pdl(
     part_peak,
     part_total,
     part_top,
-    ROWS: tl.constexpr,
     HIDDEN: tl.constexpr,
     VOCABULARY: tl.constexpr,
     EPS: tl.constexpr,
@@ -44,21 +53,59 @@ def _logits_pdl(
     BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """The logits of R tokens for every row of x, and their maximum (peak), its token (top), their sum (total)."""
+    """The logits of R tokens for one row x, and their maximum (peak), its token (top), their sum (total)."""
     program = tl.program_id(0) + let_next_start(EARLY)
     token = program * R + tl.arange(0, R)
     inside = token < VOCABULARY
     pieces = load_rows(weight, tl.minimum(token, VOCABULARY - 1), HIDDEN, BLOCK)
     x += wait_for_previous(EARLY)
-    for row in range(ROWS):
-        y = dot_rows_of_norm(pieces, x + row * HIDDEN, norm_weight, HIDDEN, BLOCK, EPS)
-        tl.store(logits + row * VOCABULARY + token, y, mask=inside)
-        y = tl.where(inside, y, float("-inf"))
-        peak, top = tl.max(y, 0, return_indices=True)
-        part = row * tl.num_programs(0) + program
-        tl.store(part_peak + part, peak)
-        tl.store(part_total + part, tl.sum(tl.exp(y - peak), 0))
-        tl.store(part_top + part, tl.minimum(program * R + top, VOCABULARY - 1))  # of NaN the index is undefined
+    y = dot_rows_of_norm(pieces, x, norm_weight, HIDDEN, BLOCK, EPS)
+    tl.store(logits + token, y, mask=inside)
+    y = tl.where(inside, y, float("-inf"))
+    peak, top = tl.max(y, 0, return_indices=True)
+    tl.store(part_peak + program, peak)
+    tl.store(part_total + program, tl.sum(tl.exp(y - peak), 0))
+    tl.store(part_top + program, tl.minimum(program * R + top, VOCABULARY - 1))  # of NaN the index is undefined
+
+
+@triton.jit
+def _logits_batch_pdl(
+    x,
+    weight,
+    logits,
+    part_peak,
+    part_total,
+    part_top,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    VOCABULARY: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """As `_logits_pdl`, for ROWS rows of x, which are normalised."""
+    program = tl.program_id(0) + let_next_start(EARLY)
+    token = program * R + tl.arange(0, R)
+    zero = wait_for_previous(EARLY)
+    x += zero
+    logits += zero
+    part_peak += zero
+    part_total += zero
+    part_top += zero
+    y = dense_product(x, weight, tl.minimum(token, VOCABULARY - 1), ROWS, COLUMNS, HIDDEN, BLOCK, PRECISION)
+    row = tl.arange(0, COLUMNS)
+    inside = (token < VOCABULARY)[:, None]
+    there = row < ROWS
+    cells = row.to(tl.int64)[None, :] * VOCABULARY + token[:, None]
+    tl.store(logits + cells, y, mask=inside & there[None, :])
+    y = tl.where(inside, y, float("-inf"))
+    peak, top = tl.max(y, 0, return_indices=True)
+    part = row * tl.num_programs(0) + program
+    tl.store(part_peak + part, peak, mask=there)
+    tl.store(part_total + part, tl.sum(tl.exp(y - peak[None, :]), 0), mask=there)
+    tl.store(part_top + part, tl.minimum(program * R + top, VOCABULARY - 1), mask=there)  # of NaN it is undefined
 
 
 @triton.jit
@@ -97,29 +144,39 @@ def unembed(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """`gptoss::unembed`: same results. `config` and `arch` as in gptoss_export/kernels/launch_config.py."""
     (rows, hidden), vocabulary, early = x.shape, weight.size(0), has_dependent_launch(arch)
-    (launch,) = unflatten(config, Rows)
+    batch = rows > 1
+    (launch,) = unflatten(config, DenseTile if batch else Rows)
     programs = triton.cdiv(vocabulary, launch.rows)
     logits = x.new_empty((rows, vocabulary))
     peaks, totals = x.new_empty((rows, programs)), x.new_empty((rows, programs))
     tops = x.new_empty((rows, programs), dtype=torch.int32)
     top, top_logprob, log_total = x.new_empty(rows, dtype=torch.int64), x.new_empty(rows), x.new_empty(rows)
-    wrap_triton(_logits_pdl)[(programs,)](
-        x.contiguous(),
-        norm_weight,
-        weight,
-        logits,
-        peaks,
-        totals,
-        tops,
-        ROWS=rows,
-        HIDDEN=hidden,
-        VOCABULARY=vocabulary,
-        EPS=eps,
-        R=launch.rows,
-        BLOCK=launch.length,
-        EARLY=early,
-        num_warps=launch.warps,
-    )
+    shared = {
+        "HIDDEN": hidden,
+        "VOCABULARY": vocabulary,
+        "R": launch.rows,
+        "BLOCK": launch.length,
+        "EARLY": early,
+        "num_warps": launch.warps,
+    }
+    if batch:
+        wrap_triton(_logits_batch_pdl)[(programs,)](
+            normalise(x.contiguous(), norm_weight, eps, arch),
+            weight,
+            logits,
+            peaks,
+            totals,
+            tops,
+            ROWS=rows,
+            COLUMNS=columns_for(rows),
+            PRECISION=dot_precision(weight.dtype),
+            num_stages=launch.stages,
+            **shared,
+        )
+    else:
+        wrap_triton(_logits_pdl)[(programs,)](
+            x.contiguous(), norm_weight, weight, logits, peaks, totals, tops, EPS=eps, **shared
+        )
     block = triton.next_power_of_2(programs)
     wrap_triton(_choose_pdl)[(rows,)](
         peaks,
@@ -137,19 +194,21 @@ def unembed(
 
 
 def covers(arguments: Arguments) -> bool:
-    """Whether x [T, H] has few enough tokens. For more, a matrix product is faster."""
-    return arguments["x"].size(0) <= FEW_TOKENS
+    """Whether x [T, H] has few enough tokens. For more, cuBLAS is faster."""
+    return arguments["x"].size(0) <= MOST_TOKENS
 
 
 def config_space(arguments: Arguments) -> ConfigSpace:
     """The launch configs of a call, which depend on its rows and on the shape of the weight [V, H]."""
     (rows, hidden), weight = arguments["x"].shape, arguments["weight"]
+    batch = rows > 1
+    default = dense_default(128, 64, weight.dtype) if batch else LOGITS.for_rows_of(hidden)
     return ConfigSpace(
-        name="unembed",
+        name="unembed_batch" if batch else "unembed",
         shape=shape_of(weight.dtype, rows=rows, hidden=hidden, vocabulary=weight.size(0)),
         scaled=("rows",),
-        default={"logits": LOGITS.for_rows_of(hidden)},
-        options={"logits": OPTIONS},
+        default={"logits": default},
+        options={"logits": {**DENSE_OPTIONS, "rows": (64, 128, 256)} if batch else OPTIONS},
     )
 
 

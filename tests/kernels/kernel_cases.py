@@ -128,32 +128,46 @@ def _attention_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]
 
 
 def _expert_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """Both sides of the boundary between few and many pairs, and scales at the ends of E8M0."""
+    """Both sides of the boundaries between few pairs, a batch and many pairs, and scales at the ends of E8M0."""
 
     def arguments(tokens: int, hidden: int, inter: int, experts: int, choices: int) -> dict[str, Any]:
         return expert_arguments(
             device, dtype, tokens=tokens, hidden=hidden, inter=inter, experts=experts, choices=choices
         )
 
-    yield Case("most tokens of few pairs", arguments(8, 32, 32, 8, 4))
-    yield Case("fewest tokens of many pairs", arguments(9, 96, 64, 8, 4))
-    yield Case("experts in several blocks", arguments(150, 64, 96, 3, 2))
-    yield Case("chunk of one choice, 160 wide", arguments(40, 160, 160, 4, 1))
-    yield Case("results in two parts", arguments(17, 1568, 32, 2, 2))
+    yield Case("most tokens of few pairs", arguments(2, 32, 32, 8, 4))
+    yield Case("fewest tokens of a batch", arguments(3, 96, 64, 8, 4))
+    yield Case("batch, experts in several blocks", arguments(48, 64, 96, 3, 2))
+    yield Case("most tokens of a batch, one choice", arguments(128, 32, 160, 4, 1))
+    yield Case("fewest tokens of many", arguments(129, 96, 64, 8, 4))
+    yield Case("many, experts in several blocks", arguments(150, 64, 96, 3, 2))
+    yield Case("many of one choice, 160 wide", arguments(140, 160, 160, 4, 1))
+    yield Case("many, results in two parts", arguments(130, 1568, 32, 2, 2))
+    same, idle = arguments(140, 64, 32, 5, 1), arguments(131, 64, 96, 4, 2)
+    same["expert_indices"] = torch.full_like(same["expert_indices"], 4)
+    idle["expert_indices"][1:] = -1
+    yield Case("many, all to one expert", same)
+    yield Case("many, mostly padding", idle)
     if dtype != torch.float16:  # float16 cannot hold these weights
-        for pairs, tokens in ("few", 1), ("many", 40):
+        for pairs, tokens in ("few", 1), ("batch", 40), ("many", 140):
             given = arguments(tokens, 64, 64, 8, 2)
             given["gate_up_scales"][..., 0] = 0  # 2^-127
             given["gate_up_scales"][..., 1] = 200  # 2^73: every gate and up is clamped
             yield Case(f"smallest and large scales, {pairs}", given)
-    given = arguments(1, 64, 64, 8, 2)
-    given["down_scales"][:, 5, 1] = 255
-    yield Case("a scale that is NaN", given)
+    for pairs, tokens in ("few", 1), ("batch", 9):
+        given = arguments(tokens, 64, 64, 8, 2)
+        given["down_scales"][:, 5, 1] = 255
+        yield Case(f"a scale that is NaN, {pairs}", given)
 
 
 def _router_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """More experts than a program of the router takes, and a number of choices that is no power of two."""
-    for label, tokens, experts, choices in (("40 experts", 1, 40, 4), ("130 experts, 3 choices", 2, 130, 3)):
+    """More experts than a program of the router takes, a number of choices that is no power of two, many tokens."""
+    for label, tokens, experts, choices in (
+        ("40 experts", 1, 40, 4),
+        ("130 experts, 3 choices", 2, 130, 3),
+        ("batch, 130 experts, 3 choices", 5, 130, 3),
+        ("many tokens", 129, 4, 2),
+    ):
         given = expert_arguments(device, dtype, tokens=tokens, hidden=64, inter=32, experts=experts, choices=choices)
         x = given.pop("x")
         del given["routing_weights"], given["expert_indices"]

@@ -111,7 +111,9 @@ def check_unseen(name: str, arguments: dict[str, Any], tuned: Tuned = tuple) -> 
 def test_what_is_not_seen_changes_no_bit(name: str, dtype: str) -> None:
     tried = 0
     for label, arguments in covered_cases(name, CUDA, DTYPES[dtype]).items():
-        if Unseen(name, arguments).can_fail and label != "a scale that is NaN":  # which gives NaN whatever is filled
+        if label.startswith("a scale that is NaN"):  # gives NaN whatever is filled
+            continue
+        if Unseen(name, arguments).can_fail:
             check_unseen(name, arguments)
             tried += 1
     assert tried

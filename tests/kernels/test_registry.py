@@ -86,7 +86,7 @@ def test_bound_kernels_record_their_choices() -> None:
     label = "decode"
     configs = tuned(label)
     chooser = ConfigChooser("sm_90", (configs,))
-    for each in (label, "attention half, chunk", "unembedding, 64 rows", "rotary"):
+    for each in (label, "attention half, chunk", "unembedding, 200 rows", "rotary"):
         op, arguments = call(each)
         record_with(chooser, op, arguments)
     decode, chunk = (str(KERNELS["sink_attention"].config_space(call(each)[1])) for each in (label, "prefill, window"))

@@ -97,6 +97,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         "largest batch of the fused kernels": (8, 64, 1, 2, 32, 8, 13, 16, [5, 17, 39, 60, -1, 0, 1, 99], 1),
         "head_dim 80": (1, 96, 2, 3, 80, 16, 7, 0, [77], 1),
         "chunk, padded": (2, 96, 2, 2, 32, 64, 2, 0, [64], 40),
+        "long chunk, padded": (2, 64, 1, 2, 16, 64, 4, 20, [64], 140),
         "short chunk": (2, 64, 2, 2, 32, 16, 3, 16, [30], 7),
         "shared chunk": (3, 64, 1, 2, 32, 16, 12, 16, [160, 5, 176, 40], 16),
     }

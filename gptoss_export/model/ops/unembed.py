@@ -49,7 +49,8 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         "one row": (1, 96, 300),
         "equal logits": (1, 64, 200),
         "eight rows": (8, 64, 77),
-        "many rows": (20, 160, 512),
+        "rows of a batch": (20, 160, 512),
+        "many rows": (130, 64, 150),
     }.items():
         random = torch.Generator().manual_seed(len(label))
         x = torch.randn(rows, hidden, generator=random)

@@ -1,0 +1,199 @@
+"""Rows of an MXFP4 matrix times a few vectors, on tensor cores.
+
+A 32-bit word has eight codes. Neighbours in the matrix are not moved next to each other: code i of all words of a tile
+is one part of the product's inner dimension, and x is passed in the same order (`word_place`). So no other layout of
+the weights is needed, and they stay in the registers where they were unpacked, as the left operand.
+
+The bytes of two words are joined, so that a register holds the same code of both, and one instruction unpacks two
+weights. With K = 2^12 + 2^6 for the low codes of the bytes, and 2^8 + 2^2 for the high ones,
+
+    s e e m  * K  & 0x81C0  ->  s 000000ee m000000      which is the weight * 2^-126 as a bfloat16
+
+A multiplication by 2^126 and one by the scale make it a weight. The two cannot be one: their product does not fit
+bfloat16 for scales above 2.
+
+float32 and float16 (and Triton's interpreter) unpack in plain Triton.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch.library import wrap_triton
+
+from .mxfp4 import after_products, scale_of, unpack
+
+
+def padded(length: int, words: int) -> int:
+    """Elements that a vector of `length` takes in the order of the words, of which `words` are taken at a time."""
+    step = 8 * words
+    return (length + step - 1) // step * step
+
+
+@triton.jit
+def word_place(i, WORDS: tl.constexpr):
+    """The place of element i of a vector in the order of the words: [.., 8 codes, WORDS], a part for each step."""
+    return i // (8 * WORDS) * (8 * WORDS) + i % 8 * WORDS + i // 8 % WORDS
+
+
+@triton.jit
+def _arrange_words(x, arranged, LENGTH: tl.constexpr, STRIDE: tl.constexpr, WORDS: tl.constexpr, WIDTH: tl.constexpr):
+    """Brings one vector into the order of the words. WIDTH is STRIDE rounded up to a power of two."""
+    line = tl.program_id(0)
+    i = tl.arange(0, WIDTH)
+    value = tl.load(x + line * LENGTH + i, mask=i < LENGTH, other=0.0)
+    tl.store(arranged + line * STRIDE + word_place(i, WORDS), value, mask=i < STRIDE)
+
+
+def arrange_words(x: torch.Tensor, words: int) -> torch.Tensor:
+    """x [T, H] in the order of the words, [T, padded(H, words)]."""
+    (lines, length), stride = x.shape, padded(x.size(1), words)
+    arranged = x.new_empty((lines, stride))
+    wrap_triton(_arrange_words)[(lines,)](
+        x.contiguous(),
+        arranged,
+        LENGTH=length,
+        STRIDE=stride,
+        WORDS=words,
+        WIDTH=triton.next_power_of_2(stride),
+        num_warps=4,
+    )
+    return arranged
+
+
+@triton.jit
+def _codes(words, factor):
+    """Words of eight codes and their factors, bfloat16, to eight bfloat16: code 0 of each word, code 1, and so on."""
+    return tl.inline_asm_elementwise(
+        """
+        {
+        .reg .b32 b, u, big;
+        mov.b32 big, 0x7E807E80;
+        prmt.b32 b, $8, $9, 0x4400;
+        and.b32 u, b, 0x000F000F;
+        mul.lo.u32 u, u, 0x1040;
+        and.b32 u, u, 0x81C081C0;
+        mul.rn.bf16x2 u, u, big;
+        mul.rn.bf16x2 $0, u, $10;
+        and.b32 u, b, 0x00F000F0;
+        mul.lo.u32 u, u, 0x0104;
+        and.b32 u, u, 0x81C081C0;
+        mul.rn.bf16x2 u, u, big;
+        mul.rn.bf16x2 $1, u, $10;
+        prmt.b32 b, $8, $9, 0x5511;
+        and.b32 u, b, 0x000F000F;
+        mul.lo.u32 u, u, 0x1040;
+        and.b32 u, u, 0x81C081C0;
+        mul.rn.bf16x2 u, u, big;
+        mul.rn.bf16x2 $2, u, $10;
+        and.b32 u, b, 0x00F000F0;
+        mul.lo.u32 u, u, 0x0104;
+        and.b32 u, u, 0x81C081C0;
+        mul.rn.bf16x2 u, u, big;
+        mul.rn.bf16x2 $3, u, $10;
+        prmt.b32 b, $8, $9, 0x6622;
+        and.b32 u, b, 0x000F000F;
+        mul.lo.u32 u, u, 0x1040;
+        and.b32 u, u, 0x81C081C0;
+        mul.rn.bf16x2 u, u, big;
+        mul.rn.bf16x2 $4, u, $10;
+        and.b32 u, b, 0x00F000F0;
+        mul.lo.u32 u, u, 0x0104;
+        and.b32 u, u, 0x81C081C0;
+        mul.rn.bf16x2 u, u, big;
+        mul.rn.bf16x2 $5, u, $10;
+        prmt.b32 b, $8, $9, 0x7733;
+        and.b32 u, b, 0x000F000F;
+        mul.lo.u32 u, u, 0x1040;
+        and.b32 u, u, 0x81C081C0;
+        mul.rn.bf16x2 u, u, big;
+        mul.rn.bf16x2 $6, u, $10;
+        and.b32 u, b, 0x00F000F0;
+        mul.lo.u32 u, u, 0x0104;
+        and.b32 u, u, 0x81C081C0;
+        mul.rn.bf16x2 u, u, big;
+        mul.rn.bf16x2 $7, u, $10;
+        }
+        """,
+        "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r,r",
+        [words, factor],
+        dtype=(tl.bfloat16,) * 8,
+        is_pure=True,
+        pack=2,
+    )
+
+
+@triton.jit
+def _plain_codes(words, factor, dtype: tl.constexpr):
+    """`_codes` in plain Triton, in any dtype, for factors that are the scales."""
+    codes = ()
+    for i in tl.static_range(8):
+        codes = codes + (unpack(words >> (4 * i), factor, dtype),)
+    return codes
+
+
+@triton.jit
+def _factors(scales, there, PAIRED: tl.constexpr):
+    """The factors of groups that are `there`, by their scales (E8M0).
+
+    PAIRED: twice the bfloat16 2^(scale - 127 + 126 - 63), infinite where that does not fit, in an int32 for `_codes`.
+    They change their layout as int32: single bytes would have to be packed for that.
+    """
+    scale = tl.load(scales, mask=there, other=0)
+    if PAIRED:
+        bits = tl.maximum(scale.to(tl.int32) << 7, 0x0040)  # 2^-127 is subnormal
+        factor = tl.where(scale == 255, 0x7FC0, bits) * 0x00010001
+    else:
+        factor = scale_of(scale)
+    return factor
+
+
+@triton.jit
+def words_product(
+    x,
+    line,
+    there,
+    blocks,
+    scales,
+    row,
+    LENGTH: tl.constexpr,
+    STRIDE: tl.constexpr,
+    WORDS: tl.constexpr,
+    PAIRED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ASYNC: tl.constexpr,
+):
+    """[R, M] float32: rows `row` [R] of an MXFP4 matrix [.., LENGTH] times lines [M] of x [.., STRIDE].
+
+    x is in the order of the words: STRIDE is padded(LENGTH, WORDS), and the padding holds zeros. Lines that are not
+    `there` [M] are not read and count as 0. WORDS words of a row are taken at a time, a multiple of 4.
+    """
+    COUNT: tl.constexpr = LENGTH // 8  # words of a row
+    R: tl.constexpr = row.shape[0]
+    k = tl.arange(0, WORDS)
+    group = tl.arange(0, WORDS // 4)
+    packed = blocks.to(tl.pointer_type(tl.int32), bitcast=True) + row[:, None] * COUNT + k[None, :]
+    scales += row[:, None] * (LENGTH // 32) + group[None, :]
+    x += line[:, None] * STRIDE + tl.arange(0, 8 * WORDS)[None, :]
+    acc = tl.zeros([R, line.shape[0]], tl.float32)
+    next_factor = _factors(scales, (group < LENGTH // 32)[None, :], PAIRED)
+    for start in range(0, COUNT, WORDS):
+        words = tl.load(packed + start, mask=(start + k < COUNT)[None, :], other=0)
+        factor = tl.broadcast_to(next_factor[:, :, None], [R, WORDS // 4, 4]).reshape(R, WORDS)
+        ahead = (start + WORDS) // 4
+        next_factor = _factors(scales + ahead, (ahead + group < LENGTH // 32)[None, :], PAIRED)
+        values = tl.load(x + start * 8, mask=there[:, None], other=0.0)
+        if PAIRED:
+            codes = _codes(words, factor)
+        else:
+            codes = _plain_codes(words, factor, values.dtype)
+        weights = tl.join(
+            tl.join(tl.join(codes[0], codes[4]), tl.join(codes[2], codes[6])),
+            tl.join(tl.join(codes[1], codes[5]), tl.join(codes[3], codes[7])),
+        )
+        weights = weights.permute(0, 2, 3, 4, 1).reshape(R, 8 * WORDS)
+        if ASYNC:
+            weights = after_products(weights)
+        acc = tl.dot(weights, tl.trans(values), acc, input_precision=PRECISION)
+    return acc
