@@ -133,7 +133,7 @@ LAUNCHES: dict[str, tuple[str, Callable[[], dict[str, Any]], list[str]]] = {
     "attention half, 128 tokens": (
         "attention_sublayer",
         lambda: attention_sublayer(8, 16, 8192, 128),
-        ["_normalise_pdl", "_qkv_batch_pdl", "_attend_pdl", "_combine_pdl", "_project_batch_pdl"],
+        ["_normalise_pdl", "_qkv_batch_pdl", "_attend_pdl", "_project_batch_pdl"],
     ),
     "experts half, one token": ("experts_sublayer", lambda: experts_sublayer(1), ["_router_pdl", *FEW]),
     "experts half, 2 tokens": ("experts_sublayer", lambda: experts_sublayer(2), ["_router_pdl", *FEW]),
