@@ -71,8 +71,13 @@ class TensorSpec:
     dtype: str
 
     def __str__(self) -> str:
+        return f"{self.role} {self.kind}"
+
+    @property
+    def kind(self) -> str:
+        """dtype and shape, such as `float32 [rows, 512]`."""
         free = "pages" if self.role == Role.CACHE else "rows"
-        return f"{self.role} {self.dtype} [{', '.join(free if size is None else str(size) for size in self.shape)}]"
+        return f"{self.dtype} [{', '.join(free if size is None else str(size) for size in self.shape)}]"
 
     def sizes(self, free: int) -> tuple[int, ...]:
         """The shape, where the pool has so many pages, or the call so many rows."""
