@@ -36,6 +36,7 @@ from ..model.dtypes import dtype_name, torch_dtype
 # Of the pages of the caches, or the rows of a choice, while a program is traced. It runs with any number from 2 on, and
 # a choice with 1 row too: torch only takes for granted that there are more, and computes each row by itself.
 TRACED_SIZE = 3
+
 _Call: TypeAlias = tuple[nn.Module, tuple[Any, ...], Any]  # a program, its arguments, which of their sizes are dynamic
 
 
@@ -74,8 +75,10 @@ def trace(
         fakes = {
             item.name: torch.empty(item.sizes(TRACED_SIZE), dtype=torch_dtype(item.dtype)) for item in signature.inputs
         }
-    call = _choice_call if isinstance(program, Choose) else _model_call
-    module, arguments, dynamic = call(program, config, dtype, signature, fakes)
+    if isinstance(program, Choose):
+        module, arguments, dynamic = _choice_call(program, signature, fakes)
+    else:
+        module, arguments, dynamic = _model_call(program, config, dtype, signature, fakes)
     exported = torch.export.export(module, arguments, strict=False, dynamic_shapes=dynamic)
     raise_all(
         LoweringError, f"program {program.name}: traced with other results", _result_problems(signature, exported)
@@ -101,12 +104,10 @@ def _model_call(
     return _Stateless(module), (data, pages, caches, weights), dynamic
 
 
-def _choice_call(
-    program: Program, config: ModelConfig, dtype: torch.dtype, signature: Signature, fakes: Mapping[str, torch.Tensor]
-) -> _Call:
+def _choice_call(program: Choose, signature: Signature, fakes: Mapping[str, torch.Tensor]) -> _Call:
     data, state = (_of_role(role, signature, fakes) for role in (Role.DATA, Role.STATE))
     of_data = {0: torch.export.Dim("rows", min=2)}
-    module = _Choice(choose_adjusted if program == Choose(adjusted=True) else choose_drawn)
+    module = _Choice(choose_adjusted if program.adjusted else choose_drawn)
     return module, (data, state), (dict.fromkeys(data, of_data), dict.fromkeys(state))
 
 

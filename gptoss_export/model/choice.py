@@ -27,7 +27,7 @@ from .sampling_state import (
 )
 
 _MIX1, _MIX2 = (factor - 2**64 for factor in (MIX_1, MIX_2))  # torch's 64-bit integers are signed
-_PART = 512  # numbers that are summed one after the other
+_PART = 512  # numbers of a row that are summed or searched at once
 
 
 class Drawing(NamedTuple):
@@ -117,7 +117,7 @@ def sample(logits: torch.Tensor, positions: torch.Tensor, params: Drawing) -> to
     near = (ordered >= params.min_p.log()) | (params.min_p <= 0)
     kept = (rank == 0) | ((rank < limit) & likely & near)
     noise = torch.where(random, gumbel(params.seed, positions[:, None], ids), 0.0)
-    best = torch.where(kept, ordered + noise, float("-inf")).argmax(dim=-1, keepdim=True)
+    best = _largest(torch.where(kept, ordered + noise, float("-inf")))
     return ids.gather(-1, best).squeeze(-1)
 
 
@@ -134,7 +134,8 @@ def gumbel(seed: torch.Tensor, position: torch.Tensor, token: torch.Tensor) -> t
 
 def adjust(logits: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, by: Adjusting) -> torch.Tensor:
     """Logits [R, V] float32 of some rows as the choice takes them. positions [R]: of the tokens before."""
-    repetition, presence, frequency = (values[slots][:, None] for values in by[:3])
+    penalties = by.repetition_penalty, by.presence_penalty, by.frequency_penalty
+    repetition, presence, frequency = (values[slots][:, None] for values in penalties)
     counts = by.counts[slots]
     answered = counts & (IN_PROMPT - 1)
     found = torch.where(counts > 0, torch.where(logits > 0, logits / repetition, logits * repetition), logits)
@@ -156,13 +157,25 @@ def count(tokens: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, co
 def _sums(values: torch.Tensor) -> torch.Tensor:
     """Running sums of rows [R, V], in an order that depends on nothing but V.
 
-    A sum over a whole long row is split among the blocks of a GPU, which add in the order in which they finish. So
-    short parts are summed, and the totals of the parts before each.
+    Blocks of a GPU would share the sums of a whole long row, and add in the order in which they finish.
     """
-    parts = torch.nn.functional.pad(values, (0, -values.size(1) % _PART)).unflatten(1, (-1, _PART)).cumsum(dim=2)
+    parts = _parts(values, 0.0).cumsum(dim=2)
     number = torch.arange(parts.size(1), device=values.device)
     before = torch.where(number < number[:, None], parts[:, None, :, -1], 0.0).sum(dim=2)
     return (parts + before[:, :, None]).flatten(1)[:, : values.size(1)]
+
+
+def _largest(values: torch.Tensor) -> torch.Tensor:
+    """The index [R, 1] of the largest of each row [R, V], the lowest of equal ones. One block of a GPU would search a
+    whole row."""
+    best, at = _parts(values, float("-inf")).max(dim=2)
+    part = best.argmax(dim=1, keepdim=True)
+    return part * _PART + at.gather(1, part)
+
+
+def _parts(values: torch.Tensor, fill: float) -> torch.Tensor:
+    """Rows [R, V] in short parts [R, n, _PART], the last one filled up."""
+    return torch.nn.functional.pad(values, (0, -values.size(1) % _PART), value=fill).unflatten(1, (-1, _PART))
 
 
 def _shift(bits: torch.Tensor, by: int) -> torch.Tensor:

@@ -13,8 +13,8 @@ from transformers.generation.logits_process import SequenceBiasLogitsProcessor
 
 from gptoss_export import SamplingParams
 from gptoss_export.errors import RunError
-from gptoss_export.model.choice import Adjusting, adjust, count
-from gptoss_export.model.sampling_state import DRAWING
+from gptoss_export.model.choice import Adjusting, Drawing, adjust, count
+from gptoss_export.model.sampling_state import DRAWING, adjusting
 from gptoss_export.runtime.adjust_numpy import Adjustment
 from gptoss_export.runtime.checked_request import checked_mask
 from gptoss_export.runtime.executor import Choice, Sampling
@@ -32,6 +32,11 @@ CASES = {
         repetition_penalty=1.2, presence_penalty=0.3, frequency_penalty=0.2, logit_bias={5: 2.0, 3: 9}, min_new_tokens=2
     ),
 }
+
+
+def test_functions_take_the_state_by_its_names() -> None:
+    assert [kind.name for kind in DRAWING] == list(Drawing._fields)
+    assert [kind.name for kind in adjusting(VOCABULARY)] == list(Adjusting._fields)
 
 
 class Buffers(SamplingBuffers):
