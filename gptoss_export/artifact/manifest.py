@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -26,11 +26,11 @@ from ..model.parameters import parameters
 from ..values import shown
 from .atomic_folder import PARTIAL
 from .files import FileSpec
-from .programs import Role, Signature, Sizes, TensorSpec, programs_of, signature_differences
+from .programs import Program, Role, Signature, Sizes, TensorSpec, programs_of, signature_differences
 
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16")  # what an artifact can compute in
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 NAME = "manifest.json"
 _SHA256 = re.compile("[0-9a-f]{64}")
 # Names in a manifest that are not those of the option; "tables" is in schema 4 and earlier.
@@ -107,9 +107,9 @@ class Manifest:
         """The files that hold weights: nearly all bytes of the artifact."""
         return sorted(name for name in self.files if name.endswith(".safetensors"))
 
-    def missing_programs(self) -> list[str]:
-        """Names of the programs that an artifact of these sizes has and this one does not."""
-        return [program.name for program in programs_of(self.sizes) if program.name not in self.programs]
+    def missing_programs(self, expected: Iterable[Program]) -> list[str]:
+        """Names of the expected programs that the artifact does not have."""
+        return [program.name for program in expected if program.name not in self.programs]
 
 
 def save_manifest(manifest: Manifest, folder: Path) -> bytes:

@@ -1,16 +1,24 @@
 """The programs of an artifact: what each one takes and gives. This is the only description of them.
 
-  decode_<B>     one token for each of B sequences   tokens [B], positions [B], slots [B], KV  -> as unembed_<B>
+  decode_<B>     one token for each of B sequences   tokens [B], positions [B], slots [B], KV
+                                                     -> as unembed_<B>, and next_positions [B]
   prefill_<C>    up to C tokens of sequences         tokens [C], positions [C], slots [S], KV  -> hidden [C, H]
   unembed_<R>    logits of R hidden states           hidden [R, H]
                                                      -> logits [R, V], top [R], top_logprob [R], log_total [R]
+  choose_drawn     draws a token for each row        logits [R, V], log_total [R], positions [R], slots [R], state
+                                                     -> tokens [R], logprobs [R]
+  choose_adjusted  the same, from changed logits     -> tokens [R], logprobs [R], top [R, T], top_logprobs [R, T]
 
 Tracing makes its inputs from it, the manifest stores it, the runner binds buffers by its names, `verify` and the
-targets read it. A program takes its data first, then the tables of pages, the KV caches (written in place), and the
-weights. All shapes are static but one: how many pages the caches have is chosen when the artifact is loaded.
+targets read it. A program takes its data first, then the tables of pages, the KV caches (written in place), what the
+slots choose by, and the weights. All shapes are static but two: how many pages the caches have is chosen when the
+artifact is loaded, and a choice takes any number of rows.
 
 B is a width. An artifact has decode programs of several widths, and a step runs the smallest that its sequences fit in:
-a step of few sequences does not pay for many. Position -1 marks a row without a sequence.
+a step of few sequences does not pay for many. Position -1 marks a row without a sequence; it stays -1 in
+next_positions. The most likely tokens and next_positions are the tokens and positions of the next step, so that such a
+step is one program. Where tokens are drawn, a choice is the second one. A target that cannot compile a choice leaves it
+out (`Compiler.programs`).
 
 A prefill chunk has S segments of C / S tokens, and a segment holds tokens of one sequence. So the prompts of several
 sequences share a chunk. Position -1 is padding behind the last token of a prompt.
@@ -31,6 +39,7 @@ from enum import StrEnum
 from ..model.config import ModelConfig
 from ..model.kv_cache import PAGE, pages_for
 from ..model.parameters import UNEMBEDDING, parameters
+from ..model.sampling_state import DRAWING, MOST_TOP_LOGPROBS, adjusting
 
 SEGMENT = 16  # tokens of a segment: with the 8 query heads of a key head, a tile of 128 rows for attention
 SCORE_ROWS = 64  # rows of the second unembedding: enough that reading its matrix once pays
@@ -38,11 +47,13 @@ SCORE_ROWS = 64  # rows of the second unembedding: enough that reading its matri
 
 class Role(StrEnum):
     """data: a buffer of the caller's; table: the pages of all slots, read only, shared by programs; cache: read and
-    written in place, shared; weight: read only, shared."""
+    written in place, shared; state: what all slots choose their tokens by, shared, the counts written in place; weight:
+    read only, shared."""
 
     DATA = "data"
     TABLE = "table"
     CACHE = "cache"
+    STATE = "state"
     WEIGHT = "weight"
 
 
@@ -50,7 +61,7 @@ class Role(StrEnum):
 class TensorSpec:
     """One input or output of a program, contiguous.
 
-    shape  None: the number of the pool's pages, which is the same in all caches
+    shape  None: a number that is the same in all tensors of a call: of a cache the pool's pages, of data the rows
     dtype  torch's name without `torch.`
     """
 
@@ -60,11 +71,17 @@ class TensorSpec:
     dtype: str
 
     def __str__(self) -> str:
-        return f"{self.role} {self.dtype} [{', '.join('pages' if size is None else str(size) for size in self.shape)}]"
+        return f"{self.role} {self.kind}"
 
-    def sizes(self, pages: int) -> tuple[int, ...]:
-        """The shape, where the pool has so many pages."""
-        return tuple(pages if size is None else size for size in self.shape)
+    @property
+    def kind(self) -> str:
+        """dtype and shape, such as `float32 [rows, 512]`."""
+        free = "pages" if self.role == Role.CACHE else "rows"
+        return f"{self.dtype} [{', '.join(free if size is None else str(size) for size in self.shape)}]"
+
+    def sizes(self, free: int) -> tuple[int, ...]:
+        """The shape, where the pool has so many pages, or the call so many rows."""
+        return tuple(free if size is None else size for size in self.shape)
 
 
 @dataclass(frozen=True)
@@ -133,7 +150,8 @@ class Decode(Program):
     def signature(self, config: ModelConfig, sizes: Sizes, dtype: str) -> Signature:
         data = (_ids("tokens", self.width), _ids("positions", self.width), _ids("slots", self.width))
         weights = _weights(config, dtype)
-        return Signature((*data, *kv_inputs(config, sizes, dtype), *weights), _choice(config, self.width))
+        outputs = (*_unembedded(config, self.width), _ids("next_positions", self.width))
+        return Signature((*data, *kv_inputs(config, sizes, dtype), *weights), outputs)
 
 
 @dataclass(frozen=True)
@@ -170,7 +188,38 @@ class Unembed(Program):
 
     def signature(self, config: ModelConfig, sizes: Sizes, dtype: str) -> Signature:
         weights = tuple(item for item in _weights(config, dtype) if item.name in UNEMBEDDING)
-        return Signature((_hidden(config, self.rows), *weights), _choice(config, self.rows))
+        return Signature((_hidden(config, self.rows), *weights), _unembedded(config, self.rows))
+
+
+@dataclass(frozen=True)
+class Choose(Program):
+    """The next token of any number of rows, drawn at random where a slot's temperature is above 0.
+
+    adjusted  the logits change before; the most likely tokens are returned too
+    """
+
+    adjusted: bool
+
+    @property
+    def name(self) -> str:
+        return "choose_adjusted" if self.adjusted else "choose_drawn"
+
+    def signature(self, config: ModelConfig, sizes: Sizes, dtype: str) -> Signature:
+        vocabulary, slots = config.vocab_size, sizes.max_batch
+        data = (
+            TensorSpec("logits", Role.DATA, (None, vocabulary), "float32"),
+            TensorSpec("log_total", Role.DATA, (None,), "float32"),
+            _ids("positions", None),
+            _ids("slots", None),
+        )
+        kinds = (*DRAWING, *adjusting(vocabulary)) if self.adjusted else DRAWING
+        state = (TensorSpec(f"sampling.{kind.name}", Role.STATE, (slots, *kind.shape), kind.dtype) for kind in kinds)
+        outputs = [_ids("tokens", None), TensorSpec("logprobs", Role.DATA, (None,), "float32")]
+        if self.adjusted:
+            most = min(MOST_TOP_LOGPROBS, vocabulary)
+            outputs.append(TensorSpec("top", Role.DATA, (None, most), "int64"))
+            outputs.append(TensorSpec("top_logprobs", Role.DATA, (None, most), "float32"))
+        return Signature((*data, *state), tuple(outputs))
 
 
 def default_widths(max_batch: int) -> tuple[int, ...]:
@@ -181,6 +230,11 @@ def default_widths(max_batch: int) -> tuple[int, ...]:
 
 def programs_of(sizes: Sizes) -> tuple[Program, ...]:
     """The programs of an artifact of these sizes."""
+    return (*model_programs(sizes), Choose(adjusted=False), Choose(adjusted=True))
+
+
+def model_programs(sizes: Sizes) -> tuple[Program, ...]:
+    """Those that compute the model. A target that compiles no others chooses tokens in another way."""
     return (
         *(Decode(width) for width in sizes.widths),
         *(Prefill(chunk) for chunk in sizes.prefill_chunks),
@@ -228,7 +282,7 @@ def _differences(label: str, found: Sequence[TensorSpec], expected: Sequence[Ten
         yield f"{label} {first.name}{more} is {first}, expected {wanted} by the model and the sizes of the artifact"
 
 
-def _ids(name: str, count: int) -> TensorSpec:
+def _ids(name: str, count: int | None) -> TensorSpec:
     return TensorSpec(name, Role.DATA, (count,), "int64")
 
 
@@ -236,7 +290,7 @@ def _hidden(config: ModelConfig, rows: int) -> TensorSpec:
     return TensorSpec("hidden", Role.DATA, (rows, config.hidden_size), "float32")
 
 
-def _choice(config: ModelConfig, rows: int) -> tuple[TensorSpec, ...]:
+def _unembedded(config: ModelConfig, rows: int) -> tuple[TensorSpec, ...]:
     """What gptoss::unembed returns for `rows` rows."""
     return (
         TensorSpec("logits", Role.DATA, (rows, config.vocab_size), "float32"),

@@ -116,14 +116,13 @@ def _programs(manifest: Manifest) -> RichTable:
 
     rows: list[Sequence[str]] = []
     for name, signature in manifest.programs.items():
-        caches, weights = (len(signature.inputs_of(role)) for role in (Role.CACHE, Role.WEIGHT))
-        inputs, outputs = _spelled(signature.inputs_of(Role.DATA)), _spelled(signature.outputs)
-        rows.append((name, inputs, str(caches), str(weights), outputs))
-    return make_table(("name", "inputs", "KV caches", "weights", "outputs"), rows, "programs")
+        shared = (str(len(signature.inputs_of(role))) for role in (Role.CACHE, Role.STATE, Role.WEIGHT))
+        rows.append((name, _spelled(signature.inputs_of(Role.DATA)), *shared, _spelled(signature.outputs)))
+    return make_table(("name", "inputs", "KV caches", "state", "weights", "outputs"), rows, "programs")
 
 
 def _spelled(specs: Iterable[TensorSpec]) -> str:
-    return ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in specs)
+    return ", ".join(f"{spec.name} {spec.kind}" for spec in specs)
 
 
 def _files(manifest: Manifest) -> RichTable:

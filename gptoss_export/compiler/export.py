@@ -1,18 +1,20 @@
-"""torch.export: one program of the model as a graph. All shapes are static, but for the number of pages of the caches.
+"""torch.export: one program as a graph. Shapes are static, but for the pages of the caches and the rows of a choice.
 
 Nothing is traced with real memory. The model lives on the meta device and all inputs are fake tensors, so that a 120b
 takes no more memory than a tiny model. Weights and caches are inputs of the graph, not constants of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 
 from ..artifact.programs import (
+    Choose,
     Decode,
     Prefill,
     Program,
@@ -26,11 +28,16 @@ from ..artifact.programs import (
 )
 from ..compat.pytorch import fake_tensors
 from ..errors import LoweringError, raise_all
+from ..model.choice import choose_adjusted, choose_drawn
 from ..model.config import ModelConfig
 from ..model.decoder import GptOss
 from ..model.dtypes import dtype_name, torch_dtype
 
-TRACED_PAGES = 3  # of the caches while a program is traced; it runs with any number from 2 on
+# Of the pages of the caches, or the rows of a choice, while a program is traced. It runs with any number from 2 on, and
+# a choice with 1 row too: torch only takes for granted that there are more, and computes each row by itself.
+TRACED_SIZE = 3
+
+_Call: TypeAlias = tuple[nn.Module, tuple[Any, ...], Any]  # a program, its arguments, which of their sizes are dynamic
 
 
 @dataclass(frozen=True)
@@ -66,15 +73,26 @@ def trace(
     signature = program.signature(config, sizes, dtype_name(dtype))
     with fake_tensors(), torch.device(device):
         fakes = {
-            item.name: torch.empty(item.sizes(TRACED_PAGES), dtype=torch_dtype(item.dtype)) for item in signature.inputs
+            item.name: torch.empty(item.sizes(TRACED_SIZE), dtype=torch_dtype(item.dtype)) for item in signature.inputs
         }
-    data, weights = (
-        {item.name: fakes[item.name] for item in signature.inputs_of(role)} for role in (Role.DATA, Role.WEIGHT)
+    if isinstance(program, Choose):
+        module, arguments, dynamic = _choice_call(program, signature, fakes)
+    else:
+        module, arguments, dynamic = _model_call(program, config, dtype, signature, fakes)
+    exported = torch.export.export(module, arguments, strict=False, dynamic_shapes=dynamic)
+    raise_all(
+        LoweringError, f"program {program.name}: traced with other results", _result_problems(signature, exported)
     )
+    return TracedProgram(program, signature, exported, dynamic)
+
+
+def _model_call(
+    program: Program, config: ModelConfig, dtype: torch.dtype, signature: Signature, fakes: Mapping[str, torch.Tensor]
+) -> _Call:
+    data, weights = (_of_role(role, signature, fakes) for role in (Role.DATA, Role.WEIGHT))
     has_kv = bool(signature.inputs_of(Role.CACHE))
     pages = {kind: fakes[name] for kind, name in page_table_names(config).items()} if has_kv else {}
     caches = [(fakes[k], fakes[v]) for k, v in kv_cache_names(config)] if has_kv else []
-    module = _MODULES[type(program)](build_model(config, dtype))
     of_caches = {0: torch.export.Dim("pages", min=2)}
     dynamic = (
         dict.fromkeys(data),
@@ -82,13 +100,19 @@ def trace(
         [(of_caches, of_caches) for _ in caches],
         dict.fromkeys(weights),
     )
-    exported = torch.export.export(
-        _Stateless(module), (data, pages, caches, weights), strict=False, dynamic_shapes=dynamic
-    )
-    raise_all(
-        LoweringError, f"program {program.name}: traced with other results", _result_problems(signature, exported)
-    )
-    return TracedProgram(program, signature, exported, dynamic)
+    module = _MODULES[type(program)](build_model(config, dtype))
+    return _Stateless(module), (data, pages, caches, weights), dynamic
+
+
+def _choice_call(program: Choose, signature: Signature, fakes: Mapping[str, torch.Tensor]) -> _Call:
+    data, state = (_of_role(role, signature, fakes) for role in (Role.DATA, Role.STATE))
+    of_data = {0: torch.export.Dim("rows", min=2)}
+    module = _Choice(choose_adjusted if program.adjusted else choose_drawn)
+    return module, (data, state), (dict.fromkeys(data, of_data), dict.fromkeys(state))
+
+
+def _of_role(role: Role, signature: Signature, fakes: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {item.name: fakes[item.name] for item in signature.inputs_of(role)}
 
 
 def _result_problems(signature: Signature, exported: ExportedProgram) -> list[str]:
@@ -97,10 +121,14 @@ def _result_problems(signature: Signature, exported: ExportedProgram) -> list[st
     if len(found) != len(signature.outputs):
         return [f"{len(found)} results, expected {len(signature.outputs)}"]
     described = [
-        TensorSpec(item.name, Role.DATA, tuple(value.shape), dtype_name(value.dtype))
+        TensorSpec(item.name, Role.DATA, tuple(_static(size) for size in value.shape), dtype_name(value.dtype))
         for item, value in zip(signature.outputs, found, strict=True)
     ]
     return [f"{a.name} is {a}, expected {b}" for a, b in zip(described, signature.outputs, strict=True) if a != b]
+
+
+def _static(size: int | torch.SymInt) -> int | None:
+    return size if isinstance(size, int) else None
 
 
 class _Decode(nn.Module):
@@ -110,7 +138,7 @@ class _Decode(nn.Module):
 
     def forward(self, tokens: Any, positions: Any, slots: Any, pages: Any, caches: Any) -> Any:
         hidden = self.model.backbone(tokens[:, None], positions[:, None], slots, pages, caches)
-        return self.model.unembed(hidden)
+        return *self.model.unembed(hidden), positions + (positions >= 0)
 
 
 class _Prefill(nn.Module):
@@ -133,6 +161,17 @@ class _Unembed(nn.Module):
 
 
 _MODULES: dict[type[Program], type[nn.Module]] = {Decode: _Decode, Prefill: _Prefill, Unembed: _Unembed}
+
+
+class _Choice(nn.Module):
+    """A choice as a function of its data and its state."""
+
+    def __init__(self, choose: Callable[..., Any]) -> None:
+        super().__init__()
+        self._choose = choose
+
+    def forward(self, data: dict[str, Any], state: dict[str, Any]) -> Any:
+        return self._choose(*data.values(), *state.values())
 
 
 class _Stateless(nn.Module):

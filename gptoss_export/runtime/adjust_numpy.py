@@ -1,4 +1,4 @@
-"""Changes the logits of one sequence before a token is chosen, on the host, in numpy, as adjust_torch does."""
+"""Changes the logits of one sequence before a token is chosen, on the host, in numpy, as `model.choice` does."""
 
 from __future__ import annotations
 

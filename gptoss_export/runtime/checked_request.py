@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 from ..artifact.manifest import Manifest
 from ..errors import RunError
+from ..model.sampling_state import mask_words
 from .arguments import integer, sampling_params, sequence, token_ids
 from .running_sequence import Request
-from .sampling_params import MASK_WORD, SamplingParams
+from .sampling_params import SamplingParams
 from .slots import Slots
 
 
@@ -18,7 +19,7 @@ def checked_mask(
     """`allowed` of a request, with a check of each mask: RunError for another size, and for a mask without a token."""
     if allowed is None:
         return None
-    size = 4 * -(-vocabulary // MASK_WORD)
+    size = 4 * mask_words(vocabulary)
 
     def checked(tokens: Sequence[int]) -> bytes:
         mask = bytes(allowed(tokens))

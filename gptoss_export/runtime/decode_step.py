@@ -1,5 +1,5 @@
-"""The decode step of one width on the device: one call of the decode program, the choice of the next token, the
-advance of positions.
+"""The decode step of one width on the device: one call of the decode program, the choice of the next token, and copies
+of both to where the next step reads them.
 
 On CUDA the step is captured once into a CUDA graph, so that it costs the host one launch. Tokens and positions are in
 buffers that the step itself rewrites: its choice is the next step's input, and the host may read it while the next step
@@ -10,15 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
-from .adjust_torch import Adjustments
+from .choosing import Chooser, Chosen, StepOutput
 from .cuda.driver import own_stream
 from .cuda.early_launch import launch_early
 from .executor import Choice, PendingTokens
-from .sampler_torch import Chosen, SamplingBuffers, StepOutput, choose
 
 Item = TypeVar("Item")
 
@@ -42,6 +41,13 @@ class StepRows:
         return cls(tokens, torch.full_like(tokens, -1), slots)
 
 
+class Decoded(NamedTuple):
+    """What a decode program gives: the outputs of its rows, and where their next tokens go, [W] int64."""
+
+    output: StepOutput
+    next_positions: torch.Tensor
+
+
 @dataclass(frozen=True)
 class CapturedStep:
     """A captured step, its results, and how many of its kernels are launched early."""
@@ -56,23 +62,15 @@ class DecodeStep:
     """The step over the rows of one width.
 
     decode   runs the decode program on the rows
-    rows     what it reads; a step replaces tokens by the chosen ones and advances positions
-    advance  [W] int64, by how much a step moves each position: 1, or 0 where there is no sequence
-    params   the sampling parameters of all slots
-    adjustments  returns what a choice that is ADJUSTED needs
+    rows     what it reads; a step replaces tokens by the chosen ones, and positions by the next ones
+    chooser  chooses the tokens
     """
 
-    def __init__(
-        self,
-        decode: Callable[[], StepOutput],
-        rows: StepRows,
-        params: SamplingBuffers,
-        adjustments: Callable[[], Adjustments],
-    ) -> None:
+    def __init__(self, decode: Callable[[], Decoded], rows: StepRows, chooser: Chooser) -> None:
         # Declared first: attributes are freed in this order, and graphs must go before the code of their kernels.
         self.captured: dict[Choice, CapturedStep] = {}
-        self.rows, self.advance = rows, torch.zeros_like(rows.positions)
-        self._decode, self._params, self._adjustments = decode, params, adjustments
+        self.rows = rows
+        self._decode, self._chooser = decode, chooser
 
     def run(self, choice: Choice) -> tuple[StepOutput, Chosen]:
         """Advance every sequence by one token; the outputs of the rows, and what was chosen from them. The results hold
@@ -93,10 +91,9 @@ class DecodeStep:
         they are."""
         if choice in self.captured:
             return
-        buffers = self.rows.tokens, self.rows.positions, self.advance
+        buffers = self.rows.tokens, self.rows.positions
         saved = [buffer.clone() for buffer in buffers]
         self.rows.positions.fill_(-1)
-        self.advance.zero_()
         self._advance(choice)  # the first call allocates
         graph = torch.cuda.CUDAGraph(keep_graph=True)
         with torch.cuda.graph(graph, stream=own_stream(self.rows.tokens.device)):
@@ -108,11 +105,10 @@ class DecodeStep:
         self.captured[choice] = CapturedStep(graph, output, chosen, early_launches)
 
     def _advance(self, choice: Choice) -> tuple[StepOutput, Chosen]:
-        output, rows = self._decode(), self.rows
-        adjustments = self._adjustments() if choice == Choice.ADJUSTED else None
-        chosen = choose(output, rows.positions, rows.slots, self._params, choice, adjustments)
+        (output, next_positions), rows = self._decode(), self.rows
+        chosen = self._chooser.choose(output, rows.positions, rows.slots, choice)
         rows.tokens.copy_(chosen.tokens)
-        rows.positions.add_(self.advance)
+        rows.positions.copy_(next_positions)
         return output, chosen._replace(tokens=rows.tokens)
 
 

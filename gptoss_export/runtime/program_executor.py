@@ -11,16 +11,18 @@ from typing import TypeAlias
 import torch
 
 from ..artifact.manifest import Manifest
-from ..artifact.programs import Decode, Prefill, Role, Unembed, programs_of
+from ..artifact.programs import Choose, Decode, Prefill, Role, Unembed, model_programs
 from ..errors import ArtifactError, raise_all
 from ..model.dtypes import torch_dtype
-from .decode_step import StepRows
-from .executor import ChunkOutput, Outputs, Part, Prompt
+from .choosing import IN_TORCH, StepOutput
+from .decode_step import Decoded, StepRows
+from .executor import Choice, ChunkOutput, Outputs, Part, Prompt
 from .packing import PackedChunk, pack
 from .page_memory import PageMemory
-from .sampler_torch import StepOutput
 from .staging import on_device
 from .torch_executor import TorchExecutor
+
+_CHOICES = {Choice.DRAWN: Choose(adjusted=False), Choice.ADJUSTED: Choose(adjusted=True)}
 
 # A loaded program: its inputs in the order of its signature to its outputs in that order.
 LoadedProgram: TypeAlias = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
@@ -39,7 +41,8 @@ class BoundProgram:
 
 
 class ProgramExecutor(TorchExecutor):
-    """An executor over all programs of an artifact (`programs_of`)."""
+    """An executor over the programs of an artifact: those that compute the model, and the choices that its target
+    compiles."""
 
     def __init__(
         self,
@@ -52,13 +55,15 @@ class ProgramExecutor(TorchExecutor):
     ) -> None:
         self.paged_memory = memory
         self.programs = bind_programs(manifest, folder, device, {**weights, **memory.tensors}, programs)
-        kinds = programs_of(manifest.sizes)
+        kinds = model_programs(manifest.sizes)
         decodes = {kind.width: self.programs[kind.name] for kind in kinds if isinstance(kind, Decode)}
         self._prefills = {kind.chunk: self.programs[kind.name] for kind in kinds if isinstance(kind, Prefill)}
         self._unembeds = {kind.rows: self.programs[kind.name] for kind in kinds if isinstance(kind, Unembed)}
         self._memory = memory
         rows = {width: _step_rows(program) for width, program in decodes.items()}
-        super().__init__(manifest, rows, {width: partial(_outputs, program) for width, program in decodes.items()})
+        choices = {choice: programs[kind.name] for choice, kind in _CHOICES.items() if kind.name in programs}
+        decode = {width: partial(_decode, program) for width, program in decodes.items()}
+        super().__init__(manifest, rows, decode, {**IN_TORCH, **choices})
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -89,7 +94,7 @@ class ProgramExecutor(TorchExecutor):
 
     def _chunks(self) -> list[Prefill]:
         """The prefill programs that may run."""
-        found = [kind for kind in programs_of(self.manifest.sizes) if isinstance(kind, Prefill)]
+        found = [kind for kind in model_programs(self.manifest.sizes) if isinstance(kind, Prefill)]
         return [max(found, key=lambda kind: kind.chunk)] if self.fixed_width else found
 
     def _hidden(self, chunk: PackedChunk) -> torch.Tensor:
@@ -118,8 +123,10 @@ def _step_rows(program: BoundProgram) -> StepRows:
     return rows
 
 
-def _outputs(program: BoundProgram) -> StepOutput:
-    return StepOutput(**program())
+def _decode(program: BoundProgram) -> Decoded:
+    results = program()
+    next_positions = results.pop("next_positions")
+    return Decoded(StepOutput(**results), next_positions)
 
 
 def bind_programs(
@@ -129,13 +136,15 @@ def bind_programs(
     shared: Mapping[str, torch.Tensor],
     programs: Mapping[str, LoadedProgram],
 ) -> dict[str, BoundProgram]:
-    """Every program with its inputs: its own data buffers, and what programs share: tables, caches, weights.
+    """Every program of the model with its inputs: its own data buffers, and what programs share: tables, caches,
+    weights. A choice has no buffers of its own: it reads the outputs of others, of any number of rows.
 
     Raises ArtifactError where a weight is missing or is not what the program was compiled for.
     """
     bound: dict[str, BoundProgram] = {}
     problems = []
-    for name, signature in manifest.programs.items():
+    for name in (kind.name for kind in model_programs(manifest.sizes) if kind.name in manifest.programs):
+        signature = manifest.programs[name]
         inputs: dict[str, torch.Tensor] = {}
         for item in signature.inputs:
             dtype = torch_dtype(item.dtype)

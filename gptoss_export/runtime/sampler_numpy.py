@@ -1,5 +1,5 @@
 """Chooses the next token on the host, in numpy. The same logits, seed and position give the same token as in
-sampler_torch."""
+`model.choice`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .sampling_params import (
+from ..model.sampling_state import (
     LOWEST_TEMPERATURE,
     MIX_1,
     MIX_2,
     POSITION_FACTOR,
     SEED_FACTOR,
     TOKEN_FACTOR,
-    SamplingParams,
 )
+from .sampling_params import SamplingParams
 
 _SEED, _POSITION, _TOKEN = np.uint64(SEED_FACTOR), np.uint64(POSITION_FACTOR), np.uint64(TOKEN_FACTOR)
 _MIX1, _MIX2 = np.uint64(MIX_1), np.uint64(MIX_2)

@@ -7,16 +7,10 @@ from dataclasses import dataclass, field
 from numbers import Real
 
 from ..errors import RunError, raise_all
+from ..model.sampling_state import MOST_BIASES, MOST_TOP_LOGPROBS
 from ..values import shown, whole_number
 
-LOWEST_TEMPERATURE = 2.0**-126  # the smallest normal number of float32: a GPU may take smaller ones for 0
-MOST_BIASES, MOST_TOP_LOGPROBS = 1024, 20
-MASK_WORD = 32  # tokens of a word of a mask of allowed tokens, a bit each
 _BIASES = f"numbers of -1000 to 1000 by token id, {MOST_BIASES} at most"
-# Random numbers are a hash of seed, position and token id: SplitMix64's odd multipliers and its finalizer (Steele, Lea,
-# Flood 2014), as unsigned 64-bit numbers. Both samplers compute it.
-SEED_FACTOR, POSITION_FACTOR, TOKEN_FACTOR = 0x1E3779B97F4A7C15, 0x3C6EF372FE94F82B, 0x5851F42D4C957F2D
-MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""An executor whose next token is chosen on the device, in torch: sampling and the captured steps, whatever makes the
-logits."""
+"""An executor whose next token is chosen on the device, with torch's tensors: sampling and the captured steps, whatever
+makes the logits."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..artifact.manifest import Manifest
-from .adjust_torch import Adjustments
-from .decode_step import DecodeStep, PendingTorchTokens, StepRows
+from .choosing import IN_TORCH, ChoiceProgram, Chooser, Chosen, StepOutput
+from .decode_step import Decoded, DecodeStep, PendingTorchTokens, StepRows
 from .executor import Choice, ChunkOutput, Executor, Outputs, Part, Sampling
-from .sampler_torch import Chosen, SamplingBuffers, StepOutput, choose
+from .sampling_buffers import SamplingBuffers
 from .staging import on_device
 
 
@@ -46,23 +46,25 @@ class Placement:
 class TorchExecutor(Executor):
     """Decode steps of static shape, and a prefill that a subclass supplies.
 
-    rows    by width: what the decode program of that width reads
-    decode  by width: runs that program on its rows; returns the outputs of all of them
+    rows     by width: what the decode program of that width reads
+    decode   by width: runs that program on its rows
+    choices  what computes a choice that is not MOST_LIKELY
     """
 
     def __init__(
-        self, manifest: Manifest, rows: Mapping[int, StepRows], decode: Mapping[int, Callable[[], StepOutput]]
+        self,
+        manifest: Manifest,
+        rows: Mapping[int, StepRows],
+        decode: Mapping[int, Callable[[], Decoded]],
+        choices: Mapping[Choice, ChoiceProgram] = IN_TORCH,
     ) -> None:
         self.manifest = manifest
         slots, vocabulary = manifest.sizes.max_batch, manifest.model.vocab_size
         self.device = device = rows[slots].tokens.device
         self.overlaps_steps = device.type == "cuda"
-        self._params = SamplingBuffers(slots, device)
-        self._adjustments: Adjustments | None = None
-        self.steps = {
-            width: DecodeStep(decode[width], rows[width], self._params, self._made_adjustments)
-            for width in manifest.sizes.widths
-        }
+        self._sampling = SamplingBuffers(slots, vocabulary, device)
+        self._chooser = Chooser(self._sampling, choices)
+        self.steps = {width: DecodeStep(decode[width], rows[width], self._chooser) for width in manifest.sizes.widths}
         # What the first choice of each slot is made from, and the last token of each slot unless a step has it.
         self._kept = StepOutput.empty(slots, vocabulary, device)
         self._tokens = torch.zeros(slots, dtype=torch.int64, device=device)
@@ -112,13 +114,11 @@ class TorchExecutor(Executor):
 
     @torch.inference_mode()
     def set_sampling(self, given: Mapping[int, Sampling]) -> None:
-        self._params.set({slot: sampling.params for slot, sampling in given.items()})
-        if self._adjustments is not None or any(sampling.params.adjusts for sampling in given.values()):
-            self._made_adjustments().set(given)
+        self._sampling.set(given)
 
     @torch.inference_mode()
     def allow(self, masks: Mapping[int, bytes]) -> None:
-        self._made_adjustments().allow(masks)
+        self._sampling.allow(masks)
 
     @torch.inference_mode()
     def keep_output(self, slot: int, output: ChunkOutput) -> None:
@@ -132,8 +132,7 @@ class TorchExecutor(Executor):
         chosen = self._ids(slots)
         output = StepOutput(*(kept[chosen] for kept in self._kept))
         last = self._ids(lengths[slot] - 1 for slot in slots)
-        adjustments = self._made_adjustments() if choice == Choice.ADJUSTED else None
-        found = choose(output, last, chosen, self._params, choice, adjustments)
+        found = self._chooser.choose(output, last, chosen, choice)
         self._tokens[chosen] = found.tokens
         self._pending = list(slots), found, output.logits
 
@@ -147,13 +146,6 @@ class TorchExecutor(Executor):
         assert self._pending is not None  # a choice was made before
         slots, chosen, logits = self._pending
         return PendingTorchTokens(slots, chosen, logits if keep_logits else None)
-
-    def _made_adjustments(self) -> Adjustments:
-        """The buffers of adjusted choices, which take memory once a sequence needs them."""
-        if self._adjustments is None:
-            slots, vocabulary = self._kept.logits.shape
-            self._adjustments = Adjustments(slots, vocabulary, self.device)
-        return self._adjustments
 
     def _chunk_for(self, remaining: int) -> int:
         """The smallest chunk that takes all remaining tokens, or the largest chunk there is."""
@@ -170,14 +162,16 @@ class TorchExecutor(Executor):
         step = self.steps[placed.width]
         if placed != self._placed:
             self._fetch_tokens()
-            # Rows without a sequence may have the slot and the token of any: they write where nothing is read.
-            of_rows = self._ids(slot or 0 for slot in placed.slots)
-            step.rows.tokens.copy_(self._tokens[of_rows])
-            step.rows.slots.copy_(of_rows)
-            step.rows.positions.copy_(self._ids(placed.positions))
-            step.advance.copy_(self._ids(placed.moving))
+            self._write_rows(step.rows, placed)
         self._placed = placed.after_step()
         return step, placed
+
+    def _write_rows(self, rows: StepRows, placed: Placement) -> None:
+        # Rows without a sequence may have the slot and the token of any: they write where nothing is read.
+        of_rows = self._ids(slot or 0 for slot in placed.slots)
+        rows.tokens.copy_(self._tokens[of_rows])
+        rows.slots.copy_(of_rows)
+        rows.positions.copy_(self._ids(placed.positions))
 
     def _ids(self, numbers: Iterable[int]) -> torch.Tensor:
         return on_device(list(numbers), self.device)

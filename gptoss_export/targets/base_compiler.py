@@ -135,7 +135,7 @@ class Compiler(ABC):
         raise NotImplementedError(f"target {self.name} compiles programs together")
 
     def programs(self, all_programs: tuple[Program, ...]) -> tuple[Program, ...]:
-        """Which of an artifact's programs the target compiles."""
+        """Which of an artifact's programs the target compiles. It may leave out the choices of tokens."""
         return all_programs
 
     def stores_programs(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..artifact.programs import Sizes, programs_of
+from ..artifact.programs import Sizes, model_programs
 from ..compiler.export import trace
 from ..compiler.lower import Implementations, lower
 from ..kernels.kernel import ConfigChooser, Kernel
@@ -50,7 +50,7 @@ def op_calls(
     progress = progress or Progress()
     recorder = _Recorder(kernels(), ConfigChooser(arch))
     short = config.shortest()
-    for program in programs_of(sizes):
+    for program in model_programs(sizes):
         progress.update(f"trace {program.name}")
         traced = trace(program, short, sizes, dtype, torch.device("cpu"))
         lower(traced, recorder.implementations(composed_by_reference=True))

@@ -43,6 +43,11 @@ def edit_section(folder: Path, section: str, **changes: Any) -> None:
     edit(folder, **{section: json.loads((folder / "manifest.json").read_text())[section] | changes})
 
 
+def remove_program(folder: Path, name: str) -> None:
+    programs = json.loads((folder / "manifest.json").read_text())["programs"]
+    edit(folder, programs={key: value for key, value in programs.items() if key != name})
+
+
 def package(folder: Path) -> Path:
     return next(folder.glob("programs-*.pt2"))
 
@@ -80,6 +85,7 @@ def test_combined_hash_is_that_of_sha256sum() -> None:
         (lambda f: edit(f, schema_version=99), "schema_version is 99"),
         (lambda f: edit(f, programs={"decode_3": {}}), "malformed"),
         (lambda f: edit(f, programs={}), "programs: decode_1 is missing from the manifest"),
+        (lambda f: remove_program(f, "choose_drawn"), "programs: choose_drawn is missing from the manifest"),
         (lambda f: edit(f, surprise=1), "malformed"),
         (lambda f: edit(f, target="abacus"), "target 'abacus'"),
         (lambda f: edit(f, archs=["sm_90"]), "artifact has code for sm_90, this machine is"),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gptoss_export.artifact.manifest import Manifest, load_manifest, rebuild_command, save_manifest
+from gptoss_export.artifact.programs import model_programs, programs_of
 from gptoss_export.errors import ArtifactError
 
 
@@ -41,10 +42,13 @@ def test_round_trip(data: dict[str, Any], tmp_path: Path) -> None:
 
 def test_what_build_writes_is_accepted(data: dict[str, Any], tmp_path: Path) -> None:
     manifest = read(data, tmp_path)
-    assert set(manifest.programs) == {"decode_1", "decode_3", "prefill_16", "prefill_64", "unembed_1", "unembed_64"}
-    assert manifest.missing_programs() == []
-    del data["programs"]["prefill_16"]
-    assert read(data, tmp_path).missing_programs() == ["prefill_16"]
+    model = {"decode_1", "decode_3", "prefill_16", "prefill_64", "unembed_1", "unembed_64"}
+    assert set(manifest.programs) == model | {"choose_drawn", "choose_adjusted"}
+    expected = programs_of(manifest.sizes)
+    assert manifest.missing_programs(expected) == []
+    del data["programs"]["prefill_16"], data["programs"]["choose_drawn"]
+    assert read(data, tmp_path).missing_programs(expected) == ["prefill_16", "choose_drawn"]
+    assert read(data, tmp_path).missing_programs(model_programs(manifest.sizes)) == ["prefill_16"]
 
 
 def swap(items: list[Any], one: int, other: int) -> None:
@@ -68,8 +72,8 @@ def swap(items: list[Any], one: int, other: int) -> None:
         (lambda p: p["decode_3"]["inputs"][5].update(shape=[9, 2, 64, 32]), r"k_cache.0 is cache float32 \[9, 2, 64"),
         (lambda p: p["decode_3"]["inputs"][-1].update(dtype="float8"), "lm_head.weight is weight float8"),
         (lambda p: p["unembed_1"]["inputs"][0].update(dtype="bfloat16"), "unembed_1: input hidden is data bfloat16"),
-        (lambda p: p["decode_3"]["outputs"].reverse(), "decode_3: output 0 is 'log_total', expected 'logits'"),
-        (lambda p: p["decode_3"]["outputs"].pop(), "decode_3: output 3 is nothing, expected 'log_total'"),
+        (lambda p: p["decode_3"]["outputs"].reverse(), "decode_3: output 0 is 'next_positions', expected 'logits'"),
+        (lambda p: p["decode_3"]["outputs"].pop(), "decode_3: output 4 is nothing, expected 'next_positions'"),
         (
             lambda p: p["decode_3"]["outputs"][0].update(shape=[3, 7]),
             r"output logits .* \[3, 7\], expected data float32",
@@ -80,6 +84,15 @@ def swap(items: list[Any], one: int, other: int) -> None:
             lambda p: p["prefill_16"]["outputs"][0].update(shape=[17, 96]),
             r"hidden is data float32 \[17, 96\], expected .*\[16, 96\]",
         ),
+        (
+            lambda p: p["choose_drawn"]["inputs"][4].update(shape=[4]),
+            r"temperature is state float32 \[4\], expected state float32 \[3\]",
+        ),
+        (
+            lambda p: p["choose_adjusted"]["inputs"][0].update(shape=[3, 512]),
+            r"logits is data float32 \[3, 512\], expected data float32 \[rows, 512\]",
+        ),
+        (lambda p: p.update(choose_drawn=p["choose_adjusted"]), "choose_drawn: input 9 is 'sampling.repetition_"),
         (lambda p: p["decode_3"]["inputs"][0].update(role="constant"), "malformed"),
         (lambda p: p.update({"unembed_x": p["unembed_1"]}), "programs: found unembed_x"),
         (lambda p: p.update({"unembed_0": p["unembed_1"]}), "programs: found unembed_0"),
@@ -204,7 +217,7 @@ def test_another_schema_is_refused_with_the_command_that_builds_again(data: dict
         f"gptoss-export build CHECKPOINT -o '{folder}-new' --target aoti --device cuda --arch sm_80,sm_90 --dtype "
         "bfloat16 --max-batch 3 --widths 1,3 --max-context 4400 --prefill-chunk 16 --prefill-chunk 64 --stop-token 511"
     )
-    assert f"schema_version is 4, expected 8; build the artifact again: {command}" in str(caught.value)
+    assert f"schema_version is 4, expected 9; build the artifact again: {command}" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -40,15 +40,16 @@ def compile_package(
     dtype: torch.dtype,
     programs: tuple[Program, ...] = (Unembed(1),),
     config: ModelConfig = TWO_LAYERS,
+    sizes: Sizes = SIZES,
 ) -> Path:
     """Compile programs of a model into the new folder `folder`; returns the package."""
     folder.mkdir()
     implementations = COMPILER.implementations(device, ConfigChooser(arch))
-    job = CompileJob(config, SIZES, device, arch, COMPILER.options_class(), (), {}, folder, "{}", Progress())
+    job = CompileJob(config, sizes, device, arch, COMPILER.options_class(), (), {}, folder, "{}", Progress())
     with COMPILER.environment(device, arch):
         compilation = COMPILER.start(job)
         for program in programs:
-            traced = trace(program, config, SIZES, dtype, COMPILER.trace_device(device))
+            traced = trace(program, config, sizes, dtype, COMPILER.trace_device(device))
             compilation.compile(lower(traced, implementations))
         (name,) = compilation.finish()
     return folder / name

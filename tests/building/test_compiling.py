@@ -54,7 +54,7 @@ def test_two_processes_make_the_code_of_one(tmp_path: Path) -> None:
             members.append({item.filename: item.file_size for item in package.infolist()})
         tokens.append(load(folder).generate([1, 2, 3], 9, stop_tokens=()).tokens)
     assert members[0] == members[1] and tokens[0] == tokens[1]
-    assert sum(name.endswith(".so") for name in members[0]) == 4
+    assert sum(name.endswith(".so") for name in members[0]) == 6
 
 
 def test_the_error_of_a_program_reaches_the_build(tmp_path: Path) -> None:

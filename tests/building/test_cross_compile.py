@@ -20,7 +20,7 @@ from torch.utils import cpp_extension
 from artifacts import TWO_LAYERS, made_once
 from gptoss_export import BuildOptions, build
 from gptoss_export.artifact.manifest import load_manifest
-from gptoss_export.artifact.programs import Decode, Sizes, Unembed
+from gptoss_export.artifact.programs import Decode, Sizes, Unembed, programs_of
 from gptoss_export.checkpoint.layouts import LAYOUTS
 from gptoss_export.checkpoint.synthetic import write_synthetic
 from gptoss_export.compat import versions
@@ -85,7 +85,7 @@ def test_only_the_code_is_multiplied(cross_built: Path) -> None:
     packages = [name for name in manifest.files if name.endswith(".pt2")]
     assert packages == sorted(f"programs-{arch}.pt2" for arch in ARCHS)
     # AOTInductor's own runtime is 2 MB a program, 2.5 MB since torch 2.15.
-    assert sum(manifest.files[name].bytes for name in packages) < 24 << 20
+    assert sum(manifest.files[name].bytes for name in packages) < 36 << 20
     assert [problems_of(cross_built / name) for name in packages] == [[], []]
     assert [folders_of_this_machine(cross_built / name) for name in packages] == [[], []]
 
@@ -127,7 +127,7 @@ def test_nothing_calls_back_and_every_symbol_resolves(libraries: dict[tuple[str,
         toolkit = Path(cpp_extension.CUDA_HOME) / "include"
         declared = "".join(path.read_text() for path in (*headers, toolkit / "cuda.h", toolkit / "cuda_runtime_api.h"))
     system = re.compile(r"_ZN?K?S|_ZT|_Zna|_Znw|_Zd|__cxa|__gxx|__|_ITM|GOMP|omp_|_Unwind")
-    assert {program for _, program in libraries} == {"decode_3", "prefill_16", "unembed_1", "unembed_64"}
+    assert {program for _, program in libraries} == {program.name for program in programs_of(SIZES)}
     for (arch, program), library in libraries.items():
         assert "AOTInductorModelContainerCreateWithDevice" in symbols(library, "--defined-only")
         wanted = symbols(library, "--undefined-only")

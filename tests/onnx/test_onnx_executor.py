@@ -16,10 +16,10 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from gptoss_export import Engine, SamplingParams, load
 from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.errors import RunError
-from gptoss_export.runtime.executor import Choice, Outputs, Prompt
+from gptoss_export.runtime.choosing import IN_TORCH, Chooser, StepOutput
+from gptoss_export.runtime.executor import Choice, Outputs, Prompt, Sampling
 from gptoss_export.runtime.sampler_numpy import choose as choose_in_numpy
-from gptoss_export.runtime.sampler_torch import SamplingBuffers, StepOutput
-from gptoss_export.runtime.sampler_torch import choose as choose_in_torch
+from gptoss_export.runtime.sampling_buffers import SamplingBuffers
 from gptoss_export.verification.metric import TOLERANCES, deviation
 
 
@@ -247,15 +247,16 @@ def test_tokens_are_drawn_as_in_torch():
         SamplingParams(2.0, 40, 0.9, 11),
     ]
     generator = torch.Generator().manual_seed(0)
-    buffers = SamplingBuffers(len(params), torch.device("cpu"))
-    buffers.set(dict(enumerate(params)))
+    buffers = SamplingBuffers(len(params), 500, torch.device("cpu"))
+    buffers.set(dict(enumerate(map(Sampling, params))))
+    chooser = Chooser(buffers, IN_TORCH)
     for trial in range(50):
         logits = 3 * torch.randn(len(params), 500, generator=generator)
         positions = torch.randint(0, 100_000, (len(params),), generator=generator)
         total = logits.logsumexp(-1)
         output = StepOutput(logits, logits.argmax(-1), logits.amax(-1) - total, total)
         for choice in (Choice.MOST_LIKELY, Choice.DRAWN):
-            tokens, logprobs, *_ = choose_in_torch(output, positions, torch.arange(len(params)), buffers, choice)
+            tokens, logprobs, *_ = chooser.choose(output, positions, torch.arange(len(params)), choice)
             found, found_logprobs = choose_in_numpy(
                 logits.numpy(), positions.tolist(), dict(enumerate(params)) if choice else {}
             )

@@ -90,7 +90,8 @@ from functools import partial
 
 import torch
 
-from gptoss_export.artifact.programs import Decode, Prefill, programs_of
+from gptoss_export.artifact.programs import Choose, Decode, Prefill, programs_of
+from gptoss_export.model.choice import choose_adjusted, choose_drawn
 from gptoss_export.model.decoder import GptOss
 from gptoss_export.model.dtypes import torch_dtype
 from gptoss_export.runtime.page_memory import allocate_pages
@@ -119,6 +120,8 @@ class EagerLoader(Loader):
 
 
 def run(model, kind, inputs):
+    if isinstance(kind, Choose):
+        return list((choose_adjusted if kind.adjusted else choose_drawn)(*inputs))
     if not isinstance(kind, Decode | Prefill):
         return list(model.unembed(inputs[0]))
     tokens, positions, slots, full, sliding, *rest = inputs
@@ -127,7 +130,7 @@ def run(model, kind, inputs):
     caches = list(zip(rest[0:count:2], rest[1:count:2]))
     segments = len(slots)  # in a decode step, each row is one
     hidden = model.backbone(tokens.view(segments, -1), positions.view(segments, -1), slots, pages, caches)
-    return list(model.unembed(hidden)) if isinstance(kind, Decode) else [hidden]
+    return [*model.unembed(hidden), positions + (positions >= 0)] if isinstance(kind, Decode) else [hidden]
 
 
 LOADER = EagerLoader()
@@ -163,7 +166,16 @@ def test_a_target_is_one_folder_and_one_line(eager: str, tmp_path: Path) -> None
     assert (manifest.device, manifest.arch, manifest.dtype) == ("cpu", "any", "float32")
     assert manifest.target_options == {"greeting": "good day"} and manifest.versions["eager"] == "1"
     names = (artifact / "programs.txt").read_text().splitlines()
-    assert names == ["good day", "decode_1", "decode_2", "prefill_16", "unembed_1", "unembed_64"]
+    assert names == [
+        "good day",
+        "decode_1",
+        "decode_2",
+        "prefill_16",
+        "unembed_1",
+        "unembed_64",
+        "choose_drawn",
+        "choose_adjusted",
+    ]
 
     runner = gptoss_export.load(artifact)
     report = gptoss_export.verify(artifact, checkpoint, "reference", [1, 40])

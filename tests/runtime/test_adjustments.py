@@ -13,10 +13,12 @@ from transformers.generation.logits_process import SequenceBiasLogitsProcessor
 
 from gptoss_export import SamplingParams
 from gptoss_export.errors import RunError
+from gptoss_export.model.choice import Adjusting, Drawing, adjust, count
+from gptoss_export.model.sampling_state import DRAWING, adjusting
 from gptoss_export.runtime.adjust_numpy import Adjustment
-from gptoss_export.runtime.adjust_torch import Adjustments
 from gptoss_export.runtime.checked_request import checked_mask
-from gptoss_export.runtime.executor import Sampling
+from gptoss_export.runtime.executor import Choice, Sampling
+from gptoss_export.runtime.sampling_buffers import SamplingBuffers
 
 VOCABULARY, STOPS = 77, (3, 40, 76)
 CASES = {
@@ -30,6 +32,28 @@ CASES = {
         repetition_penalty=1.2, presence_penalty=0.3, frequency_penalty=0.2, logit_bias={5: 2.0, 3: 9}, min_new_tokens=2
     ),
 }
+
+
+def test_functions_take_the_state_by_its_names() -> None:
+    assert [kind.name for kind in DRAWING] == list(Drawing._fields)
+    assert [kind.name for kind in adjusting(VOCABULARY)] == list(Adjusting._fields)
+
+
+class Buffers(SamplingBuffers):
+    """The buffers of a few slots on the CPU."""
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(slots, VOCABULARY, torch.device("cpu"))
+
+    @property
+    def adjusting(self) -> Adjusting:
+        return Adjusting(*self.read_by(Choice.ADJUSTED)[len(DRAWING) :])
+
+    def apply(self, logits: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        return adjust(logits, positions, slots, self.adjusting)
+
+    def count(self, tokens: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor) -> None:
+        count(tokens, positions, slots, self.adjusting.counts)
 
 
 def mask_of(tokens: set[int]) -> bytes:
@@ -58,7 +82,7 @@ def test_logits_are_those_of_transformers(case: str, set_back: bool) -> None:
     drawn, params = random.Random(case), CASES[case]
     prompt, answer = [drawn.randrange(20) for _ in range(12)], [drawn.randrange(30) for _ in range(3 * set_back)]
     given = Sampling(params, prompt, tuple(answer), frozenset(STOPS))
-    on_host, on_device = Adjustment(given, VOCABULARY), Adjustments(4, VOCABULARY, torch.device("cpu"))
+    on_host, on_device = Adjustment(given, VOCABULARY), Buffers(4)
     on_device.set({2: given})
     for _ in range(8):
         logits = [drawn.gauss(0, 3) for _ in range(VOCABULARY)]
@@ -76,7 +100,7 @@ def test_logits_are_those_of_transformers(case: str, set_back: bool) -> None:
 
 def test_a_row_without_a_sequence_counts_nothing() -> None:
     given = Sampling(SamplingParams(frequency_penalty=1.0), [1])
-    adjustments = Adjustments(2, VOCABULARY, torch.device("cpu"))
+    adjustments = Buffers(2)
     adjustments.set({0: given})
     logits, slots = torch.zeros(1, VOCABULARY), torch.tensor([0])
     adjustments.count(torch.tensor([9]), torch.tensor([-1]), slots)
@@ -86,7 +110,7 @@ def test_a_row_without_a_sequence_counts_nothing() -> None:
 
 
 def test_a_slot_forgets_the_sequence_before() -> None:
-    adjustments = Adjustments(1, VOCABULARY, torch.device("cpu"))
+    adjustments = Buffers(1)
     adjustments.set({0: Sampling(CASES["all"], [1, 2], (3, 4), frozenset(STOPS))})
     adjustments.allow({0: mask_of({5})})
     adjustments.set({0: Sampling(SamplingParams())})
@@ -98,7 +122,7 @@ def test_a_slot_forgets_the_sequence_before() -> None:
 def test_allowed_tokens(allowed: set[int]) -> None:
     """Where only stop tokens are allowed they come before min_new_tokens: the mask wins."""
     given = Sampling(SamplingParams(min_new_tokens=5), [1, 2], (), frozenset(STOPS))
-    on_host, on_device = Adjustment(given, VOCABULARY), Adjustments(1, VOCABULARY, torch.device("cpu"))
+    on_host, on_device = Adjustment(given, VOCABULARY), Buffers(1)
     on_device.set({0: given})
     on_device.allow({0: mask_of(allowed)})
     on_host.allow(mask_of(allowed))

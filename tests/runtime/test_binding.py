@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from gptoss_export.artifact.manifest import Manifest, Part, WeightSpec, load_manifest
-from gptoss_export.artifact.programs import Role
+from gptoss_export.artifact.programs import Role, model_programs
 from gptoss_export.errors import ArtifactError
 from gptoss_export.model.dtypes import torch_dtype
 from gptoss_export.runtime.page_memory import allocate_pages
@@ -41,7 +41,8 @@ def bind(manifest: Manifest, weights: dict[str, torch.Tensor]) -> dict[str, Boun
 
 def test_caches_and_weights_are_shared_and_data_is_not(manifest: Manifest, weights: dict[str, torch.Tensor]) -> None:
     bound = bind(manifest, weights)
-    for name, signature in manifest.programs.items():
+    assert list(bound) == [program.name for program in model_programs(manifest.sizes)]
+    for name, signature in ((name, manifest.programs[name]) for name in bound):
         assert list(bound[name].inputs) == [item.name for item in signature.inputs]
         for item in signature.inputs:
             tensor = bound[name].inputs[item.name]

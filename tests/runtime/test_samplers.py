@@ -12,8 +12,11 @@ from sampling_definition import chosen_token, kept_tokens, logprob, noise, proba
 
 from gptoss_export import SamplingParams
 from gptoss_export.errors import RunError
-from gptoss_export.runtime import sampler_numpy, sampler_torch
-from gptoss_export.runtime.executor import Choice
+from gptoss_export.model import choice
+from gptoss_export.runtime import sampler_numpy
+from gptoss_export.runtime.choosing import IN_TORCH, Chooser, StepOutput
+from gptoss_export.runtime.executor import Choice, Sampling
+from gptoss_export.runtime.sampling_buffers import SamplingBuffers
 
 PARAMS = [
     SamplingParams(),
@@ -35,11 +38,11 @@ def draw(
     if sampler == "numpy":
         tokens, logprobs = sampler_numpy.choose(logits.numpy(), positions, dict(enumerate(params)))
         return tokens.tolist(), logprobs.tolist()
-    buffers = sampler_torch.SamplingBuffers(len(params), torch.device("cpu"))
-    buffers.set(dict(enumerate(params)))
-    output = sampler_torch.StepOutput.of(logits)
-    drawn, drawn_logprobs, *_ = sampler_torch.choose(
-        output, torch.tensor(positions), torch.arange(len(params)), buffers, Choice.DRAWN
+    buffers = SamplingBuffers(len(params), logits.size(1), torch.device("cpu"))
+    buffers.set(dict(enumerate(map(Sampling, params))))
+    output = StepOutput.of(logits)
+    drawn, drawn_logprobs, *_ = Chooser(buffers, IN_TORCH).choose(
+        output, torch.tensor(positions), torch.arange(len(params)), Choice.DRAWN
     )
     return drawn.tolist(), drawn_logprobs.tolist()
 
@@ -78,11 +81,9 @@ def test_greedy_without_reading_the_logits(sampler: str) -> None:
     logits[3] = 1.0  # of equal logits the lowest id wins
     tokens, logprobs = draw(sampler, logits, [0] * 20, [SamplingParams()] * 20)
     assert tokens == [kept_tokens(row, SamplingParams())[0] for row in logits.tolist()] and tokens[3] == 0
-    buffers = sampler_torch.SamplingBuffers(20, torch.device("cpu"))
-    output = sampler_torch.StepOutput.of(logits)
-    found, found_logprobs, *_ = sampler_torch.choose(
-        output, torch.zeros(20), torch.arange(20), buffers, Choice.MOST_LIKELY
-    )
+    chooser = Chooser(SamplingBuffers(20, 50, torch.device("cpu")), IN_TORCH)
+    output = StepOutput.of(logits)
+    found, found_logprobs, *_ = chooser.choose(output, torch.zeros(20), torch.arange(20), Choice.MOST_LIKELY)
     assert found.tolist() == tokens and found_logprobs.tolist() == pytest.approx(logprobs, abs=1e-5)
 
 
@@ -173,12 +174,12 @@ def test_a_draw_depends_on_seed_and_position_only(sampler: str) -> None:
 
 def test_noise_is_gumbel() -> None:
     tokens = torch.arange(200_000)
-    found = sampler_torch.gumbel(torch.tensor(3), torch.tensor(4), tokens)
+    found = choice.gumbel(torch.tensor(3), torch.tensor(4), tokens)
     assert torch.isfinite(found).all()
     # The distribution function exp(-exp(-x)) of a Gumbel variable is uniform.
     uniform = torch.exp(-torch.exp(-found)).sort().values
     assert (uniform - torch.linspace(0, 1, len(uniform))).abs().max() < 0.005
-    other = sampler_torch.gumbel(torch.tensor(3), torch.tensor(5), tokens)
+    other = choice.gumbel(torch.tensor(3), torch.tensor(5), tokens)
     assert abs(torch.corrcoef(torch.stack((found, other)))[0, 1]) < 0.01
 
 
@@ -187,7 +188,7 @@ def test_noise_is_gumbel() -> None:
 def test_noise_is_the_hash_of_the_definition(seed: int, position: int) -> None:
     tokens = [0, 1, 511, 201087]
     expected = [noise(seed, position, token) for token in tokens]
-    in_torch = sampler_torch.gumbel(torch.tensor(seed), torch.tensor(position), torch.tensor(tokens))
+    in_torch = choice.gumbel(torch.tensor(seed), torch.tensor(position), torch.tensor(tokens))
     in_numpy = sampler_numpy.gumbel(seed, position, np.array(tokens))
     assert in_torch.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert in_numpy.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
@@ -197,14 +198,14 @@ def test_logprob() -> None:
     logits, tokens = 5 * random_logits(4, 50), torch.tensor([0, 7, 49, 3])
     expected = [logprob(row, token) for row, token in zip(logits.tolist(), tokens.tolist(), strict=True)]
     torch.testing.assert_close(torch.tensor(expected), logits.log_softmax(-1)[torch.arange(4), tokens])
-    in_torch = sampler_torch.StepOutput.of(logits).logprob(tokens)
+    in_torch = StepOutput.of(logits).logprob(tokens)
     in_numpy = sampler_numpy.logprob(logits.numpy(), tokens.numpy())
     assert in_torch.tolist() == pytest.approx(expected, rel=1e-5) == in_numpy.tolist()
 
 
 def test_step_output() -> None:
     logits = random_logits(5, 50)
-    output = sampler_torch.StepOutput.of(logits.to(torch.bfloat16))
+    output = StepOutput.of(logits.to(torch.bfloat16))
     assert torch.equal(output.logits, logits.bfloat16().float()) and torch.equal(output.top, output.logits.argmax(-1))
     torch.testing.assert_close(output.log_total, output.logits.logsumexp(-1))
     torch.testing.assert_close(output.top_logprob, output.logits.log_softmax(-1).amax(-1))
@@ -216,10 +217,8 @@ def test_a_tiny_temperature_takes_the_most_likely_token(temperature: float, scal
     """Nothing overflows: quotients beyond float32 are of tokens without any probability."""
     logits = scale * torch.randn(3, 50, generator=torch.Generator().manual_seed(3))
     params = SamplingParams(temperature, seed=4)
-    buffers = sampler_torch.SamplingBuffers(3, torch.device("cpu"))
-    buffers.set(dict.fromkeys(range(3), params))
     expected = logits.argmax(dim=-1).tolist()
-    assert sampler_torch.sample(logits, torch.arange(3), buffers.of(torch.arange(3))).tolist() == expected
+    assert draw("torch", logits, range(3), [params] * 3)[0] == expected
     with np.errstate(all="raise", under="ignore"):
         found, logprobs = sampler_numpy.choose(logits.numpy(), [0, 1, 2], dict.fromkeys(range(3), params))
     assert found.tolist() == expected and np.isfinite(logprobs).all()

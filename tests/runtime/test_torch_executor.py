@@ -13,9 +13,9 @@ from sampling_definition import chosen_token, logprob
 
 from gptoss_export import SamplingParams
 from gptoss_export.artifact.programs import Sizes
-from gptoss_export.runtime.decode_step import StepRows
+from gptoss_export.runtime.choosing import StepOutput
+from gptoss_export.runtime.decode_step import Decoded, StepRows
 from gptoss_export.runtime.executor import Choice, ChunkOutput, Outputs, Part, Prompt, Sampling
-from gptoss_export.runtime.sampler_torch import StepOutput
 from gptoss_export.runtime.torch_executor import TorchExecutor
 
 SIZES, VOCABULARY = Sizes((1, 3), 128, (16, 64)), 40
@@ -41,9 +41,9 @@ class FixedLogits(TorchExecutor):
         rows = {width: StepRows.empty(width, CPU) for width in SIZES.widths}
         super().__init__(manifest, rows, {width: partial(self._decode, rows[width]) for width in rows})
 
-    def _decode(self, rows: StepRows) -> StepOutput:
+    def _decode(self, rows: StepRows) -> Decoded:
         self.read.append(Read(rows.tokens.tolist(), rows.positions.tolist(), rows.slots.tolist()))
-        return StepOutput.of(self.logits[rows.slots])
+        return Decoded(StepOutput.of(self.logits[rows.slots]), rows.positions + (rows.positions >= 0))
 
     @property
     def kv_cache_bytes(self) -> int:

@@ -51,7 +51,7 @@ COMPILED_FOR: dict[str, Any] = {
 MANIFEST: Any = SimpleNamespace(
     **COMPILED_FOR,
     files={name: FileSpec(1, "") for name in ("schedule.json", "engines/e.engine", "plugins/k-1.cubin")},
-    missing_programs=list,
+    missing_programs=lambda expected: [],
 )
 PLUGIN = PluginSpec("_k", ("x", "cache"), ("cache", "out"), (32, 128, 128, 512), (2, 1, 1), 128, 0)
 SCHEDULE = Schedule(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gptoss_export.artifact.programs import Sizes, programs_of
+from gptoss_export.artifact.programs import Sizes, model_programs
 from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.compiler.export import TracedProgram, trace
 from gptoss_export.compiler.lower import lower
@@ -46,7 +46,7 @@ def lowered(
     kinds = PRESETS["tiny"].layer_types[:layers]
     model = dataclasses.replace(PRESETS["tiny"], num_hidden_layers=layers, layer_types=kinds)
     implementations = compiler("tensorrt").implementations("cuda", ConfigChooser(arch))
-    for program in programs_of(SIZES):
+    for program in model_programs(SIZES):
         traced = trace(program, model, SIZES, dtype, torch.device("cpu"))
         yield traced, lower(traced, implementations)
 

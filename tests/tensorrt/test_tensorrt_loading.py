@@ -223,7 +223,7 @@ def test_graphs_go_before_the_kernels_that_they_launch():
     decode, graph = Held(), Held()
     for name, held in ("kernels", decode), ("graph", graph):
         weakref.finalize(held, gone.append, name)
-    step = DecodeStep(decode, StepRows.empty(1, torch.device("cpu")), None, None)
+    step = DecodeStep(decode, StepRows.empty(1, torch.device("cpu")), None)
     step.captured[Choice.MOST_LIKELY] = graph
     del decode, graph, held, step
     gc.collect()

@@ -35,7 +35,7 @@ def test_tensors_that_live_at_the_same_time_do_not_overlap():
             place, value = plan.references[node].place, node.meta["val"]
             if place != ARENA:
                 item = items[place][plan.references[node].value]
-                held = math.prod(item.sizes(pages=1)) * torch_dtype(item.dtype).itemsize
+                held = math.prod(item.sizes(free=1)) * torch_dtype(item.dtype).itemsize
                 assert math.prod(fixed_shape(node)) * value.element_size() == held, (node, item)
         assert all(end <= plan.arena and begin % 256 == 0 for begin, end in extent.values())
         for one in extent:

@@ -14,7 +14,7 @@ from reference_runner import write_artifact
 
 from gptoss_export import Runner
 from gptoss_export.artifact.manifest import load_manifest
-from gptoss_export.artifact.programs import Decode, Prefill, Program, Role, Sizes, page_table_names, programs_of
+from gptoss_export.artifact.programs import Decode, Prefill, Program, Role, Sizes, model_programs, page_table_names
 from gptoss_export.checkpoint import open_checkpoint
 from gptoss_export.compiler.export import build_model
 from gptoss_export.model.decoder import GptOss, yarn_inv_freq
@@ -79,7 +79,7 @@ def load_eager(
             model = wrong if where(program, slot) else right
             if isinstance(program, Decode):
                 hidden = model.backbone(given[0][:, None], given[1][:, None], given[2], pages, pairs)
-                return list(model.unembed(hidden))
+                return [*model.unembed(hidden), given[1] + (given[1] >= 0)]
             if isinstance(program, Prefill):
                 tokens, positions = (tensor.view(program.segments, -1) for tensor in given[:2])
                 return [model.backbone(tokens, positions, given[2], pages, pairs)]
@@ -87,7 +87,7 @@ def load_eager(
 
         return run
 
-    programs = {program.name: loaded(program) for program in programs_of(manifest.sizes)}
+    programs = {program.name: loaded(program) for program in model_programs(manifest.sizes)}
     weights = dict(right.named_parameters())
     device = torch.device("cpu")
     memory = allocate_pages(manifest, device, kv_memory)

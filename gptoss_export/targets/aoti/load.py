@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from ...artifact.manifest import Manifest
+from ...artifact.programs import programs_of
 from ...compat.packaged_program import PackagedProgram
 from ...compat.versions import SUPPORTED, is_supported, minor
 from ...errors import ArtifactError, RunError
@@ -33,7 +34,8 @@ from .package import checked_package, package_name, runnable_arch
 
 class AotiLoader(Loader):
     def problems(self, manifest: Manifest, folder: Path) -> list[str]:
-        found = [f"programs: {name} is missing from the manifest" for name in manifest.missing_programs()]
+        missing = manifest.missing_programs(programs_of(manifest.sizes))
+        found = [f"programs: {name} is missing from the manifest" for name in missing]
         found += [
             f"files: {package_name(arch)} is missing from the manifest"
             for arch in manifest.archs

@@ -111,6 +111,9 @@ CONVERTERS: dict[Any, Callable[..., Any]] = {
     aten.flatten.using_ints: _unchanged,
     aten._assert_tensor_metadata.default: lambda *_, **__: None,  # checks what is static in the trace
     operator.getitem: lambda writer, items, index: items[index],
+    # The positions of the next step: who runs an ONNX model advances them itself.
+    aten.ge.Scalar: lambda *_: None,
+    aten.add.Tensor: lambda *_: None,
     OPS["rotary"].overload: _rotary,
     OPS["attention_sublayer"].overload: _attention_sublayer,
     OPS["experts_sublayer"].overload: _experts_sublayer,

@@ -13,10 +13,10 @@ import torch
 from ...artifact.manifest import Manifest
 from ...artifact.programs import SCORE_ROWS
 from ...progress import Progress
+from ...runtime.choosing import StepOutput
 from ...runtime.cuda.memory import reduce_process_memory
-from ...runtime.decode_step import StepRows
+from ...runtime.decode_step import Decoded, StepRows
 from ...runtime.executor import ChunkOutput, Outputs, Part, Prompt
-from ...runtime.sampler_torch import StepOutput
 from ...runtime.torch_executor import Placement, TorchExecutor
 from .model_cuda import CudaModel, load_model
 
@@ -39,9 +39,13 @@ class CudaExecutor(TorchExecutor):
         self.model = model
         width = manifest.sizes.max_batch
         rows = StepRows.empty(width, model.device)
-        super().__init__(
-            manifest, {width: rows}, {width: lambda: StepOutput.of(model.decode(rows.tokens, rows.positions))}
-        )
+        moving = self._moving = torch.zeros_like(rows.positions)  # 1 where the row's sequence takes part, or 0
+
+        def decode() -> Decoded:
+            output = StepOutput.of(model.decode(rows.tokens, rows.positions))
+            return Decoded(output, rows.positions + moving)
+
+        super().__init__(manifest, {width: rows}, {width: decode})
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -52,6 +56,10 @@ class CudaExecutor(TorchExecutor):
         the one behind the last token."""
         every = range(self.manifest.sizes.max_batch)
         return Placement(len(every), list(every), list(lengths), [slot in slots for slot in every])
+
+    def _write_rows(self, rows: StepRows, placed: Placement) -> None:
+        super()._write_rows(rows, placed)
+        self._moving.copy_(self._ids(placed.moving))
 
     def chunk_of(self, prompt: Prompt) -> Part:
         return prompt.first(self._chunk_for(len(prompt.tokens)))

@@ -203,4 +203,4 @@ def _reference_violations(
 
 def _bytes(item: TensorSpec) -> int:
     """Of a cache: those of one page. How many there are is chosen at load."""
-    return math.prod(item.sizes(pages=1)) * torch_dtype(item.dtype).itemsize
+    return math.prod(item.sizes(free=1)) * torch_dtype(item.dtype).itemsize

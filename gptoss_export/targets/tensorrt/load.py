@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ...artifact.manifest import Manifest
+from ...artifact.programs import model_programs
 from ...errors import ArtifactError
 from ...progress import Progress
 from ...runtime.cuda.memory import reduce_process_memory
@@ -24,7 +25,8 @@ from .schedule import EngineStep
 
 class TensorRTLoader(Loader):
     def problems(self, manifest: Manifest, folder: Path) -> list[str]:
-        found = [f"programs: {name} is missing from the manifest" for name in manifest.missing_programs()]
+        missing = manifest.missing_programs(model_programs(manifest.sizes))
+        found = [f"programs: {name} is missing from the manifest" for name in missing]
         found += _edition_problems(manifest)
         if _built_with(manifest) == RTX and not _is_installed("cuda.bindings"):
             found.append("cuda-bindings: not installed, it launches the kernels; run: pip install cuda-bindings")
