@@ -44,14 +44,14 @@ class Kernel:
     """The kernels of one op.
 
     op            gptoss_triton::<name>, a torch.library.triton_op that takes the arguments of the gptoss:: op by name
-    config_space  arguments, which may be fake tensors, to the launch configs that the call can have. With it the op
-                  takes `config` and `arch` as well
+    config_space  arguments, which may be fake tensors, and the arch to the launch configs that the call can have. With it
+                  the op takes `config` and `arch` as well
     covers        arguments to whether the kernels are made for the call. Other calls are computed by the op's
                   reference, whose smaller ops may have kernels of their own. None: all calls
     """
 
     op: Callable[..., Any]
-    config_space: Callable[[Arguments], ConfigSpace] | None = None
+    config_space: Callable[[Arguments, str], ConfigSpace] | None = None
     covers: Callable[[Arguments], bool] | None = None
 
     def bind(self, op: Op, chooser: ConfigChooser, as_launches: bool = False) -> Callable[..., Any]:
@@ -67,7 +67,7 @@ class Kernel:
                 return op.reference(**arguments)
             if self.config_space is None:
                 return function(**arguments)
-            config = chooser.choose(self.config_space(arguments))
+            config = chooser.choose(self.config_space(arguments, chooser.arch))
             return function(**arguments, config=flatten(config), arch=chooser.arch)
 
         return implementation

@@ -81,8 +81,8 @@ class _Recorder:
         if config_space is None:
             return kernel
 
-        def recorded(arguments: Arguments) -> ConfigSpace:
-            space = config_space(arguments)
+        def recorded(arguments: Arguments, arch: str) -> ConfigSpace:
+            space = config_space(arguments, arch)
             self.calls.setdefault(str(space), OpCall(op, kernel, space, dict(arguments)))
             return space
 

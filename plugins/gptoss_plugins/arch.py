@@ -20,6 +20,16 @@ def has_inline_assembly(arch: str) -> bool:
     return arch != INTERPRETER
 
 
+_SHARED_KIB = {INTERPRETER: 227, "sm_80": 163, "sm_87": 163, "sm_90": 227, "sm_100": 227, "sm_103": 227}
+
+
+def shared_memory(arch: str) -> int:
+    """Bytes of shared memory that a block may have; 99 KiB, as on the smallest, for an arch that is not listed.
+
+    Source: CUDA programming guide, "Compute Capabilities"."""
+    return 1024 * _SHARED_KIB.get(arch, 99)
+
+
 def has_asynchronous_products(arch: str) -> bool:
     """Whether Triton begins tensor core products without waiting for their end (wgmma): Hopper alone."""
     return arch == "sm_90"

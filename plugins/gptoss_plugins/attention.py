@@ -382,7 +382,7 @@ def sink_attention(
     return attend(inputs, launch, arch)
 
 
-def config_space(arguments: Arguments) -> ConfigSpace:
+def config_space(arguments: Arguments, arch: str) -> ConfigSpace:
     """The launch configs of a call, which depend on its rows, its heads and the length of its KV cache."""
     query = arguments["query"]
     caches = arguments["k_cache"], arguments["pages"]

@@ -255,7 +255,7 @@ def covers(arguments: Arguments) -> bool:
     return arguments["x"].size(0) <= MOST_TOKENS
 
 
-def config_space(arguments: Arguments) -> ConfigSpace:
+def config_space(arguments: Arguments, arch: str) -> ConfigSpace:
     """The launch configs of a call: those of attention, and of the two products around it."""
     k_cache, (tokens, hidden), heads = arguments["k_cache"], arguments["x"].shape, arguments["sinks"].size(0)
     dtype = arguments["qkv_weight"].dtype
@@ -267,7 +267,8 @@ def config_space(arguments: Arguments) -> ConfigSpace:
         row_counts = [rows for rows in row_counts if rows <= 8]
     else:
         rows = 32 if tokens <= 32 else 64  # fewer rows are more programs, and more traffic of the tokens
-        qkv, project = dense_default(rows, 128, dtype), dense_default(rows, 256 if tokens <= 32 else 128, dtype)
+        lengths = (128, 256) if tokens <= 32 else (128, 128) if tokens <= 64 else (64, 64)
+        qkv, project = (dense_default(rows, tokens, length, dtype, arch) for length in lengths)
         options = DENSE_OPTIONS
     # Values that may not be finite take registers, which a tile of 128 rows has none left of.
     attend_config = inner.default["attend"]

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch.library import wrap_triton
 
-from .arch import has_dependent_launch
+from .arch import has_dependent_launch, shared_memory
 from .dependent_launch import wait_then_let_next_start
 
 MOST_TOKENS = 128  # with more tokens a product is limited by arithmetic, and cuBLAS is faster
@@ -41,12 +41,13 @@ def columns_for(tokens: int) -> int:
     return max(16, triton.next_power_of_2(tokens))
 
 
-def dense_default(rows: int, length: int, dtype: torch.dtype) -> DenseTile:
-    """A guess for programs of about `rows` rows, `length` elements at a time. Tiles of float32, for which there are no
-    tensor cores, are small."""
+def dense_default(rows: int, tokens: int, length: int, dtype: torch.dtype, arch: str) -> DenseTile:
+    """A guess for programs of about `rows` rows, `length` elements at a time, with as many stages as fit, at most 4.
+    Tiles of float32, for which there are no tensor cores, are small."""
     if dtype == torch.float32:
         return DenseTile(rows=16, length=32, warps=4, stages=2)
-    return DenseTile(rows, length, warps=4, stages=4)
+    stage = (rows + columns_for(tokens)) * length * dtype.itemsize
+    return DenseTile(rows, length, warps=4, stages=min(4, shared_memory(arch) // stage))
 
 
 @triton.jit

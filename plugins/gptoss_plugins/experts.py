@@ -68,7 +68,7 @@ def mxfp4_experts(
     return out.to(x.dtype)
 
 
-def config_space(arguments: Arguments) -> ConfigSpace:
+def config_space(arguments: Arguments, arch: str) -> ConfigSpace:
     """The launch configs of a call: of the kernels for few pairs, for a batch, or for many pairs."""
     (tokens, choices), dtype = arguments["expert_indices"].shape, arguments["x"].dtype
     experts, hidden, groups, _ = arguments["down_blocks"].shape
@@ -76,7 +76,7 @@ def config_space(arguments: Arguments) -> ConfigSpace:
         return few_pairs_space(tokens, choices, experts, hidden, groups * 32, dtype)
     if tokens <= MOST_TOKENS:
         return batch_space(tokens, choices, experts, hidden, groups * 32, dtype)
-    return many_pairs_space(tokens * choices, experts, hidden, groups * 32, dtype)
+    return many_pairs_space(tokens * choices, experts, hidden, groups * 32, dtype, arch)
 
 
 KERNEL = Kernel(mxfp4_experts, config_space)

@@ -33,10 +33,11 @@ from torch.library import wrap_triton
 
 from gptoss_export.kernels.launch_config import ConfigSpace, shape_of
 
-from .arch import has_asynchronous_products, has_inline_assembly
+from .arch import has_asynchronous_products, has_inline_assembly, shared_memory
 from .grouping import group_pairs
 from .mxfp4 import Experts, after_products, mask_and, scale_of, swiglu, unpack, unpack_pairs
 
+LARGE_BLOCKS = 160 * 1024  # bytes of shared memory that blocks of 256 rows need
 COLUMNS = 1536  # a multiple of every BLOCK_N
 
 
@@ -66,7 +67,7 @@ class Blocks(NamedTuple):
 _PRODUCT = {"rows": (64, 128), "length": (64, 128), "warps": (4, 8), "stages": (2, 3, 4), "operand": (1, 2)}
 
 
-def many_pairs_space(pairs: int, experts: int, hidden: int, inter: int, dtype: torch.dtype) -> ConfigSpace:
+def many_pairs_space(pairs: int, experts: int, hidden: int, inter: int, dtype: torch.dtype, arch: str) -> ConfigSpace:
     """The default is about one block for each expert when pairs are spread evenly."""
     if dtype == torch.float32:  # no tensor cores: products run on FMA units and take their operands from registers
         rows = 16
@@ -74,7 +75,8 @@ def many_pairs_space(pairs: int, experts: int, hidden: int, inter: int, dtype: t
     else:
         rows = min(128, max(32, triton.next_power_of_2(triton.cdiv(pairs, experts))))
         gate_up = down = Product(rows=128, length=64, warps=4, stages=3, operand=1)
-        if pairs >= 512 * experts:  # several full blocks of most experts: unpacked weights serve more rows
+        if pairs >= 512 * experts and shared_memory(arch) >= LARGE_BLOCKS:
+            # Several full blocks of most experts: unpacked weights serve more rows.
             rows, gate_up = 256, gate_up._replace(warps=8, stages=4)
             down = gate_up
         elif rows == 128:  # gate_up gathers x, and gathers less in larger tiles; down is faster in smaller tiles

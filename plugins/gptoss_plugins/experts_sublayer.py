@@ -166,7 +166,7 @@ def covers(arguments: Arguments) -> bool:
     return arguments["x"].size(0) <= MOST_TOKENS
 
 
-def config_space(arguments: Arguments) -> ConfigSpace:
+def config_space(arguments: Arguments, arch: str) -> ConfigSpace:
     """The launch configs of a call: those of the experts, and rows and warps of the router."""
     (tokens, hidden), dtype, choices = arguments["x"].shape, arguments["norm_weight"].dtype, arguments["choices"]
     experts, _, groups, _ = arguments["down_blocks"].shape

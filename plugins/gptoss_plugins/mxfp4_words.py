@@ -10,7 +10,7 @@ weights. With K = 2^12 + 2^6 for the low codes of the bytes, and 2^8 + 2^2 for t
     s e e m  * K  & 0x81C0  ->  s 000000ee m000000      which is the weight * 2^-126 as a bfloat16
 
 A multiplication by 2^126 and one by the scale make it a weight. The two cannot be one: their product does not fit
-bfloat16 for scales above 2.
+bfloat16 for scales above 2. Multiplications are fma with -0, as in mxfp4.unpack_pairs.
 
 float32 and float16 (and Triton's interpreter) unpack in plain Triton.
 """
@@ -68,52 +68,53 @@ def _codes(words, factor):
     return tl.inline_asm_elementwise(
         """
         {
-        .reg .b32 b, u, big;
+        .reg .b32 b, u, big, none;
         mov.b32 big, 0x7E807E80;
+        mov.b32 none, 0x80008000;
         prmt.b32 b, $8, $9, 0x4400;
         and.b32 u, b, 0x000F000F;
         mul.lo.u32 u, u, 0x1040;
         and.b32 u, u, 0x81C081C0;
-        mul.rn.bf16x2 u, u, big;
-        mul.rn.bf16x2 $0, u, $10;
+        fma.rn.bf16x2 u, u, big, none;
+        fma.rn.bf16x2 $0, u, $10, none;
         and.b32 u, b, 0x00F000F0;
         mul.lo.u32 u, u, 0x0104;
         and.b32 u, u, 0x81C081C0;
-        mul.rn.bf16x2 u, u, big;
-        mul.rn.bf16x2 $1, u, $10;
+        fma.rn.bf16x2 u, u, big, none;
+        fma.rn.bf16x2 $1, u, $10, none;
         prmt.b32 b, $8, $9, 0x5511;
         and.b32 u, b, 0x000F000F;
         mul.lo.u32 u, u, 0x1040;
         and.b32 u, u, 0x81C081C0;
-        mul.rn.bf16x2 u, u, big;
-        mul.rn.bf16x2 $2, u, $10;
+        fma.rn.bf16x2 u, u, big, none;
+        fma.rn.bf16x2 $2, u, $10, none;
         and.b32 u, b, 0x00F000F0;
         mul.lo.u32 u, u, 0x0104;
         and.b32 u, u, 0x81C081C0;
-        mul.rn.bf16x2 u, u, big;
-        mul.rn.bf16x2 $3, u, $10;
+        fma.rn.bf16x2 u, u, big, none;
+        fma.rn.bf16x2 $3, u, $10, none;
         prmt.b32 b, $8, $9, 0x6622;
         and.b32 u, b, 0x000F000F;
         mul.lo.u32 u, u, 0x1040;
         and.b32 u, u, 0x81C081C0;
-        mul.rn.bf16x2 u, u, big;
-        mul.rn.bf16x2 $4, u, $10;
+        fma.rn.bf16x2 u, u, big, none;
+        fma.rn.bf16x2 $4, u, $10, none;
         and.b32 u, b, 0x00F000F0;
         mul.lo.u32 u, u, 0x0104;
         and.b32 u, u, 0x81C081C0;
-        mul.rn.bf16x2 u, u, big;
-        mul.rn.bf16x2 $5, u, $10;
+        fma.rn.bf16x2 u, u, big, none;
+        fma.rn.bf16x2 $5, u, $10, none;
         prmt.b32 b, $8, $9, 0x7733;
         and.b32 u, b, 0x000F000F;
         mul.lo.u32 u, u, 0x1040;
         and.b32 u, u, 0x81C081C0;
-        mul.rn.bf16x2 u, u, big;
-        mul.rn.bf16x2 $6, u, $10;
+        fma.rn.bf16x2 u, u, big, none;
+        fma.rn.bf16x2 $6, u, $10, none;
         and.b32 u, b, 0x00F000F0;
         mul.lo.u32 u, u, 0x0104;
         and.b32 u, u, 0x81C081C0;
-        mul.rn.bf16x2 u, u, big;
-        mul.rn.bf16x2 $7, u, $10;
+        fma.rn.bf16x2 u, u, big, none;
+        fma.rn.bf16x2 $7, u, $10, none;
         }
         """,
         "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r,r",

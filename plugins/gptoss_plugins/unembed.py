@@ -198,11 +198,11 @@ def covers(arguments: Arguments) -> bool:
     return arguments["x"].size(0) <= MOST_TOKENS
 
 
-def config_space(arguments: Arguments) -> ConfigSpace:
+def config_space(arguments: Arguments, arch: str) -> ConfigSpace:
     """The launch configs of a call, which depend on its rows and on the shape of the weight [V, H]."""
     (rows, hidden), weight = arguments["x"].shape, arguments["weight"]
     batch = rows > 1
-    default = dense_default(128, 64, weight.dtype) if batch else LOGITS.for_rows_of(hidden)
+    default = dense_default(128, rows, 64, weight.dtype, arch) if batch else LOGITS.for_rows_of(hidden)
     return ConfigSpace(
         name="unembed_batch" if batch else "unembed",
         shape=shape_of(weight.dtype, rows=rows, hidden=hidden, vocabulary=weight.size(0)),

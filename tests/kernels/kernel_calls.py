@@ -120,6 +120,7 @@ LAUNCHES: dict[str, tuple[str, Callable[[], dict[str, Any]], list[str]]] = {
         ["_count_pairs", "_place_pairs", "_arrange_words", *BATCH],
     ),
     "experts, chunk": ("mxfp4_experts", lambda: experts(512), MANY),
+    "experts, chunk of 8192": ("mxfp4_experts", lambda: experts(8192), MANY),
     "cache write, one token": ("kv_write", lambda: kv_write(1, 8192), ["_write_kv"]),
     "cache write, chunk": ("kv_write", lambda: kv_write(512, 8192), ["_write_kv"]),
     "rotary": ("rotary", lambda: rotary(512), ["_rotary"]),

@@ -79,9 +79,13 @@ def record(
 
 
 def compile_for_h200(launch: Launch) -> CompiledKernel:
+    return compile_launch(launch, "sm_90")
+
+
+def compile_launch(launch: Launch, arch: str) -> CompiledKernel:
     """Triton's compiled kernel, for pointers aligned to 16 bytes, which the runner guarantees."""
     kernel, arguments = launch.kernel, launch.arguments
     tensors = {name: _POINTERS[a.dtype] for name, a in arguments.items() if isinstance(a, torch.Tensor)}
     options = {name: arguments[name] for name in ("num_warps", "num_stages") if name in arguments}
     constants = {name: a for name, a in arguments.items() if name not in tensors and name not in options}
-    return compile_to_ptx(kernel, tensors, constants, 90, options)
+    return compile_to_ptx(kernel, tensors, constants, int(arch.removeprefix("sm_")), options)

@@ -16,14 +16,14 @@ import pytest
 
 pytest.importorskip("triton")
 
+from gptoss_plugins.arch import shared_memory
 from kernel_calls import LAUNCHES, calls_of_20b
-from launch_recorder import Launch, compile_for_h200, record
+from launch_recorder import Launch, compile_for_h200, compile_launch, record
 
 from gptoss_export.compat.triton import CompiledKernel, ptxas_path
 from gptoss_export.kernels.registry import kernels, shipped_tuned_configs
 from gptoss_export.model.ops import OPS
 
-SHARED_MEMORY = 227 * 1024  # bytes that a block may have on sm_90
 compiled_only = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter does not compile")
 
 
@@ -55,9 +55,30 @@ def test_compiles_for_h200(label: str, tmp_path: Path) -> None:
         used = resources(compiled, tmp_path)
         print(f"{label:26s} {launch.name:14s} shared {compiled.shared:6d} {used}")
         assert compiled.cubin
-        assert compiled.shared <= SHARED_MEMORY
+        assert compiled.shared <= shared_memory("sm_90")
         assert used["spilled"] == 0
         assert ("griddepcontrol.wait" in compiled.ptx) == launch.name.endswith("_pdl")
+
+
+@compiled_only
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_100", "sm_120"])
+@pytest.mark.parametrize(
+    "label",
+    [
+        "attention half, batch of 64",
+        "attention half, 128 tokens",
+        "experts half, one token",
+        "experts half, 128 tokens",
+        "experts, chunk of 8192",
+        "unembedding, 64 rows",
+        "prefill",
+    ],
+)
+def test_compiles_for_other_gpus(label: str, arch: str) -> None:
+    """Within the shared memory that a block may have there. sm_89 has the instructions and the limits of sm_86."""
+    op, arguments, _ = LAUNCHES[label]
+    for launch in record(op, arguments(), arch=arch):
+        assert compile_launch(launch, arch).shared <= shared_memory(arch), launch.name
 
 
 @compiled_only
@@ -102,13 +123,13 @@ def test_shipped_tuned_configs_compile() -> None:
     """All of them that are not the kernels' own guess."""
     compiled = 0
     for op, arguments in calls_of_20b(1) + calls_of_20b(8):
-        space = kernels()[op].config_space(OPS[op].arguments((), arguments))
+        space = kernels()[op].config_space(OPS[op].arguments((), arguments), "sm_90")
         for tuned in shipped_tuned_configs():
             config = tuned.find(space)
             if config is None or config == space.default:
                 continue
             for launch in record(op, arguments, (tuned,)):
-                assert compile_for_h200(launch).shared <= SHARED_MEMORY
+                assert compile_for_h200(launch).shared <= shared_memory("sm_90")
                 compiled += 1
     assert compiled > 5
 

@@ -75,7 +75,7 @@ def shifted(x: torch.Tensor, by: int, config: list[int], arch: str) -> torch.Ten
     return out
 
 
-def config_space(arguments):
+def config_space(arguments, arch):
     x = arguments["x"]
     return ConfigSpace(
         name="shifted",
@@ -156,7 +156,7 @@ for op in DOUBLED, SHIFTED:
         assert drawn["x"].shape == arguments["x"].shape and drawn["by"] == 2
         assert not torch.equal(drawn["x"], arguments["x"])
         if op is SHIFTED and kernels()["shifted"].covers(drawn):
-            space = kernels()["shifted"].config_space(drawn)
+            space = kernels()["shifted"].config_space(drawn, INTERPRETER)
             for block in space.options["shift"]["block"]:
                 config = space.default["shift"]._replace(block=block)
                 got = kernels()["shifted"].op(**drawn, config=list(config), arch=INTERPRETER)

@@ -36,7 +36,7 @@ def call(label: str) -> tuple[str, dict[str, Any]]:
 def tuned(label: str, arch: str = "sm_90", **changes: Any) -> TunedConfigs:
     """Tuned configs with one entry, for a call: its default with another number of warps."""
     op, arguments = call(label)
-    space = KERNELS[op].config_space(arguments)
+    space = KERNELS[op].config_space(arguments, "sm_90")
     config = {part: numbers._asdict() for part, numbers in space.default.items()}
     part = next(reversed(config))
     config[part]["warps"] = next(w for w in space.options[part]["warps"] if w != config[part]["warps"])
@@ -58,7 +58,7 @@ CONFIGURED = [
 def test_the_first_tuned_configs_that_serve_a_call_are_used_and_recorded() -> None:
     label = "experts half, one token"
     op, arguments = call(label)
-    space = KERNELS[op].config_space(arguments)
+    space = KERNELS[op].config_space(arguments, "sm_90")
     of_another_arch, of_another_shape, first, second = (
         tuned(label, arch="sm_80"),
         tuned(label, hidden=64),
@@ -75,7 +75,7 @@ def test_the_first_tuned_configs_that_serve_a_call_are_used_and_recorded() -> No
 
 def test_a_call_without_tuned_configs_gets_the_kernels_own_guess() -> None:
     op, arguments = call("decode")
-    space = KERNELS[op].config_space(arguments)
+    space = KERNELS[op].config_space(arguments, "sm_90")
     chooser = ConfigChooser("sm_90", (tuned("decode", window=7),))
     assert chooser.choose(space) == space.default
     assert chooser.chosen == {str(space): None} and chooser.used == []
@@ -89,7 +89,9 @@ def test_bound_kernels_record_their_choices() -> None:
     for each in (label, "attention half, chunk", "unembedding, 200 rows", "rotary"):
         op, arguments = call(each)
         record_with(chooser, op, arguments)
-    decode, chunk = (str(KERNELS["sink_attention"].config_space(call(each)[1])) for each in (label, "prefill, window"))
+    decode, chunk = (
+        str(KERNELS["sink_attention"].config_space(call(each)[1], "sm_90")) for each in (label, "prefill, window")
+    )
     assert set(chooser.chosen) == {decode, chunk}  # of the chunk's sublayer, the attention
     assert chooser.chosen[decode] is configs and chooser.chosen[chunk] is None
 
@@ -126,7 +128,7 @@ def test_tuned_configs_of_other_kernels_are_refused() -> None:
 @pytest.mark.parametrize("label", CONFIGURED)
 def test_tuning_may_change_every_number_of_the_default(label: str) -> None:
     op, arguments = call(label)
-    space = KERNELS[op].config_space(arguments)
+    space = KERNELS[op].config_space(arguments, "sm_90")
     assert space.options.keys() == space.default.keys()
     assert all(set(space.options[part]) == set(numbers._fields) for part, numbers in space.default.items())
     assert set(space.scaled) <= space.shape.keys()

@@ -50,7 +50,7 @@ def test_calls_are_distinct_and_complete(called: list[OpCall]) -> None:
     assert {call.space.shape["length"] for call in called if "length" in call.space.shape} == {1, 128, 2048}
     for call in called:
         assert call.kernel.config_space is not None
-        assert call.kernel.config_space(call.arguments) == call.space
+        assert call.kernel.config_space(call.arguments, "sm_90") == call.space
         assert tuple(call.arguments) == call.op.argument_names
 
 
