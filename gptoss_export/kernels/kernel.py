@@ -44,7 +44,7 @@ class Kernel:
     """The kernels of one op.
 
     op            gptoss_triton::<name>, a torch.library.triton_op that takes the arguments of the gptoss:: op by name
-    config_space  arguments, which may be fake tensors, and the arch to the launch configs that the call can have. With it
+    config_space  arguments, which may be fake tensors, and arch to the launch configs that the call can have. With it
                   the op takes `config` and `arch` as well
     covers        arguments to whether the kernels are made for the call. Other calls are computed by the op's
                   reference, whose smaller ops may have kernels of their own. None: all calls

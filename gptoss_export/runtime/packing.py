@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from ..artifact.programs import SCORE_ROWS, Prefill
 from .executor import Part, Prompt
 
+# A call reads all weights, which takes about as long as the products of so many rows (20b, H100: 7 ms and 0.017 ms a
+# row).
+CALL = 400
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -32,6 +36,11 @@ class PackedChunk:
 
     program: Prefill
     pieces: list[Piece]
+
+    @property
+    def rows(self) -> int:
+        """Rows up to its last token."""
+        return self.pieces[-1].last_row + 1
 
     def tokens(self) -> list[int]:
         """[C]; 0 where there is padding."""
@@ -59,16 +68,35 @@ class PackedChunk:
 
 
 def pack(prompts: Sequence[Prompt], programs: Sequence[Prefill]) -> PackedChunk:
-    """The smallest chunk that takes all prompts, or the largest one with as many tokens as it takes, in the order of
-    the prompts."""
+    """One chunk with as many of the prompts' tokens as it takes, in the order of the prompts.
+
+    It is the smallest chunk that takes all prompts, or a smaller one where several chunks have fewer rows in all: 3,000
+    tokens are a chunk of 2,048 and one of 1,024, and not one of 8,192.
+    """
     ordered = sorted(programs, key=lambda program: program.chunk)
-    chunks = (_packed(prompts, program) for program in ordered)
-    last = None
-    for last in chunks:
-        if len(last.pieces) == len(prompts) and last.pieces[-1].part.ends:
-            return last
-    assert last is not None  # every artifact has a prefill program
-    return last
+    chunks = [program.chunk for program in ordered]
+    smaller = None
+    for program in ordered:
+        packed = _packed(prompts, program)
+        if len(packed.pieces) == len(prompts) and packed.pieces[-1].part.ends:
+            break
+        smaller = packed
+    else:  # none takes all
+        return packed
+    if smaller is not None:
+        taken = smaller.program.chunk
+        if taken + _cost(packed.rows - taken, chunks) < packed.program.chunk:
+            return smaller
+    return packed
+
+
+def _cost(rows: int, chunks: Sequence[int]) -> int:
+    """The cost in rows of the best chunks, of those in ascending order, for so many rows."""
+    if rows <= 0:
+        return 0
+    covering = [chunk for chunk in chunks if chunk >= rows][:1]
+    smaller = [chunk for chunk in chunks if chunk < rows][-1:]
+    return min(CALL + chunk + _cost(rows - chunk, chunks) for chunk in covering + smaller)
 
 
 def _packed(prompts: Sequence[Prompt], program: Prefill) -> PackedChunk:

@@ -161,7 +161,7 @@ class Compiler(ABC):
 
 def default_prefill_chunks(device: str) -> tuple[int, ...]:
     """The chunks of most targets. A GPU needs long ones to be busy; a prompt pays for the smallest that takes it."""
-    return (128, 512, 1024, 2048) if device == "cuda" else (128,)
+    return (128, 512, 1024, 2048, 8192) if device == "cuda" else (128,)
 
 
 def compiler(name: str) -> Compiler:

@@ -2,8 +2,8 @@
 
 The contract (shapes, SwiGLU, routing, -1) is in gptoss_export/model/ops/experts.py, the MXFP4 layout in
 gptoss_export/model/mxfp4.py. The kernels read the weights as the checkpoint stores them and unpack them in registers.
-Up to FEW_PAIRS (token, choice) pairs are computed by experts_few.py, up to MOST_TOKENS tokens by experts_batch.py, more
-by experts_many.py.
+Up to FEW_PAIRS (token, choice) pairs are computed by experts_few.py, more by experts_batch.py, and those of a large
+chunk by experts_many.py.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from gptoss_export.kernels.launch_config import ConfigSpace, unflatten
 from gptoss_export.model.ops import Arguments
 
 from .arranged import arrange
-from .dense_tiles import MOST_TOKENS
-from .experts_batch import Block, Tile, batch_space, launch_batch
+from .experts_batch import Block, Tile, batch_space, is_batch, launch_batch
 from .experts_few import FEW_PAIRS, Down, GateUp, Routing, few_pairs_space, launch_few_pairs
 from .experts_many import Blocks, Product, launch_many_pairs, many_pairs_space
 from .grouping import Grouped, group_pairs
@@ -58,7 +57,7 @@ def mxfp4_experts(
         out = launch_few_pairs(
             arrange(x, arch), Routing(weights, indices, indices.size(1)), experts, gate_up, down, arch
         )
-    elif x.size(0) <= MOST_TOKENS:
+    elif is_batch(indices.numel(), experts.count):
         block, gate_up, down = unflatten(config, Block, Tile, Tile)
         grouped = Grouped(indices, weights, *group_pairs(indices.flatten(), experts.count, block.pairs))
         out = launch_batch(arrange_words(x, gate_up.words), grouped, experts, block, gate_up, down, arch)
@@ -74,7 +73,7 @@ def config_space(arguments: Arguments, arch: str) -> ConfigSpace:
     experts, hidden, groups, _ = arguments["down_blocks"].shape
     if tokens * choices <= FEW_PAIRS:
         return few_pairs_space(tokens, choices, experts, hidden, groups * 32, dtype)
-    if tokens <= MOST_TOKENS:
+    if is_batch(tokens * choices, experts):
         return batch_space(tokens, choices, experts, hidden, groups * 32, dtype)
     return many_pairs_space(tokens * choices, experts, hidden, groups * 32, dtype, arch)
 

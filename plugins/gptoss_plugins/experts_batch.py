@@ -1,9 +1,9 @@
 """Experts for a batch (decode of several sequences): grouped products on tensor cores that read each expert once.
 
-A *pair* is one (token, choice): pair = token * K + choice. Between a few tokens and about a hundred, the time is that
-of reading the experts that any token goes to. So the weights are the left operand of the products, with rows enough
-for a tile, and the pairs of one expert are the columns (mxfp4_words.py). Before them the pairs are grouped in blocks of
-BLOCK_M, each of one expert (router_groups.py, or grouping.py where the experts are given).
+A *pair* is one (token, choice): pair = token * K + choice. From a few tokens to some hundreds, the time is that of
+reading and unpacking the experts that any token goes to. So the weights are the left operand of the products, with rows
+enough for a tile, and the pairs of one expert are the columns (mxfp4_words.py). Before them the pairs are grouped in
+blocks of BLOCK_M, each of one expert (router_groups.py, or grouping.py where the experts are given).
 
     _gate_up_batch_pdl   ROWS of the 2 I rows for one block: act, in the order of the words.
     _down_batch_pdl      ROWS of the H rows for one block: results of each pair, float32.
@@ -56,19 +56,30 @@ class Tile(NamedTuple):
     stages: int
 
 
+def is_batch(pairs: int, experts: int) -> bool:
+    """Whether so many pairs are computed here: experts have up to a block of experts_many.py on average."""
+    return pairs <= 128 * experts
+
+
 def batch_space(tokens: int, choices: int, experts: int, hidden: int, inter: int, dtype: torch.dtype) -> ConfigSpace:
-    """The launch configs of the kernels for tokens * choices pairs: a block has those of most experts."""
+    """The launch configs of the kernels for tokens * choices pairs. By default a block has all pairs of most experts,
+    if those are few: what a block has beyond them is computed for nothing."""
+    average = tokens * choices / experts
+    pairs = next((block for block, most in ((8, 2), (16, 10), (32, 24)) if average <= most), 64)
     if dtype == torch.float32:  # no tensor cores: products run on FMA units and take their operands from registers
         gate_up = down = Tile(rows=32, words=4, warps=4, stages=2)
+    elif pairs == 64:
+        gate_up = down = Tile(rows=128, words=16, warps=8, stages=3)
+    elif pairs == 8:
+        gate_up = down = Tile(rows=64, words=32, warps=4, stages=3)
     else:
-        gate_up, down = Tile(rows=64, words=16, warps=4, stages=3), Tile(rows=64, words=32, warps=4, stages=3)
-    pairs = 16 if tokens * choices <= 10 * experts else 32
+        gate_up, down = Tile(rows=128, words=16, warps=4, stages=3), Tile(rows=64, words=32, warps=4, stages=3)
     return ConfigSpace(
         name="experts_batch",
         shape=shape_of(dtype, tokens=tokens, choices=choices, experts=experts, hidden=hidden, inter=inter),
         scaled=("tokens",),
         default={"block": Block(pairs), "gate_up": gate_up, "down": down},
-        options={"block": {"pairs": (16, 32)}, "gate_up": _TILE, "down": _TILE},
+        options={"block": {"pairs": (8, 16, 32, 64)}, "gate_up": _TILE, "down": _TILE},
     )
 
 

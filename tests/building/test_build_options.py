@@ -107,7 +107,7 @@ def test_default_target_is_the_first_of_the_registry() -> None:
     assert BuildOptions().target == TARGETS[0]
 
 
-@pytest.mark.parametrize(("device", "chunks"), [("cpu", (128,)), ("cuda", (128, 512, 1024, 2048))])
+@pytest.mark.parametrize(("device", "chunks"), [("cpu", (128,)), ("cuda", (128, 512, 1024, 2048, 4096))])
 def test_default_chunks_suit_the_device(monkeypatch: pytest.MonkeyPatch, device: str, chunks: tuple[int, ...]) -> None:
     use(monkeypatch, WeightsOnly("sm_90"))
     _, settings, _ = resolve(BuildOptions(device=device))
@@ -202,7 +202,7 @@ def test_every_default_is_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
         "max_batch": 1,
         "widths": [1],
         "max_context": 4096,
-        "prefill_chunks": [128, 512, 1024, 2048],
+        "prefill_chunks": [128, 512, 1024, 2048, 4096],
         "stop_tokens": [3],
         "tuned_configs": [],
         "cpu_isa": None,

@@ -18,6 +18,7 @@ from aoti_packages import compile_package, device_archs, libraries_of
 from artifacts import TWO_LAYERS
 from gptoss_export import SamplingParams
 from gptoss_export.artifact.programs import Choose, Sizes
+from gptoss_export.compat.inductor_cache import own_cache
 from gptoss_export.compat.packaged_program import PackagedProgram
 from gptoss_export.model.sampling_state import DRAWING, adjusting, mask_words
 from gptoss_export.runtime import sampler_numpy
@@ -73,7 +74,8 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     folder, arch = tmp_path_factory.mktemp("choices") / "package", COMPILER.current_arch(request.param)
     assert arch is not None
     sizes = Sizes(widths=(1, SLOTS), max_context=64, prefill_chunks=(16,))
-    package = compile_package(folder, request.param, arch, torch.bfloat16, tuple(PROGRAMS.values()), CONFIG, sizes)
+    with own_cache(f"{arch}-test-choices"):  # other test processes compile the same programs
+        package = compile_package(folder, request.param, arch, torch.bfloat16, tuple(PROGRAMS.values()), CONFIG, sizes)
     device = torch.device(request.param, 0 if request.param == "cuda" else None)
     code = hashlib.sha256(package.read_bytes()).hexdigest()
     programs = {choice: PackagedProgram(package, code, kind.name, device).run for choice, kind in PROGRAMS.items()}

@@ -139,18 +139,18 @@ def _expert_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     yield Case("fewest tokens of a batch", arguments(3, 96, 64, 8, 4))
     yield Case("batch, experts in several blocks", arguments(48, 64, 96, 3, 2))
     yield Case("most tokens of a batch, one choice", arguments(128, 32, 160, 4, 1))
-    yield Case("fewest tokens of many", arguments(129, 96, 64, 8, 4))
-    yield Case("many, experts in several blocks", arguments(150, 64, 96, 3, 2))
-    yield Case("many of one choice, 160 wide", arguments(140, 160, 160, 4, 1))
+    yield Case("batch of a chunk, 517 tokens", arguments(517, 32, 32, 5, 1))
+    yield Case("fewest pairs of many", arguments(129, 96, 64, 2, 2))
+    yield Case("many of one choice, 160 wide", arguments(140, 160, 160, 1, 1))
     yield Case("many, results in two parts", arguments(130, 1568, 32, 2, 2))
-    same, idle = arguments(140, 64, 32, 5, 1), arguments(131, 64, 96, 4, 2)
-    same["expert_indices"] = torch.full_like(same["expert_indices"], 4)
+    same, idle = arguments(270, 64, 32, 2, 1), arguments(131, 64, 96, 2, 2)
+    same["expert_indices"] = torch.full_like(same["expert_indices"], 1)
     idle["expert_indices"][1:] = -1
     yield Case("many, all to one expert", same)
     yield Case("many, mostly padding", idle)
     if dtype != torch.float16:  # float16 cannot hold these weights
-        for pairs, tokens in ("few", 1), ("batch", 40), ("many", 140):
-            given = arguments(tokens, 64, 64, 8, 2)
+        for pairs, tokens, experts in ("few", 1, 8), ("batch", 40, 8), ("many", 140, 2):
+            given = arguments(tokens, 64, 64, experts, 2)
             given["gate_up_scales"][..., 0] = 0  # 2^-127
             given["gate_up_scales"][..., 1] = 200  # 2^73: every gate and up is clamped
             yield Case(f"smallest and large scales, {pairs}", given)

@@ -52,6 +52,28 @@ def test_the_smallest_chunk_that_takes_all(lengths: list[int], chunk: int, taken
     assert packed.program.chunk == chunk and [len(piece.part.tokens) for piece in packed.pieces] == taken
 
 
+@pytest.mark.parametrize(
+    ("length", "chunk"),
+    [
+        (100, 128),
+        (129, 512),  # one call more costs as much as 400 rows
+        (1100, 1024),
+        (2049, 2048),
+        (3000, 2048),
+        (5000, 2048),
+        (6500, 2048),
+        (7500, 8192),
+        (8192, 8192),
+        (9000, 8192),
+    ],
+)
+def test_fewest_rows_in_all(length: int, chunk: int) -> None:
+    programs = [Prefill(chunk) for chunk in (128, 512, 1024, 2048, 8192)]
+    assert pack([prompt(0, length)], programs).program.chunk == chunk
+    shared = [prompt(0, length - 40), prompt(1, 40)]
+    assert pack(shared, programs).program.chunk == chunk
+
+
 def test_a_prompt_is_cut_where_the_chunk_ends() -> None:
     packed = pack([prompt(0, 20), prompt(1, 50), prompt(2, 3)], [Prefill(64)])
     assert [(piece.part.slot, piece.row, len(piece.part.tokens), piece.part.ends) for piece in packed.pieces] == [
