@@ -70,6 +70,8 @@ def run(slot, token=60):
 def same(slot):
     return all(torch.equal(got, want) for got, want in zip(run(slot), clean[slot]))
 clean = [run(slot) for slot in range(3)]
+r.truncate(31, 1)
+beside = r.decode([7, 8, None])[1].clone()  # a step of two has other kernels, and other bits, than a step of one
 poison(None)
 assert r.decode([7, None, None])[0].isnan().any()
 r.reset()
@@ -78,7 +80,7 @@ poison(0)
 assert r.decode([7, None, None])[0].isnan().any() and same(1)
 r.truncate(31, 1)
 poison(1, first=31)
-assert torch.equal(r.decode([7, 8, None])[1], clean[1][1][1])
+assert torch.equal(r.decode([7, 8, None])[1], beside)
 holders = [program.inputs for program in programs if name in program.inputs]
 broken = holders[0][name].clone()
 broken[60] = float("nan")
