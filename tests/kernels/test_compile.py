@@ -105,10 +105,19 @@ def test_weights_are_loaded_before_the_wait(label: str, name: str) -> None:
 
 
 @compiled_only
-@pytest.mark.parametrize("name", ["_gate_up_many", "_down_many"])
-def test_products_have_ended_before_their_weights_are_overwritten(name: str) -> None:
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("experts, chunk", "_gate_up_many"),
+        ("experts, chunk", "_down_many"),
+        ("experts, batch of 64", "_gate_up_batch_pdl"),
+        ("experts, batch of 64", "_down_batch_pdl"),
+        ("experts, chunk of 512", "_gate_up_batch_pdl"),
+    ],
+)
+def test_products_have_ended_before_their_weights_are_overwritten(label: str, name: str) -> None:
     """The wait is in the loop, after the unpacking. What follows it writes the registers that a product reads."""
-    launch = next(launch for launch in launches_of("experts, chunk") if launch.name == name)
+    launch = next(launch for launch in launches_of(label) if launch.name == name)
     ptx = compile_for_h200(launch).ptx
     loop = ptx[ptx.index("Inner Loop Header") :]
     loop = loop[: loop.index("wgmma.mma_async")]
