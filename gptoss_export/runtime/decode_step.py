@@ -42,10 +42,16 @@ class StepRows:
 
 
 class Decoded(NamedTuple):
-    """What a decode program gives: the outputs of its rows, and where their next tokens go, [W] int64."""
+    """What a decode program gives.
+
+    output          of its rows
+    next_positions  [W] int64, where their next tokens go
+    positions       [W] int64, as the choice takes them: of the tokens before; -1: the row's sequence takes no part
+    """
 
     output: StepOutput
     next_positions: torch.Tensor
+    positions: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -105,8 +111,8 @@ class DecodeStep:
         self.captured[choice] = CapturedStep(graph, output, chosen, early_launches)
 
     def _advance(self, choice: Choice) -> tuple[StepOutput, Chosen]:
-        (output, next_positions), rows = self._decode(), self.rows
-        chosen = self._chooser.choose(output, rows.positions, rows.slots, choice)
+        (output, next_positions, positions), rows = self._decode(), self.rows
+        chosen = self._chooser.choose(output, positions, rows.slots, choice)
         rows.tokens.copy_(chosen.tokens)
         rows.positions.copy_(next_positions)
         return output, chosen._replace(tokens=rows.tokens)

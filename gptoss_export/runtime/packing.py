@@ -42,6 +42,10 @@ class PackedChunk:
         """Rows up to its last token."""
         return self.pieces[-1].last_row + 1
 
+    def takes_all_of(self, prompts: Sequence[Prompt]) -> bool:
+        """Whether it holds all tokens of the prompts that it was packed from."""
+        return len(self.pieces) == len(prompts) and self.pieces[-1].part.ends
+
     def tokens(self) -> list[int]:
         """[C]; 0 where there is padding."""
         return self._laid_out([piece.part.tokens for piece in self.pieces], 0)
@@ -68,35 +72,47 @@ class PackedChunk:
 
 
 def pack(prompts: Sequence[Prompt], programs: Sequence[Prefill]) -> PackedChunk:
-    """One chunk with as many of the prompts' tokens as it takes, in the order of the prompts.
+    """The next chunk for these prompts: as many of their tokens as it takes, in the order of the prompts.
 
-    It is the smallest chunk that takes all prompts, or a smaller one where several chunks have fewer rows in all: 3,000
-    tokens are a chunk of 2,048 and one of 1,024, and not one of 8,192.
+    It is the smallest chunk that takes all prompts, or a smaller one where several chunks cost less, by their rows and
+    CALL: 3,000 tokens are a chunk of 2,048 and one of 1,024, and not one of 8,192.
     """
-    ordered = sorted(programs, key=lambda program: program.chunk)
-    chunks = [program.chunk for program in ordered]
-    smaller = None
-    for program in ordered:
-        packed = _packed(prompts, program)
-        if len(packed.pieces) == len(prompts) and packed.pieces[-1].part.ends:
-            break
-        smaller = packed
-    else:  # none takes all
-        return packed
-    if smaller is not None:
-        taken = smaller.program.chunk
-        if taken + _cost(packed.rows - taken, chunks) < packed.program.chunk:
+    smaller, found = _smallest(prompts, programs)
+    if smaller is not None and found.takes_all_of(prompts):
+        taken, chunks = smaller.program.chunk, sorted(program.chunk for program in programs)
+        if taken + _cost(found.rows - taken, chunks) < found.program.chunk:
             return smaller
-    return packed
+    return found
+
+
+def lay_out(parts: Sequence[Prompt], programs: Sequence[Prefill]) -> PackedChunk:
+    """The smallest chunk that takes all of these parts, which `pack` has made. Raises ValueError where none does."""
+    _, found = _smallest(parts, programs)
+    if not found.takes_all_of(parts):
+        raise ValueError(f"no chunk takes {sum(len(part.tokens) for part in parts)} tokens of {len(parts)} prompts")
+    return found
+
+
+def _smallest(prompts: Sequence[Prompt], programs: Sequence[Prefill]) -> tuple[PackedChunk | None, PackedChunk]:
+    """The smallest chunk that takes all prompts, or else the largest one, and the next smaller one before it."""
+    before, found = None, None
+    for program in sorted(programs, key=lambda program: program.chunk):
+        before, found = found, _packed(prompts, program)
+        if found.takes_all_of(prompts):
+            break
+    assert found is not None  # every artifact has a prefill program
+    return before, found
 
 
 def _cost(rows: int, chunks: Sequence[int]) -> int:
-    """The cost in rows of the best chunks, of those in ascending order, for so many rows."""
+    """The least cost, in rows, of computing so many rows. chunks: in ascending order."""
     if rows <= 0:
         return 0
-    covering = [chunk for chunk in chunks if chunk >= rows][:1]
-    smaller = [chunk for chunk in chunks if chunk < rows][-1:]
-    return min(CALL + chunk + _cost(rows - chunk, chunks) for chunk in covering + smaller)
+    costs = [CALL + chunk for chunk in chunks if chunk >= rows][:1]
+    if smaller := [chunk for chunk in chunks if chunk < rows][-1:]:
+        full = (rows - 1) // smaller[0]
+        costs.append(full * (CALL + smaller[0]) + _cost(rows - full * smaller[0], chunks))
+    return min(costs)
 
 
 def _packed(prompts: Sequence[Prompt], program: Prefill) -> PackedChunk:

@@ -17,7 +17,7 @@ from ..model.dtypes import torch_dtype
 from .choosing import IN_TORCH, StepOutput
 from .decode_step import Decoded, StepRows
 from .executor import Choice, ChunkOutput, Outputs, Part, Prompt
-from .packing import PackedChunk, pack
+from .packing import PackedChunk, lay_out, pack
 from .page_memory import PageMemory
 from .staging import on_device
 from .torch_executor import TorchExecutor
@@ -77,7 +77,7 @@ class ProgramExecutor(TorchExecutor):
 
     @torch.inference_mode()
     def prefill_shared(self, parts: Sequence[Part]) -> list[ChunkOutput | None]:
-        chunk = pack(parts, self._chunks())
+        chunk = lay_out(parts, self._chunks())
         hidden = self._hidden(chunk)
         rows = [piece.last_row for part, piece in zip(parts, chunk.pieces, strict=True) if part.ends]
         if not rows:
@@ -87,7 +87,7 @@ class ProgramExecutor(TorchExecutor):
         return [next(each) if part.ends else None for part in parts]
 
     def _prefill(self, part: Part, outputs: Outputs) -> Iterator[ChunkOutput]:
-        hidden = self._hidden(pack([part], self._chunks()))[: len(part.tokens)]
+        hidden = self._hidden(lay_out([part], self._chunks()))[: len(part.tokens)]
         if outputs != Outputs.EVERY:  # a copy: a view would keep the chunk's hidden states in memory
             hidden = (hidden[-1:] if outputs == Outputs.LAST else hidden[:0]).clone()
         return self._outputs(hidden)
@@ -126,7 +126,7 @@ def _step_rows(program: BoundProgram) -> StepRows:
 def _decode(program: BoundProgram) -> Decoded:
     results = program()
     next_positions = results.pop("next_positions")
-    return Decoded(StepOutput(**results), next_positions)
+    return Decoded(StepOutput(**results), next_positions, program.inputs["positions"])
 
 
 def bind_programs(

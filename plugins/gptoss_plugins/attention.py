@@ -45,6 +45,7 @@ from gptoss_export.model.ops import Arguments
 from .arch import has_dependent_launch
 from .attention_config import Attend, attention_space, padded
 from .attention_shares import combine
+from .dense_tiles import dot_precision
 from .dependent_launch import let_next_start, wait_for_previous
 from .online_softmax import LOG2E, NOTHING, cell, scan
 
@@ -346,7 +347,7 @@ def attend(inputs: AttentionInputs, config: Attend, arch: str, after_its_query: 
         "BLOCK_M": config.rows,
         "BLOCK_N": config.keys,
         "DIM": dim,
-        "PRECISION": "ieee" if query.dtype == torch.float32 else "tf32",
+        "PRECISION": dot_precision(query.dtype),
         "EARLY": early,
         "num_warps": config.warps,
         "num_stages": config.stages,

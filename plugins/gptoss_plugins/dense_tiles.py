@@ -2,8 +2,8 @@
 
 The time of a product is the time to read its matrix, as for one vector (rows.py). So the rows of the matrix are the
 left operand: there are enough of them for a tile, and the vectors are its columns. All vectors are in one tile, which
-reads each row once. A program reads the vectors from the L2 cache, as many bytes as its rows have where it has as many
-rows as there are vectors: more rows are less traffic, and fewer programs.
+reads each row once. Each program also reads all vectors, from the L2 cache. With as many rows as vectors, both are
+equally many bytes. More rows a program are less of this traffic, but fewer programs.
 
 Vectors are normalised by a kernel of their own (`normalise`): as the right operand of a product they come straight from
 memory.

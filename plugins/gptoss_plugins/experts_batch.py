@@ -1,7 +1,7 @@
-"""Experts for a batch (decode of several sequences): grouped products on tensor cores that read each expert once.
+"""Experts for a batch, or for a chunk of up to PAIRS_OF_A_BATCH pairs an expert: grouped products on tensor cores.
 
-A *pair* is one (token, choice): pair = token * K + choice. From a few tokens to some hundreds, the time is that of
-reading and unpacking the experts that any token goes to. So the weights are the left operand of the products, with rows
+A *pair* is one (token, choice): pair = token * K + choice. Here the time is that of reading
+and unpacking the experts that any token goes to. So the weights are the left operand of the products, with rows
 enough for a tile, and the pairs of one expert are the columns (mxfp4_words.py). Before them the pairs are grouped in
 blocks of BLOCK_M, each of one expert (router_groups.py, or grouping.py where the experts are given).
 
@@ -34,6 +34,8 @@ from .grouping import Grouped
 from .mxfp4 import Experts, mask_and, swiglu
 from .mxfp4_words import padded, word_place, words_product
 
+PAIRS_OF_A_BATCH = 128  # of an expert, on average: with more, the arithmetic of experts_many.py is faster
+
 
 class Block(NamedTuple):
     """Launch config of both products: the pairs of a block."""
@@ -57,8 +59,8 @@ class Tile(NamedTuple):
 
 
 def is_batch(pairs: int, experts: int) -> bool:
-    """Whether so many pairs are computed here: experts have up to a block of experts_many.py on average."""
-    return pairs <= 128 * experts
+    """Whether so many pairs are computed here, and not by experts_many.py."""
+    return pairs <= PAIRS_OF_A_BATCH * experts
 
 
 def batch_space(tokens: int, choices: int, experts: int, hidden: int, inter: int, dtype: torch.dtype) -> ConfigSpace:

@@ -34,6 +34,7 @@ from torch.library import wrap_triton
 from gptoss_export.kernels.launch_config import ConfigSpace, shape_of
 
 from .arch import has_asynchronous_products, has_inline_assembly, shared_memory
+from .dense_tiles import dot_precision
 from .grouping import group_pairs
 from .mxfp4 import Experts, after_products, mask_and, scale_of, swiglu, unpack, unpack_pairs
 
@@ -68,25 +69,24 @@ _PRODUCT = {"rows": (64, 128), "length": (64, 128), "warps": (4, 8), "stages": (
 
 
 def many_pairs_space(pairs: int, experts: int, hidden: int, inter: int, dtype: torch.dtype, arch: str) -> ConfigSpace:
-    """The default is about one block for each expert when pairs are spread evenly."""
+    """Experts have more than PAIRS_OF_A_BATCH pairs on average. The default is blocks of so many, or of 256 where the
+    shared memory allows and most experts have several."""
     if dtype == torch.float32:  # no tensor cores: products run on FMA units and take their operands from registers
         rows = 16
         gate_up = down = Product(rows=32, length=64, warps=4, stages=2, operand=1)
-    else:
-        rows = min(128, max(32, triton.next_power_of_2(triton.cdiv(pairs, experts))))
-        gate_up = down = Product(rows=128, length=64, warps=4, stages=3, operand=1)
-        if pairs >= 512 * experts and shared_memory(arch) >= LARGE_BLOCKS:
-            # Several full blocks of most experts: unpacked weights serve more rows.
-            rows, gate_up = 256, gate_up._replace(warps=8, stages=4)
-            down = gate_up
-        elif rows == 128:  # gate_up gathers x, and gathers less in larger tiles; down is faster in smaller tiles
-            gate_up, down = gate_up._replace(warps=8), down._replace(rows=64)
+    elif pairs >= 512 * experts and shared_memory(arch) >= LARGE_BLOCKS:  # unpacked weights serve more rows
+        rows = 256
+        gate_up = down = Product(rows=128, length=64, warps=8, stages=4, operand=1)
+    else:  # gate_up gathers x, and gathers less in larger tiles; down is faster in smaller tiles
+        rows = 128
+        gate_up = Product(rows=128, length=64, warps=8, stages=3, operand=1)
+        down = Product(rows=64, length=64, warps=4, stages=3, operand=1)
     return ConfigSpace(
         name="experts_many",
         shape=shape_of(dtype, pairs=pairs, experts=experts, hidden=hidden, inter=inter),
         scaled=("pairs",),
         default={"blocks": Blocks(rows), "gate_up": gate_up, "down": down},
-        options={"blocks": {"rows": (16, 32, 64, 128, 256)}, "gate_up": _PRODUCT, "down": _PRODUCT},
+        options={"blocks": {"rows": (16, 64, 128, 256)}, "gate_up": _PRODUCT, "down": _PRODUCT},
     )
 
 
@@ -302,7 +302,7 @@ def launch_many_pairs(
     expert_of_block, pair_of_row = group_pairs(expert_indices.flatten(), experts.count, blocks.rows)
     shared = {
         "BLOCK_M": blocks.rows,
-        "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32",
+        "PRECISION": dot_precision(x.dtype),
         "PAIRED": x.dtype == torch.bfloat16 and has_inline_assembly(arch),
         "ASYNC": x.dtype.itemsize == 2 and has_asynchronous_products(arch),
         "WIDE": max(tokens * hidden, pair_of_row.numel() * inter) >= 2**31,

@@ -3,12 +3,13 @@
 The contract is in gptoss_export/model/ops/experts_sublayer.py. More tokens (a chunk) are computed by the op's
 reference, whose experts are gptoss_triton::mxfp4_experts.
 
-The op is `_router_pdl`, and then the kernels of experts_few.py for up to FEW_PAIRS (token, choice) pairs, or those of
-experts_batch.py for more. Their last one adds the residual.
+The op is `_router_pdl`, and then the kernels of experts_few.py for up to FEW_PAIRS (token, choice) pairs. For more,
+`_group_pdl` (router_groups.py) chooses the experts and groups the pairs, and the kernels of experts_batch.py follow.
+The last kernel adds the residual.
 
 While the router runs, the memory is idle, so the time until the logits are ready counts in full. The logits are
 therefore spread over programs of a few experts each, which have their rows in registers when x is ready. One more
-program for each token brings x into the order of the experts' kernels. Top-k is left to the experts' kernels. They
+program for each token brings x into the order of the experts' kernels. Top-k is left to the kernels that follow. They
 start only after the router's wait: they have nothing to do before the routing is known, and if started earlier they
 would fill the SMs unevenly.
 """

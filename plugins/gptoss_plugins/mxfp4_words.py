@@ -64,7 +64,11 @@ def arrange_words(x: torch.Tensor, words: int) -> torch.Tensor:
 
 @triton.jit
 def _codes(words, factor):
-    """Words of eight codes and their factors, bfloat16, to eight bfloat16: code 0 of each word, code 1, and so on."""
+    """Words of eight codes and their factors (`_factors`) to eight bfloat16: code 0 of each word, code 1, and so on.
+
+    Two words are unpacked with the factor of the first one. So a thread must have at least two neighbouring words of a
+    row, which are of one group. A left operand of 16 words or more gives it four.
+    """
     return tl.inline_asm_elementwise(
         """
         {
@@ -138,8 +142,8 @@ def _plain_codes(words, factor, dtype: tl.constexpr):
 def _factors(scales, there, PAIRED: tl.constexpr):
     """The factors of groups that are `there`, by their scales (E8M0).
 
-    PAIRED: twice the bfloat16 2^(scale - 127 + 126 - 63), infinite where that does not fit, in an int32 for `_codes`.
-    They change their layout as int32: single bytes would have to be packed for that.
+    PAIRED: the scale as a bfloat16, 2^(scale - 127), in both halves of an int32, for `_codes`; NaN for 255. They change
+    their layout as int32: single bytes would have to be packed for that.
     """
     scale = tl.load(scales, mask=there, other=0)
     if PAIRED:

@@ -8,7 +8,7 @@ import pytest
 
 from gptoss_export.artifact.programs import SCORE_ROWS, SEGMENT, Prefill
 from gptoss_export.runtime.executor import Prompt
-from gptoss_export.runtime.packing import PackedChunk, pack
+from gptoss_export.runtime.packing import PackedChunk, lay_out, pack
 
 PROGRAMS = [Prefill(64), Prefill(32), Prefill(100)]  # of 100 tokens no whole number of segments: one sequence
 
@@ -94,6 +94,27 @@ def test_random_prompts_lose_no_token_and_mix_none() -> None:
         programs = [Prefill(drawn.choice((8, 16, 48, 64, 100, 256))) for _ in range(drawn.randrange(1, 4))]
         prompts = [prompt(slot, drawn.randrange(1, 90), drawn.randrange(50)) for slot in range(drawn.randrange(1, 7))]
         check(pack(prompts, programs), prompts)
+
+
+@pytest.mark.parametrize("lengths", [[1500] * 5, [3000], [40] * 70, [100, 2000, 3], [8192, 1]])
+def test_some_parts_of_a_chunk_are_laid_out_whole(lengths: list[int]) -> None:
+    """Those whose sequences found no pages are left out; the first one is tried alone after an error."""
+    programs = [Prefill(chunk) for chunk in (128, 512, 1024, 2048, 8192)]
+    parts = [piece.part for piece in pack([prompt(slot, n) for slot, n in enumerate(lengths)], programs).pieces]
+    for some in (parts, parts[:1], parts[:2], parts[1:], parts[::2]):
+        if some:
+            found = lay_out(some, programs)
+            assert [piece.part.tokens for piece in found.pieces] == [part.tokens for part in some]
+
+
+def test_parts_that_fit_no_chunk() -> None:
+    with pytest.raises(ValueError, match="no chunk takes 130 tokens of 2 prompts"):
+        lay_out([prompt(0, 65), prompt(1, 65)], [Prefill(64), Prefill(128)])
+
+
+@pytest.mark.parametrize(("chunks", "length"), [((8, 8192), 8190), ((1, 2048), 2046), ((16, 8192), 5335)])
+def test_a_small_chunk_beside_a_large_one(chunks: tuple[int, ...], length: int) -> None:
+    assert pack([prompt(0, length)], [Prefill(chunk) for chunk in chunks]).program.chunk == chunks[-1]
 
 
 def check(packed: PackedChunk, prompts: list[Prompt]) -> None:

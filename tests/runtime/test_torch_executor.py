@@ -13,9 +13,12 @@ from sampling_definition import chosen_token, logprob
 
 from gptoss_export import SamplingParams
 from gptoss_export.artifact.programs import Sizes
-from gptoss_export.runtime.choosing import StepOutput
-from gptoss_export.runtime.decode_step import Decoded, StepRows
+from gptoss_export.model.choice import Adjusting
+from gptoss_export.model.sampling_state import DRAWING
+from gptoss_export.runtime.choosing import IN_TORCH, Chooser, StepOutput
+from gptoss_export.runtime.decode_step import Decoded, DecodeStep, StepRows
 from gptoss_export.runtime.executor import Choice, ChunkOutput, Outputs, Part, Prompt, Sampling
+from gptoss_export.runtime.sampling_buffers import SamplingBuffers
 from gptoss_export.runtime.torch_executor import TorchExecutor
 
 SIZES, VOCABULARY = Sizes((1, 3), 128, (16, 64)), 40
@@ -43,7 +46,8 @@ class FixedLogits(TorchExecutor):
 
     def _decode(self, rows: StepRows) -> Decoded:
         self.read.append(Read(rows.tokens.tolist(), rows.positions.tolist(), rows.slots.tolist()))
-        return Decoded(StepOutput.of(self.logits[rows.slots]), rows.positions + (rows.positions >= 0))
+        next_positions = rows.positions + (rows.positions >= 0)
+        return Decoded(StepOutput.of(self.logits[rows.slots]), next_positions, rows.positions)
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -54,6 +58,21 @@ class FixedLogits(TorchExecutor):
 
     def _prefill(self, part: Part, outputs: Outputs) -> Iterator[ChunkOutput]:
         raise NotImplementedError
+
+
+def test_an_adjusted_step_counts_nothing_for_a_row_that_takes_no_part() -> None:
+    """Such a row may have a position, where a target writes to every slot."""
+    buffers = SamplingBuffers(2, VOCABULARY, CPU)
+    buffers.set({slot: Sampling(SamplingParams(presence_penalty=1.0)) for slot in range(2)})
+    rows = StepRows(torch.zeros(2, dtype=torch.int64), torch.tensor([4, 9]), torch.arange(2))
+    logits = torch.randn(2, VOCABULARY, generator=torch.Generator().manual_seed(8))
+
+    def decode() -> Decoded:
+        return Decoded(StepOutput.of(logits), rows.positions + torch.tensor([1, 0]), torch.tensor([4, -1]))
+
+    DecodeStep(decode, rows, Chooser(buffers, IN_TORCH)).run(Choice.ADJUSTED)
+    counts = Adjusting(*buffers.read_by(Choice.ADJUSTED)[len(DRAWING) :]).counts
+    assert counts.sum(dim=1).tolist() == [1, 0] and rows.positions.tolist() == [5, 9]
 
 
 @pytest.mark.parametrize(

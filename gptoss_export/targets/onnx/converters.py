@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ...errors import LoweringError
 from ...model.ops import OPS
 from .model_files import LOGITS, LOGITS_FROM, LOGITS_TO, CacheNames
 from .writer import Attention, ExpertWeights, Stream, Writer
@@ -104,6 +105,11 @@ def _unchanged(writer: Writer, x: Any, *_: Any, **__: Any) -> Any:
     return x
 
 
+def _next_positions(writer: Writer, positions: Any, moves: Any, *_: Any) -> None:
+    if moves is not None:
+        raise LoweringError("aten.add.Tensor: ONNX has a converter for the positions of the next step alone")
+
+
 CONVERTERS: dict[Any, Callable[..., Any]] = {
     aten.embedding.default: lambda writer, weight, indices, *_: writer.embedding(weight, indices),
     aten.to.dtype: _unchanged,  # the residual stream is float32 from the embedding on
@@ -111,9 +117,9 @@ CONVERTERS: dict[Any, Callable[..., Any]] = {
     aten.flatten.using_ints: _unchanged,
     aten._assert_tensor_metadata.default: lambda *_, **__: None,  # checks what is static in the trace
     operator.getitem: lambda writer, items, index: items[index],
-    # The positions of the next step: who runs an ONNX model advances them itself.
+    # The positions of the next step, positions + (positions >= 0): who runs an ONNX model advances them itself.
     aten.ge.Scalar: lambda *_: None,
-    aten.add.Tensor: lambda *_: None,
+    aten.add.Tensor: _next_positions,
     OPS["rotary"].overload: _rotary,
     OPS["attention_sublayer"].overload: _attention_sublayer,
     OPS["experts_sublayer"].overload: _experts_sublayer,

@@ -43,7 +43,7 @@ class CudaExecutor(TorchExecutor):
 
         def decode() -> Decoded:
             output = StepOutput.of(model.decode(rows.tokens, rows.positions))
-            return Decoded(output, rows.positions + moving)
+            return Decoded(output, rows.positions + moving, torch.where(moving > 0, rows.positions, -1))
 
         super().__init__(manifest, {width: rows}, {width: decode})
 
