@@ -109,7 +109,8 @@ def launched_kernels(arch: str) -> set[str]:
 def test_every_kernel_of_a_step_is_there_for_the_arch(libraries: dict[tuple[str, str], Path], arch: str) -> None:
     """Every piece of device code is for that arch."""
     names = launched_kernels(arch)
-    assert {"_gate_up_pdl", "_down_pdl", "_qkv_pdl", "_project_pdl", "_router_pdl", "_logits_pdl"} <= names
+    assert {"_qkv_batch_pdl", "_project_batch_pdl", "_router_pdl", "_group_pdl", "_logits_batch_pdl"} <= names
+    assert {"_gate_up_batch_pdl", "_down_batch_pdl", "_sum_batch_pdl"} <= names
     code = libraries[arch, "decode_3"].read_bytes()
     assert [name for name in sorted(names) if name.encode() not in code] == []
     found = list(device_archs(code))

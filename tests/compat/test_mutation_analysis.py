@@ -24,7 +24,7 @@ from gptoss_export.targets.base_compiler import CompileJob
 wrap = pytest.importorskip("torch._higher_order_ops.triton_kernel_wrap")
 pytest.importorskip("triton")
 
-SIZES = Sizes(widths=(1,), max_context=64, prefill_chunks=(16,))
+SIZES = Sizes(widths=(1,), max_context=300, prefill_chunks=(272,))  # a chunk for `_gate_up_many`
 (NAME,) = [name for name in mutation_analysis.NAMES if hasattr(wrap, name)]
 
 
@@ -56,7 +56,7 @@ def test_answers_are_those_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     job = CompileJob(TWO_LAYERS, SIZES, "cuda", "sm_90", COMPILER.options_class(), (), {}, tmp_path, "{}", Progress())
     with COMPILER.environment("cuda", "sm_90"):
         compilation = COMPILER.start(job)
-        for program in (Decode(1), Prefill(16)):
+        for program in (Decode(1), Prefill(272)):
             traced = trace(program, TWO_LAYERS, SIZES, torch.bfloat16, COMPILER.trace_device("cuda"))
             compilation.compile(lower(traced, implementations))
         compilation.finish()

@@ -20,7 +20,8 @@ from gptoss_export.targets.tensorrt.partition import Launch, Segment, fixed_shap
 from gptoss_export.targets.tensorrt.plugins import Plugin, plugin_support
 
 ARCH = "sm_89"
-SIZES = Sizes(widths=(2,), max_context=600, prefill_chunks=(16,))  # long enough for shares of the context
+# Long enough for shares of the context, and chunks for both kinds of grouped products.
+SIZES = Sizes(widths=(2,), max_context=600, prefill_chunks=(16, 272))
 LAYERS = PRESETS["tiny"].num_hidden_layers
 
 # What each kernel of the tiny model writes.
@@ -33,6 +34,10 @@ WRITTEN = {
     "_down_pdl": {"out"},
     "_count_pairs": {"counts"},
     "_place_pairs": {"expert_of_block", "pair_of_row"},
+    "_arrange_words": {"arranged"},
+    "_gate_up_batch_pdl": {"act"},
+    "_down_batch_pdl": {"out"},
+    "_sum_batch_pdl": {"sums"},
     "_gate_up_many": {"act"},
     "_down_many": {"out"},
     "_sum_choices": {"sums"},
