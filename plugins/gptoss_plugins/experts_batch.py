@@ -1,9 +1,9 @@
 """Experts for a batch, or for a chunk of up to PAIRS_OF_A_BATCH pairs an expert: grouped products on tensor cores.
 
-A *pair* is one (token, choice): pair = token * K + choice. Here the time is that of reading
-and unpacking the experts that any token goes to. So the weights are the left operand of the products, with rows
-enough for a tile, and the pairs of one expert are the columns (mxfp4_words.py). Before them the pairs are grouped in
-blocks of BLOCK_M, each of one expert (router_groups.py, or grouping.py where the experts are given).
+A *pair* is one (token, choice): pair = token * K + choice. Here the time is that of reading and unpacking the experts
+that any token goes to. So the weights are the left operand of the products, with rows enough for a tile, and the pairs
+of one expert are the columns (mxfp4_words.py). Before them the pairs are grouped in blocks of BLOCK_M, each of one
+expert (router_groups.py, or grouping.py where the experts are given).
 
     _gate_up_batch_pdl   ROWS of the 2 I rows for one block: act, in the order of the words.
     _down_batch_pdl      ROWS of the H rows for one block: results of each pair, float32.
