@@ -34,7 +34,7 @@ from .grouping import Grouped
 from .mxfp4 import Experts, mask_and, swiglu
 from .mxfp4_words import padded, word_place, words_product
 
-PAIRS_OF_A_BATCH = 128  # of an expert, on average: with more, the arithmetic of experts_many.py is faster
+PAIRS_OF_A_BATCH = 64  # of an expert, on average: with more, experts_many.py is as fast or faster
 
 
 class Block(NamedTuple):
