@@ -27,11 +27,10 @@ from torch.library import wrap_triton
 
 from gptoss_export.kernels.launch_config import ConfigSpace, shape_of
 
-from .arch import has_asynchronous_products, has_dependent_launch, has_inline_assembly
-from .dense_tiles import dot_precision
+from .arch import has_dependent_launch
 from .dependent_launch import let_next_start, wait_for_previous, wait_then_let_next_start
 from .grouping import Grouped
-from .mxfp4 import Experts, mask_and, swiglu
+from .mxfp4 import Experts, mask_and, product_constants, swiglu
 from .mxfp4_words import padded, word_place, words_product
 
 PAIRS_OF_A_BATCH = 64  # of an expert, on average: with more, experts_many.py is as fast or faster
@@ -263,9 +262,7 @@ def launch_batch(
         "INTER": inter,
         "ACT_STRIDE": padded(inter, down.words),
         "BLOCK_M": block.pairs,
-        "PAIRED": x.dtype == torch.bfloat16 and has_inline_assembly(arch),
-        "PRECISION": dot_precision(x.dtype),
-        "ASYNC": x.dtype.itemsize == 2 and has_asynchronous_products(arch),
+        **product_constants(x.dtype, arch),
         "EARLY": early,
     }
     act = x.new_empty((blocks * block.pairs, padded(inter, down.words)))

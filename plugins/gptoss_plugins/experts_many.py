@@ -33,10 +33,9 @@ from torch.library import wrap_triton
 
 from gptoss_export.kernels.launch_config import ConfigSpace, shape_of
 
-from .arch import has_asynchronous_products, has_inline_assembly, shared_memory
-from .dense_tiles import dot_precision
+from .arch import shared_memory
 from .grouping import group_pairs
-from .mxfp4 import Experts, after_products, mask_and, scale_of, swiglu, unpack, unpack_pairs
+from .mxfp4 import Experts, after_products, mask_and, product_constants, scale_of, swiglu, unpack, unpack_pairs
 
 LARGE_BLOCKS = 160 * 1024  # bytes of shared memory that blocks of 256 rows need
 COLUMNS = 1536  # a multiple of every BLOCK_N
@@ -302,9 +301,7 @@ def launch_many_pairs(
     expert_of_block, pair_of_row = group_pairs(expert_indices.flatten(), experts.count, blocks.rows)
     shared = {
         "BLOCK_M": blocks.rows,
-        "PRECISION": dot_precision(x.dtype),
-        "PAIRED": x.dtype == torch.bfloat16 and has_inline_assembly(arch),
-        "ASYNC": x.dtype.itemsize == 2 and has_asynchronous_products(arch),
+        **product_constants(x.dtype, arch),
         "WIDE": max(tokens * hidden, pair_of_row.numel() * inter) >= 2**31,
     }
     act = x.new_empty((pair_of_row.numel(), inter))

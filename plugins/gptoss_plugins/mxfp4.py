@@ -8,6 +8,9 @@ import torch
 import triton
 import triton.language as tl
 
+from .arch import has_asynchronous_products, has_inline_assembly
+from .dense_tiles import dot_precision
+
 
 @dataclass(frozen=True)
 class Experts:
@@ -29,6 +32,20 @@ class Experts:
     @property
     def inter(self) -> int:
         return self.down_blocks.size(2) * 32
+
+
+def product_constants(dtype: torch.dtype, arch: str) -> dict[str, bool | str]:
+    """The constants of a product of x, in `dtype`, and MXFP4 weights.
+
+    PAIRED     weights are unpacked by assembly, two an instruction
+    ASYNC      the product runs on while the next weights are unpacked (`after_products`)
+    PRECISION  of tl.dot
+    """
+    return {
+        "PAIRED": dtype == torch.bfloat16 and has_inline_assembly(arch),
+        "ASYNC": dtype.itemsize == 2 and has_asynchronous_products(arch),
+        "PRECISION": dot_precision(dtype),
+    }
 
 
 @triton.jit
