@@ -137,6 +137,7 @@ def _expert_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
 
     yield Case("most tokens of few pairs", arguments(2, 32, 32, 8, 4))
     yield Case("fewest tokens of a batch", arguments(3, 96, 64, 8, 4))
+    yield Case("batch, 5 experts, 3 choices", arguments(13, 96, 64, 5, 3))
     yield Case("batch, experts in several blocks", arguments(48, 64, 96, 3, 2))
     yield Case("most tokens of a batch, one choice", arguments(128, 32, 160, 4, 1))
     yield Case("batch of a chunk, 517 tokens", arguments(517, 32, 32, 9, 1))

@@ -50,6 +50,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         "equal logits": (1, 64, 200),
         "eight rows": (8, 64, 77),
         "rows of a batch": (20, 160, 512),
+        "odd vocabulary": (5, 96, 517),
         "many rows": (130, 64, 150),
     }.items():
         random = torch.Generator().manual_seed(len(label))
