@@ -279,9 +279,9 @@ def _check_request(
 
 def _times(runner: Runner, batch: int, context: int) -> _Times:
     prompts = [_prompt(runner.manifest, context, seed) for seed in range(batch)]
-    runner.reset()
-    # The first call of a program allocates memory. This prompt runs every prefill program.
-    runner.prefill(prompts[0][: 2 * max(runner.manifest.sizes.prefill_chunks)])
+    for _ in range(2):  # the first call of a program allocates memory, the second one may capture it
+        runner.reset()
+        runner.prefill(prompts[0])
     runner.reset()
     prefill = _seconds(lambda: runner.prefill(prompts[0]), torch.device(runner.manifest.device))
     start = time.perf_counter()

@@ -71,7 +71,7 @@ def build(
     progress.facts("build", settings.to_json())
     with progress.stage("check the weights"):
         checkpoint.check_finite(torch_dtype(settings.dtype), lambda name: progress.update(f"check {name}"))
-    programs = compiler.programs(programs_of(settings.sizes))
+    programs = compiler.programs(programs_of(settings.sizes, settings.device))
     if settings.tuned_configs:
         with progress.stage("check the tuned configs"):
             _check_tuned_configs(settings, _trial(compiler, settings, choosers, checkpoint.config, programs))

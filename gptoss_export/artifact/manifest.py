@@ -30,7 +30,7 @@ from .programs import Program, Role, Signature, Sizes, TensorSpec, programs_of, 
 
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16")  # what an artifact can compute in
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 NAME = "manifest.json"
 _SHA256 = re.compile("[0-9a-f]{64}")
 # Names in a manifest that are not those of the option; "tables" is in schema 4 and earlier.
@@ -288,7 +288,7 @@ def _weight_violations(manifest: Manifest) -> Iterator[str]:
 
 
 def _program_violations(manifest: Manifest) -> Iterator[str]:
-    known = {program.name: program for program in programs_of(manifest.sizes)}
+    known = {program.name: program for program in programs_of(manifest.sizes, manifest.device)}
     for name, signature in manifest.programs.items():
         if name not in known:
             yield f"programs: found {name}, expected {', '.join(known)}"

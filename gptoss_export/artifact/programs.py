@@ -8,11 +8,13 @@
   choose_drawn     draws a token for each row        logits [R, V], log_total [R], positions [R], slots [R], state
                                                      -> tokens [R], logprobs [R]
   choose_adjusted  the same, from changed logits     -> tokens [R], logprobs [R], top [R, T], top_logprobs [R, T]
+  interleave     the codes of MXFP4 blocks as a GPU's kernels take them (model/mxfp4.py); runs at loading
+                                                     words [R] -> interleaved [R]
 
 Tracing makes its inputs from it, the manifest stores it, the runner binds buffers by its names, `verify` and the
 targets read it. A program takes its data first, then the tables of pages, the KV caches (written in place), what the
-slots choose by, and the weights. All shapes are static but two: how many pages the caches have is chosen when the
-artifact is loaded, and a choice takes any number of rows.
+slots choose by, and the weights. All shapes are static but three: how many pages the caches have is chosen when the
+artifact is loaded, and a choice and interleaving take any number of rows.
 
 B is a width. An artifact has decode programs of several widths, and a step runs the smallest that its sequences fit in:
 a step of few sequences does not pay for many. Position -1 marks a row without a sequence; it stays -1 in
@@ -222,15 +224,28 @@ class Choose(Program):
         return Signature((*data, *state), tuple(outputs))
 
 
+@dataclass(frozen=True)
+class Interleave(Program):
+    """MXFP4 blocks of a checkpoint, any number of 64-bit words, to blocks with interleaved codes."""
+
+    @property
+    def name(self) -> str:
+        return "interleave"
+
+    def signature(self, config: ModelConfig, sizes: Sizes, dtype: str) -> Signature:
+        return Signature((_ids("words", None),), (_ids("interleaved", None),))
+
+
 def default_widths(max_batch: int) -> tuple[int, ...]:
     """1, 2, 4, ... and `max_batch`."""
     doubled = (2**power for power in range(max_batch.bit_length()))
     return tuple(sorted({*doubled, max_batch}))
 
 
-def programs_of(sizes: Sizes) -> tuple[Program, ...]:
-    """The programs of an artifact of these sizes."""
-    return (*model_programs(sizes), Choose(adjusted=False), Choose(adjusted=True))
+def programs_of(sizes: Sizes, device: str) -> tuple[Program, ...]:
+    """The programs of an artifact of these sizes for a device."""
+    interleave = (Interleave(),) if device == "cuda" else ()
+    return (*model_programs(sizes), Choose(adjusted=False), Choose(adjusted=True), *interleave)
 
 
 def model_programs(sizes: Sizes) -> tuple[Program, ...]:

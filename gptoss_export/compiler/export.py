@@ -1,4 +1,5 @@
-"""torch.export: one program as a graph. Shapes are static, but for the pages of the caches and the rows of a choice.
+"""torch.export: one program as a graph. Shapes are static, but for the pages of the caches and the rows of a choice and
+of interleaving.
 
 Nothing is traced with real memory. The model lives on the meta device and all inputs are fake tensors, so that a 120b
 takes no more memory than a tiny model. Weights and caches are inputs of the graph, not constants of it."""
@@ -16,6 +17,7 @@ from torch.export import ExportedProgram
 from ..artifact.programs import (
     Choose,
     Decode,
+    Interleave,
     Prefill,
     Program,
     Role,
@@ -32,8 +34,9 @@ from ..model.choice import choose_adjusted, choose_drawn
 from ..model.config import ModelConfig
 from ..model.decoder import GptOss
 from ..model.dtypes import dtype_name, torch_dtype
+from ..model.mxfp4 import interleave_words
 
-# Of the pages of the caches, or the rows of a choice, while a program is traced. It runs with any number from 2 on, and
+# Of the pages of the caches, or the rows of a call, while a program is traced. It runs with any number from 2 on, and
 # a choice with 1 row too: torch only takes for granted that there are more, and computes each row by itself.
 TRACED_SIZE = 3
 
@@ -75,8 +78,8 @@ def trace(
         fakes = {
             item.name: torch.empty(item.sizes(TRACED_SIZE), dtype=torch_dtype(item.dtype)) for item in signature.inputs
         }
-    if isinstance(program, Choose):
-        module, arguments, dynamic = _choice_call(program, signature, fakes)
+    if isinstance(program, (Choose, Interleave)):
+        module, arguments, dynamic = _call_of_rows(_FUNCTIONS[program], signature, fakes)
     else:
         module, arguments, dynamic = _model_call(program, config, dtype, signature, fakes)
     exported = torch.export.export(module, arguments, strict=False, dynamic_shapes=dynamic)
@@ -104,11 +107,10 @@ def _model_call(
     return _Stateless(module), (data, pages, caches, weights), dynamic
 
 
-def _choice_call(program: Choose, signature: Signature, fakes: Mapping[str, torch.Tensor]) -> _Call:
+def _call_of_rows(function: Callable[..., Any], signature: Signature, fakes: Mapping[str, torch.Tensor]) -> _Call:
     data, state = (_of_role(role, signature, fakes) for role in (Role.DATA, Role.STATE))
     of_data = {0: torch.export.Dim("rows", min=2)}
-    module = _Choice(choose_adjusted if program.adjusted else choose_drawn)
-    return module, (data, state), (dict.fromkeys(data, of_data), dict.fromkeys(state))
+    return _Function(function), (data, state), (dict.fromkeys(data, of_data), dict.fromkeys(state))
 
 
 def _of_role(role: Role, signature: Signature, fakes: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -163,15 +165,23 @@ class _Unembed(nn.Module):
 _MODULES: dict[type[Program], type[nn.Module]] = {Decode: _Decode, Prefill: _Prefill, Unembed: _Unembed}
 
 
-class _Choice(nn.Module):
-    """A choice as a function of its data and its state."""
+# Programs that do not compute the model, and the function that each of them is.
+_FUNCTIONS: dict[Program, Callable[..., Any]] = {
+    Choose(adjusted=False): choose_drawn,
+    Choose(adjusted=True): choose_adjusted,
+    Interleave(): interleave_words,
+}
 
-    def __init__(self, choose: Callable[..., Any]) -> None:
+
+class _Function(nn.Module):
+    """A function of data and state."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
-        self._choose = choose
+        self._function = function
 
     def forward(self, data: dict[str, Any], state: dict[str, Any]) -> Any:
-        return self._choose(*data.values(), *state.values())
+        return self._function(*data.values(), *state.values())
 
 
 class _Stateless(nn.Module):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..compat.pytorch import triton_op_body
+from ..model.mxfp4 import interleave
 from ..model.ops import Arguments, Op
 from .launch_config import ConfigSpace, LaunchConfig, flatten
 from .tuned_configs import TunedConfigs
@@ -48,11 +49,17 @@ class Kernel:
                   the op takes `config` and `arch` as well
     covers        arguments to whether the kernels are made for the call. Other calls are computed by the op's
                   reference, whose smaller ops may have kernels of their own. None: all calls
+    interleaved   names of the MXFP4 blocks that the kernels take with interleaved codes (model/mxfp4.py)
     """
 
     op: Callable[..., Any]
     config_space: Callable[[Arguments, str], ConfigSpace] | None = None
     covers: Callable[[Arguments], bool] | None = None
+    interleaved: tuple[str, ...] = ()
+
+    def given(self, arguments: Arguments) -> dict[str, Any]:
+        """The arguments of a call of the op as the kernels take them."""
+        return {**arguments, **{name: interleave(arguments[name]) for name in self.interleaved}}
 
     def bind(self, op: Op, chooser: ConfigChooser, as_launches: bool = False) -> Callable[..., Any]:
         """The implementation of `op` with the launch configs that `chooser` chooses.

@@ -8,6 +8,18 @@ Layout, everywhere in this project (that of the gpt-oss checkpoints):
 A weight is  E2M1(nibble) * 2^(scale - 127),  with E2M1 in +-{0, 0.5, 1, 1.5, 2, 3, 4, 6}.
 Every such product with a scale in 1..253 is exact in bfloat16 and float32.
 
+The kernels for NVIDIA GPUs take blocks with *interleaved* codes, of the same size. Loading a runner makes them from the
+checkpoint's, in place (`interleave`). In 64 bits, which are two words a and b of eight codes, the codes i of both words
+get the places where they are unpacked together, as two 16-bit numbers: those of 0 to 3 in the lower half of the 64
+bits, those of 4 to 7 in the upper half. A word then holds four pairs of codes. Of each pair, the code of a is in the
+lower 16 bits and that of b in the upper 16, but for the sign of the second pair, which is in the other half:
+
+    bit    15 14 13 12 11 10  9  8  7  6  5  4  3  2  1  0
+    pair    0  3  3  1  1  1  2  0  0  0  3  3  1  2  2  2
+    part    s  e  s  e  E  m  s  e  E  m  E  m  s  e  E  m       s e E m: bits 3 to 0 of a code
+
+So one rotation and one mask make a pair of bfloat16, times 2^-126 (three operations more for the last pair).
+
 The functions use neither tables nor constants: they are traced into graphs, whose constants would have to be shipped as
 weights.
 """
@@ -19,6 +31,8 @@ import torch
 from .config import MXFP4_GROUP
 
 NAN_SCALE = 255  # the scale that means NaN
+# The places of bits 0 to 3 of a code in 16 bits, by pair; from 16 on: in the other half of the word.
+_PLACES = ((6, 7, 8, 15), (10, 11, 12, 16 + 3), (0, 1, 2, 9), (4, 5, 14, 13))
 _EMAX = 2  # exponent of the largest E2M1 value, 6 = 1.5 * 2^2
 
 
@@ -73,3 +87,29 @@ def _encode(values: torch.Tensor) -> torch.Tensor:
     code = torch.where(twice < 4, torch.round(twice), upper)
     negative = torch.signbit(values)
     return (code + torch.where(negative, 8.0, 0.0)).to(torch.uint8)
+
+
+def interleave(blocks: torch.Tensor) -> torch.Tensor:
+    """Blocks of a checkpoint, uint8 [..., 16], to blocks with interleaved codes of the same shape."""
+    return interleave_words(blocks.contiguous().view(torch.int64)).view(torch.uint8)
+
+
+def interleave_words(words: torch.Tensor) -> torch.Tensor:
+    """`interleave` of any number of int64, of 16 codes each. Little-endian, as is all in an artifact."""
+    moved = torch.zeros_like(words)
+    for distance, mask in _moves().items():
+        shifted = words << distance if distance > 0 else words >> -distance
+        moved = moved | (shifted & mask)
+    return moved
+
+
+def _moves() -> dict[int, int]:
+    """How far bits of 64 move (> 0: up), and the places, as a mask, where those that move so far arrive."""
+    moves: dict[int, int] = {}
+    for word in range(2):
+        for code in range(8):
+            for bit, place in enumerate(_PLACES[code % 4]):
+                to = 32 * (code // 4) + (16 * word ^ place)
+                distance = to - (32 * word + 4 * code + bit)
+                moves[distance] = moves.get(distance, 0) | 1 << to
+    return {distance: mask - (mask >> 63 << 64) for distance, mask in moves.items()}  # torch's integers are signed

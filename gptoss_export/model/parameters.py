@@ -50,6 +50,11 @@ def is_expert_weight(name: str) -> bool:
     return ".mlp.experts." in name
 
 
+def is_mxfp4_blocks(name: str) -> bool:
+    """Whether a parameter holds the codes of MXFP4 weights."""
+    return is_expert_weight(name) and name.endswith("_blocks")
+
+
 def _layer(config: ModelConfig, prefix: str, dtype: str) -> Iterator[Parameter]:
     hidden, inter, experts = config.hidden_size, config.intermediate_size, config.num_local_experts
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim

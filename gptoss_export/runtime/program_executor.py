@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,6 +14,7 @@ from ..artifact.manifest import Manifest
 from ..artifact.programs import Choose, Decode, Prefill, Role, Unembed, model_programs
 from ..errors import ArtifactError, raise_all
 from ..model.dtypes import torch_dtype
+from .captured_program import CapturedProgram
 from .choosing import IN_TORCH, StepOutput
 from .decode_step import Decoded, StepRows
 from .executor import Choice, ChunkOutput, Outputs, Part, Prompt
@@ -57,7 +58,10 @@ class ProgramExecutor(TorchExecutor):
         self.programs = bind_programs(manifest, folder, device, {**weights, **memory.tensors}, programs)
         kinds = model_programs(manifest.sizes)
         decodes = {kind.width: self.programs[kind.name] for kind in kinds if isinstance(kind, Decode)}
-        self._prefills = {kind.chunk: self.programs[kind.name] for kind in kinds if isinstance(kind, Prefill)}
+        pool = cache(torch.cuda.graph_pool_handle)
+        self._prefills = {
+            kind.chunk: CapturedProgram(self.programs[kind.name], pool) for kind in kinds if isinstance(kind, Prefill)
+        }
         self._unembeds = {kind.rows: self.programs[kind.name] for kind in kinds if isinstance(kind, Unembed)}
         self._memory = memory
         rows = {width: _step_rows(program) for width, program in decodes.items()}
@@ -88,9 +92,9 @@ class ProgramExecutor(TorchExecutor):
 
     def _prefill(self, part: Part, outputs: Outputs) -> Iterator[ChunkOutput]:
         hidden = self._hidden(lay_out([part], self._chunks()))[: len(part.tokens)]
-        if outputs != Outputs.EVERY:  # a copy: a view would keep the chunk's hidden states in memory
-            hidden = (hidden[-1:] if outputs == Outputs.LAST else hidden[:0]).clone()
-        return self._outputs(hidden)
+        if outputs != Outputs.EVERY:
+            hidden = hidden[-1:] if outputs == Outputs.LAST else hidden[:0]
+        return self._outputs(hidden.clone())  # the next chunk overwrites them
 
     def _chunks(self) -> list[Prefill]:
         """The prefill programs that may run."""
@@ -98,7 +102,7 @@ class ProgramExecutor(TorchExecutor):
         return [max(found, key=lambda kind: kind.chunk)] if self.fixed_width else found
 
     def _hidden(self, chunk: PackedChunk) -> torch.Tensor:
-        """The hidden states [C, H] float32 of a chunk's tokens."""
+        """The hidden states [C, H] float32 of a chunk's tokens, until the next chunk."""
         program = self._prefills[chunk.program.chunk]
         for name, values in ("tokens", chunk.tokens()), ("positions", chunk.positions()), ("slots", chunk.slots()):
             program.inputs[name].copy_(on_device(values, self.device))

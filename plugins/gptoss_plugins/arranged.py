@@ -1,8 +1,10 @@
 """Vectors in the order and form that the kernels for few pairs multiply with (mxfp4_rows.py has the reason for it).
 
-float16  for bfloat16 weights: pairs (x[8 i + j], x[8 i + j + 4]), [4, H / 8, 2], times a power of two that makes the
-         largest element less than 2^15
-float32  otherwise (EXACT): planes x[8 i + j], [8, H / 8]
+Word i of a row has the weights of elements 16 (i // 2) + 4 (i % 2) + j and of those 8 later, for j = 0..3.
+
+float16  for bfloat16 weights: pairs of these elements, [4, H / 8, 2], times a power of two that makes the largest
+         element less than 2^15
+float32  otherwise (EXACT): planes of the first elements and of those 8 later, [2, 4, H / 8]
 """
 
 from __future__ import annotations
@@ -34,10 +36,12 @@ def is_exact(dtype: torch.dtype, arch: str) -> bool:
 @triton.jit
 def place_of(i, LENGTH: tl.constexpr, EXACT: tl.constexpr):
     """The place of element i of x in the order of the kernels."""
+    word = i // 16 * 2 + i % 8 // 4
+    later = i // 8 % 2
     if EXACT:
-        place = i % 8 * (LENGTH // 8) + i // 8
+        place = (4 * later + i % 4) * (LENGTH // 8) + word
     else:
-        place = i % 4 * (LENGTH // 4) + i // 8 * 2 + i % 8 // 4
+        place = i % 4 * (LENGTH // 4) + 2 * word + later
     return place
 
 

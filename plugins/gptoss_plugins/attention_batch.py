@@ -49,16 +49,16 @@ def _qkv_batch_pdl(
     """PAIRS pairs of rows of one head, d and d + D / 2, for every token; a sequence has LENGTH tokens."""
     HALF: tl.constexpr = HEAD_DIM // 2
     parts: tl.constexpr = HALF // PAIRS
+    head = tl.program_id(0) // parts
+    first = tl.program_id(0) % parts * PAIRS
+    r = tl.arange(0, 2 * PAIRS)
+    line = head * HEAD_DIM + r // PAIRS * HALF + first + r % PAIRS
     zero = wait_then_let_next_start(EARLY)
     x += zero
     cos += zero
     sin += zero
     slots += zero
     positions += zero
-    head = tl.program_id(0) // parts
-    first = tl.program_id(0) % parts * PAIRS
-    r = tl.arange(0, 2 * PAIRS)
-    line = head * HEAD_DIM + r // PAIRS * HALF + first + r % PAIRS
     added = tl.load(bias + line).to(tl.float32)
     y = dense_product(x, weight, line, TOKENS, COLUMNS, HIDDEN, BLOCK, PRECISION) + added[:, None]
     low, high = tl.split(y.reshape(2, PAIRS, COLUMNS).permute(1, 2, 0))
@@ -107,11 +107,11 @@ def _project_batch_pdl(
 ):
     """R of the HIDDEN results of every token: residual + x [T, WIDTH] times the rows + bias, float32."""
     row = (tl.program_id(0) + let_next_start(EARLY)) * R + tl.arange(0, R)
+    safe = tl.minimum(row, HIDDEN - 1)
     zero = wait_for_previous(EARLY)
     x += zero
     residual += zero
     out += zero
-    safe = tl.minimum(row, HIDDEN - 1)
     added = tl.load(bias + safe).to(tl.float32)
     y = dense_product(x, weight, safe, TOKENS, COLUMNS, WIDTH, BLOCK, PRECISION) + added[:, None]
     token = tl.arange(0, COLUMNS)[None, :]

@@ -40,14 +40,17 @@ OPTIONS = {
 }
 
 
-def default_config(rows: int, dim: int, dtype: torch.dtype, visible: int) -> Attend:
-    """For `rows` = L * group rows of a KV head, heads padded to `dim`, and up to `visible` keys that a query sees."""
+def default_config(rows: int, heads: int, dim: int, dtype: torch.dtype, visible: int) -> Attend:
+    """For `rows` = L * group rows of each of `heads` KV heads of all sequences, which are padded to `dim`, and up to
+    `visible` keys that a query sees."""
     programs = 128  # about one for each SM
     if dtype == torch.float32:  # no tensor cores: products run on FMA units and take their operands from registers
         return Attend(rows=16, keys=32, warps=4, stages=2, programs=programs)
     if rows <= 16:
         if dim > 64:
             return Attend(rows=16, keys=64, warps=4, stages=3 if dim <= 128 else 2, programs=programs)
+        if heads >= 256:  # there are programs enough to hide the loads of each other
+            return Attend(rows=16, keys=64, warps=2, stages=3, programs=programs)
         # A program with few tiles needs many warps to load one; with many tiles it loads ahead.
         loads = {"warps": 8, "stages": 1} if visible <= 16384 else {"warps": 4, "stages": 3}
         return Attend(rows=16, keys=128, **loads, programs=programs)
@@ -78,7 +81,7 @@ def attention_space(
             visible=visible,
         ),
         scaled=("sequences", "length", "visible"),
-        default={"attend": default_config(length * group, padded(head_dim), dtype, visible)},
+        default={"attend": default_config(length * group, sequences * kv_heads, padded(head_dim), dtype, visible)},
         options={"attend": OPTIONS if length * group > 16 else {**OPTIONS, "rows": (16,)}},
     )
 

@@ -250,6 +250,14 @@ def _project_one(
     return out
 
 
+# Of up to so many tokens, those of qkv and of the projection. Fewer rows are more programs, and more traffic of tokens.
+_TILES = (
+    (32, DenseTile(rows=32, length=128, warps=4, stages=4), DenseTile(rows=32, length=256, warps=4, stages=4)),
+    (64, DenseTile(rows=64, length=128, warps=4, stages=5), DenseTile(rows=64, length=128, warps=4, stages=5)),
+    (MOST_TOKENS, *2 * (DenseTile(rows=64, length=64, warps=4, stages=4),)),
+)
+
+
 def covers(arguments: Arguments) -> bool:
     """Whether x [T, H] has few enough tokens. For more, the reference calls the smaller ops and matrix products."""
     return arguments["x"].size(0) <= MOST_TOKENS
@@ -266,9 +274,8 @@ def config_space(arguments: Arguments, arch: str) -> ConfigSpace:
         qkv, project, options = QKV.for_rows_of(hidden), PROJECT.for_rows_of(width), ROW_OPTIONS
         row_counts = [rows for rows in row_counts if rows <= 8]
     else:
-        rows = 32 if tokens <= 32 else 64  # fewer rows are more programs, and more traffic of the tokens
-        lengths = (128, 256) if tokens <= 32 else (128, 128) if tokens <= 64 else (64, 64)
-        qkv, project = (dense_default(rows, tokens, length, dtype, arch) for length in lengths)
+        tiles = next(tiles for most, *tiles in _TILES if tokens <= most)
+        qkv, project = (dense_default(tile, tokens, dtype, arch) for tile in tiles)
         options = DENSE_OPTIONS
     # Values that may not be finite take registers, which a tile of 128 rows has none left of.
     attend_config = inner.default["attend"]

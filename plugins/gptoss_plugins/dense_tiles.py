@@ -41,13 +41,13 @@ def columns_for(tokens: int) -> int:
     return max(16, triton.next_power_of_2(tokens))
 
 
-def dense_default(rows: int, tokens: int, length: int, dtype: torch.dtype, arch: str) -> DenseTile:
-    """A guess for programs of about `rows` rows, `length` elements at a time, with as many stages as fit, at most 4.
-    Tiles of float32, for which there are no tensor cores, are small."""
+def dense_default(tile: DenseTile, tokens: int, dtype: torch.dtype, arch: str) -> DenseTile:
+    """`tile`, with as many of its stages as fit into shared memory. Tiles of float32, for which there are no tensor
+    cores, are small."""
     if dtype == torch.float32:
         return DenseTile(rows=16, length=32, warps=4, stages=2)
-    stage = (rows + columns_for(tokens)) * length * dtype.itemsize
-    return DenseTile(rows, length, warps=4, stages=min(4, shared_memory(arch) // stage))
+    stage = (tile.rows + columns_for(tokens)) * tile.length * dtype.itemsize
+    return tile._replace(stages=min(tile.stages, shared_memory(arch) // stage))
 
 
 @triton.jit

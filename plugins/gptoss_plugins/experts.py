@@ -1,9 +1,8 @@
 """gptoss_triton::mxfp4_experts: `gptoss::mxfp4_experts` for NVIDIA GPUs, in Triton.
 
 The contract (shapes, SwiGLU, routing, -1) is in gptoss_export/model/ops/experts.py, the MXFP4 layout in
-gptoss_export/model/mxfp4.py. The kernels read the weights as the checkpoint stores them and unpack them in registers.
-Up to FEW_PAIRS (token, choice) pairs are computed by experts_few.py, more by experts_batch.py, and those of a large
-chunk by experts_many.py.
+gptoss_export/model/mxfp4.py. The blocks have interleaved codes, and the kernels unpack them in registers. Up to
+FEW_PAIRS (token, choice) pairs are computed by experts_few.py, more by experts_many.py.
 """
 
 from __future__ import annotations
@@ -16,9 +15,8 @@ from gptoss_export.kernels.launch_config import ConfigSpace, unflatten
 from gptoss_export.model.ops import Arguments
 
 from .arranged import arrange
-from .experts_batch import Block, Tile, batch_space, is_batch, launch_batch
 from .experts_few import FEW_PAIRS, Down, GateUp, Routing, few_pairs_space, launch_few_pairs
-from .experts_many import Blocks, Product, launch_many_pairs, many_pairs_space
+from .experts_many import Block, Tile, launch_many_pairs, many_pairs_space
 from .grouping import Grouped, group_pairs
 from .mxfp4 import Experts
 from .mxfp4_words import arrange_words
@@ -57,25 +55,20 @@ def mxfp4_experts(
         out = launch_few_pairs(
             arrange(x, arch), Routing(weights, indices, indices.size(1)), experts, gate_up, down, arch
         )
-    elif is_batch(indices.numel(), experts.count):
+    else:
         block, gate_up, down = unflatten(config, Block, Tile, Tile)
         grouped = Grouped(indices, weights, *group_pairs(indices.flatten(), experts.count, block.pairs))
-        out = launch_batch(arrange_words(x, gate_up.words), grouped, experts, block, gate_up, down, arch)
-    else:
-        blocks, gate_up, down = unflatten(config, Blocks, Product, Product)
-        out = launch_many_pairs(x, weights, indices, experts, blocks, gate_up, down, arch)
+        out = launch_many_pairs(arrange_words(x, gate_up.words), grouped, experts, block, gate_up, down, arch)
     return out.to(x.dtype)
 
 
 def config_space(arguments: Arguments, arch: str) -> ConfigSpace:
-    """The launch configs of a call: of the kernels for few pairs, for a batch, or for many pairs."""
+    """The launch configs of a call: of the kernels for few pairs, or for many."""
     (tokens, choices), dtype = arguments["expert_indices"].shape, arguments["x"].dtype
     experts, hidden, groups, _ = arguments["down_blocks"].shape
     if tokens * choices <= FEW_PAIRS:
         return few_pairs_space(tokens, choices, experts, hidden, groups * 32, dtype)
-    if is_batch(tokens * choices, experts):
-        return batch_space(tokens, choices, experts, hidden, groups * 32, dtype)
-    return many_pairs_space(tokens * choices, experts, hidden, groups * 32, dtype, arch)
+    return many_pairs_space(tokens, choices, experts, hidden, groups * 32, dtype, arch)
 
 
-KERNEL = Kernel(mxfp4_experts, config_space)
+KERNEL = Kernel(mxfp4_experts, config_space, interleaved=("gate_up_blocks", "down_blocks"))

@@ -4,7 +4,7 @@ The contract is in gptoss_export/model/ops/experts_sublayer.py. More tokens (a c
 reference, whose experts are gptoss_triton::mxfp4_experts.
 
 The op is `_router_pdl`, and then the kernels of experts_few.py for up to FEW_PAIRS (token, choice) pairs. For more,
-`_group_pdl` (router_groups.py) chooses the experts and groups the pairs, and the kernels of experts_batch.py follow.
+`_group_pdl` (router_groups.py) chooses the experts and groups the pairs, and the kernels of experts_many.py follow.
 The last kernel adds the residual.
 
 While the router runs, the memory is idle, so the time until the logits are ready counts in full. The logits are
@@ -31,8 +31,8 @@ from .arch import has_dependent_launch
 from .arranged import UNIT, Arranged, empty_arranged, is_exact, place_of, power_for
 from .dense_tiles import MOST_TOKENS
 from .dependent_launch import wait_then_let_next_start
-from .experts_batch import Block, Tile, batch_space, launch_batch
 from .experts_few import FEW_PAIRS, Down, GateUp, Routing, few_pairs_space, launch_few_pairs
+from .experts_many import Block, Tile, launch_many_pairs, many_pairs_space
 from .mxfp4 import Experts
 from .mxfp4_words import padded, word_place
 from .router_groups import group_by_logits
@@ -116,8 +116,8 @@ def experts_sublayer(
     """`gptoss::experts_sublayer`: same result. `config` and `arch` as in gptoss_export/kernels/launch_config.py."""
     (tokens, hidden), count = x.shape, router_weight.size(0)
     x, positions = x.contiguous(), positions.contiguous()
-    batch = tokens * choices > FEW_PAIRS
-    if batch:
+    many = tokens * choices > FEW_PAIRS
+    if many:
         router, block, gate_up, down = unflatten(config, Rows, Block, Tile, Tile)
         exact, words, stride = True, gate_up.words, padded(hidden, gate_up.words)
         arranged = Arranged(x.new_empty((tokens, stride), dtype=norm_weight.dtype), x)  # `undo` is not written
@@ -155,9 +155,9 @@ def experts_sublayer(
         alpha=alpha,
         limit=limit,
     )
-    if batch:
+    if many:
         grouped = group_by_logits(logits, positions, choices, block.pairs, arch)
-        return launch_batch(arranged.x, grouped, experts, block, gate_up, down, arch, residual=x)
+        return launch_many_pairs(arranged.x, grouped, experts, block, gate_up, down, arch, residual=x)
     routing = Routing(logits, positions, choices, computed_from=count)
     return launch_few_pairs(arranged, routing, experts, gate_up, down, arch, residual=x)
 
@@ -171,14 +171,15 @@ def config_space(arguments: Arguments, arch: str) -> ConfigSpace:
     """The launch configs of a call: those of the experts, and rows and warps of the router."""
     (tokens, hidden), dtype, choices = arguments["x"].shape, arguments["norm_weight"].dtype, arguments["choices"]
     experts, _, groups, _ = arguments["down_blocks"].shape
-    batch = tokens * choices > FEW_PAIRS
-    inner = (batch_space if batch else few_pairs_space)(tokens, choices, experts, hidden, groups * 32, dtype)
+    sizes = tokens, choices, experts, hidden, groups * 32, dtype
+    many = tokens * choices > FEW_PAIRS
+    inner = many_pairs_space(*sizes, arch) if many else few_pairs_space(*sizes)
     return replace(
         inner,
-        name="experts_batch_step" if batch else "experts_step",
+        name="experts_many_step" if many else "experts_step",
         default={"router": ROUTER.for_rows_of(hidden), **inner.default},
         options={"router": ROW_OPTIONS, **inner.options},
     )
 
 
-KERNEL = Kernel(experts_sublayer, config_space, covers)
+KERNEL = Kernel(experts_sublayer, config_space, covers, interleaved=("gate_up_blocks", "down_blocks"))

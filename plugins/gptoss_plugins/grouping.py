@@ -1,4 +1,4 @@
-"""Groups (token, choice) pairs by expert, for the grouped products of experts_batch.py and experts_many.py.
+"""Groups (token, choice) pairs by expert, for the grouped products of experts_many.py.
 
 The grouping is two kernels. In each of them an expert has a program that reads all pairs. After `_count_pairs` every
 expert knows where its blocks begin, and `_place_pairs` writes them. There is no sort: the row of a pair is its rank

@@ -14,7 +14,8 @@ from .dense_tiles import dot_precision
 
 @dataclass(frozen=True)
 class Experts:
-    """The weights of all experts and the numbers of SwiGLU, as gptoss::mxfp4_experts takes them."""
+    """The weights of all experts and the numbers of SwiGLU, as gptoss::mxfp4_experts takes them, but for the codes of
+    the blocks, which are interleaved (gptoss_export/model/mxfp4.py)."""
 
     gate_up_blocks: torch.Tensor  # [E, 2 I, H // 32, 16] uint8
     gate_up_scales: torch.Tensor  # [E, 2 I, H // 32] uint8
@@ -57,60 +58,29 @@ def scale_of(byte):
 
 
 @triton.jit
-def unpack(nibbles, scale, dtype: tl.constexpr):
-    """E2M1 codes (int32) times their scale, in `dtype`. Codes become float32 * 2^-126 by shifting."""
-    bits = ((nibbles & 7) << 22) | ((nibbles & 8) << 28)
-    # Two factors, since the product of 2^126 and a large scale does not fit float32.
-    return (bits.to(tl.float32, bitcast=True) * 8.507059173023462e37 * scale).to(dtype)
+def pair_bits(words, PAIR: tl.constexpr):
+    """A pair of codes of interleaved words (int32, gptoss_export/model/mxfp4.py) as two bfloat16, times 2^-126.
+
+    In plain Triton. The assembly of mxfp4_words.py and mxfp4_rows.py does the same.
+    """
+    if PAIR == 0:
+        bits = words & -0x7E3F7E40  # 0x81C081C0, as an int32
+    elif PAIR == 1:
+        bits = (((words >> 4) & 0x0FFFFFFF) | (words << 28)) & -0x7E3F7E40
+    elif PAIR == 2:
+        bits = (words << 6) & -0x7E3F7E40
+    else:
+        bits = ((words << 2) & -0x7F3F7F40) | ((words >> 6) & 0x01000100)  # 0x80C080C0
+    return bits
 
 
 @triton.jit
-def unpack_pairs(packed, scale):
-    """Bytes of two E2M1 codes, and their scales in bfloat16, to two bfloat16: the low codes and the high codes.
-
-    It handles four bytes at a time, two weights an instruction. Shifting makes bfloat16 * 2^-126 of a code. Products
-    are fma with -0, which does not change the product: GPUs before sm_90 have no other multiplication of pairs.
-    """
-    return tl.inline_asm_elementwise(
-        """
-        {
-        .reg .b32 a, b, m, s, big, none;
-        mov.b32 big, 0x7E807E80;
-        mov.b32 none, 0x80008000;
-        prmt.b32 a, $4, 0, 0x4140;
-        prmt.b32 b, $4, 0, 0x4342;
-        shl.b32 m, a, 6;
-        and.b32 m, m, 0x01C001C0;
-        shl.b32 s, a, 12;
-        lop3.b32 m, s, 0x80008000, m, 0xEA;
-        fma.rn.bf16x2 m, m, big, none;
-        fma.rn.bf16x2 $0, m, $5, none;
-        shl.b32 m, b, 6;
-        and.b32 m, m, 0x01C001C0;
-        shl.b32 s, b, 12;
-        lop3.b32 m, s, 0x80008000, m, 0xEA;
-        fma.rn.bf16x2 m, m, big, none;
-        fma.rn.bf16x2 $1, m, $6, none;
-        shl.b32 m, a, 2;
-        and.b32 m, m, 0x01C001C0;
-        shl.b32 s, a, 8;
-        lop3.b32 m, s, 0x80008000, m, 0xEA;
-        fma.rn.bf16x2 m, m, big, none;
-        fma.rn.bf16x2 $2, m, $5, none;
-        shl.b32 m, b, 2;
-        and.b32 m, m, 0x01C001C0;
-        shl.b32 s, b, 8;
-        lop3.b32 m, s, 0x80008000, m, 0xEA;
-        fma.rn.bf16x2 m, m, big, none;
-        fma.rn.bf16x2 $3, m, $6, none;
-        }
-        """,
-        "=&r,=&r,=&r,=&r,r,r,r",
-        [packed, scale],
-        dtype=(tl.bfloat16, tl.bfloat16),
-        is_pure=True,
-        pack=4,
-    )
+def pair_values(words, PAIR: tl.constexpr):
+    """A pair of codes of interleaved words as two float32 tensors: of the lower and of the upper 16 bits."""
+    bits = pair_bits(words, PAIR)
+    low = (bits << 16).to(tl.float32, bitcast=True) * 8.507059173023462e37  # 2^126
+    high = (bits & -0x10000).to(tl.float32, bitcast=True) * 8.507059173023462e37
+    return low, high
 
 
 @triton.jit

@@ -3,13 +3,13 @@
 A thread reads 16 bytes, which are one group of 32 weights, so it applies the group's scale once, to the sum of the
 group.
 
-Unpacking handles two weights at a time. In a 32-bit word of 8 nibbles, nibbles j and j + 4 are moved to where two
-float16 have their sign, low exponent bits and first mantissa bit,
+Unpacking handles two weights at a time, which are codes of two neighbouring words (interleaved: see
+gptoss_export/model/mxfp4.py). Three to six operations bring a pair to where two float16 have their sign, low exponent
+bits and first mantissa bit,
 
-    s e e m  ->  s 000ee m000000000   which is the weight * 2^-14, for zero and the subnormal 0.5 too,
+    s e e m  ->  s 000ee m000000000   which is the weight * 2^-14, for zero and the subnormal 0.5 too.
 
-by two shifts and two logic operations. So word i needs x[8 i + j] and x[8 i + j + 4] together, for j = 0..3. x is
-passed in that order, in one of two forms (arranged.py):
+x is passed in the order of the pairs, in one of two forms (arranged.py):
 
     float16  for bfloat16 weights. One instruction multiplies and adds two weights (fma.rn.f16x2). Sums of the 16
              products of half a group are float16, sums of groups are float32. Rounding x to float16 has an error of
@@ -23,47 +23,38 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .mxfp4 import mask_and, scale_of
+from .mxfp4 import mask_and, pair_values, scale_of
 
 LANES = tl.constexpr(32)  # groups of a row at a time, one a thread
 
 
 @triton.jit
-def _two_nibbles(words, J: tl.constexpr):
-    """Nibbles J and J + 4 of 32-bit words as float32, times 2^-14."""
-    magnitude = words >> 3 if J == 3 else words << (9 - 4 * J)
-    signs = (words << (12 - 4 * J)) & -0x7FFF8000  # 0x80008000, as an int32
-    halves = signs | (magnitude & 0x0E000E00)
-    low = halves.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    high = (halves >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    return low, high
-
-
-@triton.jit
 def _word_sum(words, x0, x1, x2, x3):
-    """Words of 8 weights times 4 pairs of x: two float16 sums of four products each, in an int32."""
+    """Words of 4 pairs of weights times 4 pairs of x: two float16 sums of four products each, in an int32."""
     return tl.inline_asm_elementwise(
         """
         {
         .reg .b32 m, s, h;
-        shl.b32 m, $1, 9;
-        and.b32 m, m, 0x0E000E00;
-        shl.b32 s, $1, 12;
-        lop3.b32 h, s, 0x80008000, m, 0xEA;
-        mul.rn.f16x2 $0, h, $2;
-        shl.b32 m, $1, 5;
-        and.b32 m, m, 0x0E000E00;
-        shl.b32 s, $1, 8;
-        lop3.b32 h, s, 0x80008000, m, 0xEA;
-        fma.rn.f16x2 $0, h, $3, $0;
-        shl.b32 m, $1, 1;
-        and.b32 m, m, 0x0E000E00;
-        shl.b32 s, $1, 4;
-        lop3.b32 h, s, 0x80008000, m, 0xEA;
-        fma.rn.f16x2 $0, h, $4, $0;
-        shr.u32 m, $1, 3;
+        shl.b32 m, $1, 3;
         and.b32 m, m, 0x0E000E00;
         lop3.b32 h, $1, 0x80008000, m, 0xEA;
+        mul.rn.f16x2 $0, h, $2;
+        shr.u32 m, $1, 1;
+        and.b32 m, m, 0x0E000E00;
+        shf.r.wrap.b32 s, $1, $1, 4;
+        lop3.b32 h, s, 0x80008000, m, 0xEA;
+        fma.rn.f16x2 $0, h, $3, $0;
+        shl.b32 m, $1, 9;
+        and.b32 m, m, 0x0E000E00;
+        shl.b32 s, $1, 6;
+        lop3.b32 h, s, 0x80008000, m, 0xEA;
+        fma.rn.f16x2 $0, h, $4, $0;
+        shl.b32 m, $1, 5;
+        and.b32 m, m, 0x06000600;
+        shr.u32 s, $1, 3;
+        lop3.b32 m, s, 0x08000800, m, 0xEA;
+        shl.b32 s, $1, 2;
+        lop3.b32 h, s, 0x80008000, m, 0xEA;
         fma.rn.f16x2 $0, h, $5, $0;
         }
         """,
@@ -126,7 +117,7 @@ def load_groups(blocks, scales, line, wanted, LENGTH: tl.constexpr):
 def dot_groups(packed, factors, x, wanted, LENGTH: tl.constexpr, EXACT: tl.constexpr):
     """[R, LANES] float32: the rows times the vector x, a sum for each lane.
 
-    The sums carry a factor 2^-14 from unpacking, and the factor that x is scaled by.
+    The sums carry a factor 2^-14, from unpacking to float16, and the factor that x is scaled by.
 
     x is loaded for each tile of rows. Keeping it in registers for several tiles is slower: it lowers the occupancy.
     """
@@ -138,12 +129,12 @@ def dot_groups(packed, factors, x, wanted, LENGTH: tl.constexpr, EXACT: tl.const
         if EXACT:
             sums = tl.zeros(packed[i].shape, tl.float32)
             for j in tl.static_range(4):
-                low, high = _two_nibbles(packed[i], j)
+                low, high = pair_values(packed[i], j)
                 x_low = tl.load(x + j * (LENGTH // 8) + word, mask=there, other=0.0)
                 x_high = tl.load(x + (j + 4) * (LENGTH // 8) + word, mask=there, other=0.0)
                 sums += low * x_low[None, :, :]
                 sums += high * x_high[None, :, :]
-            acc += tl.sum(sums, 2) * scale_of(factors[i])
+            acc += tl.sum(sums, 2) * scale_of(factors[i]) * 6.103515625e-05  # 2^-14
         else:
             pairs = x.to(tl.pointer_type(tl.int32), bitcast=True) + word
             x0 = tl.load(pairs, mask=there, other=0)

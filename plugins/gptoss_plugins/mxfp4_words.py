@@ -4,13 +4,14 @@ A 32-bit word has eight codes. Neighbours in the matrix are not moved next to ea
 is one part of the product's inner dimension, and x is passed in the same order (`word_place`). So no other layout of
 the weights is needed, and they stay in the registers where they were unpacked, as the left operand.
 
-The bytes of two words are joined, so that a register holds the same code of both, and one instruction unpacks two
-weights. With K = 2^12 + 2^6 for the low codes of the bytes, and 2^8 + 2^2 for the high ones,
+The codes of two neighbouring words are interleaved (gptoss_export/model/mxfp4.py). So a register holds the same code of
+both, and two to four instructions unpack two weights: they make bfloat16, times 2^-126. One multiplication makes them
+weights, times 2^-32, and the sums are multiplied by 2^32. Without that, the product of 2^126 and a scale above 2 would
+not fit bfloat16, and a second multiplication would be needed. The multiplication is an fma with -0, which does not
+change the product: GPUs before sm_90 have no other multiplication of pairs.
 
-    s e e m  * K  & 0x81C0  ->  s 000000ee m000000      which is the weight * 2^-126 as a bfloat16
-
-A multiplication by 2^126 and one by the scale make it a weight. The two cannot be one: their product does not fit
-bfloat16 for scales above 2. Multiplications are fma with -0, as in mxfp4.unpack_pairs.
+Limits of bfloat16: scales from 27 to 160, which are 2^-100 to 2^33, are exact. Smaller weights are rounded to multiples
+of 2^-101. A larger scale makes NaN, as the scale 255 does.
 
 float32 and float16 (and Triton's interpreter) unpack in plain Triton.
 """
@@ -22,7 +23,7 @@ import triton
 import triton.language as tl
 from torch.library import wrap_triton
 
-from .mxfp4 import after_products, scale_of, unpack
+from .mxfp4 import after_products, pair_values, scale_of
 
 
 def padded(length: int, words: int) -> int:
@@ -64,60 +65,41 @@ def arrange_words(x: torch.Tensor, words: int) -> torch.Tensor:
 
 @triton.jit
 def _codes(words, factor):
-    """Words of eight codes and their factors (`_factors`) to eight bfloat16: code 0 of each word, code 1, and so on.
+    """Words of interleaved codes and their factors (`_factors`) to eight bfloat16: code 0 of each word, code 1, ...
 
     Two words are unpacked with the factor of the first one. So a thread must have at least two neighbouring words of a
-    row, which are of one group. A left operand of 16 words or more gives it four.
+    row, which are of one group. A left operand of 8 words or more gives it two.
     """
     return tl.inline_asm_elementwise(
         """
         {
-        .reg .b32 b, u, big, none;
-        mov.b32 big, 0x7E807E80;
+        .reg .b32 u, e, none;
         mov.b32 none, 0x80008000;
-        prmt.b32 b, $8, $9, 0x4400;
-        and.b32 u, b, 0x000F000F;
-        mul.lo.u32 u, u, 0x1040;
-        and.b32 u, u, 0x81C081C0;
-        fma.rn.bf16x2 u, u, big, none;
+        and.b32 u, $8, 0x81C081C0;
         fma.rn.bf16x2 $0, u, $10, none;
-        and.b32 u, b, 0x00F000F0;
-        mul.lo.u32 u, u, 0x0104;
+        shf.r.wrap.b32 u, $8, $8, 4;
         and.b32 u, u, 0x81C081C0;
-        fma.rn.bf16x2 u, u, big, none;
         fma.rn.bf16x2 $1, u, $10, none;
-        prmt.b32 b, $8, $9, 0x5511;
-        and.b32 u, b, 0x000F000F;
-        mul.lo.u32 u, u, 0x1040;
+        shl.b32 u, $8, 6;
         and.b32 u, u, 0x81C081C0;
-        fma.rn.bf16x2 u, u, big, none;
         fma.rn.bf16x2 $2, u, $10, none;
-        and.b32 u, b, 0x00F000F0;
-        mul.lo.u32 u, u, 0x0104;
-        and.b32 u, u, 0x81C081C0;
-        fma.rn.bf16x2 u, u, big, none;
+        shl.b32 u, $8, 2;
+        and.b32 u, u, 0x80C080C0;
+        shr.u32 e, $8, 6;
+        lop3.b32 u, e, 0x01000100, u, 0xEA;
         fma.rn.bf16x2 $3, u, $10, none;
-        prmt.b32 b, $8, $9, 0x6622;
-        and.b32 u, b, 0x000F000F;
-        mul.lo.u32 u, u, 0x1040;
-        and.b32 u, u, 0x81C081C0;
-        fma.rn.bf16x2 u, u, big, none;
+        and.b32 u, $9, 0x81C081C0;
         fma.rn.bf16x2 $4, u, $10, none;
-        and.b32 u, b, 0x00F000F0;
-        mul.lo.u32 u, u, 0x0104;
+        shf.r.wrap.b32 u, $9, $9, 4;
         and.b32 u, u, 0x81C081C0;
-        fma.rn.bf16x2 u, u, big, none;
         fma.rn.bf16x2 $5, u, $10, none;
-        prmt.b32 b, $8, $9, 0x7733;
-        and.b32 u, b, 0x000F000F;
-        mul.lo.u32 u, u, 0x1040;
+        shl.b32 u, $9, 6;
         and.b32 u, u, 0x81C081C0;
-        fma.rn.bf16x2 u, u, big, none;
         fma.rn.bf16x2 $6, u, $10, none;
-        and.b32 u, b, 0x00F000F0;
-        mul.lo.u32 u, u, 0x0104;
-        and.b32 u, u, 0x81C081C0;
-        fma.rn.bf16x2 u, u, big, none;
+        shl.b32 u, $9, 2;
+        and.b32 u, u, 0x80C080C0;
+        shr.u32 e, $9, 6;
+        lop3.b32 u, e, 0x01000100, u, 0xEA;
         fma.rn.bf16x2 $7, u, $10, none;
         }
         """,
@@ -132,9 +114,11 @@ def _codes(words, factor):
 @triton.jit
 def _plain_codes(words, factor, dtype: tl.constexpr):
     """`_codes` in plain Triton, in any dtype, for factors that are the scales."""
+    first, second = tl.split(words.reshape(words.shape[0], words.shape[1] // 2, 2))
     codes = ()
     for i in tl.static_range(8):
-        codes = codes + (unpack(words >> (4 * i), factor, dtype),)
+        low, high = pair_values(first if i < 4 else second, i % 4)
+        codes = codes + ((tl.join(low, high).reshape(words.shape) * factor).to(dtype),)
     return codes
 
 
@@ -142,13 +126,12 @@ def _plain_codes(words, factor, dtype: tl.constexpr):
 def _factors(scales, there, PAIRED: tl.constexpr):
     """The factors of groups that are `there`, by their scales (E8M0).
 
-    PAIRED: the scale as a bfloat16, 2^(scale - 127), in both halves of an int32, for `_codes`; NaN for 255. They change
-    their layout as int32: single bytes would have to be packed for that.
+    PAIRED: 2^(126 - 32) times the scale as a bfloat16, in both halves of an int32, for `_codes`; NaN for scales above
+    160. They change their layout as int32: single bytes would have to be packed for that.
     """
     scale = tl.load(scales, mask=there, other=0)
     if PAIRED:
-        bits = tl.maximum(scale.to(tl.int32) << 7, 0x0040)  # 2^-127 is subnormal
-        factor = tl.where(scale == 255, 0x7FC0, bits) * 0x00010001
+        factor = tl.where(scale > 160, 0x7FC07FC0, (scale.to(tl.int32) + 94) * 0x00800080)
     else:
         factor = scale_of(scale)
     return factor
@@ -168,11 +151,13 @@ def words_product(
     PAIRED: tl.constexpr,
     PRECISION: tl.constexpr,
     ASYNC: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """[R, M] float32: rows `row` [R] of an MXFP4 matrix [.., LENGTH] times lines [M] of x [.., STRIDE].
 
     x is in the order of the words: STRIDE is padded(LENGTH, WORDS), and the padding holds zeros. Lines that are not
-    `there` [M] are not read and count as 0. WORDS words of a row are taken at a time, a multiple of 4.
+    `there` [M] are not read and count as 0. WORDS words of a row are taken at a time, a power of two: at least 4, and
+    at least 8 if PAIRED. WIDE: x has 2^31 elements or more.
     """
     COUNT: tl.constexpr = LENGTH // 8  # words of a row
     R: tl.constexpr = row.shape[0]
@@ -180,6 +165,8 @@ def words_product(
     group = tl.arange(0, WORDS // 4)
     packed = blocks.to(tl.pointer_type(tl.int32), bitcast=True) + row[:, None] * COUNT + k[None, :]
     scales += row[:, None] * (LENGTH // 32) + group[None, :]
+    if WIDE:
+        line = line.to(tl.int64)
     x += line[:, None] * STRIDE + tl.arange(0, 8 * WORDS)[None, :]
     acc = tl.zeros([R, line.shape[0]], tl.float32)
     next_factor = _factors(scales, (group < LENGTH // 32)[None, :], PAIRED)
@@ -201,4 +188,6 @@ def words_product(
         if ASYNC:
             weights = after_products(weights)
         acc = tl.dot(weights, tl.trans(values), acc, input_precision=PRECISION)
+    if PAIRED:
+        acc *= 4294967296.0  # 2^32
     return acc

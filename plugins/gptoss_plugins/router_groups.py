@@ -1,4 +1,4 @@
-"""The choices of each token by the router's logits, and the (token, choice) pairs of each expert, for experts_batch.py.
+"""The choices of each token by the router's logits, and the (token, choice) pairs of each expert, for experts_many.py.
 
 It is one kernel, with a program for each expert. Every program makes all choices for itself: that is faster than
 waiting for one program that chooses. Then it counts the pairs of all experts, which says where its own blocks begin,

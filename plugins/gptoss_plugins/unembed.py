@@ -35,6 +35,7 @@ from .rows import ROW_OPTIONS, Rows, dot_rows_of_norm, load_rows
 
 LOGITS = Rows(rows=16, length=1024, warps=4)
 OPTIONS = {**ROW_OPTIONS, "rows": (8, 16, 32)}  # fewer rows would leave too many parts for `_choose_pdl`
+_TILE = DenseTile(rows=128, length=64, warps=4, stages=4)
 
 
 @triton.jit
@@ -202,7 +203,7 @@ def config_space(arguments: Arguments, arch: str) -> ConfigSpace:
     """The launch configs of a call, which depend on its rows and on the shape of the weight [V, H]."""
     (rows, hidden), weight = arguments["x"].shape, arguments["weight"]
     batch = rows > 1
-    default = dense_default(128, rows, 64, weight.dtype, arch) if batch else LOGITS.for_rows_of(hidden)
+    default = dense_default(_TILE, rows, weight.dtype, arch) if batch else LOGITS.for_rows_of(hidden)
     return ConfigSpace(
         name="unembed_batch" if batch else "unembed",
         shape=shape_of(weight.dtype, rows=rows, hidden=hidden, vocabulary=weight.size(0)),

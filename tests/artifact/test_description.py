@@ -41,7 +41,7 @@ def consistent(manifest: Manifest, **changes: Any) -> Manifest:
     changed = dataclasses.replace(manifest, **changes)
     programs = {
         program.name: program.signature(changed.model, changed.sizes, changed.dtype)
-        for program in programs_of(changed.sizes)
+        for program in programs_of(changed.sizes, changed.device)
     }
     return dataclasses.replace(changed, programs=programs)
 

@@ -10,7 +10,7 @@ SIZES = Sizes(widths=(1, 3), max_context=400, prefill_chunks=(16, 64))
 
 
 def test_names() -> None:
-    assert [program.name for program in programs_of(SIZES)] == [
+    assert [program.name for program in programs_of(SIZES, "cpu")] == [
         "decode_1",
         "decode_3",
         "prefill_16",
@@ -20,7 +20,8 @@ def test_names() -> None:
         "choose_drawn",
         "choose_adjusted",
     ]
-    assert [program.name for program in model_programs(SIZES)] == [program.name for program in programs_of(SIZES)][:-2]
+    assert model_programs(SIZES) == programs_of(SIZES, "cpu")[:-2]
+    assert [program.name for program in programs_of(SIZES, "cuda")[8:]] == ["interleave"]
 
 
 def test_tables_hold_every_slot_and_caches_any_number_of_pages() -> None:
@@ -33,7 +34,7 @@ def test_shapes_of_the_data() -> None:
     data = {
         program.name: [(item.name, item.shape) for item in program.signature(CONFIG, SIZES, "float32").inputs
                        if item.role == Role.DATA]
-        for program in programs_of(SIZES)
+        for program in programs_of(SIZES, "cpu")
     }  # fmt: skip
     assert data["decode_3"] == [("tokens", (3,)), ("positions", (3,)), ("slots", (3,))]
     assert data["prefill_16"] == [("tokens", (16,)), ("positions", (16,)), ("slots", (1,))]
@@ -44,7 +45,7 @@ def test_shapes_of_the_data() -> None:
 
 
 def test_a_choice_reads_the_state_of_all_slots() -> None:
-    drawn, adjusted = (program.signature(CONFIG, SIZES, "float32") for program in programs_of(SIZES)[-2:])
+    drawn, adjusted = (program.signature(CONFIG, SIZES, "float32") for program in programs_of(SIZES, "cpu")[-2:])
     state = {item.name: (item.shape, item.dtype) for item in adjusted.inputs_of(Role.STATE)}
     assert {name: state[name] for name in ("sampling.temperature", "sampling.counts", "sampling.allowed")} == {
         "sampling.temperature": ((3,), "float32"),
@@ -60,7 +61,7 @@ def test_a_choice_reads_the_state_of_all_slots() -> None:
 
 
 def test_a_decode_step_gives_the_tokens_and_positions_of_the_next() -> None:
-    (decode,) = (program for program in programs_of(SIZES) if program.name == "decode_3")
+    (decode,) = (program for program in programs_of(SIZES, "cpu") if program.name == "decode_3")
     data = {item.name: (item.shape, item.dtype) for item in decode.signature(CONFIG, SIZES, "float32").outputs}
     assert list(data) == ["logits", "top", "top_logprob", "log_total", "next_positions"]
     assert data["top"] == data["next_positions"] == ((3,), "int64")
@@ -69,7 +70,7 @@ def test_a_decode_step_gives_the_tokens_and_positions_of_the_next() -> None:
 def test_only_the_unembedding_reads_its_weights_after_a_prefill() -> None:
     names = {
         program.name: {item.name for item in program.signature(CONFIG, SIZES, "float32").inputs_of(Role.WEIGHT)}
-        for program in programs_of(SIZES)
+        for program in programs_of(SIZES, "cpu")
     }
     unembedding = {"model.norm.weight", "lm_head.weight"}
     assert names["unembed_1"] == names["unembed_64"] == unembedding

@@ -35,6 +35,10 @@ def test_code_names_no_folder_of_the_building_machine(artifact: Path) -> None:
 def test_one_library_for_each_program(artifact: Path, tmp_path: Path) -> None:
     manifest = load_manifest(artifact)
     libraries = libraries_of(artifact / package_name(manifest.arch), tmp_path)
-    assert set(libraries) == set(manifest.programs) == {program.name for program in programs_of(manifest.sizes)}
+    assert (
+        set(libraries)
+        == set(manifest.programs)
+        == {program.name for program in programs_of(manifest.sizes, manifest.device)}
+    )
     for library in libraries.values():
         assert "AOTInductorModelContainerCreateWithDevice" in symbols(library, "--defined-only")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gptoss_export.artifact.programs import Choose, Decode, Program, Sizes, programs_of
+from gptoss_export.artifact.programs import Choose, Decode, Interleave, Program, Sizes, programs_of
 from gptoss_export.checkpoint.synthetic import PRESETS, with_layers
 from gptoss_export.compiler.export import TracedProgram, trace
 from gptoss_export.compiler.lower import lower, reference_implementations, unchanged_implementations
@@ -41,13 +41,13 @@ def assert_inputs_are_the_signatures(program: TracedProgram) -> None:
     ]
 
 
-@pytest.mark.parametrize("program", programs_of(SIZES), ids=lambda program: program.name)
+@pytest.mark.parametrize("program", programs_of(SIZES, "cuda"), ids=lambda program: program.name)
 def test_inputs_are_those_of_the_signature(program: Program) -> None:
     found = traced(program)
     assert_inputs_are_the_signatures(found)
     lowered = lower(found, reference_implementations())
     assert_inputs_are_the_signatures(lowered)
-    assert bool(ops_of(found)) != isinstance(program, Choose) and not ops_of(lowered)
+    assert bool(ops_of(found)) != isinstance(program, (Choose, Interleave)) and not ops_of(lowered)
 
 
 def test_ops_without_an_implementation_are_named() -> None:

@@ -227,7 +227,7 @@ def _fit(manifest: dict[str, Any], folder: Path) -> None:
     if violations(config) or min(map(min, listed.values())) < 1:
         return  # refused for that alone
     sizes = Sizes(**manifest["sizes"] | {name: tuple(numbers) for name, numbers in listed.items()})
-    signatures = {item.name: item.signature(config, sizes, manifest["dtype"]) for item in programs_of(sizes)}
+    signatures = {item.name: item.signature(config, sizes, manifest["dtype"]) for item in programs_of(sizes, "cpu")}
     manifest["programs"] = {name: dataclasses.asdict(item) for name, item in signatures.items()}
     old, made = manifest["weights"], {}
     manifest["weights"] = {}

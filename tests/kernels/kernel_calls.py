@@ -102,8 +102,9 @@ def rotary(tokens: int) -> dict[str, Any]:
 
 
 FEW = ["_gate_up_pdl", "_down_pdl"]
-MANY = ["_count_pairs", "_place_pairs", "_gate_up_many", *2 * ["_down_many", "_sum_choices"]]
-BATCH = ["_gate_up_batch_pdl", "_down_batch_pdl", "_sum_batch_pdl"]
+GROUPING = ["_count_pairs", "_place_pairs", "_arrange_words"]
+MANY = ["_gate_up_many_pdl", "_down_many_pdl", "_sum_many_pdl"]
+CHUNK = [*GROUPING, "_gate_up_many_pdl", *2 * ["_down_many_pdl", "_sum_many_pdl"]]  # results in two parts
 STEP = ["_qkv_pdl", "_attend_next_pdl", "_combine_pdl", "_project_pdl"]
 BATCH_STEP = ["_normalise_pdl", "_qkv_batch_pdl", "_attend_next_pdl", "_project_batch_pdl"]
 
@@ -114,18 +115,10 @@ LAUNCHES: dict[str, tuple[str, Callable[[], dict[str, Any]], list[str]]] = {
     "prefill": ("sink_attention", lambda: attention(1, 512, 8192, 0), ["_attend_pdl"]),
     "prefill, window": ("sink_attention", lambda: attention(1, 512, 8192, 128), ["_attend_pdl"]),
     "experts, one token": ("mxfp4_experts", lambda: experts(1), ["_arrange", *FEW]),
-    "experts, batch of 64": (
-        "mxfp4_experts",
-        lambda: experts(64),
-        ["_count_pairs", "_place_pairs", "_arrange_words", *BATCH],
-    ),
-    "experts, chunk of 512": (
-        "mxfp4_experts",
-        lambda: experts(512),
-        ["_count_pairs", "_place_pairs", "_arrange_words", *BATCH],
-    ),
-    "experts, chunk": ("mxfp4_experts", lambda: experts(2048), MANY),
-    "experts, chunk of 8192": ("mxfp4_experts", lambda: experts(8192), MANY),
+    "experts, batch of 64": ("mxfp4_experts", lambda: experts(64), [*GROUPING, *MANY]),
+    "experts, chunk of 512": ("mxfp4_experts", lambda: experts(512), CHUNK),
+    "experts, chunk": ("mxfp4_experts", lambda: experts(2048), CHUNK),
+    "experts, chunk of 8192": ("mxfp4_experts", lambda: experts(8192), CHUNK),
     "cache write, one token": ("kv_write", lambda: kv_write(1, 8192), ["_write_kv"]),
     "cache write, chunk": ("kv_write", lambda: kv_write(512, 8192), ["_write_kv"]),
     "rotary": ("rotary", lambda: rotary(512), ["_rotary"]),
@@ -143,19 +136,19 @@ LAUNCHES: dict[str, tuple[str, Callable[[], dict[str, Any]], list[str]]] = {
     ),
     "experts half, one token": ("experts_sublayer", lambda: experts_sublayer(1), ["_router_pdl", *FEW]),
     "experts half, 2 tokens": ("experts_sublayer", lambda: experts_sublayer(2), ["_router_pdl", *FEW]),
-    "experts half, 8 tokens": ("experts_sublayer", lambda: experts_sublayer(8), ["_router_pdl", "_group_pdl", *BATCH]),
+    "experts half, 8 tokens": ("experts_sublayer", lambda: experts_sublayer(8), ["_router_pdl", "_group_pdl", *MANY]),
     "experts half, 128 tokens": (
         "experts_sublayer",
         lambda: experts_sublayer(128),
-        ["_router_pdl", "_group_pdl", *BATCH],
+        ["_router_pdl", "_group_pdl", *MANY],
     ),
     "experts half, 128 experts": ("experts_sublayer", lambda: experts_sublayer(1, 128), ["_router_pdl", *FEW]),
     "experts half, 64 tokens, 128 experts": (
         "experts_sublayer",
         lambda: experts_sublayer(64, 128),
-        ["_router_pdl", "_group_pdl", *BATCH],
+        ["_router_pdl", "_group_pdl", *MANY],
     ),
-    "experts half, chunk": ("experts_sublayer", lambda: experts_sublayer(2048), MANY),
+    "experts half, chunk": ("experts_sublayer", lambda: experts_sublayer(2048), CHUNK),
     "unembedding, one row": ("unembed", lambda: unembed(1), ["_logits_pdl", "_choose_pdl"]),
     "unembedding, 64 rows": ("unembed", lambda: unembed(64), ["_normalise_pdl", "_logits_batch_pdl", "_choose_pdl"]),
     "unembedding, 200 rows": ("unembed", lambda: unembed(200), []),

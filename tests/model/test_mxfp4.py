@@ -71,3 +71,29 @@ def test_not_a_number_marks_its_group_only() -> None:
     got = mxfp4.dequantize(*mxfp4.quantize(weights))
     assert got[0, :32].isnan().all() and got[1, 32:].isnan().all()
     assert torch.equal(got[0, 32:], torch.ones(32)) and torch.equal(got[1, :32], torch.ones(32))
+
+
+def test_interleaving_moves_every_code_to_where_it_is_unpacked() -> None:
+    """As the module says: one rotation and one mask make a pair of bfloat16 times 2^-126, twice for the last pair."""
+    blocks = torch.randint(0, 256, (50, 3, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    codes = torch.stack((blocks & 15, blocks >> 4), dim=-1).view(50, 3, 2, 2, 8).int()  # pairs of words, word, code
+    words = mxfp4.interleave(blocks).view(torch.int32).view(50, 3, 2, 2).long() & 0xFFFFFFFF
+    for code in range(8):
+        word = words[..., code // 4]
+        pair = (
+            word & 0x81C081C0,
+            (word >> 4 | word << 28) & 0x81C081C0,
+            (word << 6) & 0x81C081C0,
+            (word << 2) & 0x80C080C0 | (word >> 6) & 0x01000100,
+        )[code % 4]
+        for which in range(2):
+            bits = (pair >> (16 * which) & 0xFFFF).to(torch.int16)
+            found = bits.view(torch.bfloat16).double() * 2.0**126
+            assert torch.equal(found.float(), mxfp4.code_values(codes[..., which, code]))
+
+
+def test_interleaving_loses_nothing() -> None:
+    """Blocks with one bit set have one bit set afterwards, each in another place."""
+    single = 1 << torch.arange(64)
+    moved = mxfp4.interleave_words(single)
+    assert sorted(moved.tolist()) == sorted(single.tolist())

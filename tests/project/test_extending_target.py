@@ -110,7 +110,8 @@ class EagerLoader(Loader):
             model = GptOss(manifest.model, torch_dtype(manifest.dtype)).requires_grad_(False)
         model.load_state_dict(weights, assign=True)
         names = (folder / "programs.txt").read_text().splitlines()[1:]
-        programs = {kind.name: partial(run, model, kind) for kind in programs_of(manifest.sizes) if kind.name in names}
+        kinds = programs_of(manifest.sizes, manifest.device)
+        programs = {kind.name: partial(run, model, kind) for kind in kinds if kind.name in names}
         device = torch.device("cpu")
         memory = allocate_pages(manifest, device, settings.kv_memory)
         return ProgramExecutor(manifest, folder, device, weights, programs, memory)

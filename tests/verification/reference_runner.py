@@ -47,7 +47,9 @@ def write_artifact(
         model=config,
         sizes=sizes,
         stop_tokens=(),
-        programs={item.name: item.signature(config, sizes, dtype) for item in programs_of(sizes) if with_programs},
+        programs={
+            item.name: item.signature(config, sizes, dtype) for item in programs_of(sizes, "cpu") if with_programs
+        },
         weights={item.name: WeightSpec(item.shape, item.dtype, part) for item in parameters(config, dtype)},
         files={"weights.safetensors": FileSpec(0, "0" * 64)},
         versions={"torch": torch.__version__},

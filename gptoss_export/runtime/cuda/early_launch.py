@@ -13,6 +13,7 @@ CUDA driver API, "Graph Management"; CUDA programming guide, "Programmatic Depen
 from __future__ import annotations
 
 import ctypes
+from collections import Counter
 
 import torch
 
@@ -66,9 +67,10 @@ def launch_early(graph: int) -> int:
     data = (_EdgeData * count.value)()
     call("cuGraphGetEdges_v2", handle, before, after, data, ctypes.byref(count))
     names = {node: name_of(node) for node in {*before, *after}}
+    edges_into = Counter(after)
     changed = 0
     for earlier, later, kind in zip(before, after, data, strict=True):
-        if names[earlier] is None or not (names[later] or "").endswith(SUFFIX) or list(after).count(later) > 1:
+        if names[earlier] is None or not (names[later] or "").endswith(SUFFIX) or edges_into[later] > 1:
             continue
         edge = (ctypes.c_void_p * 1)(earlier), (ctypes.c_void_p * 1)(later)
         call("cuGraphRemoveDependencies_v2", handle, *edge, ctypes.byref(kind), ctypes.c_size_t(1))

@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 
 from ...artifact.manifest import Manifest
-from ...artifact.programs import programs_of
+from ...artifact.programs import Interleave, programs_of
 from ...compat.packaged_program import PackagedProgram
 from ...compat.versions import SUPPORTED, is_supported, minor
 from ...errors import ArtifactError, RunError
 from ...machine_limits import writes
 from ...progress import Progress
+from ...runtime.cuda.interleaving import interleave_weights
 from ...runtime.cuda.memory import reduce_process_memory
 from ...runtime.mapped_files import MappedFiles
 from ...runtime.page_memory import allocate_pages
@@ -34,7 +35,7 @@ from .package import checked_package, package_name, runnable_arch
 
 class AotiLoader(Loader):
     def problems(self, manifest: Manifest, folder: Path) -> list[str]:
-        missing = manifest.missing_programs(programs_of(manifest.sizes))
+        missing = manifest.missing_programs(programs_of(manifest.sizes, manifest.device))
         found = [f"programs: {name} is missing from the manifest" for name in missing]
         found += [
             f"files: {package_name(arch)} is missing from the manifest"
@@ -73,6 +74,9 @@ class AotiLoader(Loader):
             weights = load_weights(manifest, folder, device)
         with progress.stage("load programs"):
             programs = load_programs(manifest, folder, device, mapped)
+        if device.type == "cuda":
+            interleave = programs[Interleave().name]
+            interleave_weights(weights, lambda words: interleave([words])[0])
         with progress.stage("allocate and warm up"):
             memory = allocate_pages(manifest, device, settings.kv_memory)
             return ProgramExecutor(manifest, folder, device, weights, programs, memory)

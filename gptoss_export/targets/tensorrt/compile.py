@@ -26,7 +26,7 @@ from typing import ClassVar
 
 import torch
 
-from ...artifact.programs import Choose, Program
+from ...artifact.programs import Choose, Interleave, Program
 from ...compat.versions import version_problem
 from ...compiler.lower import Implementations, launch_implementations
 from ...errors import BuildError
@@ -94,8 +94,9 @@ class TensorRTCompiler(Compiler):
         return {edition.name: edition.version, "triton": version("triton")}
 
     def programs(self, all_programs: tuple[Program, ...]) -> tuple[Program, ...]:
-        """All but the choices: TensorRT sorts no row as long as a vocabulary. torch's operators choose the tokens."""
-        return tuple(program for program in all_programs if not isinstance(program, Choose))
+        """Those that compute the model. TensorRT sorts no row as long as a vocabulary, and its engines have static
+        shapes: torch's operators choose the tokens and interleave the weights."""
+        return tuple(program for program in all_programs if not isinstance(program, (Choose, Interleave)))
 
     def trace_device(self, device: str) -> torch.device:
         return torch.device("cpu")  # the graph names no device, and torch for CPU alone knows no other

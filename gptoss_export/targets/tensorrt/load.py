@@ -10,7 +10,9 @@ import torch
 from ...artifact.manifest import Manifest
 from ...artifact.programs import model_programs
 from ...errors import ArtifactError
+from ...model.mxfp4 import interleave_words
 from ...progress import Progress
+from ...runtime.cuda.interleaving import interleave_weights
 from ...runtime.cuda.memory import reduce_process_memory
 from ...runtime.page_memory import allocate_pages
 from ...runtime.program_executor import ProgramExecutor
@@ -48,6 +50,7 @@ class TensorRTLoader(Loader):
         device = torch.device("cuda", torch.cuda.current_device())
         with progress.stage("load weights"):
             weights = load_weights(manifest, folder, device)
+            interleave_weights(weights, interleave_words)
         with progress.stage("load programs"):
             programs = load_programs(manifest, folder, device, edition)
         with progress.stage("allocate and warm up"):
