@@ -1,10 +1,13 @@
-"""gptoss_triton::experts_sublayer: `gptoss::experts_sublayer` for NVIDIA GPUs, for up to MOST_TOKENS tokens.
+"""gptoss_triton::experts_sublayer: `gptoss::experts_sublayer` for NVIDIA GPUs.
 
-The contract is in gptoss_export/model/ops/experts_sublayer.py. More tokens (a chunk) are computed by the op's
-reference, whose experts are gptoss_triton::mxfp4_experts.
+The contract is in gptoss_export/model/ops/experts_sublayer.py. By the number of tokens the op is
 
-The op is `_router_pdl`, and then the kernels of experts_few.py for up to FEW_PAIRS (token, choice) pairs. For more,
-`_group_pdl` (router_groups.py) chooses the experts and groups the pairs, and the kernels of experts_many.py follow.
+    up to FEW_PAIRS pairs (token, choice): `_router_pdl`, and the kernels of experts_few.py
+    up to MOST_TOKENS tokens: `_router_pdl`, `_group_pdl` (router_groups.py), which chooses the experts and groups the
+        pairs, and the kernels of experts_many.py
+    more (a chunk): `_route_chunk_pdl` (router_chunk.py), the grouping of grouping.py, and the kernels of
+        experts_many.py
+
 The last kernel adds the residual.
 
 While the router runs, the memory is idle, so the time until the logits are ready counts in full. The logits are
@@ -33,8 +36,10 @@ from .dense_tiles import MOST_TOKENS
 from .dependent_launch import wait_then_let_next_start
 from .experts_few import FEW_PAIRS, Down, GateUp, Routing, few_pairs_space, launch_few_pairs
 from .experts_many import Block, Tile, launch_many_pairs, many_pairs_space
+from .grouping import Grouped, group_pairs
 from .mxfp4 import Experts
 from .mxfp4_words import padded, word_place
+from .router_chunk import route_chunk
 from .router_groups import group_by_logits
 from .rows import ROW_OPTIONS, Rows, dot_rows_of_norm, load_rows
 
@@ -116,6 +121,23 @@ def experts_sublayer(
     """`gptoss::experts_sublayer`: same result. `config` and `arch` as in gptoss_export/kernels/launch_config.py."""
     (tokens, hidden), count = x.shape, router_weight.size(0)
     x, positions = x.contiguous(), positions.contiguous()
+    experts = Experts(
+        gate_up_blocks=gate_up_blocks,
+        gate_up_scales=gate_up_scales,
+        gate_up_bias=gate_up_bias,
+        down_blocks=down_blocks,
+        down_scales=down_scales,
+        down_bias=down_bias,
+        alpha=alpha,
+        limit=limit,
+    )
+    if tokens > MOST_TOKENS:
+        block, gate_up, down = unflatten(config, Block, Tile, Tile)
+        words, chosen, shares = route_chunk(
+            x, norm_weight, router_weight, router_bias, positions, choices, eps, gate_up.words, arch
+        )
+        grouped = Grouped(chosen, shares, *group_pairs(chosen.flatten(), count, block.pairs))
+        return launch_many_pairs(words, grouped, experts, block, gate_up, down, arch, residual=x)
     many = tokens * choices > FEW_PAIRS
     if many:
         router, block, gate_up, down = unflatten(config, Rows, Block, Tile, Tile)
@@ -145,16 +167,6 @@ def experts_sublayer(
         EARLY=has_dependent_launch(arch),
         num_warps=router.warps,
     )
-    experts = Experts(
-        gate_up_blocks=gate_up_blocks,
-        gate_up_scales=gate_up_scales,
-        gate_up_bias=gate_up_bias,
-        down_blocks=down_blocks,
-        down_scales=down_scales,
-        down_bias=down_bias,
-        alpha=alpha,
-        limit=limit,
-    )
     if many:
         grouped = group_by_logits(logits, positions, choices, block.pairs, arch)
         return launch_many_pairs(arranged.x, grouped, experts, block, gate_up, down, arch, residual=x)
@@ -162,18 +174,15 @@ def experts_sublayer(
     return launch_few_pairs(arranged, routing, experts, gate_up, down, arch, residual=x)
 
 
-def covers(arguments: Arguments) -> bool:
-    """Whether x [T, H] has few enough tokens. For more, the reference calls the smaller ops."""
-    return arguments["x"].size(0) <= MOST_TOKENS
-
-
 def config_space(arguments: Arguments, arch: str) -> ConfigSpace:
-    """The launch configs of a call: those of the experts, and rows and warps of the router."""
+    """The launch configs of a call: those of the experts, and rows and warps of the router of a batch."""
     (tokens, hidden), dtype, choices = arguments["x"].shape, arguments["norm_weight"].dtype, arguments["choices"]
     experts, _, groups, _ = arguments["down_blocks"].shape
     sizes = tokens, choices, experts, hidden, groups * 32, dtype
     many = tokens * choices > FEW_PAIRS
     inner = many_pairs_space(*sizes, arch) if many else few_pairs_space(*sizes)
+    if tokens > MOST_TOKENS:
+        return inner
     return replace(
         inner,
         name="experts_many_step" if many else "experts_step",
@@ -182,4 +191,4 @@ def config_space(arguments: Arguments, arch: str) -> ConfigSpace:
     )
 
 
-KERNEL = Kernel(experts_sublayer, config_space, covers, interleaved=("gate_up_blocks", "down_blocks"))
+KERNEL = Kernel(experts_sublayer, config_space, interleaved=("gate_up_blocks", "down_blocks"))

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch.library import wrap_triton
 
+FEWEST = tl.constexpr(16)  # pairs of a half: a tile of 8 has products of another shape, whose bits are others
+
 
 class Grouped(NamedTuple):
     """Pairs grouped by expert.
@@ -34,6 +36,15 @@ class Grouped(NamedTuple):
 def blocks_for(pairs: int, experts: int, block: int) -> int:
     """The most blocks that pairs of so many experts can need."""
     return (pairs + min(experts, pairs) * (block - 1)) // block
+
+
+@triton.jit
+def is_half(pair_of_row, block, BLOCK_M: tl.constexpr):
+    """1 where a block has pairs in its first half alone, and a half is enough for a product; otherwise 0."""
+    half = 0
+    if BLOCK_M // 2 >= FEWEST:
+        half = (tl.load(pair_of_row + block * BLOCK_M + BLOCK_M // 2) < 0).to(tl.int32)
+    return half
 
 
 @triton.jit
@@ -91,7 +102,7 @@ def _place_pairs(
 def group_pairs(indices: torch.Tensor, experts: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Pairs sorted by expert, in blocks of `rows` pairs that belong to one expert.
 
-    indices  [pairs] int64: the expert of each pair, -1 for none
+    indices  [pairs] int32 or int64: the expert of each pair, -1 for none
     returns  the expert of each block [blocks] int32, -1 for a block that is not needed; and the pair of each row
              [blocks * rows] int32, -1 for none. The rows of a block without an expert are not written
 

@@ -19,7 +19,7 @@ from .grouping import Grouped, blocks_for
 
 
 @triton.jit
-def _choose(left, position, CHOICES: tl.constexpr, WIDTH: tl.constexpr):
+def choose(left, position, CHOICES: tl.constexpr, WIDTH: tl.constexpr):
     """Choices [T, WIDTH] int32 and their shares [T, WIDTH] of logits `left` [T, COUNT], as the op's reference has them.
 
     -1 for a token without a position. The first of equal logits wins. The shares of a token whose logits are not all
@@ -84,7 +84,7 @@ def _group_pdl(
         other=float("-inf"),
     )
     position = tl.load(positions + token, mask=there, other=-1)
-    choice, share = _choose(left, position, CHOICES, WIDTH)
+    choice, share = choose(left, position, CHOICES, WIDTH)
     which = tl.arange(0, WIDTH)
     pair = token[:, None] * CHOICES + which[None, :]
     if mine == 0:

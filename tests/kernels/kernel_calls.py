@@ -103,8 +103,8 @@ def rotary(tokens: int) -> dict[str, Any]:
 
 FEW = ["_gate_up_pdl", "_down_pdl"]
 GROUPING = ["_count_pairs", "_place_pairs", "_arrange_words"]
-MANY = ["_gate_up_many_pdl", "_down_many_pdl", "_sum_many_pdl"]
-CHUNK = [*GROUPING, "_gate_up_many_pdl", *2 * ["_down_many_pdl", "_sum_many_pdl"]]  # results in two parts
+MANY = ["gate_up_many_pdl", "down_many_pdl", "sum_many_pdl"]
+CHUNK = [*GROUPING, "gate_up_many_pdl", *2 * ["down_many_pdl", "sum_many_pdl"]]  # results in two parts
 STEP = ["_qkv_pdl", "_attend_next_pdl", "_combine_pdl", "_project_pdl"]
 BATCH_STEP = ["_normalise_pdl", "_qkv_batch_pdl", "_attend_next_pdl", "_project_batch_pdl"]
 
@@ -148,7 +148,11 @@ LAUNCHES: dict[str, tuple[str, Callable[[], dict[str, Any]], list[str]]] = {
         lambda: experts_sublayer(64, 128),
         ["_router_pdl", "_group_pdl", *MANY],
     ),
-    "experts half, chunk": ("experts_sublayer", lambda: experts_sublayer(2048), CHUNK),
+    "experts half, chunk": (
+        "experts_sublayer",
+        lambda: experts_sublayer(2048),
+        ["_route_chunk_pdl", *(name for name in CHUNK if name != "_arrange_words")],
+    ),
     "unembedding, one row": ("unembed", lambda: unembed(1), ["_logits_pdl", "_choose_pdl"]),
     "unembedding, 64 rows": ("unembed", lambda: unembed(64), ["_normalise_pdl", "_logits_batch_pdl", "_choose_pdl"]),
     "unembedding, 200 rows": ("unembed", lambda: unembed(200), []),

@@ -168,7 +168,8 @@ def _router_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         ("40 experts", 1, 40, 4),
         ("130 experts, 3 choices", 2, 130, 3),
         ("batch, 130 experts, 3 choices", 5, 130, 3),
-        ("many tokens", 129, 4, 2),
+        ("chunk, 4 experts", 129, 4, 2),
+        ("chunk, 37 experts, 3 choices", 150, 37, 3),
     ):
         given = expert_arguments(device, dtype, tokens=tokens, hidden=64, inter=32, experts=experts, choices=choices)
         x = given.pop("x")

@@ -35,12 +35,9 @@ WRITTEN = {
     "_count_pairs": {"counts"},
     "_place_pairs": {"expert_of_block", "pair_of_row"},
     "_arrange_words": {"arranged"},
-    "_gate_up_many_pdl": {"act"},
-    "_down_many_pdl": {"out"},
-    "_sum_many_pdl": {"sums"},
-    "_gate_up_many": {"act"},
-    "_down_many": {"out"},
-    "_sum_choices": {"sums"},
+    "gate_up_many_pdl": {"act"},
+    "down_many_pdl": {"out"},
+    "sum_many_pdl": {"sums"},
 }
 
 

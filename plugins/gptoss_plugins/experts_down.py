@@ -1,0 +1,158 @@
+"""The second product of the experts for many pairs, and the sum over the choices of a token.
+
+experts_many.py says how pairs are grouped and in which order the programs run. The sum is a kernel of its own: there
+are no atomic additions, so that equal inputs have equal results.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .dependent_launch import let_next_start, wait_for_previous, wait_then_let_next_start
+from .grouping import FEWEST, is_half
+from .mxfp4 import mask_and
+from .mxfp4_words import words_product
+
+
+@triton.jit
+def _down_tile(
+    act,
+    pair_of_row,
+    blocks,
+    scales,
+    bias,
+    out,
+    column,
+    slot,
+    FIRST: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    INTER: tl.constexpr,
+    ACT_STRIDE: tl.constexpr,
+    WORDS: tl.constexpr,
+    PAIRED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ASYNC: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Results `column` [ROWS] of the pairs of rows `slot` [M] of act, which are of one expert, whose weights are
+    given."""
+    pair = tl.load(pair_of_row + slot)
+    row = FIRST + column
+    result = words_product(
+        act,
+        slot,
+        pair >= 0,
+        blocks,
+        scales,
+        tl.minimum(row, HIDDEN - 1),
+        INTER,
+        ACT_STRIDE,
+        WORDS,
+        PAIRED,
+        PRECISION,
+        ASYNC,
+        WIDE,
+    )
+    result += tl.load(bias + row, mask=row < HIDDEN, other=0.0).to(tl.float32)[:, None]
+    cells = pair.to(tl.int64)[None, :] * COLUMNS + column[:, None]
+    tl.store(out + cells, result, mask=(pair >= 0)[None, :] & (column < COLUMNS)[:, None])
+
+
+@triton.jit
+def down_many_pdl(
+    act,
+    expert_of_block,
+    pair_of_row,
+    blocks,
+    scales,
+    bias,
+    out,
+    FIRST: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    INTER: tl.constexpr,
+    ACT_STRIDE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    ROWS: tl.constexpr,
+    WORDS: tl.constexpr,
+    PAIRED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ASYNC: tl.constexpr,
+    WIDE: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """ROWS results of each pair of one block, of the COLUMNS from FIRST on: out [pairs, COLUMNS] float32."""
+    tile, block = tl.program_id(0) + let_next_start(EARLY), tl.program_id(1)
+    zero = wait_for_previous(EARLY)
+    act += zero
+    expert_of_block += zero
+    pair_of_row += zero
+    out += zero
+    expert = tl.load(expert_of_block + block).to(tl.int64)
+    if expert < 0:
+        return
+    blocks += expert * (HIDDEN * INTER // 2)
+    scales += expert * (HIDDEN * INTER // 32)
+    bias += expert * HIDDEN
+    half = is_half(pair_of_row, block, BLOCK_M)
+    for halves in tl.static_range(2):
+        if halves == 0 or BLOCK_M // 2 >= FEWEST:  # noqa: SIM102
+            if half == halves:
+                _down_tile(
+                    act,
+                    pair_of_row,
+                    blocks,
+                    scales,
+                    bias,
+                    out,
+                    tile * ROWS + tl.arange(0, ROWS),
+                    block * BLOCK_M + tl.arange(0, BLOCK_M // (1 + halves)),
+                    FIRST,
+                    COLUMNS,
+                    HIDDEN,
+                    INTER,
+                    ACT_STRIDE,
+                    WORDS,
+                    PAIRED,
+                    PRECISION,
+                    ASYNC,
+                    WIDE,
+                )
+
+
+@triton.jit
+def sum_many_pdl(
+    out,
+    chosen,
+    shares,
+    residual,
+    sums,
+    FIRST: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHOICES: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    WIDTH: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """WIDTH results of one token [T, H], of the COLUMNS from FIRST on: the sum over its choices, plus the residual."""
+    zero = wait_then_let_next_start(EARLY)
+    out += zero
+    chosen += zero
+    shares += zero
+    residual += zero
+    sums += zero
+    token = tl.program_id(1).to(tl.int64)
+    column = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
+    inside = column < COLUMNS
+    total = tl.zeros([WIDTH], tl.float32)
+    if RESIDUAL:
+        total += tl.load(residual + token * HIDDEN + FIRST + column, mask=inside, other=0.0)
+    for choice in tl.static_range(CHOICES):
+        pair = token * CHOICES + choice
+        written = tl.load(chosen + pair) >= 0
+        share = tl.load(shares + pair, mask=written, other=0.0)
+        total += share * tl.load(out + pair * COLUMNS + column, mask=mask_and(inside, written), other=0.0)
+    tl.store(sums + token * HIDDEN + FIRST + column, total, mask=inside)
