@@ -94,7 +94,7 @@ _TILES = {
     8: (Tile(rows=64, words=32, warps=4, stages=3), Tile(rows=64, words=32, warps=4, stages=3)),
     16: (Tile(rows=64, words=16, warps=4, stages=4), Tile(rows=128, words=32, warps=8, stages=3)),
     32: (Tile(rows=128, words=16, warps=4, stages=3), Tile(rows=128, words=16, warps=4, stages=3)),
-    64: (Tile(rows=128, words=16, warps=4, stages=3), Tile(rows=128, words=16, warps=8, stages=3)),
+    64: (Tile(rows=128, words=8, warps=4, stages=4), Tile(rows=128, words=16, warps=8, stages=3)),
     128: (Tile(rows=128, words=8, warps=8, stages=3), Tile(rows=128, words=8, warps=8, stages=3)),
     256: (Tile(rows=128, words=8, warps=8, stages=4), Tile(rows=128, words=16, warps=8, stages=3)),
 }
