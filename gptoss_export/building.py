@@ -70,7 +70,11 @@ def build(
         )
     progress.facts("build", settings.to_json())
     with progress.stage("check the weights"):
-        checkpoint.check_finite(torch_dtype(settings.dtype), lambda name: progress.update(f"check {name}"))
+        checkpoint.check_finite(
+            torch_dtype(settings.dtype),
+            lambda name: progress.update(f"check {name}"),
+            compiler.largest_scale(settings.device),
+        )
     programs = compiler.programs(programs_of(settings.sizes, settings.device))
     if settings.tuned_configs:
         with progress.stage("check the tuned configs"):

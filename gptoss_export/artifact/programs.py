@@ -37,6 +37,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import ClassVar
 
 from ..model.config import ModelConfig
 from ..model.kv_cache import PAGE, pages_for
@@ -127,7 +128,13 @@ class Sizes:
 
 
 class Program(ABC):
-    """One kind of program, with its size."""
+    """One kind of program, with its size.
+
+    likely_rows  of a call, where its rows are no constant. Code is made for about so many; it is right for any number
+                 from 1 on
+    """
+
+    likely_rows: ClassVar[int] = 3
 
     @property
     @abstractmethod
@@ -227,6 +234,8 @@ class Choose(Program):
 @dataclass(frozen=True)
 class Interleave(Program):
     """MXFP4 blocks of a checkpoint, any number of 64-bit words, to blocks with interleaved codes."""
+
+    likely_rows = 1 << 21  # results need memory of their own, here 16 MB
 
     @property
     def name(self) -> str:

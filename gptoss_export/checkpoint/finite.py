@@ -42,8 +42,14 @@ def not_finite(where: str, parameter: str, tensor: torch.Tensor, dtype: torch.dt
     yield _line(where, parameter, tensor, wrong, expected)
 
 
-def too_large(where: str, parameter: str, blocks: torch.Tensor, scales: torch.Tensor) -> Iterator[str]:
-    """A line if MXFP4 weights are beyond the range of float32."""
+def too_large(
+    where: str, parameter: str, blocks: torch.Tensor, scales: torch.Tensor, largest_scale: int | None = None
+) -> Iterator[str]:
+    """A line if MXFP4 weights are beyond the range of float32, or have scales above `largest_scale`."""
+    if largest_scale is not None and largest_scale < int(scales.amax()) < NAN_SCALE:
+        expected = f"scales up to {largest_scale}, which the kernels of the target take"
+        yield _line(where, parameter, scales, scales > largest_scale, expected)
+        return
     if not _LARGEST_SCALE < int(scales.amax()) < NAN_SCALE:
         return
     wrong = torch.zeros_like(scales, dtype=torch.bool)

@@ -74,11 +74,15 @@ class Checkpoint:
             yield group, {key: value for name in names for key, value in self._make(name).items()}
 
     def check_finite(
-        self, dtype: torch.dtype = torch.float32, progress: Callable[[str], None] = lambda name: None
+        self,
+        dtype: torch.dtype = torch.float32,
+        progress: Callable[[str], None] = lambda name: None,
+        largest_scale: int | None = None,
     ) -> None:
         """Read what is used as stored. Raise CheckpointError naming each tensor that is not finite, and its experts.
 
         Floats must be finite in `dtype` too, in which the artifact computes with them, and MXFP4 weights in float32.
+        Their scales must be up to `largest_scale`, if it is given.
 
         Tensors are read where they are mapped, one at a time, so that memory stays flat. Converters' results are
         checked when they are made. `progress` is called with the name of each parameter before it is read.
@@ -93,7 +97,9 @@ class Checkpoint:
                         yield from not_finite(self._where(part), name, tensor, dtype)
                         if name.endswith("_scales"):
                             (blocks,) = self.recipes[f"{name.removesuffix('_scales')}_blocks"].parts
-                            yield from too_large(self._where(part), name, self.stored(blocks.name), tensor)
+                            yield from too_large(
+                                self._where(part), name, self.stored(blocks.name), tensor, largest_scale
+                            )
 
         raise_all(CheckpointError, self._not_finite, problems())
 

@@ -36,10 +36,6 @@ from ..model.decoder import GptOss
 from ..model.dtypes import dtype_name, torch_dtype
 from ..model.mxfp4 import interleave_words
 
-# Of the pages of the caches, or the rows of a call, while a program is traced. It runs with any number from 2 on, and
-# a choice with 1 row too: torch only takes for granted that there are more, and computes each row by itself.
-TRACED_SIZE = 3
-
 _Call: TypeAlias = tuple[nn.Module, tuple[Any, ...], Any]  # a program, its arguments, which of their sizes are dynamic
 
 
@@ -74,10 +70,9 @@ def trace(
     Raises LoweringError where the results of the graph are not those of the program's signature.
     """
     signature = program.signature(config, sizes, dtype_name(dtype))
+    free = program.likely_rows  # of the pages of the caches as well, of which there may be any number from 2 on
     with fake_tensors(), torch.device(device):
-        fakes = {
-            item.name: torch.empty(item.sizes(TRACED_SIZE), dtype=torch_dtype(item.dtype)) for item in signature.inputs
-        }
+        fakes = {item.name: torch.empty(item.sizes(free), dtype=torch_dtype(item.dtype)) for item in signature.inputs}
     if isinstance(program, (Choose, Interleave)):
         module, arguments, dynamic = _call_of_rows(_FUNCTIONS[program], signature, fakes)
     else:

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from ..compat.pytorch import is_op
 from ..errors import LoweringError, raise_all
-from ..kernels.kernel import ConfigChooser
+from ..kernels.kernel import ConfigChooser, Kernel
 from ..kernels.registry import kernels
 from ..model.ops import OPS
 from .export import TracedProgram
@@ -37,7 +37,7 @@ def unchanged_implementations() -> Implementations:
 def kernel_implementations(chooser: ConfigChooser) -> Implementations:
     """Every op by its kernels, and an op without kernels by its reference. Raises LoweringError as
     `registry.kernels`."""
-    offered = kernels()
+    offered = _kernels_of_a_gpu()
     return {name: offered[name].bind(op, chooser) if name in offered else op.reference for name, op in OPS.items()}
 
 
@@ -47,13 +47,28 @@ def launch_implementations(chooser: ConfigChooser) -> Implementations:
 
     Raises LoweringError as `registry.kernels`, and for such an op without kernels.
     """
-    offered = kernels()
+    offered = _kernels_of_a_gpu()
     missing = [name for name, op in OPS.items() if op.as_kernel and name not in offered]
     raise_all(LoweringError, "ops that need a kernel, and no installed package offers one", missing)
     return {
         name: offered[name].bind(op, chooser, as_launches=True) if op.as_kernel else op.reference
         for name, op in OPS.items()
     }
+
+
+def _kernels_of_a_gpu() -> Mapping[str, Kernel]:
+    """The installed kernels. Raises LoweringError as `registry.kernels`, and naming each op that would read MXFP4
+    blocks in the order of the checkpoint: loading a runner interleaves them."""
+    offered = kernels()
+    wrong = []
+    for name, op in OPS.items():
+        blocks = tuple(argument for argument in op.argument_names if argument.endswith("_blocks"))
+        if name in offered and offered[name].interleaved != blocks:
+            wrong.append(f"{name}: its kernel declares interleaved={offered[name].interleaved!r}, expected {blocks!r}")
+        elif name not in offered and blocks and not op.parts:
+            wrong.append(f"{name}: has no kernel, and its reference takes no interleaved blocks; install one")
+    raise_all(LoweringError, "kernels of a GPU take interleaved MXFP4 blocks", wrong)
+    return offered
 
 
 def lower(traced: TracedProgram, implementations: Implementations) -> TracedProgram:

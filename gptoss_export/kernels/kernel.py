@@ -58,7 +58,7 @@ class Kernel:
     interleaved: tuple[str, ...] = ()
 
     def given(self, arguments: Arguments) -> dict[str, Any]:
-        """The arguments of a call of the op as the kernels take them."""
+        """The arguments of a call of the op as the kernels take them. Loading a runner does the same with weights."""
         return {**arguments, **{name: interleave(arguments[name]) for name in self.interleaved}}
 
     def bind(self, op: Op, chooser: ConfigChooser, as_launches: bool = False) -> Callable[..., Any]:

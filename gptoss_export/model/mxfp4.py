@@ -18,7 +18,8 @@ lower 16 bits and that of b in the upper 16, but for the sign of the second pair
     pair    0  3  3  1  1  1  2  0  0  0  3  3  1  2  2  2
     part    s  e  s  e  E  m  s  e  E  m  E  m  s  e  E  m       s e E m: bits 3 to 0 of a code
 
-So one rotation and one mask make a pair of bfloat16, times 2^-126 (three operations more for the last pair).
+So one rotation and one mask make a pair of bfloat16, times 2^-126 (the first pair needs no rotation, the last one two
+operations more).
 
 The functions use neither tables nor constants: they are traced into graphs, whose constants would have to be shipped as
 weights.
@@ -31,6 +32,7 @@ import torch
 from .config import MXFP4_GROUP
 
 NAN_SCALE = 255  # the scale that means NaN
+LARGEST_OF_GPU_KERNELS = 160  # the largest scale, 2^33, that the kernels for GPUs take in bfloat16
 # The places of bits 0 to 3 of a code in 16 bits, by pair; from 16 on: in the other half of the word.
 _PLACES = ((6, 7, 8, 15), (10, 11, 12, 16 + 3), (0, 1, 2, 9), (4, 5, 14, 13))
 _EMAX = 2  # exponent of the largest E2M1 value, 6 = 1.5 * 2^2

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
 
-from .cuda.driver import own_stream
-from .cuda.early_launch import launch_early
+from .cuda.capture import Captured, capture
 
 
 class StaticProgram(Protocol):
@@ -23,18 +23,19 @@ class StaticProgram(Protocol):
 class CapturedProgram:
     """A program that replays a CUDA graph from its second call on.
 
-    The first call runs as it is: a program that is needed once is not captured. On a CPU every call does. The outputs
-    hold until the next call of any program of the same `pool`.
+    The first call runs as it is: a program that is needed once is not captured. On a CPU every call does, and on a GPU
+    whose memory does not suffice for a capture too. The outputs hold until the next call of any program of the same
+    `pool`.
 
     pool  makes the memory that graphs share, whose programs never run at the same time
     """
 
     def __init__(self, program: StaticProgram, pool: Callable[[], Any]) -> None:
         # Declared first: attributes are freed in this order, and a graph must go before the code of its kernels.
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._captured: Captured | None = None
         self._outputs: dict[str, torch.Tensor] = {}
         self._program, self._pool = program, pool
-        self._has_run = False
+        self._calls = 0  # that have run as they are
 
     @property
     def inputs(self) -> Mapping[str, torch.Tensor]:
@@ -42,24 +43,15 @@ class CapturedProgram:
 
     def __call__(self) -> dict[str, torch.Tensor]:
         device = next(iter(self.inputs.values())).device
-        if device.type != "cuda" or not self._has_run:
-            self._has_run = True
-            return self._program()
-        if self._graph is None:
-            self._graph = self._capture(device)
-        self._graph.replay()
-        return self._outputs
+        if self._calls == 1 and device.type == "cuda" and self._captured is None:
+            self._capture(device)
+        if self._captured is not None:
+            self._captured.graph.replay()
+            return self._outputs
+        outputs = self._program()
+        self._calls += 1  # a call that has failed does not count
+        return outputs
 
-    def _capture(self, device: torch.device) -> torch.cuda.CUDAGraph:
-        graph, stream = torch.cuda.CUDAGraph(keep_graph=True), own_stream(device)
-        torch.cuda.empty_cache()  # of what the first call has needed
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            graph.capture_begin(pool=self._pool())
-            try:
-                self._outputs = self._program()
-            finally:
-                graph.capture_end()
-        launch_early(graph.raw_cuda_graph())
-        graph.instantiate()
-        return graph
+    def _capture(self, device: torch.device) -> None:
+        with suppress(torch.OutOfMemoryError):  # then this call and all later ones run as they are
+            self._captured, self._outputs = capture(self._program, device, self._pool())

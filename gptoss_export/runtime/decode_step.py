@@ -15,8 +15,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from .choosing import Chooser, Chosen, StepOutput
-from .cuda.driver import own_stream
-from .cuda.early_launch import launch_early
+from .cuda.capture import Captured, capture
 from .executor import Choice, PendingTokens
 
 Item = TypeVar("Item")
@@ -56,12 +55,11 @@ class Decoded(NamedTuple):
 
 @dataclass(frozen=True)
 class CapturedStep:
-    """A captured step, its results, and how many of its kernels are launched early."""
+    """A captured step and its results."""
 
-    graph: torch.cuda.CUDAGraph
+    captured: Captured
     output: StepOutput
     chosen: Chosen
-    early_launches: int
 
 
 class DecodeStep:
@@ -85,7 +83,7 @@ class DecodeStep:
             return self._advance(choice)
         self.capture(choice)
         captured = self.captured[choice]
-        captured.graph.replay()
+        captured.captured.graph.replay()
         return captured.output, captured.chosen
 
     def forget(self) -> None:
@@ -101,14 +99,10 @@ class DecodeStep:
         saved = [buffer.clone() for buffer in buffers]
         self.rows.positions.fill_(-1)
         self._advance(choice)  # the first call allocates
-        graph = torch.cuda.CUDAGraph(keep_graph=True)
-        with torch.cuda.graph(graph, stream=own_stream(self.rows.tokens.device)):
-            output, chosen = self._advance(choice)
-        early_launches = launch_early(graph.raw_cuda_graph())
-        graph.instantiate()
+        captured, (output, chosen) = capture(lambda: self._advance(choice), self.rows.tokens.device)
         for buffer, before in zip(buffers, saved, strict=True):
             buffer.copy_(before)
-        self.captured[choice] = CapturedStep(graph, output, chosen, early_launches)
+        self.captured[choice] = CapturedStep(captured, output, chosen)
 
     def _advance(self, choice: Choice) -> tuple[StepOutput, Chosen]:
         (output, next_positions, positions), rows = self._decode(), self.rows

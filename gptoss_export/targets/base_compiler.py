@@ -138,6 +138,10 @@ class Compiler(ABC):
         """Which of an artifact's programs the target compiles. It may leave out the choices of tokens."""
         return all_programs
 
+    def largest_scale(self, device: str) -> int | None:
+        """The largest scale of MXFP4 weights that the programs take; None: any scale."""
+        return None
+
     def stores_programs(self) -> bool:
         """Whether the compiled programs are called one by one. Otherwise the target compiles a model of its own."""
         return True

@@ -144,8 +144,8 @@ def sum_many_pdl(
     shares += zero
     residual += zero
     sums += zero
-    token = tl.program_id(1).to(tl.int64)
-    column = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     inside = column < COLUMNS
     total = tl.zeros([WIDTH], tl.float32)
     if RESIDUAL:

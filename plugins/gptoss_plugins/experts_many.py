@@ -10,9 +10,9 @@ experts are given).
     down_many_pdl      ROWS of the H rows for one block: results of each pair, float32 (experts_down.py)
     sum_many_pdl       the sum over the choices of a token, times the routing weights, plus the residual
 
-Programs of one block follow each other, so that its x stays in the L2 cache, and after it come the other blocks of the
-same expert, whose weights do. Blocks that are not needed have expert -1 and return at once: how many are needed is
-known on the device alone.
+Programs of one block follow each other, so that its x stays in the L2 cache. Then come the other blocks of the same
+expert, so that its weights stay there too. Blocks that are not needed have expert -1 and return at once: how many are
+needed is known on the device alone.
 
 The last block of an expert may be filled to a half or less. Then its programs compute a half.
 
@@ -20,7 +20,7 @@ The results of a chunk are made and summed COLUMNS at a time: those of all pairs
 memory of a chunk.
 
 Limits: H and I are multiples of 32, as in MXFP4. In float16 the weights must fit float16, since they are rounded to the
-dtype of x. Those of mxfp4_words.py for bfloat16.
+dtype of x. For bfloat16 the limits of mxfp4_words.py hold too.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def launch_many_pairs(
             **_constants(down),
             **shared,
         )
-        wrap_triton(sum_many_pdl)[(triton.cdiv(columns, width), tokens)](
+        wrap_triton(sum_many_pdl)[(tokens, triton.cdiv(columns, width))](
             out,
             grouped.chosen,
             grouped.shares,

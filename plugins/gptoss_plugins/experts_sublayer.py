@@ -39,7 +39,7 @@ from .experts_many import Block, Tile, launch_many_pairs, many_pairs_space
 from .grouping import Grouped, group_pairs
 from .mxfp4 import Experts
 from .mxfp4_words import padded, word_place
-from .router_chunk import route_chunk
+from .router_chunk import MOST_EXPERTS, route_chunk
 from .router_groups import group_by_logits
 from .rows import ROW_OPTIONS, Rows, dot_rows_of_norm, load_rows
 
@@ -133,11 +133,11 @@ def experts_sublayer(
     )
     if tokens > MOST_TOKENS:
         block, gate_up, down = unflatten(config, Block, Tile, Tile)
-        words, chosen, shares = route_chunk(
+        arranged_words, chosen, shares = route_chunk(
             x, norm_weight, router_weight, router_bias, positions, choices, eps, gate_up.words, arch
         )
         grouped = Grouped(chosen, shares, *group_pairs(chosen.flatten(), count, block.pairs))
-        return launch_many_pairs(words, grouped, experts, block, gate_up, down, arch, residual=x)
+        return launch_many_pairs(arranged_words, grouped, experts, block, gate_up, down, arch, residual=x)
     many = tokens * choices > FEW_PAIRS
     if many:
         router, block, gate_up, down = unflatten(config, Rows, Block, Tile, Tile)
@@ -174,6 +174,11 @@ def experts_sublayer(
     return launch_few_pairs(arranged, routing, experts, gate_up, down, arch, residual=x)
 
 
+def covers(arguments: Arguments) -> bool:
+    """Whether there are few enough tokens or experts. For more, the reference calls the smaller ops."""
+    return arguments["x"].size(0) <= MOST_TOKENS or arguments["router_weight"].size(0) <= MOST_EXPERTS
+
+
 def config_space(arguments: Arguments, arch: str) -> ConfigSpace:
     """The launch configs of a call: those of the experts, and rows and warps of the router of a batch."""
     (tokens, hidden), dtype, choices = arguments["x"].shape, arguments["norm_weight"].dtype, arguments["choices"]
@@ -182,7 +187,7 @@ def config_space(arguments: Arguments, arch: str) -> ConfigSpace:
     many = tokens * choices > FEW_PAIRS
     inner = many_pairs_space(*sizes, arch) if many else few_pairs_space(*sizes)
     if tokens > MOST_TOKENS:
-        return inner
+        return replace(inner, name="experts_chunk")
     return replace(
         inner,
         name="experts_many_step" if many else "experts_step",
@@ -191,4 +196,4 @@ def config_space(arguments: Arguments, arch: str) -> ConfigSpace:
     )
 
 
-KERNEL = Kernel(experts_sublayer, config_space, interleaved=("gate_up_blocks", "down_blocks"))
+KERNEL = Kernel(experts_sublayer, config_space, covers, interleaved=("gate_up_blocks", "down_blocks"))

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch.library import wrap_triton
 
-FEWEST = tl.constexpr(16)  # pairs of a half: a tile of 8 has products of another shape, whose bits are others
+FEWEST = tl.constexpr(16)  # pairs of a half: a tile of 8 uses another instruction, which rounds differently
 
 
 class Grouped(NamedTuple):

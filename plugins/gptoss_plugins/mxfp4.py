@@ -61,7 +61,7 @@ def scale_of(byte):
 def pair_bits(words, PAIR: tl.constexpr):
     """A pair of codes of interleaved words (int32, gptoss_export/model/mxfp4.py) as two bfloat16, times 2^-126.
 
-    In plain Triton. The assembly of mxfp4_words.py and mxfp4_rows.py does the same.
+    In plain Triton. The assembly of mxfp4_words.py does the same, that of mxfp4_rows.py makes float16 times 2^-14.
     """
     if PAIR == 0:
         bits = words & -0x7E3F7E40  # 0x81C081C0, as an int32

@@ -1,17 +1,17 @@
 """Rows of an MXFP4 matrix times a few vectors, on tensor cores.
 
-A 32-bit word has eight codes. Neighbours in the matrix are not moved next to each other: code i of all words of a tile
-is one part of the product's inner dimension, and x is passed in the same order (`word_place`). So no other layout of
-the weights is needed, and they stay in the registers where they were unpacked, as the left operand.
+A 32-bit word has eight codes. Code i of all words of a tile is one part of the product's inner dimension, and x is
+passed in the same order (`word_place`). So weights need not be moved next to their neighbours of the matrix: they stay
+in the registers where they were unpacked, as the left operand.
 
 The codes of two neighbouring words are interleaved (gptoss_export/model/mxfp4.py). So a register holds the same code of
-both, and two to four instructions unpack two weights: they make bfloat16, times 2^-126. One multiplication makes them
+both, and one to four instructions unpack two weights: they make bfloat16, times 2^-126. One multiplication makes them
 weights, times 2^-32, and the sums are multiplied by 2^32. Without that, the product of 2^126 and a scale above 2 would
 not fit bfloat16, and a second multiplication would be needed. The multiplication is an fma with -0, which does not
 change the product: GPUs before sm_90 have no other multiplication of pairs.
 
 Limits of bfloat16: scales from 27 to 160, which are 2^-100 to 2^33, are exact. Smaller weights are rounded to multiples
-of 2^-101. A larger scale makes NaN, as the scale 255 does.
+of 2^-101. A larger scale makes NaN, as the scale 255 does; `build` refuses it for a GPU.
 
 float32 and float16 (and Triton's interpreter) unpack in plain Triton.
 """
@@ -41,7 +41,7 @@ def word_place(i, WORDS: tl.constexpr):
 @triton.jit
 def _arrange_words(x, arranged, LENGTH: tl.constexpr, STRIDE: tl.constexpr, WORDS: tl.constexpr, WIDTH: tl.constexpr):
     """Brings one vector into the order of the words. WIDTH is STRIDE rounded up to a power of two."""
-    line = tl.program_id(0)
+    line = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, WIDTH)
     value = tl.load(x + line * LENGTH + i, mask=i < LENGTH, other=0.0)
     tl.store(arranged + line * STRIDE + word_place(i, WORDS), value, mask=i < STRIDE)

@@ -8,7 +8,7 @@ float32, which is the contract's, would not use tensor cores.
 
 The product is float32 by three products of TF32, whose error is near that of float32.
 
-Limits: all logits of M tokens are in registers, so this is for up to a few hundred experts.
+Limits: all logits of M tokens are in registers, so this is for up to MOST_EXPERTS.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .mxfp4_words import padded
 from .router_groups import choose
 
 TOKENS_OF_A_PROGRAM = 16  # the fewest of a product on tensor cores
+MOST_EXPERTS = 256
 
 
 @triton.jit
@@ -44,30 +45,30 @@ def _route_chunk_pdl(
     COUNT: tl.constexpr,
     WIDTH: tl.constexpr,
     M: tl.constexpr,
+    BLOCK: tl.constexpr,
     STRIDE: tl.constexpr,
     WORDS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """The choices of M tokens [T, CHOICES], their shares, and the tokens [T, STRIDE]. COUNT and WIDTH are EXPERTS and
-    CHOICES rounded up to powers of two."""
+    CHOICES rounded up to powers of two; BLOCK elements of a token are taken at a time."""
     zero = wait_then_let_next_start(EARLY)
     x += zero
     positions += zero
     arranged += zero
     chosen += zero
     shares += zero
-    STEP: tl.constexpr = 8 * WORDS
     token = tl.program_id(0) * M + tl.arange(0, M)
     there = token < TOKENS
-    k = tl.arange(0, STEP)
+    k = tl.arange(0, BLOCK)
     expert = tl.arange(0, COUNT)
-    x += token.to(tl.int64)[:, None] * HIDDEN + k[None, :]
+    x += token.to(tl.int64)[:, None] * HIDDEN
     rows = weight + tl.minimum(expert, EXPERTS - 1)[:, None] * HIDDEN + k[None, :]
     acc = tl.zeros([M, COUNT], tl.float32)
     squares = tl.zeros([M], tl.float32)
-    for start in range(0, HIDDEN, STEP):
+    for start in range(0, HIDDEN, BLOCK):
         inside = start + k < HIDDEN
-        value = tl.load(x + start, mask=there[:, None] & inside[None, :], other=0.0)
+        value = tl.load(x + (start + k)[None, :], mask=there[:, None] & inside[None, :], other=0.0)
         squares += tl.sum(value * value, 1)
         value *= tl.load(norm_weight + start + k, mask=inside, other=0.0).to(tl.float32)[None, :]
         row = tl.load(rows + start, mask=inside[None, :], other=0.0).to(tl.float32)
@@ -84,11 +85,13 @@ def _route_chunk_pdl(
     tl.store(chosen + cells, choice, mask=writable)
     tl.store(shares + cells, share, mask=writable)
 
-    arranged += token.to(tl.int64)[:, None] * STRIDE + k[None, :]
+    STEP: tl.constexpr = 8 * WORDS
+    i = tl.arange(0, STEP)
+    arranged += token.to(tl.int64)[:, None] * STRIDE + i[None, :]
     for start in range(0, STRIDE, STEP):
-        inside = start + k < HIDDEN
-        value = tl.load(x + start, mask=there[:, None] & inside[None, :], other=0.0)
-        factor = tl.load(norm_weight + start + k, mask=inside, other=0.0).to(tl.float32)
+        inside = start + i < HIDDEN
+        value = tl.load(x + (start + i)[None, :], mask=there[:, None] & inside[None, :], other=0.0)
+        factor = tl.load(norm_weight + start + i, mask=inside, other=0.0).to(tl.float32)
         value *= root[:, None] * factor[None, :]
         value = value.reshape(M, WORDS, 8).permute(0, 2, 1).reshape(M, STEP)
         tl.store(arranged + start, value.to(arranged.dtype.element_ty), mask=there[:, None])
@@ -127,10 +130,11 @@ def route_chunk(
         COUNT=max(16, triton.next_power_of_2(experts)),
         WIDTH=triton.next_power_of_2(choices),
         M=TOKENS_OF_A_PROGRAM,
+        BLOCK=64 if experts <= 64 else 32,
         STRIDE=arranged.size(1),
         WORDS=words,
         EARLY=has_dependent_launch(arch),
         num_warps=4,
-        num_stages=3,
+        num_stages=2,
     )
     return arranged, chosen, shares

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from gptoss_export.artifact.programs import Choose, Decode, Interleave, Program, Sizes, programs_of
 from gptoss_export.checkpoint.synthetic import PRESETS, with_layers
+from gptoss_export.compiler import lower as lowering
 from gptoss_export.compiler.export import TracedProgram, trace
-from gptoss_export.compiler.lower import lower, reference_implementations, unchanged_implementations
+from gptoss_export.compiler.lower import (
+    kernel_implementations,
+    lower,
+    reference_implementations,
+    unchanged_implementations,
+)
 from gptoss_export.errors import LoweringError
+from gptoss_export.kernels.kernel import ConfigChooser
+from gptoss_export.kernels.registry import kernels
 from gptoss_export.model.config import ModelConfig
 from gptoss_export.model.dtypes import torch_dtype
 
@@ -71,3 +81,17 @@ def test_tracing_a_20b_takes_no_memory() -> None:
     assert placeholders
     assert all(isinstance(node.meta["val"], torch._subclasses.FakeTensor) for node in placeholders)
     assert not decode.exported.state_dict and not decode.exported.constants
+
+
+def test_on_a_gpu_every_op_with_mxfp4_blocks_has_a_kernel_that_takes_them_interleaved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("triton")
+    offered = dict(kernels())
+    del offered["mxfp4_experts"]
+    offered["experts_sublayer"] = dataclasses.replace(offered["experts_sublayer"], interleaved=())
+    monkeypatch.setattr(lowering, "kernels", lambda: offered)
+    with pytest.raises(LoweringError) as caught:
+        kernel_implementations(ConfigChooser("sm_90"))
+    assert "mxfp4_experts: has no kernel" in str(caught.value)
+    assert "experts_sublayer: its kernel declares interleaved=()" in str(caught.value)

@@ -155,6 +155,17 @@ def test_mxfp4_weights_beyond_float32(scale: int, code: int) -> None:
     assert list(too_large("x", name, blocks, torch.full_like(scales, 252))) == []
 
 
+def test_scales_that_a_target_does_not_take() -> None:
+    scales = torch.full((2, 3, 2), 160, dtype=torch.uint8)
+    blocks = torch.zeros((2, 3, 2, 16), dtype=torch.uint8)
+    name = "model.layers.0.mlp.experts.down_proj_scales"
+    assert list(too_large("x", name, blocks, scales, 160)) == []
+    scales[1, 2, 0] = 161
+    (found,) = too_large("x", name, blocks, scales, 160)
+    assert found.startswith("x, expert 1: found 161 at [1, 2, 0], 1 of 12 numbers are such; expected scales up to 160")
+    assert list(too_large("x", name, blocks, scales)) == []
+
+
 def test_a_build_names_mxfp4_weights_beyond_float32(refused: Callable[[str, str, Change], str]) -> None:
     message = refused("hf", "model.layers.1.mlp.experts.down_proj_scales", put(254, 5))
     assert ", expert 5: found 254 at [5, 0, 0], " in message and "weights that float32 holds" in message

@@ -153,6 +153,16 @@ LAUNCHES: dict[str, tuple[str, Callable[[], dict[str, Any]], list[str]]] = {
         lambda: experts_sublayer(2048),
         ["_route_chunk_pdl", *(name for name in CHUNK if name != "_arrange_words")],
     ),
+    "experts half, chunk of 512, 128 experts": (
+        "experts_sublayer",
+        lambda: experts_sublayer(512, 128),
+        ["_route_chunk_pdl", *(name for name in CHUNK if name != "_arrange_words")],
+    ),
+    "experts half, chunk of 150, 256 experts": (
+        "experts_sublayer",
+        lambda: experts_sublayer(150, 256),
+        ["_route_chunk_pdl", *(name for name in CHUNK if name != "_arrange_words")],
+    ),
     "unembedding, one row": ("unembed", lambda: unembed(1), ["_logits_pdl", "_choose_pdl"]),
     "unembedding, 64 rows": ("unembed", lambda: unembed(64), ["_normalise_pdl", "_logits_batch_pdl", "_choose_pdl"]),
     "unembedding, 200 rows": ("unembed", lambda: unembed(200), []),

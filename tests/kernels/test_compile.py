@@ -69,6 +69,8 @@ def test_compiles_for_h200(label: str, tmp_path: Path) -> None:
         "attention half, 128 tokens",
         "experts half, one token",
         "experts half, 128 tokens",
+        "experts half, chunk of 512, 128 experts",
+        "experts half, chunk of 150, 256 experts",
         "experts, chunk of 8192",
         "unembedding, 64 rows",
         "prefill",

@@ -9,15 +9,17 @@ from functools import cache
 import pytest
 import torch
 
+from gptoss_export.runtime import captured_program
 from gptoss_export.runtime.captured_program import CapturedProgram
 
 
 @dataclass
 class Doubling:
-    """Counts its calls."""
+    """Counts its calls, of which the first `fails` fail."""
 
     device: torch.device
     size: int
+    fails: int = 0
     calls: int = 0
     inputs: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -26,6 +28,8 @@ class Doubling:
 
     def __call__(self) -> dict[str, torch.Tensor]:
         self.calls += 1
+        if self.calls <= self.fails:
+            raise torch.OutOfMemoryError("none left")
         return {"y": 2 * self.inputs["x"] + 1}
 
 
@@ -53,6 +57,29 @@ def test_on_a_gpu_the_second_call_captures_and_programs_share_memory() -> None:
     for number in 1.0, 2.0, 3.0, 4.0:
         assert [results(program, [number]) for program in captured] == 2 * [[2 * number + 1]]
     assert [program.calls for program in programs] == [2, 2]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch.cuda.is_available() is False")
+def test_a_program_that_has_failed_runs_once_before_it_is_captured() -> None:
+    program = Doubling(torch.device("cuda", torch.cuda.current_device()), 5, fails=1)
+    captured = CapturedProgram(program, torch.cuda.graph_pool_handle)
+    with pytest.raises(torch.OutOfMemoryError):
+        captured()
+    assert results(captured, [1.0, 2.0, 3.0]) == [3, 5, 7]
+    assert program.calls == 3  # the failure, one as it is, one captured
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch.cuda.is_available() is False")
+def test_without_memory_for_a_capture_every_call_runs_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr(captured_program, "capture", no_memory)
+    program = Doubling(torch.device("cuda", torch.cuda.current_device()), 5)
+    assert results(CapturedProgram(program, torch.cuda.graph_pool_handle), [1.0, 2.0, 3.0]) == [3, 5, 7]
+    assert program.calls == 3
 
 
 def _no_pool() -> Callable[[], object]:

@@ -36,6 +36,7 @@ from ...compiler.export import TracedProgram
 from ...compiler.lower import Implementations, kernel_implementations, reference_implementations
 from ...errors import BuildError
 from ...kernels.kernel import ConfigChooser
+from ...model.mxfp4 import LARGEST_OF_GPU_KERNELS
 from ...temporary_folder import TemporaryFolder
 from ..base_compiler import Availability, Compilation, CompileJob, Compiler, SeparateCompilation
 from ..gpu import current_gpu_arch
@@ -105,6 +106,9 @@ class AotiCompiler(Compiler):
 
     def versions(self) -> dict[str, str]:
         return {name: found for name in ("triton",) if (found := installed(name)) is not None}
+
+    def largest_scale(self, device: str) -> int | None:
+        return LARGEST_OF_GPU_KERNELS if device == "cuda" else None
 
     def compiles_many_archs(self, device: str) -> bool:
         return True

@@ -31,6 +31,7 @@ from ...compat.versions import version_problem
 from ...compiler.lower import Implementations, launch_implementations
 from ...errors import BuildError
 from ...kernels.kernel import ConfigChooser
+from ...model.mxfp4 import LARGEST_OF_GPU_KERNELS
 from ..base_compiler import Availability, Compilation, CompileJob, Compiler
 from ..gpu import current_gpu_arch
 from .build import EngineCompilation
@@ -92,6 +93,9 @@ class TensorRTCompiler(Compiler):
     def versions(self) -> dict[str, str]:
         edition = _edition()
         return {edition.name: edition.version, "triton": version("triton")}
+
+    def largest_scale(self, device: str) -> int | None:
+        return LARGEST_OF_GPU_KERNELS
 
     def programs(self, all_programs: tuple[Program, ...]) -> tuple[Program, ...]:
         """Those that compute the model. TensorRT sorts no row as long as a vocabulary, and its engines have static

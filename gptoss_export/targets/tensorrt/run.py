@@ -20,6 +20,7 @@ from ...artifact.manifest import Manifest
 from ...artifact.programs import TensorSpec
 from ...errors import ArtifactError, RunError, raise_all
 from ...model.dtypes import torch_dtype
+from ...runtime.cuda.capture import CAPTURING
 from ...runtime.cuda.driver import own_stream
 from ...runtime.program_executor import LoadedProgram
 from .check import binding_violations, load_schedule
@@ -65,7 +66,8 @@ def run_program(
 ) -> list[torch.Tensor]:
     """Enqueue a program; returns its results, in new tensors."""
     # Kernels are launched in the context of the current device, and the caller may have another one current.
-    with torch.cuda.device(arena.device):
+    # Another thread may capture, on the stream that is used here.
+    with CAPTURING, torch.cuda.device(arena.device):
         outputs = [torch.empty(item.sizes(0), dtype=torch_dtype(item.dtype), device=arena.device) for item in results]
         current = torch.cuda.current_stream(arena.device)
         stream = own_stream(arena.device) if current == torch.cuda.default_stream(arena.device) else current
