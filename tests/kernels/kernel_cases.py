@@ -170,6 +170,7 @@ def _router_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         ("batch, 130 experts, 3 choices", 5, 130, 3),
         ("chunk, 4 experts", 129, 4, 2),
         ("chunk, 37 experts, 3 choices", 150, 37, 3),
+        ("chunk, more experts than its router takes", 129, 257, 2),
     ):
         given = expert_arguments(device, dtype, tokens=tokens, hidden=64, inter=32, experts=experts, choices=choices)
         x = given.pop("x")
