@@ -46,11 +46,12 @@ def too_large(
     where: str, parameter: str, blocks: torch.Tensor, scales: torch.Tensor, largest_scale: int | None = None
 ) -> Iterator[str]:
     """A line if MXFP4 weights are beyond the range of float32, or have scales above `largest_scale`."""
-    if largest_scale is not None and largest_scale < int(scales.amax()) < NAN_SCALE:
+    largest = int(scales.amax())
+    if largest_scale is not None and largest_scale < largest < NAN_SCALE:
         expected = f"scales up to {largest_scale}, which the kernels of the target take"
         yield _line(where, parameter, scales, scales > largest_scale, expected)
         return
-    if not _LARGEST_SCALE < int(scales.amax()) < NAN_SCALE:
+    if not _LARGEST_SCALE < largest < NAN_SCALE:
         return
     wrong = torch.zeros_like(scales, dtype=torch.bool)
     for found, codes, exponents in zip(wrong, blocks, scales, strict=True):  # an expert at a time

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from .choosing import Chooser, Chosen, StepOutput
-from .cuda.capture import Captured, capture
+from .cuda.capture import capture
 from .executor import Choice, PendingTokens
 
 Item = TypeVar("Item")
@@ -55,11 +55,12 @@ class Decoded(NamedTuple):
 
 @dataclass(frozen=True)
 class CapturedStep:
-    """A captured step and its results."""
+    """A captured step, its results, and how many of its kernels are launched early."""
 
-    captured: Captured
+    graph: torch.cuda.CUDAGraph
     output: StepOutput
     chosen: Chosen
+    early_launches: int
 
 
 class DecodeStep:
@@ -83,7 +84,7 @@ class DecodeStep:
             return self._advance(choice)
         self.capture(choice)
         captured = self.captured[choice]
-        captured.captured.graph.replay()
+        captured.graph.replay()
         return captured.output, captured.chosen
 
     def forget(self) -> None:
@@ -99,10 +100,10 @@ class DecodeStep:
         saved = [buffer.clone() for buffer in buffers]
         self.rows.positions.fill_(-1)
         self._advance(choice)  # the first call allocates
-        captured, (output, chosen) = capture(lambda: self._advance(choice), self.rows.tokens.device)
+        (graph, early_launches), (output, chosen) = capture(lambda: self._advance(choice), self.rows.tokens.device)
         for buffer, before in zip(buffers, saved, strict=True):
             buffer.copy_(before)
-        self.captured[choice] = CapturedStep(captured, output, chosen)
+        self.captured[choice] = CapturedStep(graph, output, chosen, early_launches)
 
     def _advance(self, choice: Choice) -> tuple[StepOutput, Chosen]:
         (output, next_positions, positions), rows = self._decode(), self.rows

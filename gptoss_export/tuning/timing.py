@@ -15,8 +15,7 @@ import torch
 from ..compat.triton import compile_errors
 from ..errors import RunError
 from ..kernels.launch_config import LaunchConfig, flatten
-from ..runtime.cuda.driver import own_stream
-from ..runtime.cuda.early_launch import launch_early
+from ..runtime.cuda.capture import capture
 from ..verification.metric import TOLERANCES, deviation
 from .op_calls import OpCall
 
@@ -118,12 +117,11 @@ class Timing:
         return [result.clone() for result in self._call.op.results(returned, inputs)]
 
     def _time(self, config: LaunchConfig) -> float:
-        graph = torch.cuda.CUDAGraph(keep_graph=True)
-        with torch.cuda.graph(graph, stream=own_stream(self._device)):
+        def run_all() -> None:
             for index in range(len(self._sets)):
                 self._run(config, index)
-        launch_early(graph.raw_cuda_graph())
-        graph.instantiate()
+
+        (graph, _), _ = capture(run_all, self._device)
         _replay(graph, 1)
         replays = max(1, int(_SECONDS / _replay(graph, 1)))
         return min(_replay(graph, replays) for _ in range(_TIMINGS)) / len(self._sets) * 1e6

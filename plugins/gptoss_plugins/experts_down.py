@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .dependent_launch import let_next_start, wait_for_previous, wait_then_let_next_start
-from .grouping import FEWEST, is_half
+from .grouping import is_half
 from .mxfp4 import mask_and
 from .mxfp4_words import words_product
 
@@ -75,6 +75,7 @@ def down_many_pdl(
     INTER: tl.constexpr,
     ACT_STRIDE: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    HALVES: tl.constexpr,
     ROWS: tl.constexpr,
     WORDS: tl.constexpr,
     PAIRED: tl.constexpr,
@@ -96,30 +97,29 @@ def down_many_pdl(
     blocks += expert * (HIDDEN * INTER // 2)
     scales += expert * (HIDDEN * INTER // 32)
     bias += expert * HIDDEN
-    half = is_half(pair_of_row, block, BLOCK_M)
-    for halves in tl.static_range(2):
-        if halves == 0 or BLOCK_M // 2 >= FEWEST:  # noqa: SIM102
-            if half == halves:
-                _down_tile(
-                    act,
-                    pair_of_row,
-                    blocks,
-                    scales,
-                    bias,
-                    out,
-                    tile * ROWS + tl.arange(0, ROWS),
-                    block * BLOCK_M + tl.arange(0, BLOCK_M // (1 + halves)),
-                    FIRST,
-                    COLUMNS,
-                    HIDDEN,
-                    INTER,
-                    ACT_STRIDE,
-                    WORDS,
-                    PAIRED,
-                    PRECISION,
-                    ASYNC,
-                    WIDE,
-                )
+    half = is_half(pair_of_row, block, BLOCK_M, HALVES)
+    for halves in tl.static_range(HALVES):
+        if half == halves:
+            _down_tile(
+                act,
+                pair_of_row,
+                blocks,
+                scales,
+                bias,
+                out,
+                tile * ROWS + tl.arange(0, ROWS),
+                block * BLOCK_M + tl.arange(0, BLOCK_M // (1 + halves)),
+                FIRST,
+                COLUMNS,
+                HIDDEN,
+                INTER,
+                ACT_STRIDE,
+                WORDS,
+                PAIRED,
+                PRECISION,
+                ASYNC,
+                WIDE,
+            )
 
 
 @triton.jit

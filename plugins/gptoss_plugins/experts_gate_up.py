@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .dependent_launch import wait_then_let_next_start
-from .grouping import FEWEST, is_half
+from .grouping import is_half
 from .mxfp4 import swiglu
 from .mxfp4_words import word_place, words_product
 
@@ -103,6 +103,7 @@ def gate_up_many_pdl(
     ALPHA: tl.constexpr,
     LIMIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    HALVES: tl.constexpr,
     ROWS: tl.constexpr,
     WORDS: tl.constexpr,
     X_STRIDE: tl.constexpr,
@@ -127,31 +128,30 @@ def gate_up_many_pdl(
     blocks += expert * (INTER * HIDDEN)
     scales += expert * (2 * INTER * HIDDEN // 32)
     bias += expert * (2 * INTER)
-    half = is_half(pair_of_row, block, BLOCK_M)
-    for halves in tl.static_range(2):
-        if halves == 0 or BLOCK_M // 2 >= FEWEST:  # noqa: SIM102
-            if half == halves:
-                _gate_up_tile(
-                    x,
-                    pair_of_row,
-                    blocks,
-                    scales,
-                    bias,
-                    act,
-                    tile,
-                    block * BLOCK_M + tl.arange(0, BLOCK_M // (1 + halves)),
-                    CHOICES,
-                    HIDDEN,
-                    INTER,
-                    ALPHA,
-                    LIMIT,
-                    ROWS,
-                    WORDS,
-                    X_STRIDE,
-                    ACT_STRIDE,
-                    NEXT_WORDS,
-                    PAIRED,
-                    PRECISION,
-                    ASYNC,
-                    WIDE,
-                )
+    half = is_half(pair_of_row, block, BLOCK_M, HALVES)
+    for halves in tl.static_range(HALVES):
+        if half == halves:
+            _gate_up_tile(
+                x,
+                pair_of_row,
+                blocks,
+                scales,
+                bias,
+                act,
+                tile,
+                block * BLOCK_M + tl.arange(0, BLOCK_M // (1 + halves)),
+                CHOICES,
+                HIDDEN,
+                INTER,
+                ALPHA,
+                LIMIT,
+                ROWS,
+                WORDS,
+                X_STRIDE,
+                ACT_STRIDE,
+                NEXT_WORDS,
+                PAIRED,
+                PRECISION,
+                ASYNC,
+                WIDE,
+            )

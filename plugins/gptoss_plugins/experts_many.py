@@ -37,7 +37,7 @@ from .arch import has_dependent_launch, shared_memory
 from .dense_tiles import MOST_TOKENS
 from .experts_down import down_many_pdl, sum_many_pdl
 from .experts_gate_up import gate_up_many_pdl
-from .grouping import Grouped
+from .grouping import Grouped, halves_for
 from .mxfp4 import Experts, product_constants
 from .mxfp4_words import padded
 
@@ -123,6 +123,7 @@ def launch_many_pairs(
         "INTER": inter,
         "ACT_STRIDE": padded(inter, down.words),
         "BLOCK_M": block.pairs,
+        "HALVES": halves_for(block.pairs),
         **product_constants(x.dtype, arch),
         "WIDE": max(x.numel(), blocks * block.pairs * padded(inter, down.words)) >= 2**31,
         "EARLY": early,

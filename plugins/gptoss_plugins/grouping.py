@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch.library import wrap_triton
 
-FEWEST = tl.constexpr(16)  # pairs of a half: a tile of 8 uses another instruction, which rounds differently
+FEWEST = 16  # pairs of a half: a tile of 8 uses another instruction, which rounds differently
 
 
 class Grouped(NamedTuple):
@@ -38,11 +38,16 @@ def blocks_for(pairs: int, experts: int, block: int) -> int:
     return (pairs + min(experts, pairs) * (block - 1)) // block
 
 
+def halves_for(block: int) -> int:
+    """In how many sizes a block of so many pairs is computed: 2, where a half of it is enough for a product, or 1."""
+    return 2 if block // 2 >= FEWEST else 1
+
+
 @triton.jit
-def is_half(pair_of_row, block, BLOCK_M: tl.constexpr):
-    """1 where a block has pairs in its first half alone, and a half is enough for a product; otherwise 0."""
+def is_half(pair_of_row, block, BLOCK_M: tl.constexpr, HALVES: tl.constexpr):
+    """1 where a block has pairs in its first half alone, and HALVES is 2; otherwise 0."""
     half = 0
-    if BLOCK_M // 2 >= FEWEST:
+    if HALVES == 2:
         half = (tl.load(pair_of_row + block * BLOCK_M + BLOCK_M // 2) < 0).to(tl.int32)
     return half
 

@@ -74,10 +74,10 @@ class AotiLoader(Loader):
             weights = load_weights(manifest, folder, device)
         with progress.stage("load programs"):
             programs = load_programs(manifest, folder, device, mapped)
-        if device.type == "cuda":
-            interleave = programs[Interleave().name]
-            interleave_weights(weights, lambda words: interleave([words])[0])
         with progress.stage("allocate and warm up"):
+            if device.type == "cuda":
+                interleave = programs[Interleave().name]
+                interleave_weights(weights, lambda words: interleave([words])[0])
             memory = allocate_pages(manifest, device, settings.kv_memory)
             return ProgramExecutor(manifest, folder, device, weights, programs, memory)
 
