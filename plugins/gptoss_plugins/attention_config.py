@@ -57,7 +57,7 @@ def default_config(rows: int, heads: int, dim: int, dtype: torch.dtype, visible:
     stages = 3 if dim <= 128 else 2  # each stage takes shared memory for a tile of keys and of values
     if rows <= 64 or dim > 128:
         return Attend(rows=64, keys=64, warps=4, stages=stages, programs=programs)
-    return Attend(rows=128, keys=64, warps=4, stages=stages, programs=programs)
+    return Attend(rows=128, keys=64, warps=8, stages=stages, programs=programs)
 
 
 def attention_space(

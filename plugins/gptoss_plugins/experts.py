@@ -68,7 +68,7 @@ def config_space(arguments: Arguments, arch: str) -> ConfigSpace:
     experts, hidden, groups, _ = arguments["down_blocks"].shape
     if tokens * choices <= FEW_PAIRS:
         return few_pairs_space(tokens, choices, experts, hidden, groups * 32, dtype)
-    return many_pairs_space(tokens, choices, experts, hidden, groups * 32, dtype, arch)
+    return many_pairs_space(tokens, choices, experts, hidden, groups * 32, dtype)
 
 
 KERNEL = Kernel(mxfp4_experts, config_space, interleaved=("gate_up_blocks", "down_blocks"))

@@ -11,7 +11,6 @@ import triton.language as tl
 
 from .dependent_launch import let_next_start, wait_for_previous, wait_then_let_next_start
 from .grouping import is_half
-from .mxfp4 import mask_and
 from .mxfp4_words import words_product
 
 
@@ -23,10 +22,8 @@ def _down_tile(
     scales,
     bias,
     out,
-    column,
+    row,
     slot,
-    FIRST: tl.constexpr,
-    COLUMNS: tl.constexpr,
     HIDDEN: tl.constexpr,
     INTER: tl.constexpr,
     ACT_STRIDE: tl.constexpr,
@@ -36,10 +33,8 @@ def _down_tile(
     ASYNC: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Results `column` [ROWS] of the pairs of rows `slot` [M] of act, which are of one expert, whose weights are
-    given."""
+    """Results `row` [ROWS] of the pairs of rows `slot` [M] of act, which are of one expert, whose weights are given."""
     pair = tl.load(pair_of_row + slot)
-    row = FIRST + column
     result = words_product(
         act,
         slot,
@@ -56,8 +51,8 @@ def _down_tile(
         WIDE,
     )
     result += tl.load(bias + row, mask=row < HIDDEN, other=0.0).to(tl.float32)[:, None]
-    cells = pair.to(tl.int64)[None, :] * COLUMNS + column[:, None]
-    tl.store(out + cells, result, mask=(pair >= 0)[None, :] & (column < COLUMNS)[:, None])
+    cells = pair.to(tl.int64)[None, :] * HIDDEN + row[:, None]
+    tl.store(out + cells, result.to(out.dtype.element_ty), mask=(pair >= 0)[None, :] & (row < HIDDEN)[:, None])
 
 
 @triton.jit
@@ -69,8 +64,6 @@ def down_many_pdl(
     scales,
     bias,
     out,
-    FIRST: tl.constexpr,
-    COLUMNS: tl.constexpr,
     HIDDEN: tl.constexpr,
     INTER: tl.constexpr,
     ACT_STRIDE: tl.constexpr,
@@ -84,7 +77,7 @@ def down_many_pdl(
     WIDE: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """ROWS results of each pair of one block, of the COLUMNS from FIRST on: out [pairs, COLUMNS] float32."""
+    """ROWS results of each pair of one block: out [pairs, H]."""
     tile, block = tl.program_id(0) + let_next_start(EARLY), tl.program_id(1)
     zero = wait_for_previous(EARLY)
     act += zero
@@ -109,8 +102,6 @@ def down_many_pdl(
                 out,
                 tile * ROWS + tl.arange(0, ROWS),
                 block * BLOCK_M + tl.arange(0, BLOCK_M // (1 + halves)),
-                FIRST,
-                COLUMNS,
                 HIDDEN,
                 INTER,
                 ACT_STRIDE,
@@ -129,15 +120,13 @@ def sum_many_pdl(
     shares,
     residual,
     sums,
-    FIRST: tl.constexpr,
-    COLUMNS: tl.constexpr,
     CHOICES: tl.constexpr,
     HIDDEN: tl.constexpr,
     WIDTH: tl.constexpr,
     RESIDUAL: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """WIDTH results of one token [T, H], of the COLUMNS from FIRST on: the sum over its choices, plus the residual."""
+    """WIDTH results of one token [T, H]: the sum over its choices, plus the residual."""
     zero = wait_then_let_next_start(EARLY)
     out += zero
     chosen += zero
@@ -146,13 +135,14 @@ def sum_many_pdl(
     sums += zero
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    inside = column < COLUMNS
+    inside = column < HIDDEN
     total = tl.zeros([WIDTH], tl.float32)
     if RESIDUAL:
-        total += tl.load(residual + token * HIDDEN + FIRST + column, mask=inside, other=0.0)
+        total += tl.load(residual + token * HIDDEN + column, mask=inside, other=0.0)
     for choice in tl.static_range(CHOICES):
         pair = token * CHOICES + choice
-        written = tl.load(chosen + pair) >= 0
-        share = tl.load(shares + pair, mask=written, other=0.0)
-        total += share * tl.load(out + pair * COLUMNS + column, mask=mask_and(inside, written), other=0.0)
-    tl.store(sums + token * HIDDEN + FIRST + column, total, mask=inside)
+        # Loaded whether it was written or not: so the loads of all choices wait together.
+        result = tl.load(out + pair * HIDDEN + column, mask=inside, other=0.0).to(tl.float32)
+        share = tl.load(shares + pair)
+        total += tl.where(tl.load(chosen + pair) >= 0, share * result, 0.0)
+    tl.store(sums + token * HIDDEN + column, total, mask=inside)

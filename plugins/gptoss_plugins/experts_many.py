@@ -7,7 +7,7 @@ products the pairs are grouped in blocks of BLOCK_M, each of one expert (router_
 experts are given).
 
     gate_up_many_pdl   ROWS of the 2 I rows for one block: act (experts_gate_up.py)
-    down_many_pdl      ROWS of the H rows for one block: results of each pair, float32 (experts_down.py)
+    down_many_pdl      ROWS of the H rows for one block: results of each pair (experts_down.py)
     sum_many_pdl       the sum over the choices of a token, times the routing weights, plus the residual
 
 Programs of one block follow each other, so that its x stays in the L2 cache. Then come the other blocks of the same
@@ -16,8 +16,8 @@ needed is known on the device alone.
 
 The last block of an expert may be filled to a half or less. Then its programs compute a half.
 
-The results of a chunk are made and summed COLUMNS at a time: those of all pairs in float32 would take a third of the
-memory of a chunk.
+The results of the pairs of a batch are float32. Those of a chunk are in the dtype of x, as in transformers; their sum
+is float32.
 
 Limits: H and I are multiples of 32, as in MXFP4. In float16 the weights must fit float16, since they are rounded to the
 dtype of x. For bfloat16 the limits of mxfp4_words.py hold too.
@@ -25,6 +25,7 @@ dtype of x. For bfloat16 the limits of mxfp4_words.py hold too.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -33,16 +34,13 @@ from torch.library import wrap_triton
 
 from gptoss_export.kernels.launch_config import ConfigSpace, shape_of
 
-from .arch import has_dependent_launch, shared_memory
+from .arch import has_dependent_launch
 from .dense_tiles import MOST_TOKENS
 from .experts_down import down_many_pdl, sum_many_pdl
 from .experts_gate_up import gate_up_many_pdl
 from .grouping import Grouped, halves_for
 from .mxfp4 import Experts, product_constants
 from .mxfp4_words import padded
-
-LARGE_BLOCKS = 160 * 1024  # bytes of shared memory that blocks of 256 pairs need
-COLUMNS = 1536  # a multiple of every ROWS
 
 
 class Block(NamedTuple):
@@ -67,37 +65,34 @@ class Tile(NamedTuple):
 
 
 def many_pairs_space(
-    tokens: int, choices: int, experts: int, hidden: int, inter: int, dtype: torch.dtype, arch: str
+    tokens: int, choices: int, experts: int, hidden: int, inter: int, dtype: torch.dtype
 ) -> ConfigSpace:
     """The launch configs of the kernels for tokens * choices pairs. By default a block has all pairs of most experts,
-    or, where those are many, as many as the shared memory allows."""
+    up to 128."""
     average = tokens * choices / experts
-    pairs = next((block for block, most in ((8, 5), (16, 10), (32, 24), (64, 160)) if average <= most), 256)
-    if pairs == 256 and shared_memory(arch) < LARGE_BLOCKS:
-        pairs = 128
+    pairs, gate_up, down = next(tiles for most, *tiles in _TILES if average <= most)
     if dtype == torch.float32:  # no tensor cores: products run on FMA units and take their operands from registers
         pairs = min(pairs, 64)
         gate_up = down = Tile(rows=32, words=4, warps=4, stages=2)
-    else:
-        gate_up, down = _TILES[pairs]
     return ConfigSpace(
         name="experts_many",
         shape=shape_of(dtype, tokens=tokens, choices=choices, experts=experts, hidden=hidden, inter=inter),
         scaled=("tokens",),
         default={"block": Block(pairs), "gate_up": gate_up, "down": down},
-        options={"block": {"pairs": (8, 16, 32, 64, 128, 256)}, "gate_up": _TILE, "down": _TILE},
+        options={"block": {"pairs": (8, 16, 32, 64, 128)}, "gate_up": _TILE, "down": _TILE},
     )
 
 
-# Of gate_up and of down, by the pairs of a block.
-_TILES = {
-    8: (Tile(rows=64, words=32, warps=4, stages=3), Tile(rows=64, words=32, warps=4, stages=3)),
-    16: (Tile(rows=64, words=16, warps=4, stages=4), Tile(rows=128, words=32, warps=8, stages=3)),
-    32: (Tile(rows=128, words=16, warps=4, stages=3), Tile(rows=128, words=16, warps=4, stages=3)),
-    64: (Tile(rows=128, words=8, warps=4, stages=4), Tile(rows=128, words=16, warps=8, stages=3)),
-    128: (Tile(rows=128, words=8, warps=8, stages=3), Tile(rows=128, words=8, warps=8, stages=3)),
-    256: (Tile(rows=128, words=8, warps=8, stages=4), Tile(rows=128, words=16, warps=8, stages=3)),
-}
+# For up to so many pairs an expert: the pairs of a block, and the tiles of gate_up and of down. An SM holds two or more
+# programs, so that one multiplies while another unpacks.
+_TILES = (
+    (5, 8, *2 * (Tile(rows=64, words=32, warps=4, stages=3),)),
+    (10, 16, Tile(rows=64, words=16, warps=2, stages=4), Tile(rows=128, words=32, warps=8, stages=3)),
+    (24, 32, *2 * (Tile(rows=128, words=16, warps=4, stages=3),)),
+    (48, 64, Tile(rows=128, words=8, warps=4, stages=4), Tile(rows=128, words=16, warps=8, stages=3)),
+    (320, 128, Tile(rows=128, words=8, warps=4, stages=4), Tile(rows=64, words=16, warps=4, stages=3)),
+    (math.inf, 128, *2 * (Tile(rows=128, words=8, warps=4, stages=4),)),
+)
 _TILE = {"rows": (64, 128, 256), "words": (8, 16, 32, 64), "warps": (2, 4, 8), "stages": (2, 3, 4)}
 
 
@@ -124,7 +119,7 @@ def launch_many_pairs(
         "ACT_STRIDE": padded(inter, down.words),
         "BLOCK_M": block.pairs,
         "HALVES": halves_for(block.pairs),
-        **product_constants(x.dtype, arch),
+        **product_constants(x.dtype, block.pairs, arch),
         "WIDE": max(x.numel(), blocks * block.pairs * padded(inter, down.words)) >= 2**31,
         "EARLY": early,
     }
@@ -145,40 +140,34 @@ def launch_many_pairs(
         **_constants(gate_up),
         **shared,
     )
+    # A chunk's results would take a third of its memory in float32, and their sum twice the time.
+    out = x.new_empty((tokens * choices, hidden), dtype=torch.float32 if tokens <= MOST_TOKENS else x.dtype)
+    wrap_triton(down_many_pdl)[(triton.cdiv(hidden, down.rows), blocks)](
+        act,
+        grouped.expert_of_block,
+        grouped.pair_of_row,
+        experts.down_blocks,
+        experts.down_scales,
+        experts.down_bias,
+        out,
+        **_constants(down),
+        **shared,
+    )
     sums = grouped.shares.new_empty((tokens, hidden))
-    parts = hidden if tokens <= MOST_TOKENS else COLUMNS
-    for first in range(0, hidden, parts):
-        columns = min(parts, hidden - first)
-        width = min(1024, triton.next_power_of_2(columns))
-        out = sums.new_empty((tokens * choices, columns))
-        wrap_triton(down_many_pdl)[(triton.cdiv(columns, down.rows), blocks)](
-            act,
-            grouped.expert_of_block,
-            grouped.pair_of_row,
-            experts.down_blocks,
-            experts.down_scales,
-            experts.down_bias,
-            out,
-            FIRST=first,
-            COLUMNS=columns,
-            **_constants(down),
-            **shared,
-        )
-        wrap_triton(sum_many_pdl)[(tokens, triton.cdiv(columns, width))](
-            out,
-            grouped.chosen,
-            grouped.shares,
-            sums if residual is None else residual,
-            sums,
-            FIRST=first,
-            COLUMNS=columns,
-            CHOICES=choices,
-            HIDDEN=hidden,
-            WIDTH=width,
-            RESIDUAL=residual is not None,
-            EARLY=early,
-            num_warps=4,
-        )
+    width = min(1024, triton.next_power_of_2(hidden))
+    wrap_triton(sum_many_pdl)[(tokens, triton.cdiv(hidden, width))](
+        out,
+        grouped.chosen,
+        grouped.shares,
+        sums if residual is None else residual,
+        sums,
+        CHOICES=choices,
+        HIDDEN=hidden,
+        WIDTH=width,
+        RESIDUAL=residual is not None,
+        EARLY=early,
+        num_warps=4,
+    )
     return sums
 
 

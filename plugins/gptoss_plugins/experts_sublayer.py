@@ -185,7 +185,7 @@ def config_space(arguments: Arguments, arch: str) -> ConfigSpace:
     experts, _, groups, _ = arguments["down_blocks"].shape
     sizes = tokens, choices, experts, hidden, groups * 32, dtype
     many = tokens * choices > FEW_PAIRS
-    inner = many_pairs_space(*sizes, arch) if many else few_pairs_space(*sizes)
+    inner = (many_pairs_space if many else few_pairs_space)(*sizes)
     if tokens > MOST_TOKENS:
         return replace(inner, name="experts_chunk")
     return replace(

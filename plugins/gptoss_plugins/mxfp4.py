@@ -10,6 +10,7 @@ import triton.language as tl
 
 from .arch import has_asynchronous_products, has_inline_assembly
 from .dense_tiles import dot_precision
+from .grouping import FEWEST
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,17 @@ class Experts:
         return self.down_blocks.size(2) * 32
 
 
-def product_constants(dtype: torch.dtype, arch: str) -> dict[str, bool | str]:
-    """The constants of a product of x, in `dtype`, and MXFP4 weights.
+def product_constants(dtype: torch.dtype, pairs: int, arch: str) -> dict[str, bool | str]:
+    """The constants of a product of MXFP4 weights and `pairs` lines of x, in `dtype`.
 
     PAIRED     weights are unpacked by assembly, two an instruction
-    ASYNC      the product runs on while the next weights are unpacked (`after_products`)
+    ASYNC      the product runs on behind its instruction, and must be waited for (`after_products`). Fewer than FEWEST
+               lines are multiplied by another instruction, which does not
     PRECISION  of tl.dot
     """
     return {
         "PAIRED": dtype == torch.bfloat16 and has_inline_assembly(arch),
-        "ASYNC": dtype.itemsize == 2 and has_asynchronous_products(arch),
+        "ASYNC": dtype.itemsize == 2 and pairs >= FEWEST and has_asynchronous_products(arch),
         "PRECISION": dot_precision(dtype),
     }
 
@@ -84,15 +86,20 @@ def pair_values(words, PAIR: tl.constexpr):
 
 
 @triton.jit
-def after_products(weights):
-    """Returns 16-bit weights unchanged, after the products that run have ended."""
+def after_products(words):
+    """Returns words (int32) unchanged, after the products that run have ended.
+
+    A product whose left operand is in registers reads them while it runs. No assembler so far keeps other values out of
+    them (seen in the code of Triton 3.6 and 3.7), so weights may not be unpacked before. tests/kernels/sass.py finds
+    such code. What the wait costs, the other programs of the SM make up for.
+    """
     return tl.inline_asm_elementwise(
-        "wgmma.wait_group.sync.aligned 0;",
-        "=r,=r,=r,=r,0,1,2,3",
-        [weights],
-        dtype=weights.dtype,
+        "wgmma.wait_group.sync.aligned 0; mov.b32 $0, $2; mov.b32 $1, $3;",
+        "=r,=r,r,r",
+        [words],
+        dtype=tl.int32,
         is_pure=True,
-        pack=8,
+        pack=2,
     )
 
 

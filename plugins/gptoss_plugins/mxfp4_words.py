@@ -176,6 +176,8 @@ def words_product(
         ahead = (start + WORDS) // 4
         next_factor = _factors(scales + ahead, (ahead + group < LENGTH // 32)[None, :], PAIRED)
         values = tl.load(x + start * 8, mask=there[:, None], other=0.0)
+        if ASYNC:
+            words = after_products(words)
         if PAIRED:
             codes = _codes(words, factor)
         else:
@@ -185,8 +187,6 @@ def words_product(
             tl.join(tl.join(codes[1], codes[5]), tl.join(codes[3], codes[7])),
         )
         weights = weights.permute(0, 2, 3, 4, 1).reshape(R, 8 * WORDS)
-        if ASYNC:
-            weights = after_products(weights)
         acc = tl.dot(weights, tl.trans(values), acc, input_precision=PRECISION)
     if PAIRED:
         acc *= 4294967296.0  # 2^32

@@ -6,7 +6,9 @@ L2 cache, writes the normalised tokens in the dtype of the weights and in the or
 plain PyTorch norm, router, sort, softmax and reordering would read and write the tokens four times, and the product in
 float32, which is the contract's, would not use tensor cores.
 
-The product is float32 by three products of TF32, whose error is near that of float32.
+The product is float32 by products of TF32, which has 10 bits of a fraction. A weight of 16 bits fits TF32. A token is
+the sum of two TF32 numbers, its upper bits and the rest. So two products have an error near that of float32. Weights in
+float32 take three.
 
 Limits: all logits of M tokens are in registers, so this is for up to MOST_EXPERTS.
 """
@@ -25,6 +27,7 @@ from .router_groups import choose
 
 TOKENS_OF_A_PROGRAM = 16  # the fewest of a product on tensor cores
 MOST_EXPERTS = 256
+STEPS = 4  # groups of words that the second pass takes at a time: more loads wait together
 
 
 @triton.jit
@@ -48,10 +51,12 @@ def _route_chunk_pdl(
     BLOCK: tl.constexpr,
     STRIDE: tl.constexpr,
     WORDS: tl.constexpr,
+    STEPS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """The choices of M tokens [T, CHOICES], their shares, and the tokens [T, STRIDE]. COUNT and WIDTH are EXPERTS and
-    CHOICES rounded up to powers of two; BLOCK elements of a token are taken at a time."""
+    CHOICES rounded up to powers of two; BLOCK elements of a token are taken at a time,
+    and then STEPS groups of WORDS words."""
     zero = wait_then_let_next_start(EARLY)
     x += zero
     positions += zero
@@ -71,8 +76,14 @@ def _route_chunk_pdl(
         value = tl.load(x + (start + k)[None, :], mask=there[:, None] & inside[None, :], other=0.0)
         squares += tl.sum(value * value, 1)
         value *= tl.load(norm_weight + start + k, mask=inside, other=0.0).to(tl.float32)[None, :]
-        row = tl.load(rows + start, mask=inside[None, :], other=0.0).to(tl.float32)
-        acc = tl.dot(value, tl.trans(row), acc, input_precision="tf32x3")
+        row = tl.load(rows + start, mask=inside[None, :], other=0.0)
+        if row.dtype == tl.float32:
+            acc = tl.dot(value, tl.trans(row), acc, input_precision="tf32x3")
+        else:
+            row = tl.trans(row.to(tl.float32))
+            high = (value.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+            acc = tl.dot(high, row, acc, input_precision="tf32")
+            acc = tl.dot(value - high, row, acc, input_precision="tf32")
     root = tl.rsqrt(squares / HIDDEN + EPS)
 
     added = tl.load(bias + tl.minimum(expert, EXPERTS - 1)).to(tl.float32)
@@ -85,7 +96,7 @@ def _route_chunk_pdl(
     tl.store(chosen + cells, choice, mask=writable)
     tl.store(shares + cells, share, mask=writable)
 
-    STEP: tl.constexpr = 8 * WORDS
+    STEP: tl.constexpr = 8 * WORDS * STEPS
     i = tl.arange(0, STEP)
     arranged += token.to(tl.int64)[:, None] * STRIDE + i[None, :]
     for start in range(0, STRIDE, STEP):
@@ -93,8 +104,8 @@ def _route_chunk_pdl(
         value = tl.load(x + (start + i)[None, :], mask=there[:, None] & inside[None, :], other=0.0)
         factor = tl.load(norm_weight + start + i, mask=inside, other=0.0).to(tl.float32)
         value *= root[:, None] * factor[None, :]
-        value = value.reshape(M, WORDS, 8).permute(0, 2, 1).reshape(M, STEP)
-        tl.store(arranged + start, value.to(arranged.dtype.element_ty), mask=there[:, None])
+        value = value.reshape(M, STEPS, WORDS, 8).permute(0, 1, 3, 2).reshape(M, STEP).to(arranged.dtype.element_ty)
+        tl.store(arranged + start, value, mask=there[:, None] & (start + i < STRIDE)[None, :])
 
 
 def route_chunk(
@@ -133,8 +144,9 @@ def route_chunk(
         BLOCK=64 if experts <= 64 else 32,
         STRIDE=arranged.size(1),
         WORDS=words,
+        STEPS=STEPS,
         EARLY=has_dependent_launch(arch),
         num_warps=4,
-        num_stages=2,
+        num_stages=3,
     )
     return arranged, chosen, shares

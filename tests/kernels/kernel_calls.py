@@ -104,7 +104,7 @@ def rotary(tokens: int) -> dict[str, Any]:
 FEW = ["_gate_up_pdl", "_down_pdl"]
 GROUPING = ["_count_pairs", "_place_pairs", "_arrange_words"]
 MANY = ["gate_up_many_pdl", "down_many_pdl", "sum_many_pdl"]
-CHUNK = [*GROUPING, "gate_up_many_pdl", *2 * ["down_many_pdl", "sum_many_pdl"]]  # results in two parts
+CHUNK = [*GROUPING, *MANY]
 STEP = ["_qkv_pdl", "_attend_next_pdl", "_combine_pdl", "_project_pdl"]
 BATCH_STEP = ["_normalise_pdl", "_qkv_batch_pdl", "_attend_next_pdl", "_project_batch_pdl"]
 
