@@ -254,7 +254,7 @@ def _project_one(
 _TILES = (
     (32, DenseTile(rows=32, length=128, warps=4, stages=4), DenseTile(rows=32, length=256, warps=4, stages=4)),
     (64, DenseTile(rows=64, length=128, warps=4, stages=5), DenseTile(rows=64, length=128, warps=4, stages=5)),
-    (MOST_TOKENS, *2 * (DenseTile(rows=64, length=64, warps=4, stages=4),)),
+    (MOST_TOKENS, *2 * (DenseTile(rows=64, length=128, warps=4, stages=4),)),
 )
 
 
@@ -279,7 +279,8 @@ def config_space(arguments: Arguments, arch: str) -> ConfigSpace:
         options = DENSE_OPTIONS
     # Values that may not be finite take registers, which a tile of 128 rows has none left of.
     attend_config = inner.default["attend"]
-    attend_config = attend_config._replace(rows=min(64, attend_config.rows))
+    if attend_config.rows > 64:
+        attend_config = attend_config._replace(rows=64, warps=4)
     qkv = qkv._replace(rows=next(rows for rows in row_counts if rows <= qkv.rows))
     return ConfigSpace(
         name="attention_step" if tokens == 1 else "attention_batch",

@@ -86,14 +86,15 @@ def many_pairs_space(
 # For up to so many pairs an expert: the pairs of a block, and the tiles of gate_up and of down. An SM holds two or more
 # programs, so that one multiplies while another unpacks.
 _TILES = (
+    (0.25, 8, Tile(rows=64, words=32, warps=4, stages=3), Tile(rows=32, words=32, warps=2, stages=4)),
     (5, 8, *2 * (Tile(rows=64, words=32, warps=4, stages=3),)),
-    (10, 16, Tile(rows=64, words=16, warps=2, stages=4), Tile(rows=128, words=32, warps=8, stages=3)),
-    (24, 32, *2 * (Tile(rows=128, words=16, warps=4, stages=3),)),
+    (10, 16, *2 * (Tile(rows=128, words=32, warps=8, stages=3),)),
+    (24, 32, Tile(rows=128, words=16, warps=4, stages=3), Tile(rows=64, words=16, warps=4, stages=3)),
     (48, 64, Tile(rows=128, words=8, warps=4, stages=4), Tile(rows=128, words=16, warps=8, stages=3)),
     (320, 128, Tile(rows=128, words=8, warps=4, stages=4), Tile(rows=64, words=16, warps=4, stages=3)),
     (math.inf, 128, *2 * (Tile(rows=128, words=8, warps=4, stages=4),)),
 )
-_TILE = {"rows": (64, 128, 256), "words": (8, 16, 32, 64), "warps": (2, 4, 8), "stages": (2, 3, 4)}
+_TILE = {"rows": (32, 64, 128, 256), "words": (8, 16, 32, 64), "warps": (2, 4, 8), "stages": (2, 3, 4)}
 
 
 def launch_many_pairs(

@@ -135,7 +135,7 @@ LAUNCHES: dict[str, tuple[str, Callable[[], dict[str, Any]], list[str]]] = {
         ["_normalise_pdl", "_qkv_batch_pdl", "_attend_pdl", "_project_batch_pdl"],
     ),
     "experts half, one token": ("experts_sublayer", lambda: experts_sublayer(1), ["_router_pdl", *FEW]),
-    "experts half, 2 tokens": ("experts_sublayer", lambda: experts_sublayer(2), ["_router_pdl", *FEW]),
+    "experts half, 2 tokens": ("experts_sublayer", lambda: experts_sublayer(2), ["_router_pdl", "_group_pdl", *MANY]),
     "experts half, 8 tokens": ("experts_sublayer", lambda: experts_sublayer(8), ["_router_pdl", "_group_pdl", *MANY]),
     "experts half, 128 tokens": (
         "experts_sublayer",
