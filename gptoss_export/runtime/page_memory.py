@@ -20,6 +20,7 @@ from .executor import PagedMemory, PageLayout, TableEntry
 from .page_tables import PageTables
 from .staging import on_device
 
+_ALIGNED = 4  # cells of a table: compiled CUDA code copies an input that is not aligned to 16 bytes at every call
 _LEFT = 0.9  # the share of the GPU's free memory that a pool takes at most: chunks need memory too
 
 
@@ -38,9 +39,14 @@ class PageMemory(PagedMemory):
         self._pool = [
             [torch.empty(shape, dtype=dtype, device=device) for _ in range(2)] for _ in range(pool_tensors(config))
         ]
-        self._tables = torch.zeros((len(names), *sizes.table), dtype=torch.int32, device=device)
-        self._table_of = {kind: index for index, kind in enumerate(names)}
-        self.tensors = {name: self._tables[self._table_of[kind]] for kind, name in names.items()}
+        slots, self._width = sizes.table
+        cells = slots * self._width
+        each = -(-cells // _ALIGNED) * _ALIGNED
+        self._tables = torch.zeros(len(names) * each, dtype=torch.int32, device=device)
+        self._begin = {kind: index * each for index, kind in enumerate(names)}
+        self.tensors = {
+            name: self._tables[self._begin[kind] :][:cells].view(sizes.table) for kind, name in names.items()
+        }
         for layer, pair in enumerate(kv_cache_names(config)):
             self.tensors |= zip(pair, self._pool[pool_tensor(config, layer)], strict=True)
         self._layout = _layout(manifest, pages)
@@ -56,10 +62,9 @@ class PageMemory(PagedMemory):
 
     @torch.inference_mode()
     def set_pages(self, entries: Sequence[TableEntry]) -> None:
-        _, slots, width = self._tables.shape
-        cells = [(self._table_of[entry.kind] * slots + entry.slot) * width + entry.at for entry in entries]
+        cells = [self._begin[entry.kind] + entry.slot * self._width + entry.at for entry in entries]
         numbers = on_device([*cells, *(entry.page for entry in entries)], self._tables.device)
-        self._tables.view(-1)[numbers[: len(cells)]] = numbers[len(cells) :].int()
+        self._tables[numbers[: len(cells)]] = numbers[len(cells) :].int()
 
     @torch.inference_mode()
     def copy_pages(self, copies: Sequence[tuple[int, int]]) -> None:

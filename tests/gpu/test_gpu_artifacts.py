@@ -81,11 +81,9 @@ assert r.decode([7, None, None])[0].isnan().any() and same(1)
 r.truncate(31, 1)
 poison(1, first=31)
 assert torch.equal(r.decode([7, 8, None])[1], beside)
-holders = [program.inputs for program in programs if name in program.inputs]
-broken = holders[0][name].clone()
-broken[60] = float("nan")
-for inputs in holders:
-    inputs[name] = broken
+weight = next(program.inputs[name] for program in programs if name in program.inputs)
+with torch.inference_mode():  # in place: captured programs read this memory
+    weight[60] = float("nan")
 before, again, after = run(2)
 assert torch.isnan(after).any(dim=-1).all() and torch.isfinite(clean[2][2]).all()
 assert torch.equal(before, clean[2][0]) and torch.equal(again, clean[2][1])

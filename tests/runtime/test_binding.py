@@ -54,6 +54,14 @@ def test_caches_and_weights_are_shared_and_data_is_not(manifest: Manifest, weigh
     assert bound["prefill_16"].inputs["slots"] is not bound["prefill_64"].inputs["slots"]
 
 
+def test_tables_are_aligned(manifest: Manifest, weights: dict[str, torch.Tensor]) -> None:
+    """Compiled CUDA code copies what is not, at every call. Here a table's bytes are no multiple of 16."""
+    inputs = bind(manifest, weights)["decode_3"].inputs
+    tables = [inputs[item.name] for item in manifest.programs["decode_3"].inputs if item.role == Role.TABLE]
+    assert len(tables) == 2 and tables[0].nbytes % 16
+    assert not [table for table in tables if table.data_ptr() % 16]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
