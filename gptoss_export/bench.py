@@ -27,8 +27,8 @@ from .loading import load
 from .model.dtypes import torch_dtype
 from .model.kv_cache import sequence_bytes
 from .model.parameters import EMBEDDING, is_expert_weight
+from .model.sampling_state import Choice
 from .progress import Progress
-from .runtime.executor import Choice
 from .runtime.runner import Runner
 from .workload import WorkloadReport, check_fits, read_workload, serve
 

@@ -7,6 +7,7 @@
                                                      -> logits [R, V], top [R], top_logprob [R], log_total [R]
   choose_drawn     draws a token for each row        logits [R, V], log_total [R], positions [R], slots [R], state
                                                      -> tokens [R], logprobs [R]
+  choose_limited   the same, by top_k and top_p      the same
   choose_adjusted  the same, from changed logits     -> tokens [R], logprobs [R], top [R, T], top_logprobs [R, T]
   interleave     the codes of MXFP4 blocks as a GPU's kernels take them (model/mxfp4.py); runs at loading
                                                      words [R] -> interleaved [R]
@@ -42,7 +43,7 @@ from typing import ClassVar
 from ..model.config import ModelConfig
 from ..model.kv_cache import PAGE, pages_for
 from ..model.parameters import UNEMBEDDING, parameters
-from ..model.sampling_state import DRAWING, MOST_TOP_LOGPROBS, adjusting
+from ..model.sampling_state import DRAWING, MOST_TOP_LOGPROBS, Choice, adjusting
 
 SEGMENT = 16  # tokens of a segment: with the 8 query heads of a key head, a tile of 128 rows for attention
 SCORE_ROWS = 64  # rows of the second unembedding: enough that reading its matrix once pays
@@ -204,14 +205,14 @@ class Unembed(Program):
 class Choose(Program):
     """The next token of any number of rows, drawn at random where a slot's temperature is above 0.
 
-    adjusted  the logits change before; the most likely tokens are returned too
+    With Choice.ADJUSTED the most likely tokens are returned too.
     """
 
-    adjusted: bool
+    choice: Choice
 
     @property
     def name(self) -> str:
-        return "choose_adjusted" if self.adjusted else "choose_drawn"
+        return f"choose_{self.choice.name.lower()}"
 
     def signature(self, config: ModelConfig, sizes: Sizes, dtype: str) -> Signature:
         vocabulary, slots = config.vocab_size, sizes.max_batch
@@ -221,14 +222,19 @@ class Choose(Program):
             _ids("positions", None),
             _ids("slots", None),
         )
-        kinds = (*DRAWING, *adjusting(vocabulary)) if self.adjusted else DRAWING
+        adjusted = self.choice == Choice.ADJUSTED
+        kinds = (*DRAWING, *adjusting(vocabulary)) if adjusted else DRAWING
         state = (TensorSpec(f"sampling.{kind.name}", Role.STATE, (slots, *kind.shape), kind.dtype) for kind in kinds)
         outputs = [_ids("tokens", None), TensorSpec("logprobs", Role.DATA, (None,), "float32")]
-        if self.adjusted:
+        if adjusted:
             most = min(MOST_TOP_LOGPROBS, vocabulary)
             outputs.append(TensorSpec("top", Role.DATA, (None, most), "int64"))
             outputs.append(TensorSpec("top_logprobs", Role.DATA, (None, most), "float32"))
         return Signature((*data, *state), tuple(outputs))
+
+
+# The choices that need a program: the most likely token is an output of the model's.
+CHOICES = tuple(Choose(choice) for choice in Choice if choice != Choice.MOST_LIKELY)
 
 
 @dataclass(frozen=True)
@@ -254,7 +260,7 @@ def default_widths(max_batch: int) -> tuple[int, ...]:
 def programs_of(sizes: Sizes, device: str) -> tuple[Program, ...]:
     """The programs of an artifact of these sizes for a device."""
     interleave = (Interleave(),) if device == "cuda" else ()
-    return (*model_programs(sizes), Choose(adjusted=False), Choose(adjusted=True), *interleave)
+    return (*model_programs(sizes), *CHOICES, *interleave)
 
 
 def model_programs(sizes: Sizes) -> tuple[Program, ...]:

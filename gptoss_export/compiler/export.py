@@ -30,11 +30,12 @@ from ..artifact.programs import (
 )
 from ..compat.pytorch import fake_tensors
 from ..errors import LoweringError, raise_all
-from ..model.choice import choose_adjusted, choose_drawn
+from ..model.choice import choose_adjusted, choose_drawn, choose_limited
 from ..model.config import ModelConfig
 from ..model.decoder import GptOss
 from ..model.dtypes import dtype_name, torch_dtype
 from ..model.mxfp4 import interleave_words
+from ..model.sampling_state import Choice
 
 _Call: TypeAlias = tuple[nn.Module, tuple[Any, ...], Any]  # a program, its arguments, which of their sizes are dynamic
 
@@ -162,8 +163,9 @@ _MODULES: dict[type[Program], type[nn.Module]] = {Decode: _Decode, Prefill: _Pre
 
 # Programs that do not compute the model, and the function that each of them is.
 _FUNCTIONS: dict[Program, Callable[..., Any]] = {
-    Choose(adjusted=False): choose_drawn,
-    Choose(adjusted=True): choose_adjusted,
+    Choose(Choice.DRAWN): choose_drawn,
+    Choose(Choice.LIMITED): choose_limited,
+    Choose(Choice.ADJUSTED): choose_adjusted,
     Interleave(): interleave_words,
 }
 

@@ -61,7 +61,7 @@ class Adjusting(NamedTuple):
 def choose_drawn(
     logits: torch.Tensor, log_total: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, *state: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """Draw one token a row.
+    """Draw one token a row, from all tokens that min_p keeps: top_k and top_p are not read.
 
     logits     [R, V] float32
     log_total  [R] float32, log sum exp of the logits
@@ -72,6 +72,14 @@ def choose_drawn(
     Returns the tokens [R] int64 and their log probabilities [R] float32, at temperature 1.
     """
     tokens = sample(logits, positions, Drawing(*state).of(slots))
+    return tokens, logprob(logits, log_total, tokens)
+
+
+def choose_limited(
+    logits: torch.Tensor, log_total: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, *state: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """As `choose_drawn`, from the tokens that top_k and top_p keep too."""
+    tokens = sample_limited(logits, positions, Drawing(*state).of(slots))
     return tokens, logprob(logits, log_total, tokens)
 
 
@@ -86,7 +94,7 @@ def choose_adjusted(
     tokens: ids [R, T] int64 and log probabilities [R, T] float32.
     """
     drawing, adjusting = Drawing(*state[: len(DRAWING)]), Adjusting(*state[len(DRAWING) :])
-    tokens = sample(adjust(logits, positions, slots, adjusting), positions, drawing.of(slots))
+    tokens = sample_limited(adjust(logits, positions, slots, adjusting), positions, drawing.of(slots))
     count(tokens, positions, slots, adjusting.counts)
     best, top = logits.topk(min(MOST_TOP_LOGPROBS, logits.size(-1)), dim=-1)
     return tokens, logprob(logits, log_total, tokens), top, best - log_total[:, None]
@@ -98,31 +106,57 @@ def logprob(logits: torch.Tensor, log_total: torch.Tensor, tokens: torch.Tensor)
 
 
 def sample(logits: torch.Tensor, positions: torch.Tensor, params: Drawing) -> torch.Tensor:
-    """Draw one token a row: logits [R, V] float32, positions [R] int64 of the tokens before, parameters [R, 1]; to [R]
-    int64.
+    """Draw one token a row, from all that min_p keeps: logits [R, V] float32, positions [R] int64 of the tokens before,
+    parameters [R, 1]; to [R] int64.
 
     Rows with temperature 0 take the most likely token.
     """
-    random = params.temperature > 0
+    best = _parts(logits, float("-inf")).amax(dim=2).amax(dim=1, keepdim=True)
+    token = torch.arange(logits.size(-1), device=logits.device)
+    scaled = _scaled(logits, best, params)
+    return _largest(_noisy(scaled, _near(scaled, params), token, positions, params)).squeeze(-1)
+
+
+def sample_limited(logits: torch.Tensor, positions: torch.Tensor, params: Drawing) -> torch.Tensor:
+    """As `sample`, from the tokens that top_k and top_p keep too. For these the logits are sorted, which takes most of
+    the time of a choice."""
     ordered, ids = torch.sort(logits, dim=-1, descending=True, stable=True)
-    # The largest is subtracted first: a quotient of its own could be infinite at a low temperature.
-    ordered = (ordered - ordered[:, :1]) / torch.where(random, params.temperature.clamp(min=LOWEST_TEMPERATURE), 1.0)
+    scaled = _scaled(ordered, ordered[:, :1], params)
     rank = torch.arange(logits.size(-1), device=logits.device)
-    probability = ordered.softmax(dim=-1)
+    probability = scaled.softmax(dim=-1)
     before = _sums(probability) - probability
     limit = torch.where(params.top_k > 0, params.top_k, logits.size(-1))
     # Sums of 200,000 small numbers reach 1 early: with top_p 1 nothing is dropped by them.
     likely = (before < params.top_p) | (params.top_p >= 1)
-    # Compared as logarithms: `ordered` is that of each probability over the largest.
-    near = (ordered >= params.min_p.log()) | (params.min_p <= 0)
-    kept = (rank == 0) | ((rank < limit) & likely & near)
-    noise = torch.where(random, gumbel(params.seed, positions[:, None], ids), 0.0)
-    best = _largest(torch.where(kept, ordered + noise, float("-inf")))
+    kept = (rank == 0) | ((rank < limit) & likely & _near(scaled, params))
+    best = _largest(_noisy(scaled, kept, ids, positions, params))
     return ids.gather(-1, best).squeeze(-1)
+
+
+def _scaled(logits: torch.Tensor, best: torch.Tensor, params: Drawing) -> torch.Tensor:
+    """The logarithm [R, V] of each probability over the largest, whose logits are best [R, 1]."""
+    # The largest is subtracted first: a quotient of its own could be infinite at a low temperature.
+    return (logits - best) / torch.where(params.temperature > 0, params.temperature.clamp(min=LOWEST_TEMPERATURE), 1.0)
+
+
+def _near(scaled: torch.Tensor, params: Drawing) -> torch.Tensor:
+    """The tokens [R, V] that min_p keeps."""
+    return (scaled >= params.min_p.log()) | (params.min_p <= 0)
+
+
+def _noisy(
+    scaled: torch.Tensor, kept: torch.Tensor, token: torch.Tensor, positions: torch.Tensor, params: Drawing
+) -> torch.Tensor:
+    """What the drawn token has the largest of: scaled [R, V] and the noise of the ids `token`, where these are kept."""
+    noise = torch.where(params.temperature > 0, gumbel(params.seed, positions[:, None], token), 0.0)
+    return torch.where(kept, scaled + noise, float("-inf"))
 
 
 def gumbel(seed: torch.Tensor, position: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
     """Standard Gumbel noise, float32, from three int64 tensors that broadcast."""
+    # Products wrap around. Inductor would compute that of an index as an index, whose overflow is undefined in C++: gcc
+    # made wrong code of such loops. The mask changes no id, and makes it a number.
+    token = token & 0x7FFFFFFF
     bits = seed * SEED_FACTOR + position * POSITION_FACTOR + token * TOKEN_FACTOR
     bits = (bits ^ _shift(bits, 30)) * _MIX1
     bits = (bits ^ _shift(bits, 27)) * _MIX2

@@ -7,6 +7,7 @@ these tensors.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 LOWEST_TEMPERATURE = 2.0**-126  # the smallest normal number of float32: a GPU may take smaller ones for 0
 MOST_BIASES, MOST_TOP_LOGPROBS = 1024, 20
@@ -16,6 +17,21 @@ IN_PROMPT = 1 << 30  # in a count: the token is in the prompt; below: how often 
 # Flood 2014), as unsigned 64-bit numbers. Both samplers compute it.
 SEED_FACTOR, POSITION_FACTOR, TOKEN_FACTOR = 0x1E3779B97F4A7C15, 0x3C6EF372FE94F82B, 0x5851F42D4C957F2D
 MIX_1, MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+class Choice(IntEnum):
+    """How a step chooses the next tokens. A later one includes those before it, and takes longer.
+
+    MOST_LIKELY  every sequence takes its most likely token
+    DRAWN        some are drawn at random
+    LIMITED      some are drawn from the most likely tokens alone (top_k, top_p)
+    ADJUSTED     the logits of some change before (`SamplingParams.adjusts`), or not all tokens are allowed
+    """
+
+    MOST_LIKELY = 0
+    DRAWN = 1
+    LIMITED = 2
+    ADJUSTED = 3
 
 
 @dataclass(frozen=True)

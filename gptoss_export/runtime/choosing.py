@@ -11,8 +11,8 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 
-from ..model.choice import choose_adjusted, choose_drawn, logprob
-from .executor import Choice
+from ..model.choice import choose_adjusted, choose_drawn, choose_limited, logprob
+from ..model.sampling_state import Choice
 from .sampling_buffers import SamplingBuffers
 
 # The inputs of a choice's program (artifact/programs.py), in order, to its outputs.
@@ -20,6 +20,7 @@ ChoiceProgram: TypeAlias = Callable[[Sequence[torch.Tensor]], Sequence[torch.Ten
 
 IN_TORCH: Mapping[Choice, ChoiceProgram] = {
     Choice.DRAWN: lambda inputs: choose_drawn(*inputs),
+    Choice.LIMITED: lambda inputs: choose_limited(*inputs),
     Choice.ADJUSTED: lambda inputs: choose_adjusted(*inputs),
 }
 

@@ -14,9 +14,10 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from ..model.sampling_state import Choice
 from .choosing import Chooser, Chosen, StepOutput
 from .cuda.capture import capture
-from .executor import Choice, PendingTokens
+from .executor import PendingTokens
 
 Item = TypeVar("Item")
 

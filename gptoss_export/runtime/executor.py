@@ -11,9 +11,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum, IntEnum
+from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
+from ..model.sampling_state import Choice
 from .sampling_params import SamplingParams
 
 
@@ -67,19 +68,6 @@ class Sampling:
     prompt: Sequence[int] = ()
     tokens: Sequence[int] = ()
     stop_tokens: frozenset[int] = frozenset()
-
-
-class Choice(IntEnum):
-    """How a step chooses. A later one includes those before it, and takes longer.
-
-    MOST_LIKELY  every sequence takes its most likely token
-    DRAWN        some are drawn at random
-    ADJUSTED     the logits of some change before (`SamplingParams.adjusts`), or not all tokens are allowed
-    """
-
-    MOST_LIKELY = 0
-    DRAWN = 1
-    ADJUSTED = 2
 
 
 class PendingTokens(ABC):

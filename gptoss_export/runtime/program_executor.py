@@ -11,19 +11,17 @@ from typing import TypeAlias
 import torch
 
 from ..artifact.manifest import Manifest
-from ..artifact.programs import Choose, Decode, Prefill, Role, Unembed, model_programs
+from ..artifact.programs import CHOICES, Decode, Prefill, Role, Unembed, model_programs
 from ..errors import ArtifactError, raise_all
 from ..model.dtypes import torch_dtype
 from .captured_program import CapturedProgram
 from .choosing import IN_TORCH, StepOutput
 from .decode_step import Decoded, StepRows
-from .executor import Choice, ChunkOutput, Outputs, Part, Prompt
+from .executor import ChunkOutput, Outputs, Part, Prompt
 from .packing import PackedChunk, lay_out, pack
 from .page_memory import PageMemory
 from .staging import on_device
 from .torch_executor import TorchExecutor
-
-_CHOICES = {Choice.DRAWN: Choose(adjusted=False), Choice.ADJUSTED: Choose(adjusted=True)}
 
 # A loaded program: its inputs in the order of its signature to its outputs in that order.
 LoadedProgram: TypeAlias = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
@@ -65,7 +63,7 @@ class ProgramExecutor(TorchExecutor):
         self._unembeds = {kind.rows: self.programs[kind.name] for kind in kinds if isinstance(kind, Unembed)}
         self._memory = memory
         rows = {width: _step_rows(program) for width, program in decodes.items()}
-        choices = {choice: programs[kind.name] for choice, kind in _CHOICES.items() if kind.name in programs}
+        choices = {kind.choice: programs[kind.name] for kind in CHOICES if kind.name in programs}
         decode = {width: partial(_decode, program) for width, program in decodes.items()}
         super().__init__(manifest, rows, decode, {**IN_TORCH, **choices})
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .executor import Choice
+from ..model.sampling_state import Choice
 from .sampling_params import SamplingParams
 
 
@@ -36,7 +36,9 @@ class Request:
         """How its tokens are chosen."""
         if self.sampling.adjusts or self.allowed is not None:
             return Choice.ADJUSTED
-        return Choice.DRAWN if self.sampling.temperature > 0 else Choice.MOST_LIKELY
+        if self.sampling.temperature == 0:
+            return Choice.MOST_LIKELY
+        return Choice.LIMITED if self.sampling.limits else Choice.DRAWN
 
 
 @dataclass(eq=False)

@@ -51,21 +51,22 @@ def most_likely(logits: np.ndarray, count: int) -> list[list[tuple[int, float]]]
 
 
 def _sample(logits: np.ndarray, position: int, param: SamplingParams) -> int:
-    ids = np.argsort(-logits, kind="stable")
     with np.errstate(over="ignore"):  # a difference beyond float32 has no probability
         # The largest is subtracted first: a quotient of its own could be infinite at a low temperature.
-        ordered = (logits[ids] - logits[ids[0]]) / np.float32(max(param.temperature, LOWEST_TEMPERATURE))
-    power = np.exp(ordered)
-    probability = power / power.sum()
-    before = np.cumsum(probability) - probability
-    kept = np.arange(len(ids)) < (param.top_k or len(ids))
-    if param.top_p < 1:  # sums of 200,000 small numbers reach 1 early
-        kept &= before < np.float32(param.top_p)
-    if param.min_p > 0:  # `ordered` is the logarithm of each probability over the largest
-        kept &= ordered >= np.log(np.float32(param.min_p))
-    kept[0] = True
-    noisy = ordered + gumbel(param.seed, position, ids)
-    return int(ids[np.where(kept, noisy, -np.inf).argmax()])
+        scaled = (logits - logits.max()) / np.float32(max(param.temperature, LOWEST_TEMPERATURE))
+    kept = np.ones(len(logits), bool)
+    if param.min_p > 0:  # `scaled` is the logarithm of each probability over the largest
+        kept = scaled >= np.log(np.float32(param.min_p))
+    if param.limits:
+        order = np.argsort(-logits, kind="stable")
+        power = np.exp(scaled[order])
+        probability = power / power.sum()
+        before = np.cumsum(probability) - probability
+        inside = np.arange(len(order)) < (param.top_k or len(order))
+        if param.top_p < 1:  # sums of 200,000 small numbers reach 1 early
+            inside &= before < np.float32(param.top_p)
+        kept[order[max(1, inside.sum()) :]] = False
+    return int(np.where(kept, scaled + gumbel(param.seed, position, np.arange(len(logits))), -np.inf).argmax())
 
 
 def gumbel(seed: int, position: int, token: np.ndarray) -> np.ndarray:

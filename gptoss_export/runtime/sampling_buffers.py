@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from ..model.dtypes import torch_dtype
-from ..model.sampling_state import DRAWING, IN_PROMPT, MASK_WORD, PENALTIES, SlotState, adjusting
-from .executor import Choice, Sampling
+from ..model.sampling_state import DRAWING, IN_PROMPT, MASK_WORD, PENALTIES, Choice, SlotState, adjusting
+from .executor import Sampling
 from .staging import on_device
 
 

@@ -58,6 +58,11 @@ class SamplingParams:
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
 
     @property
+    def limits(self) -> bool:
+        """Whether tokens are drawn from the most likely ones alone."""
+        return self.top_k > 0 or self.top_p < 1
+
+    @property
     def adjusts(self) -> bool:
         """Whether logits change before a token is chosen, or others than the chosen one are wanted."""
         return self.penalizes or bool(self.logit_bias) or self.min_new_tokens > 0 or self.top_logprobs > 0

@@ -24,7 +24,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..errors import OutOfPagesError, RunError
-from .executor import Choice, Executor, Part, PendingTokens, Prompt, Sampling
+from ..model.sampling_state import Choice
+from .executor import Executor, Part, PendingTokens, Prompt, Sampling
 from .running_sequence import NewToken, Request, RunningSequence
 from .slots import Slots
 

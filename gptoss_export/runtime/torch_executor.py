@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..artifact.manifest import Manifest
+from ..model.sampling_state import Choice
 from .choosing import IN_TORCH, ChoiceProgram, Chooser, Chosen, StepOutput
 from .decode_step import Decoded, DecodeStep, PendingTorchTokens, StepRows
-from .executor import Choice, ChunkOutput, Executor, Outputs, Part, Sampling
+from .executor import ChunkOutput, Executor, Outputs, Part, Sampling
 from .sampling_buffers import SamplingBuffers
 from .staging import on_device
 

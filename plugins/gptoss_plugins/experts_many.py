@@ -120,7 +120,7 @@ def launch_many_pairs(
         "ACT_STRIDE": padded(inter, down.words),
         "BLOCK_M": block.pairs,
         "HALVES": halves_for(block.pairs),
-        **product_constants(x.dtype, block.pairs, arch),
+        **product_constants(x.dtype, arch),
         "WIDE": max(x.numel(), blocks * block.pairs * padded(inter, down.words)) >= 2**31,
         "EARLY": early,
     }

@@ -10,7 +10,6 @@ import triton.language as tl
 
 from .arch import has_asynchronous_products, has_inline_assembly
 from .dense_tiles import dot_precision
-from .grouping import FEWEST
 
 
 @dataclass(frozen=True)
@@ -36,17 +35,16 @@ class Experts:
         return self.down_blocks.size(2) * 32
 
 
-def product_constants(dtype: torch.dtype, pairs: int, arch: str) -> dict[str, bool | str]:
-    """The constants of a product of MXFP4 weights and `pairs` lines of x, in `dtype`.
+def product_constants(dtype: torch.dtype, arch: str) -> dict[str, bool | str]:
+    """The constants of a product of MXFP4 weights and x, in `dtype`.
 
     PAIRED     weights are unpacked by assembly, two an instruction
-    ASYNC      the product runs on behind its instruction, and must be waited for (`after_products`). Fewer than FEWEST
-               lines are multiplied by another instruction, which does not
+    ASYNC      the product may run on behind its instruction, and is waited for (`after_products`)
     PRECISION  of tl.dot
     """
     return {
         "PAIRED": dtype == torch.bfloat16 and has_inline_assembly(arch),
-        "ASYNC": dtype.itemsize == 2 and pairs >= FEWEST and has_asynchronous_products(arch),
+        "ASYNC": dtype.itemsize == 2 and has_asynchronous_products(arch),
         "PRECISION": dot_precision(dtype),
     }
 

@@ -43,7 +43,7 @@ def test_round_trip(data: dict[str, Any], tmp_path: Path) -> None:
 def test_what_build_writes_is_accepted(data: dict[str, Any], tmp_path: Path) -> None:
     manifest = read(data, tmp_path)
     model = {"decode_1", "decode_3", "prefill_16", "prefill_64", "unembed_1", "unembed_64"}
-    assert set(manifest.programs) == model | {"choose_drawn", "choose_adjusted"}
+    assert set(manifest.programs) == model | {"choose_drawn", "choose_limited", "choose_adjusted"}
     expected = programs_of(manifest.sizes, manifest.device)
     assert manifest.missing_programs(expected) == []
     del data["programs"]["prefill_16"], data["programs"]["choose_drawn"]
@@ -217,7 +217,7 @@ def test_another_schema_is_refused_with_the_command_that_builds_again(data: dict
         f"gptoss-export build CHECKPOINT -o '{folder}-new' --target aoti --device cuda --arch sm_80,sm_90 --dtype "
         "bfloat16 --max-batch 3 --widths 1,3 --max-context 4400 --prefill-chunk 16 --prefill-chunk 64 --stop-token 511"
     )
-    assert f"schema_version is 4, expected 10; build the artifact again: {command}" in str(caught.value)
+    assert f"schema_version is 4, expected 11; build the artifact again: {command}" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,11 @@ def test_names() -> None:
         "unembed_1",
         "unembed_64",
         "choose_drawn",
+        "choose_limited",
         "choose_adjusted",
     ]
-    assert model_programs(SIZES) == programs_of(SIZES, "cpu")[:-2]
-    assert [program.name for program in programs_of(SIZES, "cuda")[8:]] == ["interleave"]
+    assert model_programs(SIZES) == programs_of(SIZES, "cpu")[:-3]
+    assert [program.name for program in programs_of(SIZES, "cuda")[9:]] == ["interleave"]
 
 
 def test_tables_hold_every_slot_and_caches_any_number_of_pages() -> None:
@@ -41,7 +42,7 @@ def test_shapes_of_the_data() -> None:
     assert data["prefill_64"] == [("tokens", (64,)), ("positions", (64,)), ("slots", (4,))]
     assert data["unembed_64"] == [("hidden", (64, 96))]
     rows = [("logits", (None, 512)), ("log_total", (None,)), ("positions", (None,)), ("slots", (None,))]
-    assert data["choose_drawn"] == data["choose_adjusted"] == rows
+    assert data["choose_drawn"] == data["choose_limited"] == data["choose_adjusted"] == rows
 
 
 def test_a_choice_reads_the_state_of_all_slots() -> None:

@@ -17,14 +17,14 @@ from aoti_packages import compile_package, device_archs, libraries_of
 
 from artifacts import TWO_LAYERS
 from gptoss_export import SamplingParams
-from gptoss_export.artifact.programs import Choose, Sizes
+from gptoss_export.artifact.programs import CHOICES, Sizes
 from gptoss_export.compat.inductor_cache import own_cache
 from gptoss_export.compat.packaged_program import PackagedProgram
-from gptoss_export.model.sampling_state import DRAWING, adjusting, mask_words
+from gptoss_export.model.sampling_state import DRAWING, Choice, adjusting, mask_words
 from gptoss_export.runtime import sampler_numpy
 from gptoss_export.runtime.adjust_numpy import Adjustment
 from gptoss_export.runtime.choosing import IN_TORCH, ChoiceProgram, Chooser, Chosen, StepOutput
-from gptoss_export.runtime.executor import Choice, Sampling
+from gptoss_export.runtime.executor import Sampling
 from gptoss_export.runtime.sampling_buffers import SamplingBuffers
 from gptoss_export.targets.aoti import cross_compile
 from gptoss_export.targets.aoti.compile import COMPILER
@@ -32,7 +32,7 @@ from gptoss_export.targets.aoti.compile import COMPILER
 CPU = torch.device("cpu")
 VOCABULARY, SLOTS = 1543, 5  # several parts of running sums, and a last word of a mask that is not full
 CONFIG = dataclasses.replace(TWO_LAYERS, vocab_size=VOCABULARY)
-PROGRAMS = {Choice.DRAWN: Choose(adjusted=False), Choice.ADJUSTED: Choose(adjusted=True)}
+PROGRAMS = {kind.choice: kind for kind in CHOICES}
 PARAMS = (
     SamplingParams(),
     SamplingParams(1.0, seed=2**63 - 1),
@@ -70,7 +70,7 @@ EAGER = Choosing(CPU, IN_TORCH)
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=ON_GPU)])
 def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Choosing:
-    """The programs of both choices, compiled for this machine."""
+    """The programs of all choices, compiled for this machine."""
     folder, arch = tmp_path_factory.mktemp("choices") / "package", COMPILER.current_arch(request.param)
     assert arch is not None
     sizes = Sizes(widths=(1, SLOTS), max_context=64, prefill_chunks=(16,))
@@ -96,13 +96,29 @@ def random_positions(rows: int, seed: int) -> list[int]:
 def test_drawn_tokens(compiled: Choosing, slots: list[int], ties: bool) -> None:
     buffers, eager_buffers = (choosing.buffers(list(map(Sampling, PARAMS))) for choosing in (compiled, EAGER))
     for seed in range(8):
-        rows = random_output(len(slots), seed, ties), random_positions(len(slots), seed), slots, Choice.DRAWN
+        rows = random_output(len(slots), seed, ties), random_positions(len(slots), seed), slots, Choice.LIMITED
         output, positions, *_ = rows
         found, eager = compiled.choose(buffers, *rows), EAGER.choose(eager_buffers, *rows)
         params = {row: PARAMS[slot] for row, slot in enumerate(slots)}
         tokens, logprobs = sampler_numpy.choose(output.logits.numpy(), positions, params)
         assert found.tokens.tolist() == tokens.tolist() == eager.tokens.tolist()
         assert found.logprobs.tolist() == pytest.approx(logprobs.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("slots", ROWS, ids=str)
+def test_tokens_drawn_without_limits_need_no_order(compiled: Choosing, slots: list[int]) -> None:
+    """A sequence draws the same beside one with limits, whose step is another program."""
+    params = [dataclasses.replace(param, top_k=0, top_p=1.0) for param in PARAMS]
+    buffers = compiled.buffers(list(map(Sampling, params)))
+    for seed in range(8):
+        output, positions = random_output(len(slots), seed), random_positions(len(slots), seed)
+        free, limited = (
+            compiled.choose(buffers, output, positions, slots, choice) for choice in (Choice.DRAWN, Choice.LIMITED)
+        )
+        tokens, _ = sampler_numpy.choose(
+            output.logits.numpy(), positions, {row: params[slot] for row, slot in enumerate(slots)}
+        )
+        assert free.tokens.tolist() == limited.tokens.tolist() == tokens.tolist()
 
 
 def test_noise_has_the_bits_of_the_hash(compiled: Choosing) -> None:
@@ -116,13 +132,14 @@ def test_noise_has_the_bits_of_the_hash(compiled: Choosing) -> None:
         assert found.tokens.tolist() == [int(values.argmax()) for values in noise]
 
 
-def test_a_row_alone_has_the_bits_of_the_row_among_others(compiled: Choosing) -> None:
+@pytest.mark.parametrize("choice", [Choice.DRAWN, Choice.LIMITED])
+def test_a_row_alone_has_the_bits_of_the_row_among_others(compiled: Choosing, choice: Choice) -> None:
     buffers = compiled.buffers(list(map(Sampling, PARAMS)))
     output, positions = random_output(SLOTS, 1), random_positions(SLOTS, 1)
-    together = compiled.choose(buffers, output, positions, list(range(SLOTS)), Choice.DRAWN)
+    together = compiled.choose(buffers, output, positions, list(range(SLOTS)), choice)
     for row in range(SLOTS):
         of_row = StepOutput(*(values[row : row + 1] for values in output))
-        alone = compiled.choose(buffers, of_row, [positions[row]], [row], Choice.DRAWN)
+        alone = compiled.choose(buffers, of_row, [positions[row]], [row], choice)
         assert alone.tokens.equal(together.tokens[row : row + 1])
         assert alone.logprobs.equal(together.logprobs[row : row + 1])
 
@@ -189,7 +206,7 @@ def test_a_long_vocabulary_for_a_gpu(tmp_path: Path) -> None:
     that does not compile without the GPU."""
     config = dataclasses.replace(TWO_LAYERS, vocab_size=201088)
     package = compile_package(
-        tmp_path / "package", "cuda", "sm_90", torch.bfloat16, (PROGRAMS[Choice.DRAWN],), config, Sizes((8,), 64, (16,))
+        tmp_path / "package", "cuda", "sm_90", torch.bfloat16, CHOICES[:2], config, Sizes((8,), 64, (16,))
     )
-    (library,) = libraries_of(package, tmp_path).values()
-    assert set(device_archs(library.read_bytes())) == {90}
+    for library in libraries_of(package, tmp_path).values():
+        assert set(device_archs(library.read_bytes())) == {90}

@@ -121,7 +121,8 @@ class Schedules(Surface[ScheduleCase]):
         manifest = read_json(self.bases.uncompiled / "manifest.json")
         manifest |= {"target": "tensorrt", "device": "cuda", "archs": ["sm_90"]}
         manifest["versions"]["tensorrt_rtx"] = "1.6.1.120"
-        del manifest["programs"]["choose_drawn"], manifest["programs"]["choose_adjusted"]  # which TensorRT has not
+        for name in ("choose_drawn", "choose_limited", "choose_adjusted"):  # which TensorRT has not
+            del manifest["programs"][name]
         plugin = {
             "function": "_k",
             "inputs": ["x", "y"],

@@ -126,16 +126,6 @@ def test_a_register_that_a_product_reads_is_found() -> None:
 
 
 @compiled_only
-def test_products_of_eight_pairs_do_not_run_on() -> None:
-    """They are not waited for, since no assembler so far makes asynchronous ones of them."""
-    launches = [launch for launch in launches_of("experts half, 8 tokens") if "many" in launch.name]
-    launches = [launch for launch in launches if launch.arguments.get("BLOCK_M") == 8]
-    assert {launch.name for launch in launches} == {"gate_up_many_pdl", "down_many_pdl"}
-    for launch in launches:
-        assert "wgmma" not in compile_for_h200(launch).ptx
-
-
-@compiled_only
 def test_shipped_tuned_configs_compile() -> None:
     """All of them that are not the kernels' own guess."""
     compiled = 0

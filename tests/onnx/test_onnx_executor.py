@@ -16,8 +16,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from gptoss_export import Engine, SamplingParams, load
 from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.errors import RunError
+from gptoss_export.model.sampling_state import Choice
 from gptoss_export.runtime.choosing import IN_TORCH, Chooser, StepOutput
-from gptoss_export.runtime.executor import Choice, Outputs, Prompt, Sampling
+from gptoss_export.runtime.executor import Outputs, Prompt, Sampling
 from gptoss_export.runtime.sampler_numpy import choose as choose_in_numpy
 from gptoss_export.runtime.sampling_buffers import SamplingBuffers
 from gptoss_export.verification.metric import TOLERANCES, deviation
@@ -255,7 +256,7 @@ def test_tokens_are_drawn_as_in_torch():
         positions = torch.randint(0, 100_000, (len(params),), generator=generator)
         total = logits.logsumexp(-1)
         output = StepOutput(logits, logits.argmax(-1), logits.amax(-1) - total, total)
-        for choice in (Choice.MOST_LIKELY, Choice.DRAWN):
+        for choice in (Choice.MOST_LIKELY, Choice.LIMITED):
             tokens, logprobs, *_ = chooser.choose(output, positions, torch.arange(len(params)), choice)
             found, found_logprobs = choose_in_numpy(
                 logits.numpy(), positions.tolist(), dict(enumerate(params)) if choice else {}

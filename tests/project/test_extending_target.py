@@ -91,7 +91,7 @@ from functools import partial
 import torch
 
 from gptoss_export.artifact.programs import Choose, Decode, Prefill, programs_of
-from gptoss_export.model.choice import choose_adjusted, choose_drawn
+from gptoss_export.model.choice import choose_adjusted, choose_drawn, choose_limited
 from gptoss_export.model.decoder import GptOss
 from gptoss_export.model.dtypes import torch_dtype
 from gptoss_export.runtime.page_memory import allocate_pages
@@ -122,7 +122,8 @@ class EagerLoader(Loader):
 
 def run(model, kind, inputs):
     if isinstance(kind, Choose):
-        return list((choose_adjusted if kind.adjusted else choose_drawn)(*inputs))
+        functions = {"choose_drawn": choose_drawn, "choose_limited": choose_limited, "choose_adjusted": choose_adjusted}
+        return list(functions[kind.name](*inputs))
     if not isinstance(kind, Decode | Prefill):
         return list(model.unembed(inputs[0]))
     tokens, positions, slots, full, sliding, *rest = inputs
@@ -175,6 +176,7 @@ def test_a_target_is_one_folder_and_one_line(eager: str, tmp_path: Path) -> None
         "unembed_1",
         "unembed_64",
         "choose_drawn",
+        "choose_limited",
         "choose_adjusted",
     ]
 

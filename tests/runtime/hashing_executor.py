@@ -222,8 +222,9 @@ class HashingExecutor(ExecutorWithoutTensors):
         self._choose(slots, [length + (slot in slots) for slot, length in enumerate(lengths)], choice)
 
     def _choose(self, slots: Sequence[int], lengths: Sequence[int], choice: Choice) -> None:
-        drawn = any(self.params[slot].temperature > 0 for slot in slots)
-        assert choice == (Choice.ADJUSTED if self.allowed.keys() & set(slots) else Choice(int(drawn)))
+        drawn = [self.params[slot] for slot in slots if self.params[slot].temperature > 0]
+        expected = Choice.LIMITED if any(params.limits for params in drawn) else Choice(bool(drawn))
+        assert choice == (Choice.ADJUSTED if self.allowed.keys() & set(slots) else expected)
         self.latest = list(slots)
         for slot in slots:
             assert self.cached[slot] == lengths[slot]

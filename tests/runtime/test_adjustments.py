@@ -14,10 +14,10 @@ from transformers.generation.logits_process import SequenceBiasLogitsProcessor
 from gptoss_export import SamplingParams
 from gptoss_export.errors import RunError
 from gptoss_export.model.choice import Adjusting, Drawing, adjust, count
-from gptoss_export.model.sampling_state import DRAWING, adjusting
+from gptoss_export.model.sampling_state import DRAWING, Choice, adjusting
 from gptoss_export.runtime.adjust_numpy import Adjustment
 from gptoss_export.runtime.checked_request import checked_mask
-from gptoss_export.runtime.executor import Choice, Sampling
+from gptoss_export.runtime.executor import Sampling
 from gptoss_export.runtime.sampling_buffers import SamplingBuffers
 
 VOCABULARY, STOPS = 77, (3, 40, 76)

@@ -12,15 +12,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptoss_export import Runner, SamplingParams
 from gptoss_export.compat.packaged_program import PackagedProgram
+from gptoss_export.model.sampling_state import Choice
 from gptoss_export.runtime.choosing import IN_TORCH, Chooser
-from gptoss_export.runtime.executor import Choice, Sampling
+from gptoss_export.runtime.executor import Sampling
 from gptoss_export.runtime.program_executor import ProgramExecutor
 
 COPIES = {"aten::copy_"}
 MEMORY = {"aten::empty.memory_format", "aten::select.int", "aten::slice.Tensor", "aten::detach", "aten::alias"}
 GIVEN = {
     Choice.MOST_LIKELY: SamplingParams(),
-    Choice.DRAWN: SamplingParams(0.9, 40, 0.9, seed=3),
+    Choice.DRAWN: SamplingParams(0.9, seed=3),
+    Choice.LIMITED: SamplingParams(0.9, 40, 0.9, seed=3),
     Choice.ADJUSTED: SamplingParams(0.9, seed=4, repetition_penalty=1.3, logit_bias={7: 2.0}, top_logprobs=3),
 }
 
@@ -95,9 +97,9 @@ def test_rows_without_a_sequence_stay(runner: Runner) -> None:
 
 
 def test_the_recorder_sees_operators(runner: Runner, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    executor, lengths = begun(runner, Choice.DRAWN)
+    executor, lengths = begun(runner, Choice.LIMITED)
     for step in executor.steps.values():
         monkeypatch.setattr(step, "_chooser", Chooser(executor._sampling, IN_TORCH))
     with recorder:
-        executor.step([0, 1], lengths, Choice.DRAWN)
+        executor.step([0, 1], lengths, Choice.LIMITED)
     assert {"aten::sort.stable", "aten::cumsum"} <= set(recorder.operators)

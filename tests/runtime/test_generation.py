@@ -12,7 +12,8 @@ from executor_without_tensors import ExecutorWithoutTensors, SlotOutput
 
 from gptoss_export import SamplingParams
 from gptoss_export.errors import RunError
-from gptoss_export.runtime.executor import Choice, ChunkOutput, Outputs, Part, PendingTokens, Prompt, Sampling
+from gptoss_export.model.sampling_state import Choice
+from gptoss_export.runtime.executor import ChunkOutput, Outputs, Part, PendingTokens, Prompt, Sampling
 from gptoss_export.runtime.generation import Generation, Token, collect, stream
 from gptoss_export.runtime.running_sequence import Request
 from gptoss_export.runtime.slots import Slots
@@ -212,9 +213,19 @@ def test_another_call_ends_the_stream(overlaps: bool) -> None:
 
 
 @both_ways
-def test_parameters_reach_the_executor(overlaps: bool) -> None:
-    params = SamplingParams(0.5, seed=3)
+@pytest.mark.parametrize(
+    ("params", "choice"),
+    [
+        (SamplingParams(0.5, seed=3), Choice.DRAWN),
+        (SamplingParams(0.5, min_p=0.1), Choice.DRAWN),
+        (SamplingParams(0.5, top_k=1), Choice.LIMITED),
+        (SamplingParams(0.5, top_p=0.9), Choice.LIMITED),
+        (SamplingParams(0, top_k=5), Choice.MOST_LIKELY),
+    ],
+    ids=str,
+)
+def test_parameters_reach_the_executor(overlaps: bool, params: SamplingParams, choice: Choice) -> None:
     ran = run(overlaps, [[*range(30)]], [[1, 2]], 3, params=params, keep_logits=True)
     (generation,) = ran.collect()
-    assert ran.executor.params == {0: params} and ran.executor.choices == {Choice.DRAWN}
+    assert ran.executor.params == {0: params} and ran.executor.choices == {choice}
     assert generation.logits == [[0.0], [1.0], [2.0]]

@@ -15,7 +15,8 @@ from gptoss_export import SamplingParams
 
 pytest.importorskip("onnxruntime")
 
-from gptoss_export.runtime.executor import Choice, Outputs, Part, Prompt, Sampling
+from gptoss_export.model.sampling_state import Choice
+from gptoss_export.runtime.executor import Outputs, Part, Prompt, Sampling
 from gptoss_export.targets.onnx.executor_cpu import CpuExecutor
 
 SLOTS, VOCABULARY = 2, 40
@@ -86,7 +87,7 @@ def test_chunks(executor: CpuExecutor, wanted: Outputs) -> None:
 def test_choices(executor: CpuExecutor, params: SamplingParams) -> None:
     """A prompt of n tokens: the first choice is made at position n - 1, that of its last token; each step's at the
     position of the token that it appends."""
-    choice = Choice.DRAWN if params.temperature > 0 else Choice.MOST_LIKELY
+    choice = Choice.LIMITED if params.limits else Choice.DRAWN if params.temperature > 0 else Choice.MOST_LIKELY
     executor.set_sampling(dict.fromkeys(range(SLOTS), Sampling(params)))
     for slot in range(SLOTS):
         (output,) = executor.prefill(Part(slot, 0, [1, 2], ends=True), Outputs.LAST)

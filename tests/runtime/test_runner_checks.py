@@ -15,7 +15,8 @@ from test_generation import Pending, Scripted
 from gptoss_export import Runner, SamplingParams
 from gptoss_export.artifact.manifest import load_manifest
 from gptoss_export.errors import RunError
-from gptoss_export.runtime.executor import Choice, PendingTokens
+from gptoss_export.model.sampling_state import Choice
+from gptoss_export.runtime.executor import PendingTokens
 
 DRAWN = [5, 6, 7, 8, 9]
 

@@ -13,9 +13,10 @@ from sampling_definition import chosen_token, kept_tokens, logprob, noise, proba
 from gptoss_export import SamplingParams
 from gptoss_export.errors import RunError
 from gptoss_export.model import choice
+from gptoss_export.model.sampling_state import Choice
 from gptoss_export.runtime import sampler_numpy
 from gptoss_export.runtime.choosing import IN_TORCH, Chooser, StepOutput
-from gptoss_export.runtime.executor import Choice, Sampling
+from gptoss_export.runtime.executor import Sampling
 from gptoss_export.runtime.sampling_buffers import SamplingBuffers
 
 PARAMS = [
@@ -41,9 +42,9 @@ def draw(
     buffers = SamplingBuffers(len(params), logits.size(1), torch.device("cpu"))
     buffers.set(dict(enumerate(map(Sampling, params))))
     output = StepOutput.of(logits)
-    drawn, drawn_logprobs, *_ = Chooser(buffers, IN_TORCH).choose(
-        output, torch.tensor(positions), torch.arange(len(params)), Choice.DRAWN
-    )
+    choice = Choice.LIMITED if any(param.limits for param in params) else Choice.DRAWN
+    chooser = Chooser(buffers, IN_TORCH)
+    drawn, drawn_logprobs, *_ = chooser.choose(output, torch.tensor(positions), torch.arange(len(params)), choice)
     return drawn.tolist(), drawn_logprobs.tolist()
 
 

@@ -14,10 +14,10 @@ from sampling_definition import chosen_token, logprob
 from gptoss_export import SamplingParams
 from gptoss_export.artifact.programs import Sizes
 from gptoss_export.model.choice import Adjusting
-from gptoss_export.model.sampling_state import DRAWING
+from gptoss_export.model.sampling_state import DRAWING, Choice
 from gptoss_export.runtime.choosing import IN_TORCH, Chooser, StepOutput
 from gptoss_export.runtime.decode_step import Decoded, DecodeStep, StepRows
-from gptoss_export.runtime.executor import Choice, ChunkOutput, Outputs, Part, Prompt, Sampling
+from gptoss_export.runtime.executor import ChunkOutput, Outputs, Part, Prompt, Sampling
 from gptoss_export.runtime.sampling_buffers import SamplingBuffers
 from gptoss_export.runtime.torch_executor import TorchExecutor
 
@@ -82,7 +82,7 @@ def test_choices(params: SamplingParams) -> None:
     """A prompt of n tokens: the first choice is made at position n - 1, that of its last token; each step's at the
     position of the token that it appends."""
     executor = FixedLogits()
-    choice = Choice.DRAWN if params.temperature > 0 else Choice.MOST_LIKELY
+    choice = Choice.LIMITED if params.limits else Choice.DRAWN if params.temperature > 0 else Choice.MOST_LIKELY
     prompt_logits = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(6))
     executor.set_sampling({0: Sampling(params), 1: Sampling(params)})
     for slot in (0, 1):

@@ -21,7 +21,7 @@ from gptoss_export.targets.tensorrt.plugins import Plugin, plugin_support
 
 ARCH = "sm_89"
 # Long enough for shares of the context, and chunks for both kinds of grouped products.
-SIZES = Sizes(widths=(2,), max_context=600, prefill_chunks=(16, 272))
+SIZES = Sizes(widths=(1, 2), max_context=600, prefill_chunks=(16, 272))
 LAYERS = PRESETS["tiny"].num_hidden_layers
 
 # What each kernel of the tiny model writes.

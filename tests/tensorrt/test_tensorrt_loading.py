@@ -25,8 +25,8 @@ from tensorrt_fakes import (
 
 from gptoss_export.artifact.files import FileSpec
 from gptoss_export.errors import ArtifactError, BuildError, RunError
+from gptoss_export.model.sampling_state import Choice
 from gptoss_export.runtime.decode_step import DecodeStep, StepRows
-from gptoss_export.runtime.executor import Choice
 from gptoss_export.targets.tensorrt import build
 from gptoss_export.targets.tensorrt.contexts import CACHE, Contexts
 from gptoss_export.targets.tensorrt.edition import FULL, RTX

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...artifact.manifest import Manifest
-from ...model.sampling_state import MOST_TOP_LOGPROBS
+from ...model.sampling_state import MOST_TOP_LOGPROBS, Choice
 from ...runtime.adjust_numpy import Adjustment
-from ...runtime.executor import Choice, ChunkOutput, Executor, Outputs, Part, PendingTokens, Prompt, Sampling
+from ...runtime.executor import ChunkOutput, Executor, Outputs, Part, PendingTokens, Prompt, Sampling
 from ...runtime.sampler_numpy import choose, logprob, most_likely
 from ...runtime.sampling_params import SamplingParams
 from .model_cpu import CpuModel
