@@ -7,22 +7,17 @@ import os
 import signal
 import sys
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from artifacts import SEED, TWO_LAYERS
-from gptoss_export import BuildOptions, build, load
+from artifacts import TWO_LAYERS
+from gptoss_export import BuildOptions
 from gptoss_export.artifact.programs import Prefill, Sizes, Unembed
 from gptoss_export.build_options import resolve
-from gptoss_export.checkpoint.layouts import LAYOUTS
-from gptoss_export.checkpoint.synthetic import write_synthetic
 from gptoss_export.compiling import ProgramTask, WorkerSettings, compile_side_by_side, default_jobs
 from gptoss_export.errors import BuildError
-from gptoss_export.targets.aoti.package import package_name
 
 OPTIONS: dict[str, Any] = {"max_batch": 1, "max_context": 64, "prefill_chunks": (16,)}
 
@@ -45,16 +40,17 @@ def tasks(folder: Path, *programs: Any) -> list[ProgramTask]:
 
 def test_two_processes_make_the_code_of_one(tmp_path: Path) -> None:
     """Whichever process compiled which program: the names of the files are hashes of the code and of its flags."""
-    write_synthetic(tmp_path / "checkpoint", TWO_LAYERS, LAYOUTS["hf"], SEED, torch.device("cpu"))
-    members, tokens = [], []
+    programs = Prefill(16), Unembed(1), Unembed(64)
+    made = []
     for jobs in (1, 2):
         folder = tmp_path / str(jobs)
-        manifest = build(tmp_path / "checkpoint", folder, BuildOptions("aoti", "cpu", jobs=jobs, **OPTIONS))
-        with zipfile.ZipFile(folder / package_name(manifest.arch)) as package:
-            members.append({item.filename: item.file_size for item in package.infolist()})
-        tokens.append(load(folder).generate([1, 2, 3], 9, stop_tokens=()).tokens)
-    assert members[0] == members[1] and tokens[0] == tokens[1]
-    assert sum(name.endswith(".so") for name in members[0]) == 6
+        folder.mkdir()
+        compile_side_by_side(given(), tasks(folder, *programs), jobs, ignored)
+        made.append(
+            {str(file.relative_to(folder)): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
+        )
+    assert made[0] == made[1]
+    assert sum(name.endswith(".so") for name in made[0]) == len(programs)
 
 
 def test_the_error_of_a_program_reaches_the_build(tmp_path: Path) -> None:
