@@ -116,6 +116,7 @@ LAUNCHES: dict[str, tuple[str, Callable[[], dict[str, Any]], list[str]]] = {
     "prefill, window": ("sink_attention", lambda: attention(1, 512, 8192, 128), ["_attend_pdl"]),
     "experts, one token": ("mxfp4_experts", lambda: experts(1), ["_arrange", *FEW]),
     "experts, batch of 64": ("mxfp4_experts", lambda: experts(64), [*GROUPING, *MANY]),
+    "experts, chunk of 256": ("mxfp4_experts", lambda: experts(256), CHUNK),
     "experts, chunk of 512": ("mxfp4_experts", lambda: experts(512), CHUNK),
     "experts, chunk": ("mxfp4_experts", lambda: experts(2048), CHUNK),
     "experts, chunk of 8192": ("mxfp4_experts", lambda: experts(8192), CHUNK),
