@@ -109,7 +109,8 @@ def sample(logits: torch.Tensor, positions: torch.Tensor, params: Drawing) -> to
     """Draw one token a row, from all that min_p keeps: logits [R, V] float32, positions [R] int64 of the tokens before,
     parameters [R, 1]; to [R] int64.
 
-    Rows with temperature 0 take the most likely token.
+    Rows with temperature 0 take the most likely token. Of equal sums of logit and noise the lowest id is taken, and in
+    `sample_limited` the most likely token.
     """
     best = _parts(logits, float("-inf")).amax(dim=2).amax(dim=1, keepdim=True)
     token = torch.arange(logits.size(-1), device=logits.device)

@@ -24,7 +24,7 @@ class Choice(IntEnum):
 
     MOST_LIKELY  every sequence takes its most likely token
     DRAWN        some are drawn at random
-    LIMITED      some are drawn from the most likely tokens alone (top_k, top_p)
+    LIMITED      some are drawn from the tokens that top_k or top_p keeps
     ADJUSTED     the logits of some change before (`SamplingParams.adjusts`), or not all tokens are allowed
     """
 

@@ -65,7 +65,8 @@ def _sample(logits: np.ndarray, position: int, param: SamplingParams) -> int:
         inside = np.arange(len(order)) < (param.top_k or len(order))
         if param.top_p < 1:  # sums of 200,000 small numbers reach 1 early
             inside &= before < np.float32(param.top_p)
-        kept[order[max(1, inside.sum()) :]] = False
+        inside[0] = True
+        kept[order[~inside]] = False
     return int(np.where(kept, scaled + gumbel(param.seed, position, np.arange(len(logits))), -np.inf).argmax())
 
 

@@ -59,7 +59,7 @@ class SamplingParams:
 
     @property
     def limits(self) -> bool:
-        """Whether tokens are drawn from the most likely ones alone."""
+        """Whether top_k or top_p can leave tokens out."""
         return self.top_k > 0 or self.top_p < 1
 
     @property

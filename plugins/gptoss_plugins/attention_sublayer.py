@@ -277,7 +277,7 @@ def config_space(arguments: Arguments, arch: str) -> ConfigSpace:
         tiles = next(tiles for most, *tiles in _TILES if tokens <= most)
         qkv, project = (dense_default(tile, tokens, dtype, arch) for tile in tiles)
         options = DENSE_OPTIONS
-    # Values that may not be finite take registers, which a tile of 128 rows has none left of.
+    # Values that may not be finite take registers, which a tile of 128 rows by 4 warps has none left of.
     attend_config = inner.default["attend"]
     if attend_config.rows > 64:
         attend_config = attend_config._replace(rows=64, warps=4)

@@ -93,7 +93,7 @@ def after_products(words):
     """
     return tl.inline_asm_elementwise(
         "wgmma.wait_group.sync.aligned 0; mov.b32 $0, $2; mov.b32 $1, $3;",
-        "=r,=r,r,r",
+        "=&r,=&r,r,r",
         [words],
         dtype=tl.int32,
         is_pure=True,

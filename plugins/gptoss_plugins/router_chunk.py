@@ -7,8 +7,8 @@ plain PyTorch norm, router, sort, softmax and reordering would read and write th
 float32, which is the contract's, would not use tensor cores.
 
 The product is float32 by products of TF32, which has 10 bits of a fraction. A weight of 16 bits fits TF32. A token is
-the sum of two TF32 numbers, its upper bits and the rest. So two products have an error near that of float32. Weights in
-float32 take three.
+split into its upper bits, which fit TF32, and the rest, of which TF32 drops the last two or three bits. So two products
+have an error near that of float32. Weights in float32 take three.
 
 Limits: all logits of M tokens are in registers, so this is for up to MOST_EXPERTS.
 """
@@ -55,8 +55,8 @@ def _route_chunk_pdl(
     EARLY: tl.constexpr,
 ):
     """The choices of M tokens [T, CHOICES], their shares, and the tokens [T, STRIDE]. COUNT and WIDTH are EXPERTS and
-    CHOICES rounded up to powers of two; BLOCK elements of a token are taken at a time,
-    and then STEPS groups of WORDS words."""
+    CHOICES rounded up to powers of two. The first pass takes BLOCK elements of a token at a time, the second one STEPS
+    groups of 8 WORDS elements."""
     zero = wait_then_let_next_start(EARLY)
     x += zero
     positions += zero

@@ -115,9 +115,10 @@ def test_tokens_drawn_without_limits_need_no_order(compiled: Choosing, slots: li
         free, limited = (
             compiled.choose(buffers, output, positions, slots, choice) for choice in (Choice.DRAWN, Choice.LIMITED)
         )
-        tokens, _ = sampler_numpy.choose(
+        tokens, logprobs = sampler_numpy.choose(
             output.logits.numpy(), positions, {row: params[slot] for row, slot in enumerate(slots)}
         )
+        assert free.logprobs.tolist() == pytest.approx(logprobs.tolist(), abs=1e-5)
         assert free.tokens.tolist() == limited.tokens.tolist() == tokens.tolist()
 
 
@@ -208,5 +209,7 @@ def test_a_long_vocabulary_for_a_gpu(tmp_path: Path) -> None:
     package = compile_package(
         tmp_path / "package", "cuda", "sm_90", torch.bfloat16, CHOICES[:2], config, Sizes((8,), 64, (16,))
     )
-    for library in libraries_of(package, tmp_path).values():
+    libraries = libraries_of(package, tmp_path)
+    assert len(libraries) == 2
+    for library in libraries.values():
         assert set(device_archs(library.read_bytes())) == {90}

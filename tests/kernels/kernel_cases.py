@@ -135,16 +135,17 @@ def _expert_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
             device, dtype, tokens=tokens, hidden=hidden, inter=inter, experts=experts, choices=choices
         )
 
-    yield Case("most tokens of few pairs", arguments(2, 32, 32, 8, 4))
-    yield Case("fewest tokens of many pairs", arguments(3, 96, 64, 8, 4))
+    yield Case("most choices of few pairs", arguments(1, 32, 32, 8, 4))
+    yield Case("most tokens of few pairs", arguments(2, 32, 32, 8, 2))
+    yield Case("fewest tokens of many pairs", arguments(2, 96, 64, 8, 4))
     yield Case("batch, 5 experts, 3 choices", arguments(13, 96, 64, 5, 3))
     yield Case("batch, experts in several blocks", arguments(48, 64, 96, 3, 2))
     yield Case("128 tokens, one choice", arguments(128, 32, 160, 4, 1))
     yield Case("517 tokens", arguments(517, 32, 32, 9, 1))
     yield Case("129 tokens", arguments(129, 96, 64, 2, 2))
     yield Case("one expert, 160 wide", arguments(140, 160, 160, 1, 1))
-    yield Case("many, results in two parts", arguments(129, 1568, 32, 2, 1))
-    yield Case("blocks of 256, the last one half", arguments(350, 96, 64, 1, 1))
+    yield Case("many, sums of a token in two programs", arguments(129, 1568, 32, 2, 1))
+    yield Case("blocks of 128, the last one half", arguments(300, 96, 64, 1, 1))
     same, idle = arguments(270, 64, 32, 2, 1), arguments(131, 64, 96, 2, 2)
     same["expert_indices"] = torch.full_like(same["expert_indices"], 1)
     idle["expert_indices"][1:] = -1

@@ -18,6 +18,7 @@ _BRANCH = re.compile(r"BRA.*`\((\.L_x_\w+)\)")
 _PRODUCT = re.compile(r"HGMMA\S* R\d+, R(\d+)(?:\.reuse)?, gdesc")
 _WAIT = re.compile(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x[0-9a-f]+)")
 _RESULT = re.compile(r"(\S+) +(?:U?P\w+, )*R(\d+)\b")
+_WIDTHS = {".M88.4": 4, ".M88.2": 2, ".MT88.4": 4, ".MT88.2": 2}  # of LDSM
 _NO_RESULT = ("ST", "LDGSTS", "ISETP", "FSETP", "HSETP", "PLOP3", "R2UR", "HGMMA", "BAR", "WARPGROUP")
 
 
@@ -55,9 +56,7 @@ def overwritten(loop: list[str]) -> list[str]:
                 groups.append(open_group)
                 open_group = set()
         elif match := _WAIT.match(instruction):
-            running = int(match[1], 16)
-            groups = groups[len(groups) - running :] if running < len(groups) else groups
-            groups = groups if running else []
+            groups = groups[max(0, len(groups) - int(match[1], 16)) :]
         elif _written(instruction) & open_group.union(*groups):
             found.append(instruction)
     return found
@@ -67,5 +66,6 @@ def _written(instruction: str) -> set[int]:
     match = _RESULT.match(instruction)
     if match is None or match[1].startswith(_NO_RESULT):
         return set()
-    count = 4 if ".128" in match[1] else 2 if ".64" in match[1] or ".WIDE" in match[1] else 1
+    wide = next((count for ends, count in _WIDTHS.items() if match[1].endswith(ends)), 1)
+    count = max(wide, 4 if ".128" in match[1] else 2 if ".64" in match[1] or ".WIDE" in match[1] else 1)
     return set(range(int(match[2]), int(match[2]) + count))

@@ -116,12 +116,22 @@ def test_no_register_is_written_while_a_product_reads_it(label: str, tmp_path: P
             assert not overwritten(loop), launch.name
 
 
+@compiled_only
+def test_loops_with_products_are_found(tmp_path: Path) -> None:
+    launches = {launch.name: launch for launch in launches_of("experts, chunk")}
+    for name in ("gate_up_many_pdl", "down_many_pdl"):
+        found = loops(compile_for_h200(launches[name]).cubin, tmp_path)
+        assert any(instruction.startswith("HGMMA") for loop in found for instruction in loop)
+
+
 def test_a_register_that_a_product_reads_is_found() -> None:
     product = "HGMMA.64x16x16.F32.BF16 R24, R32, gdesc[UR8], R24, gsb0"
     load, wait = "LDS.64 R34, [R19+UR9+0x4000]", "WARPGROUP.DEPBAR.LE gsb0, 0x0"
     assert overwritten([load, wait, product]) == [load]
     assert overwritten([wait, load, product]) == []
     assert overwritten([load, "WARPGROUP.DEPBAR.LE gsb0, 0x1", product]) == [load]
+    matrix = "LDSM.16.M88.4 R30, [R19+UR9+0x4000]"
+    assert overwritten([matrix, wait, product]) == [matrix]
     assert overwritten(["LDS.64 R36, [R19+UR9+0x4000]", wait, product]) == []
 
 

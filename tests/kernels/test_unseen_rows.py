@@ -81,7 +81,7 @@ def sublayer_cases() -> dict[str, dict[str, Any]]:
 def expert_cases() -> dict[str, dict[str, Any]]:
     """Few pairs and many: a token without experts, and one that lacks its second."""
     found = {}
-    for label, tokens, choices in ("few pairs", 3, 2), ("many pairs", 17, 2):
+    for label, tokens, choices in ("few pairs", 2, 2), ("many pairs", 17, 2):
         given = expert_arguments(CPU, torch.float32, tokens=tokens, hidden=32, inter=32, experts=3, choices=choices)
         given["expert_indices"][0], given["expert_indices"][1, 1] = -1, -1
         found[label] = given

@@ -20,7 +20,7 @@ Shapes
   alpha, limit       float
   returns            [T, H], dtype of x; sums are float32
 
-An implementation may round `act` to the dtype of x between the two products.
+An implementation may round `act`, and the result of each pair before the sum, to the dtype of x.
 """
 
 from __future__ import annotations
@@ -120,6 +120,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         "one token": (1, 64, 64, 8, 4, "random"),
         "one token, one choice": (1, 96, 32, 4, 1, "random"),
         "two tokens, one idle": (2, 160, 96, 8, 4, "idle"),
+        "two tokens, one choice, one idle": (2, 96, 64, 8, 1, "idle"),
         "chunk": (40, 96, 160, 8, 2, "random"),
         "chunk, all to one expert": (70, 64, 64, 8, 1, "same"),
         "chunk, mostly padding": (33, 64, 96, 4, 2, "idle"),
