@@ -30,7 +30,7 @@ from .model.parameters import EMBEDDING, is_expert_weight
 from .model.sampling_state import Choice
 from .progress import Progress
 from .runtime.runner import Runner
-from .workload import WorkloadReport, check_fits, read_workload, serve
+from .workload import WorkloadReport, check_fits, read_workload, serve, warm_up_calls
 
 _PROFILED = 9  # decode steps that are profiled; the first warms up
 STEPS = 64  # decode steps that are timed, the last ones up to the context
@@ -279,8 +279,7 @@ def _check_request(
 
 def _times(runner: Runner, batch: int, context: int) -> _Times:
     prompts = [_prompt(runner.manifest, context, seed) for seed in range(batch)]
-    # The first call of a program allocates memory, and on a GPU the second one captures it.
-    for _ in range(1 if runner.manifest.device == "cpu" else 2):
+    for _ in range(warm_up_calls(runner.manifest.device)):
         runner.reset()
         runner.prefill(prompts[0])
     runner.reset()

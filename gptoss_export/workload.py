@@ -175,11 +175,17 @@ def _gaps(times: Sequence[Sequence[float]]) -> Iterator[float]:
         yield from (later - earlier for earlier, later in pairwise(moments))
 
 
+def warm_up_calls(device: str) -> int:
+    """After how many calls a prefill program is as fast as later on: the first call allocates memory, and on a GPU the
+    second one captures the program."""
+    return 1 if device == "cpu" else 2
+
+
 def _warm_up(runner: Runner) -> None:
     sizes = runner.manifest.sizes
     for width in sizes.widths:
         runner.generate_batch([[0]] * width, min(2, sizes.max_context), stop_tokens=())
-    for chunk in 2 * sizes.prefill_chunks:  # the second call is captured
+    for chunk in warm_up_calls(runner.manifest.device) * sizes.prefill_chunks:
         runner.reset()
         runner.prefill([0] * min(chunk, sizes.max_context))
     runner.reset()

@@ -141,7 +141,7 @@ def launch_many_pairs(
         **_constants(gate_up),
         **shared,
     )
-    # A chunk's results would take a third of its memory in float32, and their sum twice the time.
+    # In float32 the results of a chunk's pairs would take a third of its memory, and their sum twice the time.
     out = x.new_empty((tokens * choices, hidden), dtype=torch.float32 if tokens <= MOST_TOKENS else x.dtype)
     wrap_triton(down_many_pdl)[(triton.cdiv(hidden, down.rows), blocks)](
         act,

@@ -251,7 +251,7 @@ def hashing_runner(
     sizes = Sizes((slots,), context, chunks)
     executor = HashingExecutor(sizes, overlaps, shares, layout)
     model = dataclasses.replace(PRESETS["tiny"], vocab_size=VOCABULARY)
-    manifest: Any = SimpleNamespace(sizes=sizes, model=model, dtype="float32", stop_tokens=(STOP,))
+    manifest: Any = SimpleNamespace(sizes=sizes, model=model, dtype="float32", device="cpu", stop_tokens=(STOP,))
     return Runner(manifest, Any, executor, {}), executor  # type: ignore[arg-type]
 
 
