@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from filelock import FileLock  # which torch depends on
 
 from gptoss_export import BuildOptions, build
+from gptoss_export.artifact.manifest import Manifest
 from gptoss_export.artifact.programs import Program
 from gptoss_export.checkpoint.synthetic import PRESETS, with_layers
 from gptoss_export.compiler.export import TracedProgram
+from gptoss_export.runtime.weights import load_weights
+from gptoss_export.runtime.with_torch.tensors import TorchTensors
 from gptoss_export.targets.aoti.compile import AotiCompiler
 from gptoss_export.targets.aoti.package import package_name
 from gptoss_export.targets.base_compiler import Compilation, CompileJob
@@ -40,6 +44,13 @@ def compile_artifact(checkpoint: Path, output: Path, **options: Any) -> Path:
     """Build an artifact for CPU. It takes a minute: use the fixture `artifact` where it serves."""
     build(checkpoint, output, BuildOptions("aoti", "cpu", **(OPTIONS | options)))
     return output
+
+
+def loaded_weights(manifest: Manifest, folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of an artifact on the CPU, by name."""
+    with load_weights(manifest, folder, TorchTensors(torch.device("cpu"))) as loading:
+        loading.wait()
+    return {name: torch.as_tensor(tensor) for name, tensor in loading.tensors.items()}
 
 
 def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

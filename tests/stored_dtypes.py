@@ -11,7 +11,7 @@ from gptoss_export.checkpoint import LAYOUTS
 from gptoss_export.checkpoint.layouts.layout import FLOATS
 from gptoss_export.checkpoint.synthetic import write_synthetic
 from gptoss_export.model.config import ModelConfig
-from gptoss_export.model.dtypes import STORED
+from gptoss_export.model.dtypes import STORED, torch_dtype
 
 MIXED = "mixed"  # neighbours differ, so that parts of one weight do too
 DTYPES = [*FLOATS, MIXED]
@@ -25,6 +25,6 @@ def stored_as(folder: Path, config: ModelConfig, dtype: str) -> Path:
         for index, (name, value) in enumerate(sorted(tensors.items())):
             if value.is_floating_point():
                 kind = FLOATS[index % len(FLOATS)] if dtype == MIXED else dtype
-                tensors[name] = value.half().bfloat16().to(STORED[kind])
+                tensors[name] = value.half().bfloat16().to(torch_dtype(STORED[kind]))
         save_file(tensors, shard)
     return folder

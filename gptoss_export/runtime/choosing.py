@@ -9,20 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
-import torch
-
-from ..model.choice import choose_adjusted, choose_drawn, choose_limited, logprob
 from ..model.sampling_state import Choice
 from .sampling_buffers import SamplingBuffers
+from .tensors import Tensor, Tensors
 
 # The inputs of a choice's program (artifact/programs.py), in order, to its outputs.
-ChoiceProgram: TypeAlias = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
-
-IN_TORCH: Mapping[Choice, ChoiceProgram] = {
-    Choice.DRAWN: lambda inputs: choose_drawn(*inputs),
-    Choice.LIMITED: lambda inputs: choose_limited(*inputs),
-    Choice.ADJUSTED: lambda inputs: choose_adjusted(*inputs),
-}
+ChoiceProgram: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
 class StepOutput(NamedTuple):
@@ -31,28 +23,16 @@ class StepOutput(NamedTuple):
     logits [B, V] float32; top [B] int64, the most likely token; top_logprob [B] float32, its log probability;
     log_total [B] float32, log sum exp of the logits."""
 
-    logits: torch.Tensor
-    top: torch.Tensor
-    top_logprob: torch.Tensor
-    log_total: torch.Tensor
+    logits: Tensor
+    top: Tensor
+    top_logprob: Tensor
+    log_total: Tensor
 
     @classmethod
-    def empty(cls, rows: int, vocabulary: int, device: torch.device) -> StepOutput:
-        ids = torch.zeros(rows, dtype=torch.int64, device=device)
-        logprobs, totals = torch.zeros(2, rows, device=device)
-        return cls(torch.zeros(rows, vocabulary, device=device), ids, logprobs, totals)
-
-    @classmethod
-    def of(cls, logits: torch.Tensor) -> StepOutput:
-        """From logits [B, V] of any float dtype."""
-        logits = logits.float()
-        best, top = logits.max(dim=-1)
-        log_total = (logits - best[:, None]).exp().sum(dim=-1).log() + best
-        return cls(logits, top, best - log_total, log_total)
-
-    def logprob(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Natural log of the probability, at temperature 1, of tokens [B]; [B] float32."""
-        return logprob(self.logits, self.log_total, tokens)
+    def empty(cls, rows: int, vocabulary: int, tensors: Tensors) -> StepOutput:
+        """Memory for `rows` rows."""
+        logits = tensors.zeros((rows, vocabulary), "float32")
+        return cls(logits, tensors.zeros((rows,), "int64"), *(tensors.zeros((rows,), "float32") for _ in range(2)))
 
 
 class Chosen(NamedTuple):
@@ -64,10 +44,10 @@ class Chosen(NamedTuple):
     top_logprobs  [B, T] float32, theirs
     """
 
-    tokens: torch.Tensor
-    logprobs: torch.Tensor
-    top: torch.Tensor | None = None
-    top_logprobs: torch.Tensor | None = None
+    tokens: Tensor
+    logprobs: Tensor
+    top: Tensor | None = None
+    top_logprobs: Tensor | None = None
 
 
 class Chooser:
@@ -76,7 +56,7 @@ class Chooser:
     def __init__(self, buffers: SamplingBuffers, programs: Mapping[Choice, ChoiceProgram]) -> None:
         self._buffers, self._programs = buffers, programs
 
-    def choose(self, output: StepOutput, positions: torch.Tensor, slots: torch.Tensor, choice: Choice) -> Chosen:
+    def choose(self, output: StepOutput, positions: Tensor, slots: Tensor, choice: Choice) -> Chosen:
         """Choose one token a row.
 
         positions  [B] int64, of the tokens before; -1: no sequence

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
-
-import torch
+from typing import Any, NamedTuple, TypeVar
 
 from ..model.sampling_state import Choice
 from .choosing import Chooser, Chosen, StepOutput
-from .cuda.capture import capture
 from .executor import PendingTokens
+from .tensors import Captured, Tensor, Tensors
 
 Item = TypeVar("Item")
 
@@ -31,14 +29,16 @@ class StepRows:
     slots      [W] int64, where the sequence's keys and values are
     """
 
-    tokens: torch.Tensor
-    positions: torch.Tensor
-    slots: torch.Tensor
+    tokens: Tensor
+    positions: Tensor
+    slots: Tensor
 
     @classmethod
-    def empty(cls, width: int, device: torch.device) -> StepRows:
-        tokens, slots = (torch.zeros(width, dtype=torch.int64, device=device) for _ in range(2))
-        return cls(tokens, torch.full_like(tokens, -1), slots)
+    def empty(cls, width: int, tensors: Tensors) -> StepRows:
+        """Rows without sequences."""
+        tokens, positions, slots = (tensors.zeros((width,), "int64") for _ in range(3))
+        positions.fill_(-1)
+        return cls(tokens, positions, slots)
 
 
 class Decoded(NamedTuple):
@@ -50,18 +50,17 @@ class Decoded(NamedTuple):
     """
 
     output: StepOutput
-    next_positions: torch.Tensor
-    positions: torch.Tensor
+    next_positions: Tensor
+    positions: Tensor
 
 
 @dataclass(frozen=True)
 class CapturedStep:
-    """A captured step, its results, and how many of its kernels are launched early."""
+    """A captured step and its results."""
 
-    graph: torch.cuda.CUDAGraph
+    captured: Captured
     output: StepOutput
     chosen: Chosen
-    early_launches: int
 
 
 class DecodeStep:
@@ -72,21 +71,21 @@ class DecodeStep:
     chooser  chooses the tokens
     """
 
-    def __init__(self, decode: Callable[[], Decoded], rows: StepRows, chooser: Chooser) -> None:
+    def __init__(self, decode: Callable[[], Decoded], rows: StepRows, chooser: Chooser, tensors: Tensors) -> None:
         # Declared first: attributes are freed in this order, and graphs must go before the code of their kernels.
         self.captured: dict[Choice, CapturedStep] = {}
         self.rows = rows
-        self._decode, self._chooser = decode, chooser
+        self._decode, self._chooser, self._tensors = decode, chooser, tensors
 
     def run(self, choice: Choice) -> tuple[StepOutput, Chosen]:
         """Advance every sequence by one token; the outputs of the rows, and what was chosen from them. The results hold
         until the next call."""
-        if self.rows.tokens.device.type != "cuda":
+        if not self._tensors.on_gpu:
             return self._advance(choice)
         self.capture(choice)
-        captured = self.captured[choice]
-        captured.graph.replay()
-        return captured.output, captured.chosen
+        step = self.captured[choice]
+        step.captured.graph.replay()
+        return step.output, step.chosen
 
     def forget(self) -> None:
         """Drop the captured steps; each is captured again before it runs again."""
@@ -100,11 +99,12 @@ class DecodeStep:
         buffers = self.rows.tokens, self.rows.positions
         saved = [buffer.clone() for buffer in buffers]
         self.rows.positions.fill_(-1)
-        self._advance(choice)  # the first call allocates
-        (graph, early_launches), (output, chosen) = capture(lambda: self._advance(choice), self.rows.tokens.device)
+        if not self._tensors.captures_at_first:
+            self._advance(choice)  # it allocates
+        captured, (output, chosen) = self._tensors.capture(lambda: self._advance(choice))
         for buffer, before in zip(buffers, saved, strict=True):
             buffer.copy_(before)
-        self.captured[choice] = CapturedStep(graph, output, chosen, early_launches)
+        self.captured[choice] = CapturedStep(captured, output, chosen)
 
     def _advance(self, choice: Choice) -> tuple[StepOutput, Chosen]:
         (output, next_positions, positions), rows = self._decode(), self.rows
@@ -114,36 +114,30 @@ class DecodeStep:
         return output, chosen._replace(tokens=rows.tokens)
 
 
-class PendingTorchTokens(PendingTokens):
-    """Copies tokens and log probabilities to pinned memory; the next step can be launched meanwhile.
+class FetchedTokens(PendingTokens):
+    """Tokens and log probabilities on their way to the host; the next step can be launched meanwhile.
 
     rows  the slot of each row, in order; None where a row has no sequence
     """
 
-    def __init__(self, rows: list[int | None], chosen: Chosen, logits: torch.Tensor | None) -> None:
-        self._rows = rows
-        self._event = torch.cuda.Event() if chosen.tokens.device.type == "cuda" else None
-        self._results = [_to_host(tensor) for tensor in chosen if tensor is not None]
+    def __init__(self, rows: list[int | None], chosen: Chosen, logits: Tensor | None, tensors: Tensors) -> None:
+        self._rows, self._tensors = rows, tensors
+        self._results = tensors.fetch([tensor for tensor in chosen if tensor is not None])
+        self._has_top = chosen.top is not None
         self._logits = None if logits is None else logits.clone()
-        if self._event is not None:
-            self._event.record()
 
-    def wait(self) -> tuple[dict[int, int], dict[int, float], dict[int, torch.Tensor] | None]:
-        if self._event is not None:
-            self._event.synchronize()
-        tokens, logprobs = (self._by_slot(result.tolist()) for result in self._results[:2])
-        return tokens, logprobs, None if self._logits is None else self._by_slot(list(self._logits.cpu()))
+    def wait(self) -> tuple[dict[int, int], dict[int, float], dict[int, Any] | None]:
+        tokens, logprobs = (self._by_slot(result.tolist()) for result in self._results.wait()[:2])
+        if self._logits is None:
+            return tokens, logprobs, None
+        (logits,) = self._tensors.fetch([self._logits]).wait()
+        return tokens, logprobs, self._by_slot(list(logits))
 
     def top_logprobs(self) -> dict[int, list[tuple[int, float]]]:
-        if len(self._results) == 2:
+        if not self._has_top:
             return {}
-        ids, logprobs = (result.tolist() for result in self._results[2:])
+        ids, logprobs = (result.tolist() for result in self._results.wait()[2:])
         return self._by_slot([list(zip(*pair, strict=True)) for pair in zip(ids, logprobs, strict=True)])
 
     def _by_slot(self, values: list[Item]) -> dict[int, Item]:
         return {slot: value for slot, value in zip(self._rows, values, strict=True) if slot is not None}
-
-
-def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.device.type == "cuda")
-    return pinned.copy_(tensor, non_blocking=True)

@@ -9,7 +9,7 @@ Arrays are torch tensors where the target needs torch to run, and numpy arrays w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
@@ -24,9 +24,6 @@ class ChunkOutput(Protocol):
     @property
     def logits(self) -> Any:
         """[n, V] float32: one row for each token."""
-
-    def logprob(self, tokens: Any) -> Any:
-        """Natural log of the probability, at temperature 1, of one token a row: tokens [n] to [n] float32."""
 
 
 @dataclass(frozen=True)
@@ -175,12 +172,13 @@ class Executor(ABC):
         Rows of other slots mean nothing."""
 
     @abstractmethod
-    def to_host(self, arrays: Sequence[Any]) -> Any:
-        """Join arrays [n] along their only dimension, on the host."""
+    def logprobs(self, output: ChunkOutput, tokens: Sequence[int]) -> Callable[[], Any]:
+        """Natural log of the probability, at temperature 1, of one token for each row of an output. Calling the result
+        waits for the device and gives [n] float32 on the host."""
 
     @abstractmethod
-    def token_array(self, tokens: Sequence[int]) -> Any:
-        """Token ids as `ChunkOutput.logprob` takes them."""
+    def joined(self, arrays: Sequence[Any]) -> Any:
+        """Arrays [n] of the host as one."""
 
     # Generation: the executor keeps the logits and chooses the tokens itself, in this order of calls.
 

@@ -1,4 +1,4 @@
-"""The pages of the KV cache and the tables of pages, as torch tensors that compiled programs are bound to.
+"""The pages of the KV cache and the tables of pages, as tensors that compiled programs are bound to.
 
 The pool's size is chosen here, when an artifact is loaded. A full layer and a sliding layer are bound to the same
 tensors where the model has both (model/kv_cache.py), so that a page serves either kind.
@@ -6,19 +6,19 @@ tensors where the model has both (model/kv_cache.py), so that a page serves eith
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
+from array import array
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from ..artifact.manifest import Manifest
 from ..artifact.programs import kv_cache_names, kv_inputs, page_table_names
 from ..errors import UsageError
 from ..model.config import FULL
-from ..model.dtypes import torch_dtype
+from ..model.dtypes import ITEM_SIZES
 from ..model.kv_cache import PAGE, page_bytes, pool_tensor, pool_tensors
 from .executor import PagedMemory, PageLayout, TableEntry
 from .page_tables import PageTables
-from .staging import on_device
+from .tensors import Tensor, Tensors
 
 _ALIGNED = 4  # cells of a table: compiled CUDA code copies an input that is not aligned to 16 bytes at every call
 _LEFT = 0.9  # the share of the GPU's free memory that a pool takes at most: chunks need memory too
@@ -27,28 +27,28 @@ _LEFT = 0.9  # the share of the GPU's free memory that a pool takes at most: chu
 class PageMemory(PagedMemory):
     """The tensors of a pool with `pages` pages, with the scratch page.
 
-    tensors  by the names of the programs' inputs: tables and caches
+    bound  by the names of the programs' inputs: tables and caches
     """
 
-    def __init__(self, manifest: Manifest, device: torch.device, pages: int) -> None:
+    def __init__(self, manifest: Manifest, tensors: Tensors, pages: int) -> None:
         config, sizes = manifest.model, manifest.sizes
         names = page_table_names(config)
         # What pages hold before they are written is never read.
         shapes = {item.name: item.sizes(pages) for item in kv_inputs(config, sizes, manifest.dtype)}
-        shape, dtype = shapes[kv_cache_names(config)[0][0]], torch_dtype(manifest.dtype)
-        self._pool = [
-            [torch.empty(shape, dtype=dtype, device=device) for _ in range(2)] for _ in range(pool_tensors(config))
-        ]
+        shape = shapes[kv_cache_names(config)[0][0]]
+        self._tensors = tensors
+        self._pool = [[tensors.empty(shape, manifest.dtype) for _ in range(2)] for _ in range(pool_tensors(config))]
         slots, self._width = sizes.table
         cells = slots * self._width
         each = -(-cells // _ALIGNED) * _ALIGNED
-        self._tables = torch.zeros(len(names) * each, dtype=torch.int32, device=device)
+        self._tables = tensors.zeros((len(names) * each,), "int32")
         self._begin = {kind: index * each for index, kind in enumerate(names)}
-        self.tensors = {
-            name: self._tables[self._begin[kind] :][:cells].view(sizes.table) for kind, name in names.items()
+        self.bound: dict[str, Tensor] = {
+            name: self._tables[self._begin[kind] : self._begin[kind] + cells].view(sizes.table)
+            for kind, name in names.items()
         }
         for layer, pair in enumerate(kv_cache_names(config)):
-            self.tensors |= zip(pair, self._pool[pool_tensor(config, layer)], strict=True)
+            self.bound |= zip(pair, self._pool[pool_tensor(config, layer)], strict=True)
         self._layout = _layout(manifest, pages)
 
     @property
@@ -60,39 +60,40 @@ class PageMemory(PagedMemory):
         """Memory of the pool."""
         return sum(tensor.nbytes for pair in self._pool for tensor in pair)
 
-    @torch.inference_mode()
     def set_pages(self, entries: Sequence[TableEntry]) -> None:
-        cells = [self._begin[entry.kind] + entry.slot * self._width + entry.at for entry in entries]
-        numbers = on_device([*cells, *(entry.page for entry in entries)], self._tables.device)
-        self._tables[numbers[: len(cells)]] = numbers[len(cells) :].int()
+        pages = {self._begin[entry.kind] + entry.slot * self._width + entry.at: entry.page for entry in entries}
+        with self._tensors.working():
+            for cells in _consecutive(sorted(pages)):
+                numbers = array("i", (pages[cell] for cell in cells))
+                self._tensors.write(self._tables[cells[0] : cells[-1] + 1], numbers)
 
-    @torch.inference_mode()
     def copy_pages(self, copies: Sequence[tuple[int, int]]) -> None:
-        for pair in self._pool:
-            for tensor in pair:
-                for source, target in copies:
-                    tensor[target].copy_(tensor[source])
+        with self._tensors.working():
+            for pair in self._pool:
+                for tensor in pair:
+                    for source, target in copies:
+                        tensor[target].copy_(tensor[source])
 
 
-def allocate_pages(manifest: Manifest, device: torch.device, kv_memory: int | None) -> PageMemory:
+def allocate_pages(manifest: Manifest, tensors: Tensors, kv_memory: int | None) -> PageMemory:
     """The pool of a loaded artifact, whose weights and code are on the device already.
 
     kv_memory  its bytes. None: as many pages as all slots can use, or most of what the GPU has left if that is less
 
     Raises UsageError where not even a short sequence fits.
     """
-    each = page_bytes(manifest.model, torch_dtype(manifest.dtype).itemsize)
+    each = page_bytes(manifest.model, ITEM_SIZES[manifest.dtype])
     if kv_memory is None:
         pages = _useful_pages(manifest)
-        if device.type == "cuda":
-            pages = min(pages, int(_LEFT * _free_memory(device)) // each)
+        if tensors.on_gpu:
+            pages = min(pages, int(_LEFT * tensors.free_memory()) // each)
     else:
         pages = kv_memory // each
     least = 1 + len(set(manifest.model.layer_types))
     if pages < least:
         found = f"{pages * each:,} bytes of the GPU's memory are left" if kv_memory is None else f"{kv_memory:,} bytes"
         raise UsageError(f"KV memory: found {found}, expected at least {least * each:,} for the shortest sequence")
-    return PageMemory(manifest, device, pages)
+    return PageMemory(manifest, tensors, pages)
 
 
 def _layout(manifest: Manifest, pages: int) -> PageLayout:
@@ -106,7 +107,7 @@ def _useful_pages(manifest: Manifest) -> int:
     return 1 + manifest.sizes.max_batch * PageTables.needed_by(_layout(manifest, 1), manifest.sizes.max_context)
 
 
-def _free_memory(device: torch.device) -> int:
-    """Bytes that the GPU has left, with those that torch keeps for reuse."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+def _consecutive(numbers: Sequence[int]) -> Iterator[list[int]]:
+    """Ascending numbers, in runs without gaps."""
+    for _, run in groupby(enumerate(numbers), key=lambda item: item[1] - item[0]):
+        yield [number for _, number in run]

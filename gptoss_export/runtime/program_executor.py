@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TypeAlias
-
-import torch
 
 from ..artifact.manifest import Manifest
 from ..artifact.programs import CHOICES, Decode, Prefill, Role, Unembed, model_programs
 from ..errors import ArtifactError, raise_all
-from ..model.dtypes import torch_dtype
+from ..model.sampling_state import Choice
 from .captured_program import CapturedProgram
-from .choosing import IN_TORCH, StepOutput
+from .choosing import ChoiceProgram, StepOutput
 from .decode_step import Decoded, StepRows
+from .device_executor import DeviceExecutor
 from .executor import ChunkOutput, Outputs, Part, Prompt
 from .packing import PackedChunk, lay_out, pack
 from .page_memory import PageMemory
-from .staging import on_device
-from .torch_executor import TorchExecutor
-
-# A loaded program: its inputs in the order of its signature to its outputs in that order.
-LoadedProgram: TypeAlias = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
+from .tensors import LoadedProgram, Tensor, Tensors
 
 
 @dataclass(frozen=True)
@@ -32,40 +27,51 @@ class BoundProgram:
     """A program with its buffers. Calling it gives the outputs by name."""
 
     run: LoadedProgram
-    inputs: Mapping[str, torch.Tensor]
+    inputs: Mapping[str, Tensor]
     output_names: tuple[str, ...]
 
-    def __call__(self) -> dict[str, torch.Tensor]:
+    def __call__(self) -> dict[str, Tensor]:
         return dict(zip(self.output_names, self.run(list(self.inputs.values())), strict=True))
 
 
-class ProgramExecutor(TorchExecutor):
+class ProgramExecutor(DeviceExecutor):
     """An executor over the programs of an artifact: those that compute the model, and the choices that its target
-    compiles."""
+    compiles.
+
+    choices  what computes the choices that the target does not compile
+    """
 
     def __init__(
         self,
         manifest: Manifest,
         folder: Path,
-        device: torch.device,
-        weights: Mapping[str, torch.Tensor],
+        tensors: Tensors,
+        weights: Mapping[str, Tensor],
         programs: Mapping[str, LoadedProgram],
         memory: PageMemory,
+        choices: Mapping[Choice, ChoiceProgram],
     ) -> None:
         self.paged_memory = memory
-        self.programs = bind_programs(manifest, folder, device, {**weights, **memory.tensors}, programs)
-        kinds = model_programs(manifest.sizes)
-        decodes = {kind.width: self.programs[kind.name] for kind in kinds if isinstance(kind, Decode)}
-        pool = cache(torch.cuda.graph_pool_handle)
+        with tensors.working():
+            self.programs = bind_programs(manifest, folder, tensors, {**weights, **memory.bound}, programs)
+            kinds = model_programs(manifest.sizes)
+            decodes = {kind.width: self.programs[kind.name] for kind in kinds if isinstance(kind, Decode)}
+            rows = {width: _step_rows(program) for width, program in decodes.items()}
+        pool = cache(tensors.new_pool)
         self._prefills = {
-            kind.chunk: CapturedProgram(self.programs[kind.name], pool) for kind in kinds if isinstance(kind, Prefill)
+            kind.chunk: CapturedProgram(self.programs[kind.name], tensors, pool)
+            for kind in kinds
+            if isinstance(kind, Prefill)
         }
         self._unembeds = {kind.rows: self.programs[kind.name] for kind in kinds if isinstance(kind, Unembed)}
         self._memory = memory
-        rows = {width: _step_rows(program) for width, program in decodes.items()}
-        choices = {kind.choice: programs[kind.name] for kind in CHOICES if kind.name in programs}
+        compiled = {kind.choice: programs[kind.name] for kind in CHOICES if kind.name in programs}
         decode = {width: partial(_decode, program) for width, program in decodes.items()}
-        super().__init__(manifest, rows, decode, {**IN_TORCH, **choices})
+        super().__init__(manifest, tensors, rows, decode, {**choices, **compiled})
+        if tensors.captures_at_first:
+            with tensors.working():
+                for chunk in sorted(self._prefills, reverse=True):  # the memory of the largest serves the others
+                    self._prefills[chunk].capture()
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -77,14 +83,14 @@ class ProgramExecutor(TorchExecutor):
     def shared_chunk_of(self, prompts: Sequence[Prompt]) -> list[Part]:
         return [piece.part for piece in pack(prompts, self._chunks()).pieces]
 
-    @torch.inference_mode()
     def prefill_shared(self, parts: Sequence[Part]) -> list[ChunkOutput | None]:
-        chunk = lay_out(parts, self._chunks())
-        hidden = self._hidden(chunk)
-        rows = [piece.last_row for part, piece in zip(parts, chunk.pieces, strict=True) if part.ends]
-        if not rows:
-            return [None] * len(parts)
-        output = self._unembed(hidden[on_device(rows, self.device)])
+        with self.tensors.working():
+            chunk = lay_out(parts, self._chunks())
+            hidden = self._hidden(chunk)
+            rows = [piece.last_row for part, piece in zip(parts, chunk.pieces, strict=True) if part.ends]
+            if not rows:
+                return [None] * len(parts)
+            output = self._unembed(self.tensors.rows(hidden, rows))
         each = (StepOutput(*(values[row : row + 1] for values in output)) for row in range(len(rows)))
         return [next(each) if part.ends else None for part in parts]
 
@@ -99,20 +105,20 @@ class ProgramExecutor(TorchExecutor):
         found = [kind for kind in model_programs(self.manifest.sizes) if isinstance(kind, Prefill)]
         return [max(found, key=lambda kind: kind.chunk)] if self.fixed_width else found
 
-    def _hidden(self, chunk: PackedChunk) -> torch.Tensor:
+    def _hidden(self, chunk: PackedChunk) -> Tensor:
         """The hidden states [C, H] float32 of a chunk's tokens, until the next chunk."""
         program = self._prefills[chunk.program.chunk]
         for name, values in ("tokens", chunk.tokens()), ("positions", chunk.positions()), ("slots", chunk.slots()):
-            program.inputs[name].copy_(on_device(values, self.device))
+            self.tensors.write(program.inputs[name], array("q", values))
         return program()["hidden"]
 
-    def _outputs(self, hidden: torch.Tensor) -> Iterator[ChunkOutput]:
+    def _outputs(self, hidden: Tensor) -> Iterator[ChunkOutput]:
         for rows in hidden.split(max(self._unembeds)) if len(hidden) else ():
             yield self._unembed(rows)
 
-    def _unembed(self, hidden: torch.Tensor) -> StepOutput:
+    def _unembed(self, hidden: Tensor) -> StepOutput:
         """The outputs of a few hidden states, by the smallest program that takes them."""
-        count = hidden.size(0)
+        count = len(hidden)
         sizes = [rows for rows in self._unembeds if rows >= count]
         program = self._unembeds[max(sizes) if self.fixed_width else min(sizes)]
         program.inputs["hidden"][:count].copy_(hidden)
@@ -134,8 +140,8 @@ def _decode(program: BoundProgram) -> Decoded:
 def bind_programs(
     manifest: Manifest,
     folder: Path,
-    device: torch.device,
-    shared: Mapping[str, torch.Tensor],
+    tensors: Tensors,
+    shared: Mapping[str, Tensor],
     programs: Mapping[str, LoadedProgram],
 ) -> dict[str, BoundProgram]:
     """Every program of the model with its inputs: its own data buffers, and what programs share: tables, caches,
@@ -147,19 +153,18 @@ def bind_programs(
     problems = []
     for name in (kind.name for kind in model_programs(manifest.sizes) if kind.name in manifest.programs):
         signature = manifest.programs[name]
-        inputs: dict[str, torch.Tensor] = {}
+        inputs: dict[str, Tensor] = {}
         for item in signature.inputs:
-            dtype = torch_dtype(item.dtype)
             if item.role == Role.DATA:
-                inputs[item.name] = torch.zeros(item.sizes(0), dtype=dtype, device=device)
+                inputs[item.name] = tensors.zeros(item.sizes(0), item.dtype)
             elif item.name not in shared:
                 problems.append(f"{name}: {item.role} {item.name} is not in the manifest")
             else:
                 tensor = inputs[item.name] = shared[item.name]
-                expected = item.sizes(tensor.size(0))
-                if tuple(tensor.shape) != expected or tensor.dtype != dtype or not tensor.is_contiguous():
-                    found = f"{tensor.dtype} {list(tensor.shape)}"
-                    problems.append(f"{name}: {item.name} is {found}, expected contiguous {dtype} {list(expected)}")
+                expected, dtype = item.sizes(len(tensor)), tensors.dtype_name(tensor)
+                if tuple(tensor.shape) != expected or dtype != item.dtype:
+                    found = f"{dtype} {list(tensor.shape)}"
+                    problems.append(f"{name}: {item.name} is {found}, expected {item.dtype} {list(expected)}")
         bound[name] = BoundProgram(programs[name], inputs, tuple(item.name for item in signature.outputs))
     raise_all(ArtifactError, f"{folder}: the manifest contradicts itself; build the artifact again", problems)
     return bound

@@ -141,12 +141,12 @@ class Runner:
             self._check_room(ids, slot, fresh=True)
             epoch = self.slots.begin_call()
             self.slots.clear(slot)
-            following, row, scores = self.executor.token_array([*ids[1:], 0]), 0, []
+            following, row, scores = [*ids[1:], 0], 0, []
             for output in self._outputs(ids, slot, epoch):
                 count = len(output.logits)
-                scores.append(output.logprob(following[row : row + count]))
+                scores.append(self.executor.logprobs(output, following[row : row + count]))
                 row += count
-            return self.executor.to_host(scores)[:-1]
+            return self.executor.joined([score() for score in scores])[:-1]
 
     def decode(self, tokens: Sequence[int | None]) -> Any:
         """Append one token to each slot's sequence, None leaves it alone; returns logits [B, V] float32.

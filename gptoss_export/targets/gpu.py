@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
+from ..cuda.gpu import first_gpu
+
 
 def current_gpu_arch() -> str | None:
-    """sm_<number> of torch's current GPU; None where torch finds none, or where there is no torch."""
-    try:
-        import torch
-    except ImportError:
+    """sm_<number> of torch's current GPU where torch is imported, else of the first GPU; None where there is none."""
+    if (torch := sys.modules.get("torch")) is not None:
+        if not torch.cuda.is_available():
+            return None
+        major, minor = torch.cuda.get_device_capability()
+    elif (gpu := first_gpu()) is None:
         return None
-    if not torch.cuda.is_available():
-        return None
-    major, minor = torch.cuda.get_device_capability()
+    else:
+        major, minor = gpu.capability
     return f"sm_{major}{minor}"

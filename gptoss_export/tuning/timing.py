@@ -15,7 +15,8 @@ import torch
 from ..compat.triton import compile_errors
 from ..errors import RunError
 from ..kernels.launch_config import LaunchConfig, flatten
-from ..runtime.cuda.capture import capture
+from ..runtime.tensors import Graph
+from ..runtime.with_torch.capture import capture
 from ..verification.metric import TOLERANCES, deviation
 from .op_calls import OpCall
 
@@ -150,7 +151,7 @@ def _differ(results: list[list[torch.Tensor]], expected: list[list[torch.Tensor]
     )
 
 
-def _replay(graph: torch.cuda.CUDAGraph, count: int) -> float:
+def _replay(graph: Graph, count: int) -> float:
     """Seconds that one replay takes, the mean of `count`."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()

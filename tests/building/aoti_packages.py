@@ -24,11 +24,13 @@ from gptoss_export.kernels.kernel import ConfigChooser
 from gptoss_export.model.config import ModelConfig
 from gptoss_export.progress import Progress
 from gptoss_export.runtime.mapped_files import MappedFiles
-from gptoss_export.runtime.program_executor import LoadedProgram
+from gptoss_export.runtime.tensors import LoadedProgram
+from gptoss_export.targets.aoti import cpu_isa
 from gptoss_export.targets.aoti.compile import COMPILER
-from gptoss_export.targets.aoti.load import load_programs
-from gptoss_export.targets.aoti.package import package_name
+from gptoss_export.targets.aoti.package import package_name, runnable_arch
+from gptoss_export.targets.aoti.with_torch import TorchPackage
 from gptoss_export.targets.base_compiler import CompileJob
+from gptoss_export.targets.gpu import current_gpu_arch
 
 SIZES = Sizes(widths=(1,), max_context=64, prefill_chunks=(16,))
 
@@ -107,4 +109,6 @@ def load_package(manifest: Manifest, folder: Path, device: torch.device) -> dict
     """The programs of the package in `folder`, whatever hash the manifest has for it."""
     specs = {name: describe_file(folder / name) for name in (package_name(arch) for arch in manifest.archs)}
     manifest = dataclasses.replace(manifest, files=manifest.files | specs)
-    return load_programs(manifest, folder, device, MappedFiles(()))
+    arch = runnable_arch(manifest, cpu_isa.current_arch() if device.type == "cpu" else current_gpu_arch())
+    assert arch is not None
+    return TorchPackage(manifest, folder, arch, tune_process=False).programs(MappedFiles(()))

@@ -23,9 +23,11 @@ from gptoss_export.compat.packaged_program import PackagedProgram
 from gptoss_export.model.sampling_state import DRAWING, Choice, adjusting, mask_words
 from gptoss_export.runtime import sampler_numpy
 from gptoss_export.runtime.adjust_numpy import Adjustment
-from gptoss_export.runtime.choosing import IN_TORCH, ChoiceProgram, Chooser, Chosen, StepOutput
+from gptoss_export.runtime.choosing import ChoiceProgram, Chooser, Chosen, StepOutput
 from gptoss_export.runtime.executor import Sampling
 from gptoss_export.runtime.sampling_buffers import SamplingBuffers
+from gptoss_export.runtime.with_torch.choices import IN_TORCH, output_of
+from gptoss_export.runtime.with_torch.tensors import TorchTensors
 from gptoss_export.targets.aoti import cross_compile
 from gptoss_export.targets.aoti.compile import COMPILER
 
@@ -51,7 +53,7 @@ class Choosing(NamedTuple):
     programs: Mapping[Choice, ChoiceProgram]
 
     def buffers(self, given: Sequence[Sampling]) -> SamplingBuffers:
-        found = SamplingBuffers(SLOTS, VOCABULARY, self.device)
+        found = SamplingBuffers(SLOTS, VOCABULARY, TorchTensors(self.device))
         found.set(dict(enumerate(given)))
         return found
 
@@ -84,7 +86,7 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def random_output(rows: int, seed: int, ties: bool = False) -> StepOutput:
     logits = 3 * torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(seed))
-    return StepOutput.of(logits.round() if ties else logits)
+    return output_of(logits.round() if ties else logits)
 
 
 def random_positions(rows: int, seed: int) -> list[int]:
@@ -126,7 +128,7 @@ def test_noise_has_the_bits_of_the_hash(compiled: Choosing) -> None:
     """Of equal logits the token with the largest noise is drawn: a wrong bit of the hash draws another."""
     seeds = (0, 1, -1, 2**63 - 1, -(2**63))
     buffers = compiled.buffers([Sampling(SamplingParams(1.0, seed=seed)) for seed in seeds])
-    output = StepOutput.of(torch.zeros(SLOTS, VOCABULARY))
+    output = output_of(torch.zeros(SLOTS, VOCABULARY))
     for position in (0, 1, 4095, 131071):
         found = compiled.choose(buffers, output, [position] * SLOTS, list(range(SLOTS)), Choice.DRAWN)
         noise = [sampler_numpy.gumbel(seed, position, np.arange(VOCABULARY)) for seed in seeds]

@@ -16,7 +16,7 @@ from aoti_packages import load_package
 from gptoss_export.artifact.files import FileSpec
 from gptoss_export.artifact.manifest import Manifest, load_manifest
 from gptoss_export.errors import ArtifactError
-from gptoss_export.targets.aoti.package import DESCRIPTION, checked_package, package_name
+from gptoss_export.targets.aoti.package import DESCRIPTION, archive, checked_members, package_name
 
 Members = dict[str, bytes]
 
@@ -45,7 +45,7 @@ def check(manifest: Manifest, folder: Path, data: bytes) -> bytes:
     name = package_name(manifest.arch)
     (folder / name).write_bytes(data)
     spec = FileSpec(len(data), hashlib.sha256(data).hexdigest())
-    return checked_package(dataclasses.replace(manifest, files=manifest.files | {name: spec}), folder, manifest.arch)
+    return checked_members(dataclasses.replace(manifest, files=manifest.files | {name: spec}), folder, manifest.arch)
 
 
 def description(members: Members) -> str:
@@ -58,8 +58,9 @@ def library(members: Members) -> str:
 
 def test_a_whole_package_passes_and_keeps_its_members(manifest: Manifest, members: Members, tmp_path: Path) -> None:
     checked = check(manifest, tmp_path, written(members))
-    with zipfile.ZipFile(io.BytesIO(checked)) as archive:
-        assert {name: archive.read(name) for name in archive.namelist()} == members
+    assert checked == members
+    with zipfile.ZipFile(io.BytesIO(archive(checked))) as found:
+        assert {name: found.read(name) for name in found.namelist()} == members
 
 
 @pytest.mark.parametrize(
@@ -152,10 +153,10 @@ def test_the_hash_is_compared_with_the_bytes_that_are_used(artifact: Path, manif
     data[len(data) // 2] ^= 1
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ArtifactError, match=rf"{name}: sha256 [0-9a-f]+\.\.\., expected"):
-        checked_package(manifest, tmp_path, manifest.arch)
+        checked_members(manifest, tmp_path, manifest.arch)
     (tmp_path / name).unlink()
     with pytest.raises(ArtifactError, match="cannot be read"):
-        checked_package(manifest, tmp_path, manifest.arch)
+        checked_members(manifest, tmp_path, manifest.arch)
 
 
 def test_a_library_that_is_none_is_an_error_that_names_the_program(

@@ -8,12 +8,11 @@ import pytest
 import torch
 from stored_dtypes import DTYPES, stored_as
 
-from artifacts import compile_nothing
+from artifacts import compile_nothing, loaded_weights
 from gptoss_export import BuildOptions, build
 from gptoss_export.checkpoint.layouts.layout import FLOATS, PACKED
 from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.model.dtypes import STORED, torch_dtype
-from gptoss_export.runtime.weights import load_weights
 
 CPU = torch.device("cpu")
 
@@ -39,7 +38,7 @@ def test_weights_of_compiled_programs(
     for stored, checkpoint in same.items():
         options = BuildOptions("aoti", "cpu", dtype=dtype, max_context=64, prefill_chunks=(8,))
         manifest = build(checkpoint, tmp_path / stored, options)
-        loaded[stored] = load_weights(manifest, tmp_path / stored, CPU)
+        loaded[stored] = loaded_weights(manifest, tmp_path / stored)
     expected = loaded.pop("F32")
     assert expected["lm_head.weight"].dtype == torch_dtype(dtype)
     for stored, weights in loaded.items():

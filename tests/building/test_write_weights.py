@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from artifacts import NothingCompiled, compile_nothing
+from artifacts import NothingCompiled, compile_nothing, loaded_weights
 from gptoss_export import BuildOptions, build
 from gptoss_export.artifact.files import FileSpec, describe_file
 from gptoss_export.artifact.manifest import load_manifest
@@ -24,7 +24,6 @@ from gptoss_export.model import mxfp4
 from gptoss_export.model.decoder import yarn_inv_freq
 from gptoss_export.model.parameters import INV_FREQ
 from gptoss_export.progress import Progress
-from gptoss_export.runtime.weights import load_weights
 from gptoss_export.targets.base_compiler import CompileJob
 
 CPU = torch.device("cpu")
@@ -121,7 +120,7 @@ def test_layouts_give_equal_weights(
         manifest = build(checkpoints[layout], tmp_path / layout, SMALL)
         assert manifest == load_manifest(tmp_path / layout)
         assert manifest.source == f"{layout} (layout {layout})"
-        weights = as_numbers(load_weights(manifest, tmp_path / layout, CPU))
+        weights = as_numbers(loaded_weights(manifest, tmp_path / layout))
         assert weights.keys() == expected.keys()
         for name, value in weights.items():
             assert value.dtype == torch.float32 and torch.equal(value, expected[name]), (layout, name)

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from artifacts import RUN_ALONE
-from gptoss_export.runtime.cuda.upload import _PIECE, upload
+from gptoss_export.cuda.gpu import gpu
+from gptoss_export.cuda.upload import _PIECE, upload
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,7 +37,7 @@ assert sampled[0] == sampled[1] != sampled[2]
 
 # Most kernels of the captured step are launched early; top_k 1 is greedy; a prefill gives the same bits again.
 STEPS = """
-assert r.executor.steps[1].captured[False].early_launches >= 5 * len(r.manifest.model.layer_types)
+assert r.executor.steps[1].captured[False].captured.early_launches >= 5 * len(r.manifest.model.layer_types)
 one = r.generate(prompts[1], 20, SamplingParams(0.8, top_k=1), stop_tokens=()).tokens
 assert one == r.generate(prompts[1], 20, stop_tokens=()).tokens
 r.reset(); a = r.prefill(prompts[1]); r.reset(); b = r.prefill(prompts[1])
@@ -180,7 +181,8 @@ def test_upload(own_stream: bool) -> None:
     with torch.cuda.stream(torch.cuda.Stream() if own_stream else torch.cuda.current_stream()):
         torch.cuda._sleep(10**9)  # the GPU copies late: pinned memory that is filled too early would show
         filled = [torch.zeros(source.shape, dtype=source.dtype, device=device) for source in sources]
-        upload(list(zip(filled, sources, strict=True)), device)
+        copies = [(to, memoryview(s.view(-1).view(torch.uint8).numpy())) for to, s in zip(filled, sources, strict=True)]
+        upload(copies, gpu(0), torch.cuda.current_stream().cuda_stream)
         assert torch.cuda.current_stream().query()
         found = [tensor.cpu() for tensor in filled]
     for tensor, source in zip(found, sources, strict=True):

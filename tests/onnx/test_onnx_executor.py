@@ -17,10 +17,12 @@ from gptoss_export import Engine, SamplingParams, load
 from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.errors import RunError
 from gptoss_export.model.sampling_state import Choice
-from gptoss_export.runtime.choosing import IN_TORCH, Chooser, StepOutput
+from gptoss_export.runtime.choosing import Chooser, StepOutput
 from gptoss_export.runtime.executor import Outputs, Prompt, Sampling
 from gptoss_export.runtime.sampler_numpy import choose as choose_in_numpy
 from gptoss_export.runtime.sampling_buffers import SamplingBuffers
+from gptoss_export.runtime.with_torch.choices import IN_TORCH
+from gptoss_export.runtime.with_torch.tensors import TorchTensors
 from gptoss_export.verification.metric import TOLERANCES, deviation
 
 
@@ -248,7 +250,7 @@ def test_tokens_are_drawn_as_in_torch():
         SamplingParams(2.0, 40, 0.9, 11),
     ]
     generator = torch.Generator().manual_seed(0)
-    buffers = SamplingBuffers(len(params), 500, torch.device("cpu"))
+    buffers = SamplingBuffers(len(params), 500, TorchTensors(torch.device("cpu")))
     buffers.set(dict(enumerate(map(Sampling, params))))
     chooser = Chooser(buffers, IN_TORCH)
     for trial in range(50):

@@ -20,7 +20,7 @@ from gptoss_export.artifact.files import describe_file
 from gptoss_export.artifact.manifest import Manifest, load_manifest, save_manifest
 from gptoss_export.errors import ArtifactError
 from gptoss_export.model.config import FULL, ModelConfig
-from gptoss_export.model.dtypes import STORED
+from gptoss_export.model.dtypes import ITEM_SIZES, STORED
 from gptoss_export.model.parameters import parameters
 from gptoss_export.targets.onnx.check import check_closed, check_model
 from gptoss_export.targets.onnx.model_proto import read_model
@@ -382,4 +382,5 @@ def test_graphs_inside_of_each_other() -> None:
 
 def test_every_stored_dtype_has_an_onnx_type() -> None:
     assert TYPES.keys() == STORED.keys()
-    assert {name: size for name, (_, size) in TYPES.items()} == {name: dtype.itemsize for name, dtype in STORED.items()}
+    sizes = {name: ITEM_SIZES[dtype] for name, dtype in STORED.items()}
+    assert {name: size for name, (_, size) in TYPES.items()} == sizes

@@ -97,6 +97,7 @@ from gptoss_export.model.dtypes import torch_dtype
 from gptoss_export.runtime.page_memory import allocate_pages
 from gptoss_export.runtime.program_executor import ProgramExecutor
 from gptoss_export.runtime.weights import load_weights
+from gptoss_export.runtime.with_torch.tensors import TorchTensors
 from gptoss_export.targets.base_loader import Loader, Table
 
 
@@ -105,16 +106,17 @@ class EagerLoader(Loader):
         return [] if manifest.archs == ("any",) else ["arch: found another"]
 
     def load(self, manifest, folder, progress, settings):
-        weights = load_weights(manifest, folder, torch.device("cpu"))
+        tensors = TorchTensors(torch.device("cpu"))
+        with load_weights(manifest, folder, tensors) as weights:
+            weights.wait()
         with torch.device("meta"):
             model = GptOss(manifest.model, torch_dtype(manifest.dtype)).requires_grad_(False)
-        model.load_state_dict(weights, assign=True)
+        model.load_state_dict(weights.tensors, assign=True)
         names = (folder / "programs.txt").read_text().splitlines()[1:]
         kinds = programs_of(manifest.sizes, manifest.device)
         programs = {kind.name: partial(run, model, kind) for kind in kinds if kind.name in names}
-        device = torch.device("cpu")
-        memory = allocate_pages(manifest, device, settings.kv_memory)
-        return ProgramExecutor(manifest, folder, device, weights, programs, memory)
+        memory = allocate_pages(manifest, tensors, settings.kv_memory)
+        return ProgramExecutor(manifest, folder, tensors, weights.tensors, programs, memory, choices={})
 
     def tables(self, manifest, folder):
         return [Table("greeting", ("text",), [((folder / "programs.txt").read_text().splitlines()[0],)])]

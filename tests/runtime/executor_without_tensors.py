@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gptoss_export.runtime.executor import Executor
+from gptoss_export.runtime.executor import ChunkOutput, Executor
 
 
 @dataclass
@@ -19,9 +19,6 @@ class SlotOutput:
     def logits(self) -> Any:
         return [[0.0]]
 
-    def logprob(self, tokens: Any) -> Any:
-        raise NotImplementedError
-
 
 class ExecutorWithoutTensors(Executor):
     """Has no caches, and no logits to give."""
@@ -33,8 +30,8 @@ class ExecutorWithoutTensors(Executor):
     def decode(self, tokens: dict[int, int], lengths: Sequence[int]) -> Any:
         raise NotImplementedError
 
-    def to_host(self, arrays: Sequence[Any]) -> Any:
+    def logprobs(self, output: ChunkOutput, tokens: Sequence[int]) -> Callable[[], Any]:
         raise NotImplementedError
 
-    def token_array(self, tokens: Sequence[int]) -> Any:
+    def joined(self, arrays: Sequence[Any]) -> Any:
         raise NotImplementedError

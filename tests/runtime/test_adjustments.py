@@ -19,6 +19,7 @@ from gptoss_export.runtime.adjust_numpy import Adjustment
 from gptoss_export.runtime.checked_request import checked_mask
 from gptoss_export.runtime.executor import Sampling
 from gptoss_export.runtime.sampling_buffers import SamplingBuffers
+from gptoss_export.runtime.with_torch.tensors import TorchTensors
 
 VOCABULARY, STOPS = 77, (3, 40, 76)
 CASES = {
@@ -43,7 +44,7 @@ class Buffers(SamplingBuffers):
     """The buffers of a few slots on the CPU."""
 
     def __init__(self, slots: int) -> None:
-        super().__init__(slots, VOCABULARY, torch.device("cpu"))
+        super().__init__(slots, VOCABULARY, TorchTensors(torch.device("cpu")))
 
     @property
     def adjusting(self) -> Adjusting:

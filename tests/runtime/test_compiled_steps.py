@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gptoss_export import Runner, SamplingParams
 from gptoss_export.compat.packaged_program import PackagedProgram
 from gptoss_export.model.sampling_state import Choice
-from gptoss_export.runtime.choosing import IN_TORCH, Chooser
+from gptoss_export.runtime.choosing import Chooser
 from gptoss_export.runtime.executor import Sampling
 from gptoss_export.runtime.program_executor import ProgramExecutor
+from gptoss_export.runtime.with_torch.choices import IN_TORCH
 
 COPIES = {"aten::copy_"}
 MEMORY = {"aten::empty.memory_format", "aten::select.int", "aten::slice.Tensor", "aten::detach", "aten::alias"}

@@ -21,8 +21,9 @@ BROKEN, INTACT = 511, 510  # the embedding of the first is made NaN; the sequenc
 def clean_caches(loaded: Runner) -> Iterator[None]:
     """The runner is shared: what these tests leave behind must not decide other tests."""
     yield
-    for cache in caches(loaded):
-        cache.zero_()
+    with torch.inference_mode():
+        for cache in caches(loaded):
+            cache.zero_()
 
 
 def caches(runner: Runner) -> list[torch.Tensor]:

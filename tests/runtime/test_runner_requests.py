@@ -144,8 +144,10 @@ def test_loading_is_timed_by_stage(loaded: Runner) -> None:
     assert list(loaded.load_seconds) == [
         "check files",
         "hash the code",
-        "load weights",
+        "open the device",
+        "begin to load weights",
         "load programs",
-        "allocate and warm up",
+        "wait for the weights",
+        "allocate",
         "wait for the weights' hashes",
     ]

@@ -15,9 +15,11 @@ from gptoss_export.errors import RunError
 from gptoss_export.model import choice
 from gptoss_export.model.sampling_state import Choice
 from gptoss_export.runtime import sampler_numpy
-from gptoss_export.runtime.choosing import IN_TORCH, Chooser, StepOutput
+from gptoss_export.runtime.choosing import Chooser
 from gptoss_export.runtime.executor import Sampling
 from gptoss_export.runtime.sampling_buffers import SamplingBuffers
+from gptoss_export.runtime.with_torch.choices import IN_TORCH, output_of
+from gptoss_export.runtime.with_torch.tensors import TorchTensors
 
 PARAMS = [
     SamplingParams(),
@@ -39,9 +41,9 @@ def draw(
     if sampler == "numpy":
         tokens, logprobs = sampler_numpy.choose(logits.numpy(), positions, dict(enumerate(params)))
         return tokens.tolist(), logprobs.tolist()
-    buffers = SamplingBuffers(len(params), logits.size(1), torch.device("cpu"))
+    buffers = SamplingBuffers(len(params), logits.size(1), TorchTensors(torch.device("cpu")))
     buffers.set(dict(enumerate(map(Sampling, params))))
-    output = StepOutput.of(logits)
+    output = output_of(logits)
     choice = Choice.LIMITED if any(param.limits for param in params) else Choice.DRAWN
     chooser = Chooser(buffers, IN_TORCH)
     drawn, drawn_logprobs, *_ = chooser.choose(output, torch.tensor(positions), torch.arange(len(params)), choice)
@@ -82,8 +84,8 @@ def test_greedy_without_reading_the_logits(sampler: str) -> None:
     logits[3] = 1.0  # of equal logits the lowest id wins
     tokens, logprobs = draw(sampler, logits, [0] * 20, [SamplingParams()] * 20)
     assert tokens == [kept_tokens(row, SamplingParams())[0] for row in logits.tolist()] and tokens[3] == 0
-    chooser = Chooser(SamplingBuffers(20, 50, torch.device("cpu")), IN_TORCH)
-    output = StepOutput.of(logits)
+    chooser = Chooser(SamplingBuffers(20, 50, TorchTensors(torch.device("cpu"))), IN_TORCH)
+    output = output_of(logits)
     found, found_logprobs, *_ = chooser.choose(output, torch.zeros(20), torch.arange(20), Choice.MOST_LIKELY)
     assert found.tolist() == tokens and found_logprobs.tolist() == pytest.approx(logprobs, abs=1e-5)
 
@@ -199,14 +201,14 @@ def test_logprob() -> None:
     logits, tokens = 5 * random_logits(4, 50), torch.tensor([0, 7, 49, 3])
     expected = [logprob(row, token) for row, token in zip(logits.tolist(), tokens.tolist(), strict=True)]
     torch.testing.assert_close(torch.tensor(expected), logits.log_softmax(-1)[torch.arange(4), tokens])
-    in_torch = StepOutput.of(logits).logprob(tokens)
+    in_torch = choice.logprob(logits, logits.logsumexp(-1), tokens)
     in_numpy = sampler_numpy.logprob(logits.numpy(), tokens.numpy())
     assert in_torch.tolist() == pytest.approx(expected, rel=1e-5) == in_numpy.tolist()
 
 
 def test_step_output() -> None:
     logits = random_logits(5, 50)
-    output = StepOutput.of(logits.to(torch.bfloat16))
+    output = output_of(logits.to(torch.bfloat16))
     assert torch.equal(output.logits, logits.bfloat16().float()) and torch.equal(output.top, output.logits.argmax(-1))
     torch.testing.assert_close(output.log_total, output.logits.logsumexp(-1))
     torch.testing.assert_close(output.top_logprob, output.logits.log_softmax(-1).amax(-1))

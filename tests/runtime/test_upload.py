@@ -1,72 +1,118 @@
-"""The threads of an upload, without a GPU: pinned memory and streams are faked. On one: tests/gpu."""
+"""The threads of an upload, without a GPU: pinned memory and the driver are faked. On one: tests/gpu."""
 
 from __future__ import annotations
 
 import ctypes
+import threading
 import time
-from collections.abc import Callable
-from types import SimpleNamespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 
-from gptoss_export.runtime.cuda.upload import _PIECE, upload
+from gptoss_export.cuda import upload as module
+from gptoss_export.cuda.upload import _PIECE, upload
 
-CPU = torch.device("cpu")
+STREAM = 7
 
 
-class Event:
-    def synchronize(self) -> None:
+class FakeGpu:
+    """Counts the threads in whose calls it was current."""
+
+    def __init__(self) -> None:
+        self.threads: set[int] = set()
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        self.threads.add(threading.get_ident())
+        yield
+
+
+class FakeBuffer:
+    """Ordinary memory. It records that it was waited for before it is filled again."""
+
+    def __init__(self, size: int) -> None:
+        self.memory = ctypes.create_string_buffer(size)
+        self.address = ctypes.addressof(self.memory)
+        self.pointer = ctypes.c_void_p(self.address)
+
+    def wait(self) -> None:
         pass
 
-    def record(self, stream: Any) -> None:
+    def record(self, stream: int) -> None:
+        assert stream == STREAM
+
+    def __enter__(self) -> FakeBuffer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         pass
 
 
 @pytest.fixture(autouse=True)
-def streams(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The streams that threads were given."""
-    given: list[Any] = []
-    empty: Callable[..., torch.Tensor] = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *sizes, pin_memory=False, **options: empty(*sizes, **options))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(synchronize=lambda: None))
-    monkeypatch.setattr(torch.cuda, "set_stream", given.append)
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    return given
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The calls of the driver."""
+    made: list[str] = []
+
+    def call(name: str, *arguments: Any) -> None:
+        made.append(name)
+        if name == "cuMemcpyHtoDAsync_v2":
+            to, source, size, stream = arguments
+            assert stream.value == STREAM
+            ctypes.memmove(to.value, source.value, size.value)
+
+    monkeypatch.setattr(module, "call", call)
+    monkeypatch.setattr(module, "PinnedBuffer", FakeBuffer)
+    return made
+
+
+def as_memory(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
 
 
 @pytest.mark.parametrize("mode", [False, True])
-def test_every_byte_arrives(mode: bool, streams: list[Any]) -> None:
+def test_every_byte_arrives(mode: bool, calls: list[str]) -> None:
     sizes = [0, 1, _PIECE - 2, _PIECE, _PIECE + 2, *[3 * _PIECE // 2] * 10]
     sources = [torch.randint(256, (size,), dtype=torch.uint8) for size in sizes]
     sources += [sources[-1].view(torch.bfloat16).view(-1, 64)]
+    gpu: Any = FakeGpu()
     with torch.inference_mode(mode):
         filled = [torch.zeros_like(source) for source in sources]
-        upload(list(zip(filled, sources, strict=True)), CPU)
+        upload([(to, as_memory(source)) for to, source in zip(filled, sources, strict=True)], gpu, STREAM)
     for found, source in zip(filled, sources, strict=True):
         assert torch.equal(found.view(-1).view(torch.uint8), source.view(-1).view(torch.uint8))
-    assert 1 <= len(streams) <= 4
+    assert 2 <= len(gpu.threads) <= 5 and calls[-1] == "cuStreamSynchronize"
 
 
-def test_an_upload_that_fails_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_cannot_be_written(calls: list[str]) -> None:
+    """Files are mapped so."""
+    to, gpu = torch.zeros(3, dtype=torch.uint8), FakeGpu()
+    upload([(to, memoryview(b"abc"))], gpu, STREAM)  # type: ignore[arg-type]
+    assert bytes(to.tolist()) == b"abc"
+
+
+def test_an_upload_that_fails_ends(monkeypatch: pytest.MonkeyPatch, calls: list[str]) -> None:
     """More pieces fail than there is pinned memory, while the first, which the caller waits for, is on its way."""
-    calls: list[int] = []
+    moved: list[int] = []
 
     def move(to: int, source: int, count: int) -> None:
-        calls.append(count)
+        moved.append(count)
         if count == 2:
             time.sleep(0.5)
         else:
             raise RuntimeError("a piece failed")
 
     monkeypatch.setattr(ctypes, "memmove", move)
-    first, bad = torch.zeros(2, dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8)
+    first, bad, gpu = torch.zeros(2, dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8), FakeGpu()
     with pytest.raises(RuntimeError, match="a piece failed"):
-        upload([(first.clone(), first), *[(bad.clone(), bad)] * 100], CPU)
-    assert len(calls) > 9
+        copies = [(first.clone(), as_memory(first)), *[(bad.clone(), as_memory(bad))] * 100]
+        upload(copies, gpu, STREAM)  # type: ignore[arg-type]
+    assert len(moved) > 9 and calls[-1] == "cuStreamSynchronize"
 
 
 def test_sizes_that_differ() -> None:
+    gpu: Any = FakeGpu()
     with pytest.raises(ValueError, match="2 bytes cannot be filled with 1"):
-        upload([(torch.zeros(2, dtype=torch.uint8), torch.zeros(1, dtype=torch.uint8))], CPU)
+        upload([(torch.zeros(2, dtype=torch.uint8), memoryview(b"a"))], gpu, STREAM)

@@ -27,6 +27,7 @@ from gptoss_export.artifact.files import FileSpec
 from gptoss_export.errors import ArtifactError, BuildError, RunError
 from gptoss_export.model.sampling_state import Choice
 from gptoss_export.runtime.decode_step import DecodeStep, StepRows
+from gptoss_export.runtime.with_torch.tensors import TorchTensors
 from gptoss_export.targets.tensorrt import build
 from gptoss_export.targets.tensorrt.contexts import CACHE, Contexts
 from gptoss_export.targets.tensorrt.edition import FULL, RTX
@@ -223,7 +224,8 @@ def test_graphs_go_before_the_kernels_that_they_launch():
     decode, graph = Held(), Held()
     for name, held in ("kernels", decode), ("graph", graph):
         weakref.finalize(held, gone.append, name)
-    step = DecodeStep(decode, StepRows.empty(1, torch.device("cpu")), None)
+    tensors = TorchTensors(CPU)
+    step = DecodeStep(decode, StepRows.empty(1, tensors), None, tensors)
     step.captured[Choice.MOST_LIKELY] = graph
     del decode, graph, held, step
     gc.collect()

@@ -21,7 +21,10 @@ from gptoss_export.model.decoder import GptOss, yarn_inv_freq
 from gptoss_export.model.dtypes import torch_dtype
 from gptoss_export.model.parameters import INV_FREQ
 from gptoss_export.runtime.page_memory import allocate_pages
-from gptoss_export.runtime.program_executor import LoadedProgram, ProgramExecutor
+from gptoss_export.runtime.program_executor import ProgramExecutor
+from gptoss_export.runtime.tensors import LoadedProgram
+from gptoss_export.runtime.with_torch.choices import IN_TORCH
+from gptoss_export.runtime.with_torch.tensors import TorchTensors
 
 Fault = Callable[[Any], None]  # changes a model
 Where = Callable[[Program, int], bool]  # a program and its first slot: is the fault in it?
@@ -89,9 +92,9 @@ def load_eager(
 
     programs = {program.name: loaded(program) for program in model_programs(manifest.sizes)}
     weights = dict(right.named_parameters())
-    device = torch.device("cpu")
-    memory = allocate_pages(manifest, device, kv_memory)
-    for tensor in memory.tensors.values():
-        tensor.zero_()  # a fault may read what nobody has written
-    executor = ProgramExecutor(manifest, folder, device, weights, programs, memory)
+    tensors = TorchTensors(torch.device("cpu"))
+    memory = allocate_pages(manifest, tensors, kv_memory)
+    for tensor in memory.bound.values():
+        tensor.fill_(0)  # a fault may read what nobody has written
+    executor = ProgramExecutor(manifest, folder, tensors, weights, programs, memory, IN_TORCH)
     return Runner(manifest, folder, executor, {})

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import GptOssForCausalLM
 
 # Names of dtypes as safetensors writes them.
-FLOATS = tuple(name for name, dtype in STORED.items() if dtype.is_floating_point)
+FLOATS = tuple(name for name, dtype in STORED.items() if "float" in dtype)
 PACKED = tuple(name for name in STORED if name not in FLOATS)
 
 Shape = tuple[int, ...]

@@ -1,36 +1,32 @@
-"""Loads AOTInductor packages. Needs torch alone: no Triton, no compiler.
+"""Loads AOTInductor packages: with torch where the process has imported it, without torch's Python elsewhere. Needs no
+Triton and no compiler.
 
-torch's loader unpacks the libraries into a temporary folder, which must not be mounted noexec. It is removed as soon as
-they are loaded.
+The libraries of a package are written into a temporary folder, which must not be mounted noexec. It is removed as soon
+as they are loaded.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
-from functools import partial
+import sys
 from pathlib import Path
-
-import torch
 
 from ...artifact.manifest import Manifest
 from ...artifact.programs import Interleave, programs_of
-from ...compat.packaged_program import PackagedProgram
 from ...compat.versions import SUPPORTED, is_supported, minor
-from ...errors import ArtifactError, RunError
-from ...machine_limits import writes
+from ...errors import ArtifactError, MachineError
+from ...libtorch.installation import installation
 from ...progress import Progress
-from ...runtime.cuda.interleaving import interleave_weights
-from ...runtime.cuda.memory import reduce_process_memory
+from ...runtime.interleaving import interleave_weights
 from ...runtime.mapped_files import MappedFiles
 from ...runtime.page_memory import allocate_pages
-from ...runtime.program_executor import LoadedProgram, ProgramExecutor
+from ...runtime.program_executor import ProgramExecutor
 from ...runtime.weights import load_weights
-from ...temporary_folder import TemporaryFolder, check_executable
 from ..base_loader import Loader, LoadSettings
 from ..gpu import current_gpu_arch
 from . import cpu_isa
-from .package import checked_package, package_name, runnable_arch
+from .opened_package import OpenedPackage
+from .package import package_name, runnable_arch
 
 
 class AotiLoader(Loader):
@@ -42,7 +38,11 @@ class AotiLoader(Loader):
             for arch in manifest.archs
             if package_name(arch) not in manifest.files
         ]
-        built_with, installed = manifest.versions["torch"], torch.__version__
+        built_with = manifest.versions["torch"]
+        try:
+            installed = _installed_torch()
+        except MachineError as error:
+            return [*found, str(error)]
         supported = is_supported("torch", built_with) and is_supported("torch", installed)
         if not supported and minor(built_with) != minor(installed):
             found.append(
@@ -56,80 +56,63 @@ class AotiLoader(Loader):
             )
         current = _current_arch(manifest)
         if manifest.device == "cuda" and current is None:
-            found.append(f"device: artifact is for a CUDA GPU ({manifest.arch}), torch finds none here")
+            found.append(f"device: artifact is for a CUDA GPU ({manifest.arch}), found none here")
         elif runnable_arch(manifest, current) is None:
             archs = ", ".join(manifest.archs)
             found.append(f"arch: artifact has code for {archs}, this machine is {current}; build with --arch {current}")
         return found
 
     def load(self, manifest: Manifest, folder: Path, progress: Progress, settings: LoadSettings) -> ProgramExecutor:
-        device = torch.device(manifest.device)
-        if device.type == "cuda":
-            if settings.tune_process:
-                reduce_process_memory()
-            device = torch.device("cuda", torch.cuda.current_device())
-        with progress.stage("load weights"):
-            # On CUDA the weights are copied to the GPU.
-            mapped = MappedFiles(folder / name for name in manifest.weight_files() if device.type == "cpu")
-            weights = load_weights(manifest, folder, device)
-        with progress.stage("load programs"):
-            programs = load_programs(manifest, folder, device, mapped)
-        with progress.stage("allocate and warm up"):
-            if device.type == "cuda":
-                interleave = programs[Interleave().name]
-                interleave_weights(weights, lambda words: interleave([words])[0])
-            memory = allocate_pages(manifest, device, settings.kv_memory)
-            return ProgramExecutor(manifest, folder, device, weights, programs, memory)
+        arch = runnable_arch(manifest, _current_arch(manifest))
+        if arch is None:
+            raise ArtifactError(f"{folder}: has no code for this machine")
+        with progress.stage("open the device"):
+            package = _opened(manifest, folder, arch, settings.tune_process)
+        tensors = package.tensors
+        # On CUDA the weights are copied to the GPU.
+        mapped = MappedFiles(folder / name for name in manifest.weight_files() if not tensors.on_gpu)
+        with progress.stage("begin to load weights"), tensors.working():
+            loading = load_weights(manifest, folder, tensors)
+        with loading as weights:
+            with progress.stage("load programs"):
+                programs = package.programs(mapped)
+
+            def finish_weights() -> None:
+                with progress.stage("wait for the weights"):
+                    weights.wait()
+                    if tensors.on_gpu:
+                        interleave = programs[Interleave().name]
+                        interleave_weights(weights.tensors, lambda words: interleave([words])[0], tensors)
+
+            if not tensors.captures_at_first:  # programs run before they are captured, with the weights
+                finish_weights()
+            with progress.stage("allocate and capture" if tensors.on_gpu else "allocate"):
+                with tensors.working():
+                    memory = allocate_pages(manifest, tensors, settings.kv_memory)
+                executor = ProgramExecutor(manifest, folder, tensors, weights.tensors, programs, memory, choices={})
+            if tensors.captures_at_first:
+                finish_weights()
+        return executor
 
 
-def load_programs(
-    manifest: Manifest, folder: Path, device: torch.device, mapped: MappedFiles
-) -> dict[str, LoadedProgram]:
-    """The programs of the package that this machine runs.
+def _opened(manifest: Manifest, folder: Path, arch: str, tune_process: bool) -> OpenedPackage:
+    """The package for `arch`, in the way that suits this process."""
+    if "torch" in sys.modules:
+        from .with_torch import TorchPackage
 
-    mapped  the files of weights that the programs read where they are mapped
+        return TorchPackage(manifest, folder, arch, tune_process)
+    from .without_torch import LibtorchPackage
 
-    Raises ArtifactError naming the program that cannot be loaded.
-    """
-    arch = runnable_arch(manifest, _current_arch(manifest))
-    if arch is None:
-        raise ArtifactError(f"{folder}: has no code for this machine")
-    data = checked_package(manifest, folder, arch)
-    programs: dict[str, LoadedProgram] = {}
-    # Code stays mapped when its files are removed.
-    with TemporaryFolder() as temporary:
-        check_executable(temporary.path, ArtifactError)
-        package = temporary.path / package_name(arch)
-        with writes(package):
-            package.write_bytes(data)
-        for name in manifest.programs:
-            try:
-                opened = PackagedProgram(package, manifest.files[package.name].sha256, name, device)
-            except RuntimeError as error:
-                raise ArtifactError(
-                    f"{folder / package.name}: program {name} cannot be loaded: {_first_line(error)}"
-                ) from error
-            programs[name] = partial(_run, opened, name, mapped)
-    return programs
+    return LibtorchPackage(manifest, folder, arch, tune_process)
 
 
 def _current_arch(manifest: Manifest) -> str | None:
     return cpu_isa.current_arch() if manifest.device == "cpu" else current_gpu_arch()
 
 
-def _run(opened: PackagedProgram, name: str, mapped: MappedFiles, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    mapped.check()
-    try:
-        return opened.run(inputs)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise RunError(f"program {name} failed: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    """An error of torch without the stack of its C++."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _installed_torch() -> str:
+    torch = sys.modules.get("torch")
+    return installation().version if torch is None else torch.__version__
 
 
 LOADER = AotiLoader()

@@ -46,8 +46,8 @@ def runnable_arch(manifest: Manifest, current: str | None) -> str | None:
     return max((arch for arch in manifest.archs if runs(arch, current)), key=cpu_isa.rank, default=None)
 
 
-def checked_package(manifest: Manifest, folder: Path, arch: str) -> bytes:
-    """The package for `arch`, checked, as an archive that can be unpacked.
+def checked_members(manifest: Manifest, folder: Path, arch: str) -> dict[str, bytes]:
+    """The members of the package for `arch` by name, checked.
 
     Raises ArtifactError for a file that cannot be read or is not the one in the manifest, for members that do not
     belong into a package, and for code that was compiled for something else than the manifest says.
@@ -66,7 +66,13 @@ def checked_package(manifest: Manifest, folder: Path, arch: str) -> bytes:
     )
     root = next(iter(members)).partition("/")[0]
     check_description(manifest, arch, members.get(f"{root}/extra/{DESCRIPTION}"), path)
-    return _archive(members)
+    return members
+
+
+def program_of(member: str) -> str | None:
+    """The program that a member belongs to, None for others."""
+    found = _MEMBER.fullmatch(member)
+    return found["program"] if found else None
 
 
 def _members(data: bytes, path: Path) -> dict[str, bytes]:
@@ -84,15 +90,7 @@ def _members(data: bytes, path: Path) -> dict[str, bytes]:
                 else:
                     members[info.filename] = archive.read(info)
     # The zip module raises other errors than its own for some damages.
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        LookupError,
-        NotImplementedError,
-        ValueError,
-        OverflowError,
-        OSError,
-    ) as error:
+    except _ZIP_ERRORS as error:
         raise ArtifactError(f"{path}: cannot be read as a package ({error}); {_ADVICE}") from None
     raise_all(ArtifactError, f"{path}: is no package of programs; {_ADVICE}", problems)
     return members
@@ -110,7 +108,8 @@ def _member_problems(members: Mapping[str, bytes], programs: Mapping[str, object
     yield from (f"program {shown(name)}: not in the manifest" for name in sorted(held - programs.keys()))
 
 
-def _archive(members: dict[str, bytes]) -> bytes:
+def archive(members: dict[str, bytes]) -> bytes:
+    """Members as an archive that torch can unpack."""
     out = BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for name, data in members.items():

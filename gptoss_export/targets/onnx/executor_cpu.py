@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -22,10 +23,6 @@ class NumpyOutput:
     """The logits [n, V] float32 of some tokens, and the log probabilities that follow from them."""
 
     logits: np.ndarray
-
-    @run_errors()
-    def logprob(self, tokens: np.ndarray) -> np.ndarray:
-        return logprob(self.logits, tokens)
 
 
 @dataclass(frozen=True)
@@ -77,13 +74,12 @@ class CpuExecutor(Executor):
     def decode(self, tokens: dict[int, int], lengths: Sequence[int]) -> np.ndarray:
         return self.model.decode(tokens, lengths) if tokens else np.zeros_like(self._logits)
 
-    @run_errors()
-    def to_host(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        return np.concatenate(list(arrays))
+    def logprobs(self, output: ChunkOutput, tokens: Sequence[int]) -> Callable[[], np.ndarray]:
+        return partial(_logprobs, output.logits, tokens)
 
     @run_errors()
-    def token_array(self, tokens: Sequence[int]) -> np.ndarray:
-        return np.array(tokens, np.int64)
+    def joined(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate(list(arrays))
 
     def set_sampling(self, given: Mapping[int, Sampling]) -> None:
         for slot, sampling in given.items():
@@ -134,3 +130,8 @@ class CpuExecutor(Executor):
             self._top = {}
             tokens, logprobs = choose(logits, last, params)
         self._tokens[chosen], self._logprobs[chosen] = tokens, logprobs  # those of other slots stay
+
+
+@run_errors()
+def _logprobs(logits: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
+    return logprob(logits, np.array(tokens, np.int64))

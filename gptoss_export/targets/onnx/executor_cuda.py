@@ -5,6 +5,7 @@ The decode step is one CUDA graph, with the choice of the next token in it: torc
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,11 +14,12 @@ import torch
 from ...artifact.manifest import Manifest
 from ...artifact.programs import SCORE_ROWS
 from ...progress import Progress
-from ...runtime.choosing import StepOutput
-from ...runtime.cuda.memory import reduce_process_memory
 from ...runtime.decode_step import Decoded, StepRows
+from ...runtime.device_executor import DeviceExecutor, Placement
 from ...runtime.executor import ChunkOutput, Outputs, Part, Prompt
-from ...runtime.torch_executor import Placement, TorchExecutor
+from ...runtime.with_torch.choices import IN_TORCH, output_of
+from ...runtime.with_torch.process_memory import reduce_process_memory
+from ...runtime.with_torch.tensors import TorchTensors
 from .model_cuda import CudaModel, load_model
 
 
@@ -32,20 +34,23 @@ def load_cuda(manifest: Manifest, folder: Path, progress: Progress, tune_process
         return CudaExecutor(manifest, model)
 
 
-class CudaExecutor(TorchExecutor):
+class CudaExecutor(DeviceExecutor):
     """Prefills and decode steps over a model; the step is captured, with the choice of the next token in it."""
 
     def __init__(self, manifest: Manifest, model: CudaModel) -> None:
         self.model = model
         width = manifest.sizes.max_batch
-        rows = StepRows.empty(width, model.device)
-        moving = self._moving = torch.zeros_like(rows.positions)  # 1 where the row's sequence takes part, or 0
+        tensors = TorchTensors(model.device)
+        with tensors.working():
+            rows = StepRows.empty(width, tensors)
+            tokens, positions = torch.as_tensor(rows.tokens), torch.as_tensor(rows.positions)
+            moving = self._moving = torch.zeros_like(positions)  # 1 where the row's sequence takes part, or 0
 
         def decode() -> Decoded:
-            output = StepOutput.of(model.decode(rows.tokens, rows.positions))
-            return Decoded(output, rows.positions + moving, torch.where(moving > 0, rows.positions, -1))
+            output = output_of(model.decode(tokens, positions))
+            return Decoded(output, positions + moving, torch.where(moving > 0, positions, -1))
 
-        super().__init__(manifest, {width: rows}, {width: decode})
+        super().__init__(manifest, tensors, {width: rows}, {width: decode}, IN_TORCH)
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -59,7 +64,7 @@ class CudaExecutor(TorchExecutor):
 
     def _write_rows(self, rows: StepRows, placed: Placement) -> None:
         super()._write_rows(rows, placed)
-        self._moving.copy_(self._ids(placed.moving))
+        self.tensors.write(self._moving, array("q", placed.moving))
 
     def chunk_of(self, prompt: Prompt) -> Part:
         return prompt.first(self._chunk_for(len(prompt.tokens)))
@@ -75,4 +80,4 @@ class CudaExecutor(TorchExecutor):
 def _outputs(logits: torch.Tensor) -> Iterator[ChunkOutput]:
     """Logits [n, V] as outputs of a few rows each, which bound the memory of their float32 copies."""
     for rows in logits.split(SCORE_ROWS) if len(logits) else ():
-        yield StepOutput.of(rows)
+        yield output_of(rows)

@@ -27,7 +27,7 @@ import torch
 from ...artifact.manifest import Manifest
 from ...errors import ArtifactError, RunError
 from ...model.dtypes import torch_dtype
-from ...runtime.cuda.driver import own_stream
+from ...runtime.with_torch.capture import own_stream
 from .model_files import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_FROM, LOGITS_TO, MODEL, PROBE, cache_names
 from .session import open_closed_model, open_session, run_errors
 

@@ -12,11 +12,13 @@ from ...artifact.programs import model_programs
 from ...errors import ArtifactError
 from ...model.mxfp4 import interleave_words
 from ...progress import Progress
-from ...runtime.cuda.interleaving import interleave_weights
-from ...runtime.cuda.memory import reduce_process_memory
+from ...runtime.interleaving import interleave_weights
 from ...runtime.page_memory import allocate_pages
 from ...runtime.program_executor import ProgramExecutor
 from ...runtime.weights import load_weights
+from ...runtime.with_torch.choices import IN_TORCH
+from ...runtime.with_torch.process_memory import reduce_process_memory
+from ...runtime.with_torch.tensors import TorchTensors
 from ..base_loader import Loader, LoadSettings, Table
 from ..gpu import current_gpu_arch
 from .check import load_schedule
@@ -48,14 +50,18 @@ class TensorRTLoader(Loader):
         if settings.tune_process:
             reduce_process_memory()
         device = torch.device("cuda", torch.cuda.current_device())
-        with progress.stage("load weights"):
-            weights = load_weights(manifest, folder, device)
-            interleave_weights(weights, interleave_words)
+        tensors = TorchTensors(device)
+        with progress.stage("load weights"), tensors.working():
+            with load_weights(manifest, folder, tensors) as loading:
+                loading.wait()
+            weights = loading.tensors
+            interleave_weights(weights, interleave_words, tensors)
         with progress.stage("load programs"):
             programs = load_programs(manifest, folder, device, edition)
         with progress.stage("allocate and warm up"):
-            memory = allocate_pages(manifest, device, settings.kv_memory)
-            return ProgramExecutor(manifest, folder, device, weights, programs, memory)
+            with tensors.working():
+                memory = allocate_pages(manifest, tensors, settings.kv_memory)
+            return ProgramExecutor(manifest, folder, tensors, weights, programs, memory, IN_TORCH)
 
     def tables(self, manifest: Manifest, folder: Path) -> list[Table]:
         schedule = load_schedule(folder, manifest)

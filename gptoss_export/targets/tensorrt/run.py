@@ -20,9 +20,8 @@ from ...artifact.manifest import Manifest
 from ...artifact.programs import TensorSpec
 from ...errors import ArtifactError, RunError, raise_all
 from ...model.dtypes import torch_dtype
-from ...runtime.cuda.capture import CAPTURING
-from ...runtime.cuda.driver import own_stream
-from ...runtime.program_executor import LoadedProgram
+from ...runtime.tensors import LoadedProgram
+from ...runtime.with_torch.capture import CAPTURING, own_stream
 from .check import binding_violations, load_schedule
 from .contexts import CACHE, Contexts
 from .edition import Edition
@@ -62,7 +61,7 @@ def run_program(
     contexts: Contexts,
     kernels: Mapping[str, LaunchedKernel],
     arena: torch.Tensor,
-    inputs: Sequence[torch.Tensor],
+    inputs: Sequence[Any],
 ) -> list[torch.Tensor]:
     """Enqueue a program; returns its results, in new tensors."""
     # Kernels are launched in the context of the current device, and the caller may have another one current.

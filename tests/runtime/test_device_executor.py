@@ -15,15 +15,17 @@ from gptoss_export import SamplingParams
 from gptoss_export.artifact.programs import Sizes
 from gptoss_export.model.choice import Adjusting
 from gptoss_export.model.sampling_state import DRAWING, Choice
-from gptoss_export.runtime.choosing import IN_TORCH, Chooser, StepOutput
+from gptoss_export.runtime.choosing import Chooser
 from gptoss_export.runtime.decode_step import Decoded, DecodeStep, StepRows
+from gptoss_export.runtime.device_executor import DeviceExecutor
 from gptoss_export.runtime.executor import ChunkOutput, Outputs, Part, Prompt, Sampling
 from gptoss_export.runtime.sampling_buffers import SamplingBuffers
-from gptoss_export.runtime.torch_executor import TorchExecutor
+from gptoss_export.runtime.with_torch.choices import IN_TORCH, output_of
+from gptoss_export.runtime.with_torch.tensors import TorchTensors
 
 SIZES, VOCABULARY = Sizes((1, 3), 128, (16, 64)), 40
 SLOTS = SIZES.max_batch
-CPU = torch.device("cpu")
+TENSORS = TorchTensors(torch.device("cpu"))
 
 
 class Read(NamedTuple):
@@ -34,20 +36,21 @@ class Read(NamedTuple):
     slots: list[int]
 
 
-class FixedLogits(TorchExecutor):
+class FixedLogits(DeviceExecutor):
     """The logits of a step depend on the slot of each row alone. It records what each step reads."""
 
     def __init__(self) -> None:
         self.logits = 2 * torch.randn(SLOTS, VOCABULARY, generator=torch.Generator().manual_seed(5))
         self.read: list[Read] = []
         manifest: Any = SimpleNamespace(sizes=SIZES, model=SimpleNamespace(vocab_size=VOCABULARY))
-        rows = {width: StepRows.empty(width, CPU) for width in SIZES.widths}
-        super().__init__(manifest, rows, {width: partial(self._decode, rows[width]) for width in rows})
+        rows = {width: StepRows.empty(width, TENSORS) for width in SIZES.widths}
+        decode = {width: partial(self._decode, rows[width]) for width in rows}
+        super().__init__(manifest, TENSORS, rows, decode, IN_TORCH)
 
     def _decode(self, rows: StepRows) -> Decoded:
         self.read.append(Read(rows.tokens.tolist(), rows.positions.tolist(), rows.slots.tolist()))
         next_positions = rows.positions + (rows.positions >= 0)
-        return Decoded(StepOutput.of(self.logits[rows.slots]), next_positions, rows.positions)
+        return Decoded(output_of(self.logits[rows.slots]), next_positions, rows.positions)
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -62,15 +65,15 @@ class FixedLogits(TorchExecutor):
 
 def test_an_adjusted_step_counts_nothing_for_a_row_that_takes_no_part() -> None:
     """Such a row may have a position, where a target writes to every slot."""
-    buffers = SamplingBuffers(2, VOCABULARY, CPU)
+    buffers = SamplingBuffers(2, VOCABULARY, TENSORS)
     buffers.set({slot: Sampling(SamplingParams(presence_penalty=1.0)) for slot in range(2)})
     rows = StepRows(torch.zeros(2, dtype=torch.int64), torch.tensor([4, 9]), torch.arange(2))
     logits = torch.randn(2, VOCABULARY, generator=torch.Generator().manual_seed(8))
 
     def decode() -> Decoded:
-        return Decoded(StepOutput.of(logits), rows.positions + torch.tensor([1, 0]), torch.tensor([4, -1]))
+        return Decoded(output_of(logits), rows.positions + torch.tensor([1, 0]), torch.tensor([4, -1]))
 
-    DecodeStep(decode, rows, Chooser(buffers, IN_TORCH)).run(Choice.ADJUSTED)
+    DecodeStep(decode, rows, Chooser(buffers, IN_TORCH), TENSORS).run(Choice.ADJUSTED)
     counts = Adjusting(*buffers.read_by(Choice.ADJUSTED)[len(DRAWING) :]).counts
     assert counts.sum(dim=1).tolist() == [1, 0] and rows.positions.tolist() == [5, 9]
 
@@ -86,7 +89,7 @@ def test_choices(params: SamplingParams) -> None:
     prompt_logits = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(6))
     executor.set_sampling({0: Sampling(params), 1: Sampling(params)})
     for slot in (0, 1):
-        executor.keep_output(slot, StepOutput.of(prompt_logits))
+        executor.keep_output(slot, output_of(prompt_logits))
     executor.choose_first([0, 1], [5, 30, 0], choice)
     tokens, logprobs, logits = executor.pending_tokens(keep_logits=True).wait()
     row = prompt_logits[0].tolist()
@@ -112,7 +115,7 @@ def test_a_step_runs_the_smallest_width_with_the_tokens_of_its_slots() -> None:
     executor = FixedLogits()
     best = executor.logits.argmax(dim=-1).tolist()  # what every step of a slot chooses
     for slot in range(SLOTS):
-        executor.keep_output(slot, StepOutput.of(torch.eye(VOCABULARY)[slot + 30][None]))
+        executor.keep_output(slot, output_of(torch.eye(VOCABULARY)[slot + 30][None]))
     executor.choose_first([0, 1, 2], [4, 9, 7], Choice.MOST_LIKELY)
     assert executor.pending_tokens(keep_logits=False).wait()[0] == {0: 30, 1: 31, 2: 32}
     executor.step([0, 2], [4, 9, 7], Choice.MOST_LIKELY)
@@ -181,5 +184,4 @@ def test_the_smallest_chunk_that_takes_all_tokens() -> None:
 
 def test_arrays() -> None:
     executor = FixedLogits()
-    assert executor.token_array([3, 1]).tolist() == [3, 1]
-    assert executor.to_host([torch.ones(2), torch.zeros(1)]).tolist() == [1, 1, 0]
+    assert executor.joined([torch.ones(2), torch.zeros(1)]).tolist() == [1, 1, 0]

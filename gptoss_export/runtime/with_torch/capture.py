@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple, TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 
-from .driver import own_stream
-from .early_launch import launch_early
+from ...cuda.driver import call
+from ...cuda.early_launch import launch_early
+from ..tensors import Captured
 
 Result = TypeVar("Result")
 
 # torch captures one graph at a time in a process, on the one stream that all runners share for it.
 CAPTURING = threading.RLock()
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 
 
-class Captured(NamedTuple):
-    """A graph that can be replayed, and how many of its kernels are launched early."""
+@cache
+def own_stream(device: torch.device) -> torch.cuda.Stream:
+    """One stream a device besides the default one, for capturing graphs and for work that must not run on the default
+    one.
 
-    graph: torch.cuda.CUDAGraph
-    early_launches: int
+    torch makes 32 streams when it makes its first, and they take GPU memory (docs/experiments.md). This stream is never
+    destroyed, because the memory of graphs is bound to it.
+    """
+    handle = ctypes.c_void_p()
+    with torch.cuda.device(device):
+        torch.cuda.synchronize()
+        call("cuStreamCreate", ctypes.byref(handle), _NON_BLOCKING)
+        return torch.cuda.ExternalStream(handle.value)
 
 
 def capture(work: Callable[[], Result], device: torch.device, pool: Any = None) -> tuple[Captured, Result]:
@@ -47,7 +59,7 @@ def capture(work: Callable[[], Result], device: torch.device, pool: Any = None) 
                 _abandon(graph)
                 raise
             graph.capture_end()
-        early = launch_early(graph.raw_cuda_graph())
+        early = launch_early(graph.raw_cuda_graph(), torch.cuda.get_device_capability(device))
         graph.instantiate()
     return Captured(graph, early), result
 

@@ -8,7 +8,7 @@ import os
 
 import torch
 
-from .driver import call
+from ...cuda.driver import call
 
 _STACK_SIZE = 0  # CU_LIMIT_STACK_SIZE
 

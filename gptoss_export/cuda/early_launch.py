@@ -15,8 +15,6 @@ from __future__ import annotations
 import ctypes
 from collections import Counter
 
-import torch
-
 from .driver import call, version
 
 SUFFIX = "_pdl"
@@ -40,13 +38,15 @@ class _KernelParameters(ctypes.Structure):
     ]  # fmt: skip
 
 
-def launch_early(graph: int) -> int:
+def launch_early(graph: int, capability: tuple[int, int]) -> int:
     """Make the edges into `_pdl` kernels of a cudaGraph_t programmatic; returns how many there are.
+
+    capability  of the GPU, such as (9, 0)
 
     Only edges from one kernel to a kernel that follows nothing else are changed; one captured stream gives such
     edges. There are none on GPUs before sm_90, whose kernels do not wait, and with drivers that know no programmatic
     edges. Raises RunError where the driver refuses."""
-    if version() < _SINCE or torch.cuda.get_device_capability() < (9, 0):
+    if version() < _SINCE or capability < (9, 0):
         return 0
 
     def name_of(node: int) -> str | None:

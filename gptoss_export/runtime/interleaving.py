@@ -6,20 +6,20 @@ each load reads and writes the weights once more, in the GPU's memory."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
-import torch
+from ..artifact.programs import Interleave
+from ..model.parameters import is_mxfp4_blocks
+from .tensors import Tensor, Tensors
 
-from ...artifact.programs import Interleave
-from ...model.parameters import is_mxfp4_blocks
 
-
-def interleave_weights(weights: Mapping[str, torch.Tensor], interleave: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def interleave_weights(weights: Mapping[str, Tensor], interleave: Callable[[Any], Tensor], tensors: Tensors) -> None:
     """Interleave the blocks among `weights`, which are on a GPU.
 
     interleave  `mxfp4.interleave_words`, or what computes the same
     """
-    with torch.inference_mode():
+    with tensors.working():
         for name, weight in weights.items():
             if is_mxfp4_blocks(name):
-                for words in weight.view(-1).view(torch.int64).split(Interleave.likely_rows):
+                for words in tensors.reinterpreted(weight, "int64").split(Interleave.likely_rows):
                     words.copy_(interleave(words))

@@ -1,0 +1,1 @@
+"""A GPU through the CUDA driver: its memory, streams and graphs. Needs no torch."""

@@ -1,0 +1,98 @@
+"""A GPU as the driver has it: its context, its streams, its memory."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+
+from ..errors import MachineError, RunError
+from .driver import call
+
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
+_NO_TIMING = 2  # CU_EVENT_DISABLE_TIMING
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_
+_STACK_SIZE = 0  # CU_LIMIT_STACK_SIZE
+_NAME = 256
+
+
+class Gpu:
+    """GPU number `index` of those that the process sees. Its context is the one that torch uses too."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self._device, self._context = ctypes.c_int(), ctypes.c_void_p()
+        call("cuInit", 0)
+        call("cuDeviceGet", ctypes.byref(self._device), index)
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        """Such as (9, 0)."""
+        return self._attribute(_MAJOR), self._attribute(_MINOR)
+
+    @property
+    def name(self) -> str:
+        found = ctypes.create_string_buffer(_NAME)
+        call("cuDeviceGetName", found, _NAME, self._device)
+        return found.value.decode()
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """In this context, calls of the driver by this thread are for this GPU."""
+        if not self._context:
+            call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
+        call("cuCtxPushCurrent_v2", self._context)
+        try:
+            yield
+        finally:
+            call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that are free, and all of them."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        with self.current():
+            call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+        return free.value, total.value
+
+    def limit_stack(self) -> None:
+        """Reserve no memory for stacks beyond what each thread has at first: the driver raises the limit for a kernel
+        that needs more, unless the kernel is recursive."""
+        with self.current():
+            call("cuCtxSetLimit", _STACK_SIZE, ctypes.c_size_t(0))
+
+    def synchronize(self) -> None:
+        """Wait until the GPU has done everything."""
+        with self.current():
+            call("cuCtxSynchronize")
+
+    def new_stream(self) -> int:
+        """A stream that waits for no other one."""
+        made = ctypes.c_void_p()
+        with self.current():
+            call("cuStreamCreate", ctypes.byref(made), _NON_BLOCKING)
+        return made.value or 0
+
+    def new_event(self) -> ctypes.c_void_p:
+        """An event. The caller is in `current`."""
+        made = ctypes.c_void_p()
+        call("cuEventCreate", ctypes.byref(made), _NO_TIMING)
+        return made
+
+    def _attribute(self, number: int) -> int:
+        found = ctypes.c_int()
+        call("cuDeviceGetAttribute", ctypes.byref(found), number, self._device)
+        return found.value
+
+
+@cache
+def gpu(index: int) -> Gpu:
+    """The one object of a GPU: its context is retained once."""
+    return Gpu(index)
+
+
+def first_gpu() -> Gpu | None:
+    """The first GPU that the process sees; None where there is none, or no driver."""
+    with suppress(MachineError, RunError):
+        return gpu(0)
+    return None

@@ -1,0 +1,54 @@
+"""Memory of the host that a GPU reads and writes by itself."""
+
+from __future__ import annotations
+
+import ctypes
+from types import TracebackType
+
+from .driver import call, check, function
+
+_PORTABLE = 1  # CU_MEMHOSTALLOC_PORTABLE
+_NO_TIMING = 2  # CU_EVENT_DISABLE_TIMING
+_NOT_READY = 600  # CUDA_ERROR_NOT_READY
+
+
+class PinnedBuffer:
+    """`size` bytes of pinned memory, with an event after which the GPU is done with them.
+
+    All calls are made in the context of one GPU (`Gpu.current`). It is freed at the end of a `with`.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size, self.pointer, self._event = size, ctypes.c_void_p(), ctypes.c_void_p()
+        call("cuMemHostAlloc", ctypes.byref(self.pointer), ctypes.c_size_t(size), _PORTABLE)
+        call("cuEventCreate", ctypes.byref(self._event), _NO_TIMING)
+
+    @property
+    def address(self) -> int:
+        return self.pointer.value or 0
+
+    def record(self, stream: int) -> None:
+        """What is on the stream now is what `wait` waits for."""
+        call("cuEventRecord", self._event, ctypes.c_void_p(stream))
+
+    def is_done(self) -> bool:
+        """Whether `wait` would return at once."""
+        error = function("cuEventQuery")(self._event)
+        if error != _NOT_READY:
+            check("cuEventQuery", error)
+        return error == 0
+
+    def wait(self) -> None:
+        call("cuEventSynchronize", self._event)
+
+    def close(self) -> None:
+        call("cuEventDestroy_v2", self._event)
+        call("cuMemFreeHost", self.pointer)
+
+    def __enter__(self) -> PinnedBuffer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,1 +1,0 @@
-"""What the runtime does with CUDA beyond torch's calls: streams, graph edges, uploads, memory settings."""

@@ -1,0 +1,54 @@
+"""The tensors of a safetensors file where they are mapped, read without a tensor library: safetensors' own reader
+copies, or needs torch.
+
+The format: eight bytes with the length n of the header (little-endian), n bytes of JSON, then the tensors' bytes. The
+header has for each tensor its dtype, its shape, and its first and last byte among those behind the header.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArtifactError
+from ..json_file import parse_object
+from ..model.dtypes import ITEM_SIZES, STORED
+
+_LENGTH = 8  # bytes of the length
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """memory: what the file holds of it, in the order of the shape's indices. dtype: torch's name without `torch.`"""
+
+    shape: tuple[int, ...]
+    dtype: str
+    memory: memoryview
+
+
+class StoredFile:
+    """A file's tensors by name. They stay mapped while one is used. Raises ArtifactError where it cannot be read."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with path.open("rb") as file:
+                # Private: torch wants memory that it could write. Nobody does.
+                whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+            begin = _LENGTH + int.from_bytes(whole[:_LENGTH], "little")
+            header = parse_object(bytes(whole[_LENGTH:begin]), ArtifactError, subject=f"{path}: the header")
+            self.tensors = {
+                name: _tensor(item, whole[begin:]) for name, item in header.items() if name != "__metadata__"
+            }
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{path}: cannot be read as safetensors ({error})") from None
+
+
+def _tensor(item: dict[str, Any], data: memoryview) -> StoredTensor:
+    (start, end), shape, dtype = item["data_offsets"], tuple(item["shape"]), STORED[item["dtype"]]
+    size = math.prod(shape) * ITEM_SIZES[dtype]
+    if not 0 <= start <= end <= len(data) or end - start != size or any(length < 0 for length in shape):
+        raise ValueError(f"{dtype} {list(shape)} at bytes {start} to {end} of {len(data)}, expected {size} bytes")
+    return StoredTensor(shape, dtype, data[start:end])

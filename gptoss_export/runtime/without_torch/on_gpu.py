@@ -1,0 +1,215 @@
+"""Arrays in the memory of a GPU. All work is put on one stream, graphs are captured on another one."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from functools import cached_property, partial
+from typing import Any, TypeVar
+
+from ...cuda.driver import call, function
+from ...cuda.early_launch import launch_early
+from ...cuda.gpu import Gpu
+from ...cuda.pinned import PinnedBuffer
+from ...cuda.upload import Copy, upload
+from ...errors import RunError
+from ...libtorch.graph_capture import CapturedGraph, GraphMemory, Pool
+from ...libtorch.interface import Libtorch
+from ..tensors import Captured, Fetched
+from .array import Array
+from .base import ArrayTensors, as_numpy
+
+Result = TypeVar("Result")
+_SMALL = 1 << 16  # bytes: the driver takes so many from ordinary memory without waiting for the GPU
+_CAPTURING = 1  # CU_STREAM_CAPTURE_STATUS_ACTIVE
+_KEEP_FREED = 4  # CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
+_LOCK = threading.RLock()  # libtorch captures one graph at a time in a process
+
+
+class GpuArrays(ArrayTensors):
+    """Arrays of one GPU.
+
+    stream  on which everything happens; while a graph is captured, the one that is captured
+    """
+
+    on_gpu = True
+    captures_at_first = True  # so that memory for a first call outside of a graph is never taken
+
+    def __init__(self, loading: Future[Libtorch], gpu: Gpu) -> None:
+        super().__init__(loading)
+        self.gpu, self.gpu_index = gpu, gpu.index
+        self.stream, self._capturing_stream = gpu.new_stream(), gpu.new_stream()
+        self.pinned = PinnedBuffers()
+        with gpu.current():
+            pool = ctypes.c_void_p()
+            call("cuDeviceGetDefaultMemPool", ctypes.byref(pool), gpu.index)
+            call("cuMemPoolSetAttribute", pool, _KEEP_FREED, ctypes.byref(ctypes.c_uint64(64 << 20)))
+
+    def empty(self, shape: Sequence[int], dtype: str) -> Array:
+        size = Array(self, 0, shape, dtype, None).nbytes
+        address = ctypes.c_uint64()
+        call("cuMemAllocAsync", ctypes.byref(address), ctypes.c_size_t(max(size, 1)), ctypes.c_void_p(self.stream))
+        return Array(self, address.value, shape, dtype, _Memory(address, self))
+
+    def copy(self, to: int, source: int, size: int) -> None:
+        call("cuMemcpyDtoDAsync_v2", ctypes.c_uint64(to), ctypes.c_uint64(source), ctypes.c_size_t(size),
+             ctypes.c_void_p(self.stream))  # fmt: skip
+
+    def copy_from_host(self, to: int, source: int, size: int) -> None:
+        if size <= _SMALL:
+            self._copy_from_host(to, source, size)
+            return
+        buffer = self.pinned.take(size)
+        ctypes.memmove(buffer.address, source, size)
+        self._copy_from_host(to, buffer.address, size)
+        buffer.record(self.stream)
+        self.pinned.give_back(buffer)
+
+    def fill(self, to: Array, value: float) -> None:
+        stream, address = ctypes.c_void_p(self.stream), ctypes.c_uint64(to.data_ptr())
+        if value == 0 or (value == -1 and to.dtype in ("int32", "int64")):
+            byte = 0 if value == 0 else 0xFF
+            call("cuMemsetD8Async", address, ctypes.c_ubyte(byte), ctypes.c_size_t(to.nbytes), stream)
+        elif to.dtype in ("float32", "int32"):
+            bits = ctypes.c_uint32.from_buffer(
+                ctypes.c_float(value) if to.dtype == "float32" else ctypes.c_int32(int(value))
+            )
+            call("cuMemsetD32Async", address, bits, ctypes.c_size_t(to.size), stream)
+        else:
+            raise ValueError(f"{to} cannot be filled with {value}")
+
+    def synchronize(self) -> None:
+        with self.gpu.current():
+            call("cuStreamSynchronize", ctypes.c_void_p(self.stream))
+
+    def fetch(self, tensors: Sequence[Any]) -> Fetched:
+        with self.gpu.current():
+            return _Copies(self, tensors)
+
+    def mapped(self, memory: memoryview, shape: Sequence[int], dtype: str) -> Array:
+        raise NotImplementedError("a GPU does not compute with memory of the host")
+
+    def filling(self, copies: Sequence[Copy]) -> Callable[[], None]:
+        return partial(upload, copies, self.gpu, self.stream)
+
+    def capture(self, work: Callable[[], Result], pool: Pool | None = None) -> tuple[Captured, Result]:
+        with _LOCK:
+            before, self.stream = self.stream, self._capturing_stream
+            try:
+                graph, result = self._graphs.capture(work, self.stream, pool, _is_capturing)
+            finally:
+                self.stream = before
+            early = launch_early(graph.raw, self.gpu.capability)
+            return Captured(_Replay(graph, self), early), result
+
+    def new_pool(self) -> Pool:
+        return self._graphs.new_pool()
+
+    @cached_property
+    def _graphs(self) -> GraphMemory:
+        return GraphMemory(self.libtorch, self.gpu.index)
+
+    def free_memory(self) -> int:
+        return self.gpu.memory()[0]
+
+    def working(self) -> AbstractContextManager[None]:
+        return self.gpu.current()
+
+    def _copy_from_host(self, to: int, source: int, size: int) -> None:
+        call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(to), ctypes.c_void_p(source), ctypes.c_size_t(size),
+             ctypes.c_void_p(self.stream))  # fmt: skip
+
+
+class _Memory:
+    """Memory of the GPU. It is given back when the stream has done what is on it now."""
+
+    def __init__(self, address: ctypes.c_uint64, tensors: GpuArrays) -> None:
+        weakref.finalize(self, _give_back, address, tensors.gpu, tensors.stream).atexit = False
+
+
+def _give_back(address: ctypes.c_uint64, gpu: Gpu, stream: int) -> None:
+    with gpu.current():
+        call("cuMemFreeAsync", address, ctypes.c_void_p(stream))
+
+
+class _Replay:
+    """An instantiated graph."""
+
+    def __init__(self, graph: CapturedGraph, tensors: GpuArrays) -> None:
+        self._graph, self._tensors = graph, tensors  # the memory of the graph lives as long as this
+        self._executable = ctypes.c_void_p()
+        call(
+            "cuGraphInstantiateWithFlags",
+            ctypes.byref(self._executable),
+            ctypes.c_void_p(graph.raw),
+            ctypes.c_uint64(0),
+        )
+        self._launch = function("cuGraphLaunch")
+        weakref.finalize(self, _destroy, self._executable, tensors.gpu).atexit = False
+
+    def replay(self) -> None:
+        if error := self._launch(self._executable, ctypes.c_void_p(self._tensors.stream)):
+            raise RunError(f"CUDA driver: cuGraphLaunch failed with error {error}")
+
+
+def _destroy(executable: ctypes.c_void_p, gpu: Gpu) -> None:
+    with gpu.current():
+        call("cuCtxSynchronize")  # it may still run
+        call("cuGraphExecDestroy", executable)
+
+
+class PinnedBuffers:
+    """Pinned memory that is used again and again. All calls are made in the context of one GPU."""
+
+    def __init__(self) -> None:
+        self._idle: dict[int, deque[PinnedBuffer]] = {}
+
+    def take(self, size: int) -> PinnedBuffer:
+        """A buffer of at least `size` bytes that the GPU is done with."""
+        rounded = max(1 << (size - 1).bit_length(), 1 << 12)
+        idle = self._idle.setdefault(rounded, deque())
+        if idle and idle[0].is_done():
+            return idle.popleft()
+        return PinnedBuffer(rounded)
+
+    def give_back(self, buffer: PinnedBuffer) -> None:
+        """Its event says when the GPU is done with it."""
+        self._idle[buffer.size].append(buffer)
+
+
+class _Copies(Fetched):
+    """Copies in one pinned buffer, which are complete after its event."""
+
+    def __init__(self, tensors: GpuArrays, arrays: Sequence[Array]) -> None:
+        self._tensors, self._kinds = tensors, [(found.shape, found.dtype, found.nbytes) for found in arrays]
+        self._buffer: PinnedBuffer | None = tensors.pinned.take(max(sum(found.nbytes for found in arrays), 1))
+        offset, stream = 0, ctypes.c_void_p(tensors.stream)
+        for found in arrays:
+            call("cuMemcpyDtoHAsync_v2", ctypes.c_void_p(self._buffer.address + offset),
+                 ctypes.c_uint64(found.data_ptr()), ctypes.c_size_t(found.nbytes), stream)  # fmt: skip
+            offset += found.nbytes
+        self._buffer.record(tensors.stream)
+        self._found: list[Any] = []
+
+    def wait(self) -> list[Any]:
+        if self._buffer is not None:
+            with self._tensors.gpu.current():
+                self._buffer.wait()
+            address = self._buffer.address
+            for shape, dtype, size in self._kinds:
+                self._found.append(as_numpy((ctypes.c_char * size).from_address(address), shape, dtype))
+                address += size
+            self._tensors.pinned.give_back(self._buffer)
+            self._buffer = None
+        return self._found
+
+
+def _is_capturing(stream: int) -> bool:
+    found = ctypes.c_int()
+    call("cuStreamIsCapturing", ctypes.c_void_p(stream), ctypes.byref(found))
+    return found.value == _CAPTURING

@@ -1,0 +1,92 @@
+"""Programs of a package, loaded by libtorch's C interface."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ...artifact.manifest import Manifest
+from ...cuda.gpu import gpu
+from ...errors import ArtifactError
+from ...libtorch.installation import installation
+from ...libtorch.interface import Libtorch
+from ...libtorch.program import Program
+from ...machine_limits import writes
+from ...runtime.mapped_files import MappedFiles
+from ...runtime.tensors import LoadedProgram
+from ...runtime.without_torch.array import Array
+from ...runtime.without_torch.base import ArrayTensors
+from ...runtime.without_torch.on_cpu import CpuArrays
+from ...runtime.without_torch.on_gpu import GpuArrays
+from ...temporary_folder import TemporaryFolder, check_executable
+from .opened_package import OpenedPackage
+from .package import checked_members, package_name, program_of
+
+_GPU = 0  # the first of those that the process sees
+
+
+class LibtorchPackage(OpenedPackage):
+    """For the first GPU that the process sees, or the CPU."""
+
+    tensors: ArrayTensors
+
+    def __init__(self, manifest: Manifest, folder: Path, arch: str, tune_process: bool) -> None:
+        self._manifest, self._folder, self._arch = manifest, folder, arch
+        on_gpu = manifest.device == "cuda"
+        if on_gpu and tune_process:  # before libtorch reads them
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:2")  # two workspaces of 4,096 KiB
+            os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "4096")
+        # Loading it takes as long as a third of the weights.
+        thread = ThreadPoolExecutor(1)
+        libtorch = thread.submit(Libtorch, installation(), on_gpu)
+        thread.shutdown(wait=False)
+        if on_gpu:
+            if tune_process:
+                gpu(_GPU).limit_stack()
+            self.tensors = GpuArrays(libtorch, gpu(_GPU))
+        else:
+            self.tensors = CpuArrays(libtorch)
+
+    def programs(self, mapped: MappedFiles) -> dict[str, LoadedProgram]:
+        members = checked_members(self._manifest, self._folder, self._arch)
+        name = package_name(self._arch)
+        device = "cpu" if self.tensors.gpu_index is None else f"cuda:{self.tensors.gpu_index}"
+        programs: dict[str, LoadedProgram] = {}
+        # Code stays mapped when its files are removed.
+        with TemporaryFolder() as temporary, self.tensors.working():
+            check_executable(temporary.path, ArtifactError)
+            libraries = _write_libraries(members, temporary.path)
+            for program, signature in self._manifest.programs.items():
+                try:
+                    opened = Program(
+                        self.tensors.libtorch, libraries[program], self._manifest.files[name].sha256, program, device,
+                        len(signature.outputs),
+                    )  # fmt: skip
+                except (ArtifactError, KeyError) as error:
+                    raise ArtifactError(f"{self._folder / name}: program {program} {error}") from error
+                programs[program] = partial(_run, opened, self.tensors, mapped)
+        return programs
+
+
+def _write_libraries(members: dict[str, bytes], folder: Path) -> dict[str, Path]:
+    """The library of each program, in a folder of its own with what else the package has for it."""
+    libraries = {}
+    for member, data in members.items():
+        if (program := program_of(member)) is not None:
+            path = folder / program / PurePosixPath(member).name
+            path.parent.mkdir(exist_ok=True)
+            with writes(path):
+                path.write_bytes(data)
+            if path.suffix == ".so":
+                libraries[program] = path
+    return libraries
+
+
+def _run(opened: Program, tensors: ArrayTensors, mapped: MappedFiles, inputs: Sequence[Any]) -> list[Array]:
+    mapped.check()
+    stream = tensors.stream if isinstance(tensors, GpuArrays) else None
+    return [Array.of_handle(tensors, handle) for handle in opened.run([found.handle for found in inputs], stream)]
