@@ -9,6 +9,7 @@ The floor of a decode step is the time to read the bytes that it cannot avoid, a
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import time
@@ -18,13 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from .artifact.keys import Trust
 from .artifact.manifest import Manifest, WeightSpec
+from .cuda.gpu import Gpu, current_gpu
 from .errors import UsageError, raise_all
 from .loading import load
-from .model.dtypes import torch_dtype
+from .model.dtypes import ITEM_SIZES
 from .model.kv_cache import sequence_bytes
 from .model.parameters import EMBEDDING, is_expert_weight
 from .model.sampling_state import Choice
@@ -36,6 +36,7 @@ _PROFILED = 9  # decode steps that are profiled; the first warms up
 STEPS = 64  # decode steps that are timed, the last ones up to the context
 _BANDWIDTH_PASSES = 6
 _IMPORTED = time.perf_counter()
+_STARTED = "start Python"  # the first stage of a start
 
 
 @dataclass(frozen=True)
@@ -136,24 +137,24 @@ def bench(
     """
     progress = progress or Progress()
     requests = None if workload is None else read_workload(Path(workload))
-    startup = {"start Python, import torch": _seconds_of_process()}
+    startup = {_STARTED: _seconds_of_process()}
     with progress.stage("load the artifact"):
         runner = load(artifact, verify_hashes, tune_process=tune_process, trust=trust, kv_memory=kv_memory)
     startup |= runner.load_seconds
-    manifest, device = runner.manifest, torch.device(runner.manifest.device)
+    manifest, gpu = runner.manifest, current_gpu() if runner.manifest.device == "cuda" else None
     _check_request(artifact, manifest, batches, contexts, profile, requests is None)
     if requests is not None:
         check_fits(requests, runner.slots)
     prompt = _prompt(manifest, (contexts or [2])[0])
-    startup[f"first prompt, {len(prompt):,} tokens"] = _seconds(lambda: runner.generate(prompt, 1), device)
+    startup[f"first prompt, {len(prompt):,} tokens"] = _seconds(lambda: runner.generate(prompt, 1), gpu)
     times: dict[tuple[int, int], _Times] = {}
     for context in contexts:
         for batch in batches:
             with progress.stage(f"batch {batch}, context {context}"):
-                times[batch, context] = _times(runner, batch, context)
-    memory = _memory_in_use(device)
+                times[batch, context] = _times(runner, batch, context, gpu)
+    memory = _memory_in_use(gpu)
     with progress.stage("measure the bandwidth"):  # after the memory, since it needs some of its own
-        bandwidth = read_bandwidth(device)
+        bandwidth = read_bandwidth(gpu)
     served = None
     if requests is not None:
         with progress.stage(f"workload {requests.name}"):
@@ -164,7 +165,7 @@ def bench(
             kernels = kernel_times(runner, batches[0], contexts[0])
     return BenchReport(
         artifact=str(artifact),
-        machine=torch.cuda.get_device_name() if device.type == "cuda" else manifest.arch,
+        machine=manifest.arch if gpu is None else gpu.name,
         versions=manifest.versions,
         startup_s=startup,
         bandwidth=bandwidth,
@@ -189,6 +190,7 @@ def bench(
 
 def kernel_times(runner: Runner, batch: int, context: int) -> list[KernelTime]:
     """The kernels of a decode step of `batch` sequences at `context` tokens, the longest first. Resets the runner."""
+    import torch
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
@@ -206,7 +208,7 @@ def kernel_times(runner: Runner, batch: int, context: int) -> list[KernelTime]:
     with record(activities=[ProfilerActivity.CUDA]) as recorded:
         for index in range(1, _PROFILED):
             step(index)
-        torch.cuda.synchronize(torch.device(runner.manifest.device))
+        torch.cuda.synchronize()
     runner.reset()
     events = [event for event in recorded.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     events.sort(key=lambda event: event.time_range.end)
@@ -224,16 +226,18 @@ def kernel_times(runner: Runner, batch: int, context: int) -> list[KernelTime]:
     return [KernelTime(name, counts[name] / steps, us / steps) for name, us in times.most_common()]
 
 
-def read_bandwidth(device: torch.device) -> float:
-    """Bytes a second that a plain sum reads from memory, the best of several passes."""
-    size = 1 << 28
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
+def read_bandwidth(gpu: Gpu | None) -> float:
+    """Bytes a second that a plain sum of torch reads from memory, the best of several passes."""
+    import torch
+
+    size, device = 1 << 28, torch.device("cpu" if gpu is None else f"cuda:{gpu.index}")
+    if gpu is not None:
+        free, _ = gpu.memory()
         size = min(4 << 30, free // 2 & -4096)
     data = torch.ones(size // 4, dtype=torch.float32, device=device)
-    bandwidth = size / min(_seconds(data.sum, device) for _ in range(_BANDWIDTH_PASSES))
+    bandwidth = size / min(_seconds(data.sum, gpu) for _ in range(_BANDWIDTH_PASSES))
     del data
-    if device.type == "cuda":
+    if gpu is not None:
         torch.cuda.empty_cache()
     return bandwidth
 
@@ -248,7 +252,7 @@ def floor_bytes(manifest: Manifest, batch: int, context: int) -> float:
         if name == EMBEDDING:
             size = size // spec.shape[0] * batch
         total += size * reached if is_expert_weight(name) else size
-    return total + batch * sequence_bytes(config, context, torch_dtype(manifest.dtype).itemsize)
+    return total + batch * sequence_bytes(config, context, ITEM_SIZES[manifest.dtype])
 
 
 def _check_request(
@@ -277,13 +281,13 @@ def _check_request(
     raise_all(UsageError, f"{artifact}: too small for this benchmark", problems)
 
 
-def _times(runner: Runner, batch: int, context: int) -> _Times:
+def _times(runner: Runner, batch: int, context: int, gpu: Gpu | None) -> _Times:
     prompts = [_prompt(runner.manifest, context, seed) for seed in range(batch)]
     for _ in range(warm_up_calls(runner.manifest.device)):
         runner.reset()
         runner.prefill(prompts[0])
     runner.reset()
-    prefill = _seconds(lambda: runner.prefill(prompts[0]), torch.device(runner.manifest.device))
+    prefill = _seconds(lambda: runner.prefill(prompts[0]), gpu)
     start = time.perf_counter()
     runner.generate_batch(prompts, 1, stop_tokens=())
     first_token = time.perf_counter() - start
@@ -296,7 +300,7 @@ def _times(runner: Runner, batch: int, context: int) -> _Times:
 
 
 def _size(spec: WeightSpec) -> int:
-    return torch.Size(spec.shape).numel() * torch_dtype(spec.dtype).itemsize
+    return math.prod(spec.shape) * ITEM_SIZES[spec.dtype]
 
 
 def _prompt(manifest: Manifest, length: int, seed: int = 0) -> list[int]:
@@ -304,11 +308,9 @@ def _prompt(manifest: Manifest, length: int, seed: int = 0) -> list[int]:
     return [generator.randrange(manifest.model.vocab_size) for _ in range(length)]
 
 
-def _memory_in_use(device: torch.device) -> int:
+def _memory_in_use(gpu: Gpu | None) -> int:
     """Bytes of the GPU's memory that all processes use; 0 on a CPU."""
-    if device.type != "cuda":
-        return 0
-    free, total = torch.cuda.mem_get_info(device)
+    free, total = (0, 0) if gpu is None else gpu.memory()
     return total - free
 
 
@@ -321,12 +323,12 @@ def _seconds_of_process() -> float:
         return time.perf_counter() - _IMPORTED
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds that `work` takes, until the device has finished it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _seconds(work: Callable[[], object], gpu: Gpu | None) -> float:
+    """Seconds that `work` takes, until the GPU has finished it."""
+    if gpu is not None:
+        gpu.synchronize()
     start = time.perf_counter()
     work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if gpu is not None:
+        gpu.synchronize()
     return time.perf_counter() - start

@@ -17,11 +17,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import torch
-
 from .errors import UsageError, raise_all
 from .json_file import elements, members, read_object
-from .model.dtypes import torch_dtype
+from .model.dtypes import ITEM_SIZES
 from .model.kv_cache import page_bytes, sequence_bytes
 from .progress import Progress
 from .runtime.engine import Engine
@@ -42,7 +40,9 @@ class Workload:
     lengths: tuple[tuple[int, int], ...]
 
     def prompts(self, vocab_size: int) -> list[list[int]]:
-        """The prompts of all requests, the same each time."""
+        """The prompts of all requests, the same each time. Imports torch, whose random numbers they are."""
+        import torch
+
         generator = torch.Generator().manual_seed(self.seed)
         low, high = min(_LOWEST, vocab_size - 1), min(_HIGHEST, vocab_size)
         return [torch.randint(low, high, (prompt,), generator=generator).tolist() for prompt, _ in self.lengths]
@@ -193,7 +193,7 @@ def _warm_up(runner: Runner) -> None:
 
 def _held_bytes(runner: Runner) -> int:
     manifest, pages = runner.manifest, runner.slots.pages
-    itemsize = torch_dtype(manifest.dtype).itemsize
+    itemsize = ITEM_SIZES[manifest.dtype]
     if pages is not None:
         return pages.pool.held * page_bytes(manifest.model, itemsize)
     return sum(sequence_bytes(manifest.model, length, itemsize) for length in runner.slots.lengths())

@@ -1,4 +1,9 @@
-"""The files of an artifact: size and sha256 of each, compared when the artifact is loaded."""
+"""The files of an artifact: size and sha256 of each, compared when the artifact is loaded.
+
+One thread hashes a shard of weights more slowly than others copy it to a GPU, and the sha256 of a file can have one
+thread only. So a large file has the sha256 of each of its pieces too. Loading compares these, in all threads at once.
+They say as much about the file as the sha256 of all of it, which is what a user can compare with other tools.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +14,35 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import ArtifactError, raise_all
+
+PIECE = 128 << 20  # bytes
+_READ = 1 << 20  # bytes at once
 
 
 @dataclass(frozen=True)
 class FileSpec:
-    """A file's size in bytes and its sha256 in hexadecimal digits."""
+    """A file's size in bytes and its sha256 in hexadecimal digits; those of its pieces of PIECE bytes, the last of
+    which may be shorter, where it has more than one."""
 
     bytes: int
     sha256: str
+    pieces: tuple[str, ...] = ()
 
 
 def describe_file(path: Path) -> FileSpec:
-    """Read a file and return its size and sha256."""
+    """Read a file and return its size, its sha256 and that of each piece."""
+    whole, pieces, size = hashlib.sha256(), [hashlib.sha256()], 0
     with path.open("rb") as stream:
-        return FileSpec(path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
+        while data := stream.read(_READ):
+            if size and size % PIECE == 0:
+                pieces.append(hashlib.sha256())
+            for digest in (whole, pieces[-1]):
+                digest.update(data)
+            size += len(data)
+    return FileSpec(size, whole.hexdigest(), tuple(piece.hexdigest() for piece in pieces) if len(pieces) > 1 else ())
 
 
 class BackgroundHashes:
@@ -75,12 +93,43 @@ def check_sizes(files: Mapping[str, FileSpec], folder: Path) -> None:
 
 def check_hashes(files: Mapping[str, FileSpec], folder: Path, names: Iterable[str]) -> None:
     """Read the files called `names`. Raise ArtifactError naming every one with another sha256."""
-    names = list(names)
-    with ThreadPoolExecutor() as pool:
-        found = zip(names, pool.map(describe_file, [folder / name for name in names]), strict=True)
-        problems = [
-            f"{name}: sha256 {spec.sha256[:12]}..., expected {files[name].sha256[:12]}..."
-            for name, spec in found
-            if spec.sha256 != files[name].sha256
-        ]
-    raise_all(ArtifactError, f"{folder}: files differ from those that were built", problems)
+    parts = [part for name in names for part in _parts(name, files[name])]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        found = pool.map(lambda part: _hash(folder / part.name, part.start, part.length), parts)
+        problems = {
+            part.name: f"{part.name}: sha256 {digest[:12]}..., expected {part.sha256[:12]}...{part.where}"
+            for part, digest in zip(parts, found, strict=True)
+            if digest != part.sha256
+        }
+    raise_all(ArtifactError, f"{folder}: files differ from those that were built", list(problems.values()))
+
+
+class _Part(NamedTuple):
+    """`length` bytes of a file from `start` on, -1: all that follow; where they are, as an error says it."""
+
+    name: str
+    start: int
+    length: int
+    sha256: str
+    where: str
+
+
+def _parts(name: str, spec: FileSpec) -> Iterator[_Part]:
+    """What of a file is hashed at once."""
+    if not spec.pieces:
+        yield _Part(name, 0, -1, spec.sha256, "")
+    for index, digest in enumerate(spec.pieces):
+        start = index * PIECE
+        length = -1 if index == len(spec.pieces) - 1 else PIECE
+        yield _Part(name, start, length, digest, f" (of the bytes from {start:,} on)")
+
+
+def _hash(path: Path, start: int, length: int) -> str:
+    """The sha256 of bytes of a file."""
+    digest, left = hashlib.sha256(), length
+    with path.open("rb", buffering=0) as stream:
+        stream.seek(start)
+        while left and (data := stream.read(_READ if left < 0 else min(_READ, left))):
+            digest.update(data)
+            left -= len(data) if left > 0 else 0
+    return digest.hexdigest()

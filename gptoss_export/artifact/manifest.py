@@ -25,12 +25,12 @@ from ..model.config import ModelConfig, violations
 from ..model.parameters import parameters
 from ..values import shown
 from .atomic_folder import PARTIAL
-from .files import FileSpec
+from .files import PIECE, FileSpec
 from .programs import Program, Role, Signature, Sizes, TensorSpec, programs_of, signature_differences
 
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16")  # what an artifact can compute in
-SCHEMA_VERSION = 11
+SCHEMA_VERSION = 12
 NAME = "manifest.json"
 _SHA256 = re.compile("[0-9a-f]{64}")
 # Names in a manifest that are not those of the option; "tables" is in schema 4 and earlier.
@@ -196,9 +196,13 @@ def _parse(data: dict[str, Any]) -> Manifest:
         "programs": {name: signature(spec) for name, spec in data["programs"].items()},
         "weights": {name: weight(spec) for name, spec in data["weights"].items()},
         "provenance": Provenance(**data["provenance"]),
-        "files": {name: FileSpec(**spec) for name, spec in data["files"].items()},
+        "files": {name: _file(spec) for name, spec in data["files"].items()},
     }
     return Manifest(**fields)
+
+
+def _file(data: Mapping[str, Any]) -> FileSpec:
+    return FileSpec(**{**data, "pieces": elements(data.get("pieces", []))})
 
 
 def _violations(manifest: Manifest) -> Iterator[str]:
@@ -268,6 +272,11 @@ def _file_violations(manifest: Manifest) -> Iterator[str]:
             yield f"files: {name!r} has {shown(spec.bytes)} bytes, expected a whole number of 0 or more"
         if not isinstance(spec.sha256, str) or _SHA256.fullmatch(spec.sha256) is None:
             yield f"files: {name!r} has the sha256 {shown(spec.sha256)}, expected 64 hexadecimal digits in lower case"
+        wrong = [piece for piece in spec.pieces if not isinstance(piece, str) or _SHA256.fullmatch(piece) is None]
+        expected = -(-spec.bytes // PIECE) if type(spec.bytes) is int and spec.bytes > PIECE else 0
+        if wrong or len(spec.pieces) != expected:
+            found = shown(wrong[0]) if wrong else f"{len(spec.pieces)} hashes"
+            yield f"files: {name!r} has {found} of pieces, expected {expected} of {PIECE} bytes, 64 digits each"
     for name, weight in manifest.weights.items():
         if not weight.parts:
             yield f"weight {name}: has no parts"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -91,8 +92,12 @@ def gpu(index: int) -> Gpu:
     return Gpu(index)
 
 
-def first_gpu() -> Gpu | None:
-    """The first GPU that the process sees; None where there is none, or no driver."""
+def current_gpu() -> Gpu | None:
+    """torch's current GPU where the process has imported torch, else the first that it sees. None where there is no
+    GPU, or no driver."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return gpu(torch.cuda.current_device()) if torch.cuda.is_available() else None
     with suppress(MachineError, RunError):
         return gpu(0)
     return None

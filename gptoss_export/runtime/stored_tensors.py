@@ -38,7 +38,9 @@ class StoredFile:
                 # Private: torch wants memory that it could write. Nobody does.
                 whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
             begin = _LENGTH + int.from_bytes(whole[:_LENGTH], "little")
-            header = parse_object(bytes(whole[_LENGTH:begin]), ArtifactError, subject=f"{path}: the header")
+            header = parse_object(
+                bytes(whole[_LENGTH:begin]), ArtifactError, subject=f"{path}: cannot be read as safetensors: header"
+            )
             self.tensors = {
                 name: _tensor(item, whole[begin:]) for name, item in header.items() if name != "__metadata__"
             }

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
-from ..cuda.gpu import first_gpu
+from ..cuda.gpu import current_gpu
 
 
 def current_gpu_arch() -> str | None:
-    """sm_<number> of torch's current GPU where torch is imported, else of the first GPU; None where there is none."""
-    if (torch := sys.modules.get("torch")) is not None:
-        if not torch.cuda.is_available():
-            return None
-        major, minor = torch.cuda.get_device_capability()
-    elif (gpu := first_gpu()) is None:
+    """sm_<number> of the current GPU; None where there is none."""
+    if (gpu := current_gpu()) is None:
         return None
-    else:
-        major, minor = gpu.capability
+    major, minor = gpu.capability
     return f"sm_{major}{minor}"

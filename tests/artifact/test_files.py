@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from gptoss_export import load
-from gptoss_export.artifact.files import FileSpec, combined_hash, describe_file
+from gptoss_export.artifact import files
+from gptoss_export.artifact.files import PIECE, FileSpec, check_hashes, combined_hash, describe_file
 from gptoss_export.artifact.manifest import load_manifest
 from gptoss_export.errors import ArtifactError
 
@@ -61,18 +62,38 @@ def flip_bit(path: Path) -> None:
 
 def test_every_file_is_in_the_manifest_with_its_hash(uncompiled: Path) -> None:
     manifest = load_manifest(uncompiled)
-    files = {path.relative_to(uncompiled).as_posix() for path in uncompiled.rglob("*") if path.is_file()}
-    assert files == {*manifest.files, "manifest.json"}
+    found = {path.relative_to(uncompiled).as_posix() for path in uncompiled.rglob("*") if path.is_file()}
+    assert found == {*manifest.files, "manifest.json"}
     for name, spec in manifest.files.items():
         data = (uncompiled / name).read_bytes()
         assert spec == FileSpec(len(data), hashlib.sha256(data).hexdigest())
         assert spec == describe_file(uncompiled / name)
 
 
+@pytest.mark.parametrize("size", [0, 5, 9, 10, 11, 20, 23])
+def test_large_files_have_hashes_of_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Each change of any byte is found by them alone."""
+    monkeypatch.setattr(files, "PIECE", 10)
+    monkeypatch.setattr(files, "_READ", 5)
+    data = bytes(range(size))
+    (tmp_path / "f").write_bytes(data)
+    spec = describe_file(tmp_path / "f")
+    pieces = [hashlib.sha256(data[start : start + 10]).hexdigest() for start in range(0, size, 10)]
+    assert spec == FileSpec(size, hashlib.sha256(data).hexdigest(), tuple(pieces) if size > 10 else ())
+    check_hashes({"f": spec}, tmp_path, ["f"])
+    for at in range(size):
+        (tmp_path / "f").write_bytes(data[:at] + b"\xff" + data[at + 1 :])
+        with pytest.raises(ArtifactError, match=rf"f: sha256 .*{f'from {at // 10 * 10} on' if size > 10 else ''}"):
+            check_hashes({"f": spec}, tmp_path, ["f"])
+    (tmp_path / "f").write_bytes(data + b"x")
+    with pytest.raises(ArtifactError, match="f: sha256"):
+        check_hashes({"f": spec}, tmp_path, ["f"])
+
+
 def test_combined_hash_is_that_of_sha256sum() -> None:
     """Of the lines that sha256sum prints for the files, sorted by name."""
-    files = {"b": FileSpec(0, "22"), "a": FileSpec(5, "11")}
-    assert combined_hash(files) == hashlib.sha256(b"11  a\n22  b\n").hexdigest()
+    specs = {"b": FileSpec(0, "22"), "a": FileSpec(5, "11")}
+    assert combined_hash(specs) == hashlib.sha256(b"11  a\n22  b\n").hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -94,6 +115,11 @@ def test_combined_hash_is_that_of_sha256sum() -> None:
         (lambda f: edit(f, weights={}), "(?s)weight model.embed_tokens.weight: missing.*and 44 more"),
         (lambda f: edit(f, files={}), "is not among the files"),
         (lambda f: edit(f, files={"../secret": {"bytes": 1, "sha256": ""}}), "outside of the artifact"),
+        (
+            lambda f: edit(f, files={"a": {"bytes": PIECE + 1, "sha256": "0" * 64, "pieces": ["0" * 64]}}),
+            "files: 'a' has 1 hashes of pieces, expected 2",
+        ),
+        (lambda f: edit(f, files={"a": {"bytes": 1, "sha256": "0" * 64, "pieces": [1]}}), "files: 'a' has 1 of pieces"),
         (lambda f: edit(f, files={"/secret": {"bytes": 1, "sha256": ""}}), "outside of the artifact"),
         (lambda f: edit(f, device="tpu"), "device: found 'tpu'"),
         (lambda f: edit(f, archs=[]), "archs: found"),
@@ -141,7 +167,7 @@ def test_refused(copy: Path, damage: Callable[[Path], object], message: str) -> 
 def test_code_for_a_gpu_needs_one(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gptoss_export.targets.aoti.load.current_gpu_arch", lambda: None)
     edit(copy, device="cuda", archs=["sm_90"])
-    with pytest.raises(ArtifactError, match=r"artifact is for a CUDA GPU \(sm_90\), torch finds none here"):
+    with pytest.raises(ArtifactError, match=r"artifact is for a CUDA GPU \(sm_90\), found none here"):
         load(copy)
 
 

@@ -27,6 +27,8 @@ GIVEN = {
     Choice.ADJUSTED: SamplingParams(0.9, seed=4, repetition_penalty=1.3, logit_bias={7: 2.0}, top_logprobs=3),
 }
 
+pytestmark = pytest.mark.torch_tensors
+
 
 class Recorder(TorchDispatchMode):
     """Records the names of torch's operators that are called, but for those inside of a compiled program."""

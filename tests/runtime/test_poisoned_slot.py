@@ -16,6 +16,8 @@ from gptoss_export.model.kv_cache import PAGE
 FILLS = [float("nan"), float("inf")]
 BROKEN, INTACT = 511, 510  # the embedding of the first is made NaN; the sequences here do not have it
 
+pytestmark = pytest.mark.torch_tensors
+
 
 @pytest.fixture(autouse=True)
 def clean_caches(loaded: Runner) -> Iterator[None]:
