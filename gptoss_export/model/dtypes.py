@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 # What a checkpoint may hold, by the names that safetensors has for them. Every target reads each of them.
 STORED = {"BF16": "bfloat16", "F32": "float32", "F16": "float16", "U8": "uint8"}
 ITEM_SIZES = {"bfloat16": 2, "float32": 4, "float16": 2, "uint8": 1, "int8": 1, "int32": 4, "int64": 8, "bool": 1}
-# As numpy's array interface writes them. It has no bfloat16.
-NUMPY_FORMATS = {"float32": "<f4", "float16": "<f2", "uint8": "|u1", "int8": "|i1", "int32": "<i4", "int64": "<i8"}
 
 
 def dtype_name(dtype: torch.dtype) -> str:

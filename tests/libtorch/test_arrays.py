@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from array import array
 from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from gptoss_export.libtorch.installation import installation
 from gptoss_export.libtorch.interface import Libtorch
 from gptoss_export.libtorch.tensor_handle import TensorHandle
+from gptoss_export.model.dtypes import torch_dtype
 from gptoss_export.runtime.tensors import runs
+from gptoss_export.runtime.without_torch import dlpack
 from gptoss_export.runtime.without_torch.array import Array
 from gptoss_export.runtime.without_torch.on_cpu import CpuArrays
 
@@ -85,7 +90,6 @@ def test_bfloat16_becomes_float32(tensors: CpuArrays) -> None:
         (lambda a: a.view(5, 5), ValueError),
         (lambda a: a.copy_(a[:2]), ValueError),
         (lambda a: a.__array__(copy=False), ValueError),
-        (lambda a: a.__cuda_array_interface__, AttributeError),
     ],
 )
 def test_what_an_array_cannot_do(tensors: CpuArrays, change: Any, error: type[Exception]) -> None:
@@ -107,3 +111,29 @@ def test_handles_say_what_they_hold(tensors: CpuArrays) -> None:
     assert handle.described() == (found.data_ptr() + 24, (3,), "int64")
     again = Array.of_handle(tensors, TensorHandle(tensors.libtorch, handle.given_away()))
     assert np.array_equal(again.numpy(), expected[1])
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "float32", "bfloat16", "uint8"])
+def test_other_libraries_use_the_same_memory(tensors: CpuArrays, dtype: str) -> None:
+    made = tensors.zeros((3, 4), dtype)
+    theirs = torch.from_dlpack(made[1:])
+    assert theirs.shape == (2, 4) and theirs.dtype == torch_dtype(dtype) and theirs.data_ptr() == made[1].data_ptr()
+    theirs[0, 2] = 5
+    assert made.tolist() == [[0] * 4, [0, 0, 5, 0], [0] * 4]
+    if dtype != "bfloat16":
+        assert np.from_dlpack(made).tolist() == made.tolist()
+
+
+def test_memory_lives_as_long_as_its_readers(tensors: CpuArrays) -> None:
+    before, owners = set(dlpack._GIVEN), []
+    for keeps in (True, False):
+        made, expected = counted(tensors, 5)
+        owners.append(weakref.ref(made._owner))
+        capsule = made.__dlpack__()
+        theirs = torch.from_dlpack(made) if keeps else None
+        del made, capsule
+        gc.collect()
+        assert theirs is None or theirs.tolist() == expected.tolist()
+        del theirs
+    gc.collect()
+    assert set(dlpack._GIVEN) == before and [owner() for owner in owners] == [None, None]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ...libtorch.interface import Libtorch
 from ...libtorch.tensor_handle import Described, TensorHandle
-from ...model.dtypes import ITEM_SIZES, NUMPY_FORMATS
+from ...model.dtypes import ITEM_SIZES
 from ..tensors import Fetched
+from .dlpack import capsule, device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +33,8 @@ class Device(Protocol):
     def fetch(self, tensors: Sequence[Any]) -> Fetched: ...
 
     def synchronize(self) -> None: ...
+
+    def wait_for_readers(self) -> None: ...
 
 
 class Array:
@@ -137,16 +140,16 @@ class Array:
         found = self.numpy()
         return found if dtype is None else found.astype(dtype)
 
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        """For torch.as_tensor, CuPy and Numba, which use the memory as it is. Version 3 of the interface."""
-        if self._device.gpu_index is None or self.dtype not in NUMPY_FORMATS:
-            raise AttributeError(f"{self} has no CUDA array interface")
-        self._device.synchronize()  # a reader need not know our stream
-        return {
-            "shape": self.shape, "typestr": NUMPY_FORMATS[self.dtype], "data": (self._address, False), "version": 3,
-            "strides": None, "stream": None,
-        }  # fmt: skip
+    def __dlpack__(self, **options: Any) -> Any:
+        """For torch.from_dlpack and others, which use the memory as it is. All that was put on our stream is done then,
+        so that a reader's stream need not wait for it."""
+        self._device.synchronize()
+        ended = self._device.wait_for_readers
+        return capsule(self._address, self.shape, self.dtype, self._device.gpu_index, self._owner, ended)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        found = device(self._device.gpu_index)
+        return found.kind, found.index
 
     def __repr__(self) -> str:
         return f"Array({self.dtype} {list(self.shape)})"

@@ -56,7 +56,11 @@ class ArrayTensors(Tensors):
 
     @abstractmethod
     def synchronize(self) -> None:
-        """Wait until all work is done."""
+        """Wait until all our work is done."""
+
+    @abstractmethod
+    def wait_for_readers(self) -> None:
+        """Wait until other libraries are done with our memory."""
 
     def zeros(self, shape: Sequence[int], dtype: str) -> Array:
         made = self.empty(shape, dtype)

@@ -50,6 +50,9 @@ class CpuArrays(ArrayTensors):
     def synchronize(self) -> None:
         pass
 
+    def wait_for_readers(self) -> None:
+        pass
+
     def fetch(self, tensors: Sequence[Any]) -> Fetched:
         return _Copies(tensors)
 

@@ -87,6 +87,9 @@ class GpuArrays(ArrayTensors):
         with self.gpu.current():
             call("cuStreamSynchronize", ctypes.c_void_p(self.stream))
 
+    def wait_for_readers(self) -> None:
+        self.gpu.synchronize()
+
     def fetch(self, tensors: Sequence[Any]) -> Fetched:
         with self.gpu.current():
             return _Copies(self, tensors)
