@@ -52,6 +52,7 @@ def load(
             target = loader(manifest.target)
         except UsageError as error:
             raise ArtifactError(f"{folder}: {error}") from error
+        target.begin(manifest)
         if keys is None:
             _check_machine(target, manifest, folder)
         check_sizes(manifest.files, folder)

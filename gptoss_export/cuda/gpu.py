@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -23,7 +24,7 @@ class Gpu:
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self._device, self._context = ctypes.c_int(), ctypes.c_void_p()
+        self._device, self._context, self._lock = ctypes.c_int(), ctypes.c_void_p(), threading.Lock()
         call("cuInit", 0)
         call("cuDeviceGet", ctypes.byref(self._device), index)
 
@@ -38,11 +39,17 @@ class Gpu:
         call("cuDeviceGetName", found, _NAME, self._device)
         return found.value.decode()
 
+    def open(self) -> None:
+        """Make the context, which takes some tenths of a second the first time."""
+        with self._lock:
+            if not self._context:
+                call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
+
     @contextmanager
     def current(self) -> Iterator[None]:
         """In this context, calls of the driver by this thread are for this GPU."""
         if not self._context:
-            call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
+            self.open()
         call("cuCtxPushCurrent_v2", self._context)
         try:
             yield

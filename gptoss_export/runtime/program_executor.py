@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -68,9 +68,13 @@ class ProgramExecutor(DeviceExecutor):
         compiled = {kind.choice: programs[kind.name] for kind in CHOICES if kind.name in programs}
         decode = {width: partial(_decode, program) for width, program in decodes.items()}
         super().__init__(manifest, tensors, rows, decode, {**choices, **compiled})
-        if tensors.captures_at_first:
-            with tensors.working():
-                for chunk in sorted(self._prefills, reverse=True):  # the memory of the largest serves the others
+
+    def capture_while(self, waiting: Callable[[], bool]) -> None:
+        """Capture prefill programs as long as the caller has to wait for something else. The others are captured when
+        they are first called."""
+        with self.tensors.working():
+            for chunk in sorted(self._prefills, reverse=True):  # the memory of the largest serves the others
+                if waiting():
                     self._prefills[chunk].capture()
 
     @property

@@ -36,6 +36,10 @@ class Weights:
         self._thread = ThreadPoolExecutor(1)
         self._filled = self._thread.submit(fill)
 
+    def missing(self) -> bool:
+        """Whether `wait` has to wait."""
+        return not self._filled.done()
+
     def wait(self) -> None:
         """Raises what prevents it."""
         self._filled.result()

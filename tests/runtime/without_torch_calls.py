@@ -70,12 +70,15 @@ def results(artifact: str) -> dict[str, np.ndarray]:
     batch = runner.generate_batch(prompts, 20, [SamplingParams(1.0, seed=index) for index in range(len(prompts))])
     found["batch"] = [token for result in batch for token in result.tokens]
     runner.reset()
-    with Engine(runner) as engine:
-        handles = [
-            engine.submit(tokens[at : at + 5 + 9 * at], 12, sampling=list(given.values())[at % 4] or SamplingParams())
-            for at in range(7)
-        ]
-        found["engine"] = [token for handle in handles for token in handle.result().tokens]
+    engine = Engine(runner)
+    handles = [
+        engine.submit(tokens[at : at + 5 + 9 * at], 12, sampling=list(given.values())[at % 4], stop_tokens=())
+        for at in range(7)
+    ]
+    while engine.step():  # in this thread: which requests share a step decides their bits
+        pass
+    found["engine"] = [token for handle in handles for token in handle.result().tokens]
+    engine.close()
     return {name: np.array(value) for name, value in found.items()}
 
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, TypeVar
 
 from ...cuda.driver import call, function
@@ -43,7 +43,7 @@ class GpuArrays(ArrayTensors):
     def __init__(self, loading: Future[Libtorch], gpu: Gpu) -> None:
         super().__init__(loading)
         self.gpu, self.gpu_index = gpu, gpu.index
-        self.stream, self._capturing_stream = gpu.new_stream(), gpu.new_stream()
+        self.stream, self._capturing_stream = _streams(gpu)
         self.pinned = PinnedBuffers()
         with gpu.current():
             pool = ctypes.c_void_p()
@@ -126,6 +126,12 @@ class GpuArrays(ArrayTensors):
     def _copy_from_host(self, to: int, source: int, size: int) -> None:
         call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(to), ctypes.c_void_p(source), ctypes.c_size_t(size),
              ctypes.c_void_p(self.stream))  # fmt: skip
+
+
+@cache
+def _streams(gpu: Gpu) -> tuple[int, int]:
+    """The streams of all runners of a GPU: libtorch keeps memory for each stream that has run matrix products."""
+    return gpu.new_stream(), gpu.new_stream()
 
 
 class _Memory:

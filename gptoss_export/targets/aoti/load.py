@@ -62,6 +62,12 @@ class AotiLoader(Loader):
             found.append(f"arch: artifact has code for {archs}, this machine is {current}; build with --arch {current}")
         return found
 
+    def begin(self, manifest: Manifest) -> None:
+        if "torch" not in sys.modules:
+            from .without_torch import begin
+
+            begin(manifest)
+
     def load(self, manifest: Manifest, folder: Path, progress: Progress, settings: LoadSettings) -> ProgramExecutor:
         arch = runnable_arch(manifest, _current_arch(manifest))
         if arch is None:
@@ -90,6 +96,8 @@ class AotiLoader(Loader):
                 with tensors.working():
                     memory = allocate_pages(manifest, tensors, settings.kv_memory)
                 executor = ProgramExecutor(manifest, folder, tensors, weights.tensors, programs, memory, choices={})
+                if tensors.captures_at_first:
+                    executor.capture_while(weights.missing)
             if tensors.captures_at_first:
                 finish_weights()
         return executor

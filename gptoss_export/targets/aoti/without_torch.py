@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from ...artifact.manifest import Manifest
-from ...cuda.gpu import gpu
-from ...errors import ArtifactError
-from ...libtorch.installation import installation
+from ...cuda.gpu import current_gpu, gpu
+from ...errors import ArtifactError, MachineError
+from ...libtorch.installation import Installation, installation
 from ...libtorch.interface import Libtorch
 from ...libtorch.program import Program
 from ...machine_limits import writes
@@ -26,7 +27,30 @@ from ...temporary_folder import TemporaryFolder, check_executable
 from .opened_package import OpenedPackage
 from .package import checked_members, package_name, program_of
 
+Result = TypeVar("Result")
 _GPU = 0  # the first of those that the process sees
+
+
+def begin(manifest: Manifest) -> None:
+    """Begin to load libtorch, and to make the context of the GPU. Both take as long as a fifth of the weights."""
+    on_gpu = manifest.device == "cuda"
+    with suppress(MachineError):  # which the checks of the machine report
+        _loading(installation(), on_gpu)
+        if on_gpu and (found := current_gpu()) is not None:
+            _in_background(found.open)
+
+
+@cache
+def _loading(found: Installation, on_gpu: bool) -> Future[Libtorch]:
+    """libtorch, once for the process."""
+    return _in_background(partial(Libtorch, found, on_gpu))
+
+
+def _in_background(work: Callable[[], Result]) -> Future[Result]:
+    thread = ThreadPoolExecutor(1)
+    future = thread.submit(work)
+    thread.shutdown(wait=False)
+    return future
 
 
 class LibtorchPackage(OpenedPackage):
@@ -40,10 +64,7 @@ class LibtorchPackage(OpenedPackage):
         if on_gpu and tune_process:  # before libtorch reads them
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:2")  # two workspaces of 4,096 KiB
             os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "4096")
-        # Loading it takes as long as a third of the weights.
-        thread = ThreadPoolExecutor(1)
-        libtorch = thread.submit(Libtorch, installation(), on_gpu)
-        thread.shutdown(wait=False)
+        libtorch = _loading(installation(), on_gpu)
         if on_gpu:
             if tune_process:
                 gpu(_GPU).limit_stack()
