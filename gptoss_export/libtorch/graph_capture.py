@@ -43,7 +43,13 @@ _CONSTRUCT, _DESTROY, _BEGIN, _END, _RAW, _NEW_POOL = _METHODS
 
 
 class GraphMemory:
-    """Captures graphs on GPU number `gpu`. Raises MachineError where libtorch's class is not the expected one."""
+    """Captures graphs on GPU number `gpu`, which share one pool: no two of them must ever run at the same time.
+
+    The allocator gives a pool's memory to others only when memory does not suffice, and can use a pool no more once its
+    last graph has gone. So the first graph stays, and with it a pool for all that follow.
+
+    Raises MachineError where libtorch's class is not the expected one.
+    """
 
     def __init__(self, library: Libtorch, gpu: int) -> None:
         if library.cuda is None:
@@ -60,13 +66,11 @@ class GraphMemory:
             method.argtypes, method.restype = arguments, result
             self._methods[name] = method
         self._gpu = gpu
-
-    def new_pool(self) -> Pool:
-        """Memory that graphs can share."""
-        return self._methods[_NEW_POOL]()
+        self._pool = self._methods[_NEW_POOL]()
+        self._first: CapturedGraph | None = None
 
     def capture(
-        self, work: Callable[[], Result], stream: int, pool: Pool | None, is_capturing: Callable[[int], bool]
+        self, work: Callable[[], Result], stream: int, is_capturing: Callable[[int], bool]
     ) -> tuple[CapturedGraph, Result]:
         """Capture what `work` puts on a stream. One thread captures at a time. Raises what `work` raises.
 
@@ -76,7 +80,8 @@ class GraphMemory:
         functions.call("aoti_torch_create_cuda_stream_guard", stream, self._gpu, ctypes.byref(guard))
         try:
             graph = CapturedGraph(self._methods)
-            self._methods[_BEGIN](graph.address, pool or Pool(0, 0), _RELAXED)
+            self._methods[_BEGIN](graph.address, self._pool, _RELAXED)
+            self._first = self._first or graph
             try:
                 result = work()
             finally:
@@ -90,7 +95,7 @@ class GraphMemory:
 
 
 class CapturedGraph:
-    """A captured graph. Its memory is given back with this object.
+    """A captured graph. Its memory is given back to the pool with this object and the results.
 
     address  of the C++ object
     """

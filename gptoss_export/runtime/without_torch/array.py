@@ -34,7 +34,7 @@ class Device(Protocol):
 
     def synchronize(self) -> None: ...
 
-    def wait_for_readers(self) -> None: ...
+    def release(self, owner: object) -> None: ...
 
 
 class Array:
@@ -144,8 +144,7 @@ class Array:
         """For torch.from_dlpack and others, which use the memory as it is. All that was put on our stream is done then,
         so that a reader's stream need not wait for it."""
         self._device.synchronize()
-        ended = self._device.wait_for_readers
-        return capsule(self._address, self.shape, self.dtype, self._device.gpu_index, self._owner, ended)
+        return capsule(self._address, self.shape, self.dtype, self._device.gpu_index, self._owner, self._device.release)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         found = device(self._device.gpu_index)

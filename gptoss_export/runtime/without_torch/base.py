@@ -59,8 +59,8 @@ class ArrayTensors(Tensors):
         """Wait until all our work is done."""
 
     @abstractmethod
-    def wait_for_readers(self) -> None:
-        """Wait until other libraries are done with our memory."""
+    def release(self, owner: object) -> None:
+        """Another library gives up what it was given: keep its owner until what the library has begun is done."""
 
     def zeros(self, shape: Sequence[int], dtype: str) -> Array:
         made = self.empty(shape, dtype)

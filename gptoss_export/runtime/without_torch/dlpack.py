@@ -47,8 +47,8 @@ _python.PyCapsule_GetPointer.restype = ctypes.c_void_p
 @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 def _done(address: int) -> None:
     """A reader is done."""
-    *_, ended = _GIVEN.pop(address)
-    ended()
+    *_, owner, release = _GIVEN.pop(address)
+    release(owner)
 
 
 @ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
@@ -59,13 +59,13 @@ def _forgotten(capsule: int) -> None:
 
 
 def capsule(
-    address: int, shape: Sequence[int], dtype: str, gpu: int | None, owner: object, ended: Callable[[], None]
+    address: int, shape: Sequence[int], dtype: str, gpu: int | None, owner: object, release: Callable[[object], None]
 ) -> Any:
     """The capsule of contiguous memory.
 
-    gpu    the number of its GPU, None for the host
-    owner  what keeps the memory
-    ended  is called when the reader is done, before the owner is given up
+    gpu      the number of its GPU, None for the host
+    owner    what keeps the memory
+    release  is called with the owner when the reader is done
     """
     kind = dtype.rstrip("0123456789")
     sizes = (ctypes.c_int64 * len(shape))(*shape)
@@ -76,7 +76,7 @@ def capsule(
     )  # fmt: skip
     managed.deleter = ctypes.cast(_done, ctypes.c_void_p)
     at = ctypes.addressof(managed)
-    _GIVEN[at] = (managed, sizes, owner, ended)
+    _GIVEN[at] = (managed, sizes, owner, release)
     return _python.PyCapsule_New(at, _NAME, ctypes.cast(_forgotten, ctypes.c_void_p))
 
 

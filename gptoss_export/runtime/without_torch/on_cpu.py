@@ -50,7 +50,7 @@ class CpuArrays(ArrayTensors):
     def synchronize(self) -> None:
         pass
 
-    def wait_for_readers(self) -> None:
+    def release(self, owner: object) -> None:
         pass
 
     def fetch(self, tensors: Sequence[Any]) -> Fetched:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 from ...cuda.driver import call, function
@@ -18,7 +18,7 @@ from ...cuda.gpu import Gpu
 from ...cuda.pinned import PinnedBuffer
 from ...cuda.upload import Copy, upload
 from ...errors import RunError
-from ...libtorch.graph_capture import CapturedGraph, GraphMemory, Pool
+from ...libtorch.graph_capture import CapturedGraph, GraphMemory
 from ...libtorch.interface import Libtorch
 from ..tensors import Captured, Fetched
 from .array import Array
@@ -45,6 +45,7 @@ class GpuArrays(ArrayTensors):
         self.gpu, self.gpu_index = gpu, gpu.index
         self.stream, self._capturing_stream = _streams(gpu)
         self.pinned = PinnedBuffers()
+        self._released: list[object] = []  # by other libraries, which may still read it
         with gpu.current():
             pool = ctypes.c_void_p()
             call("cuDeviceGetDefaultMemPool", ctypes.byref(pool), gpu.index)
@@ -87,8 +88,13 @@ class GpuArrays(ArrayTensors):
         with self.gpu.current():
             call("cuStreamSynchronize", ctypes.c_void_p(self.stream))
 
-    def wait_for_readers(self) -> None:
-        self.gpu.synchronize()
+    def release(self, owner: object) -> None:
+        with _LOCK:
+            self._released.append(owner)
+            # Waiting for the GPU would end a capture, in which garbage may be collected.
+            if self.stream != self._capturing_stream:
+                self.gpu.synchronize()
+                self._released.clear()
 
     def fetch(self, tensors: Sequence[Any]) -> Fetched:
         with self.gpu.current():
@@ -100,22 +106,19 @@ class GpuArrays(ArrayTensors):
     def filling(self, copies: Sequence[Copy]) -> Callable[[], None]:
         return partial(upload, copies, self.gpu, self.stream)
 
-    def capture(self, work: Callable[[], Result], pool: Pool | None = None) -> tuple[Captured, Result]:
+    def capture(self, work: Callable[[], Result], pool: Any = None) -> tuple[Captured, Result]:
+        """All graphs share one pool: they run on one stream, one after the other."""
         with _LOCK:
             before, self.stream = self.stream, self._capturing_stream
             try:
-                graph, result = self._graphs.capture(work, self.stream, pool, _is_capturing)
+                graph, result = _graph_memory(self.libtorch, self.gpu.index).capture(work, self.stream, _is_capturing)
             finally:
                 self.stream = before
             early = launch_early(graph.raw, self.gpu.capability)
             return Captured(_Replay(graph, self), early), result
 
-    def new_pool(self) -> Pool:
-        return self._graphs.new_pool()
-
-    @cached_property
-    def _graphs(self) -> GraphMemory:
-        return GraphMemory(self.libtorch, self.gpu.index)
+    def new_pool(self) -> Any:
+        return None
 
     def free_memory(self) -> int:
         return self.gpu.memory()[0]
@@ -132,6 +135,12 @@ class GpuArrays(ArrayTensors):
 def _streams(gpu: Gpu) -> tuple[int, int]:
     """The streams of all runners of a GPU: libtorch keeps memory for each stream that has run matrix products."""
     return gpu.new_stream(), gpu.new_stream()
+
+
+@cache
+def _graph_memory(libtorch: Libtorch, gpu: int) -> GraphMemory:
+    """That of all runners of a GPU."""
+    return GraphMemory(libtorch, gpu)
 
 
 class _Memory:
@@ -168,8 +177,7 @@ class _Replay:
 
 def _destroy(executable: ctypes.c_void_p, gpu: Gpu) -> None:
     with gpu.current():
-        call("cuCtxSynchronize")  # it may still run
-        call("cuGraphExecDestroy", executable)
+        call("cuGraphExecDestroy", executable)  # the driver waits for it, should it still run
 
 
 class PinnedBuffers:
