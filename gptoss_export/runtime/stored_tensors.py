@@ -50,7 +50,9 @@ class StoredFile:
 
 def _tensor(item: dict[str, Any], data: memoryview) -> StoredTensor:
     (start, end), shape, dtype = item["data_offsets"], tuple(item["shape"]), STORED[item["dtype"]]
+    if not all(type(number) is int and number >= 0 for number in (start, end, *shape)):
+        raise ValueError(f"{list(shape)} at bytes {start} to {end}, expected whole numbers")
     size = math.prod(shape) * ITEM_SIZES[dtype]
-    if not 0 <= start <= end <= len(data) or end - start != size or any(length < 0 for length in shape):
+    if not start <= end <= len(data) or end - start != size:
         raise ValueError(f"{dtype} {list(shape)} at bytes {start} to {end} of {len(data)}, expected {size} bytes")
     return StoredTensor(shape, dtype, data[start:end])
