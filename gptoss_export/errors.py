@@ -74,6 +74,10 @@ class OutOfPagesError(RunError):
     """The KV cache has no room for more tokens."""
 
 
+class CaptureError(RunError):
+    """Work could not be captured into a CUDA graph. It can run as it is."""
+
+
 class MachineError(GptOssExportError):
     """The machine has too little memory or disk, or cannot start another thread."""
 

@@ -30,7 +30,7 @@ def load(
     """Load the artifact at `path`. Its code runs with the rights of this process.
 
     verify_hashes  read every file and compare its sha256; sizes are compared in any case
-    tune_process   change settings of the whole process to save GPU memory (runtime/cuda/memory.py)
+    tune_process   change settings of the whole process to save GPU memory (runtime/with_torch/process_memory.py)
     trust          files with public keys, one of which must have signed the artifact; None: no signature is asked for.
                    It is checked before anything but the manifest is opened
     fixed_width    run the largest program of each kind in every call. A sequence then has the same bits alone and
@@ -52,7 +52,8 @@ def load(
             target = loader(manifest.target)
         except UsageError as error:
             raise ArtifactError(f"{folder}: {error}") from error
-        target.begin(manifest)
+        settings = LoadSettings(tune_process, kv_memory)
+        target.begin(manifest, settings)
         if keys is None:
             _check_machine(target, manifest, folder)
         check_sizes(manifest.files, folder)
@@ -68,7 +69,7 @@ def load(
         if verify_hashes:
             hashing = background.submit(check_hashes, manifest.files, folder, weights)
         try:
-            executor = target.load(manifest, folder, progress, LoadSettings(tune_process, kv_memory))
+            executor = target.load(manifest, folder, progress, settings)
         finally:  # of two errors, a changed file is the cause of the other
             if verify_hashes:
                 with progress.stage("wait for the weights' hashes"):

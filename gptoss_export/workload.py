@@ -177,7 +177,7 @@ def _gaps(times: Sequence[Sequence[float]]) -> Iterator[float]:
 
 def warm_up_calls(device: str) -> int:
     """After how many calls a prefill program is as fast as later on: the first call allocates memory, and on a GPU the
-    second one captures the program."""
+    second one captures the program, unless the first one has."""
     return 1 if device == "cpu" else 2
 
 

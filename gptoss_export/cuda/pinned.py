@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from types import TracebackType
 
 from .driver import call, check, function
+from .gpu import Gpu
 
 _PORTABLE = 1  # CU_MEMHOSTALLOC_PORTABLE
 _NO_TIMING = 2  # CU_EVENT_DISABLE_TIMING
@@ -15,13 +17,17 @@ _NOT_READY = 600  # CUDA_ERROR_NOT_READY
 class PinnedBuffer:
     """`size` bytes of pinned memory, with an event after which the GPU is done with them.
 
-    All calls are made in the context of one GPU (`Gpu.current`). It is freed at the end of a `with`.
+    `record`, `wait` and `is_done` are called in the context of the GPU (`Gpu.current`). The memory is freed with this
+    object, or at the end of a `with`.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, gpu: Gpu, size: int) -> None:
         self.size, self.pointer, self._event = size, ctypes.c_void_p(), ctypes.c_void_p()
-        call("cuMemHostAlloc", ctypes.byref(self.pointer), ctypes.c_size_t(size), _PORTABLE)
-        call("cuEventCreate", ctypes.byref(self._event), _NO_TIMING)
+        with gpu.current():
+            call("cuMemHostAlloc", ctypes.byref(self.pointer), ctypes.c_size_t(size), _PORTABLE)
+            self._end = weakref.finalize(self, _free, gpu, self.pointer, self._event)
+            self._end.atexit = False
+            call("cuEventCreate", ctypes.byref(self._event), _NO_TIMING)
 
     @property
     def address(self) -> int:
@@ -41,14 +47,17 @@ class PinnedBuffer:
     def wait(self) -> None:
         call("cuEventSynchronize", self._event)
 
-    def close(self) -> None:
-        call("cuEventDestroy_v2", self._event)
-        call("cuMemFreeHost", self.pointer)
-
     def __enter__(self) -> PinnedBuffer:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self._end()
+
+
+def _free(gpu: Gpu, pointer: ctypes.c_void_p, event: ctypes.c_void_p) -> None:
+    with gpu.current():
+        if event:
+            call("cuEventDestroy_v2", event)
+        call("cuMemFreeHost", pointer)

@@ -38,7 +38,7 @@ def upload(copies: Sequence[Copy], gpu: Gpu, stream: int) -> None:
     with ExitStack() as buffers:
         buffers.enter_context(gpu.current())
         for _ in range(min(2 * _THREADS, len(pieces))):
-            free.put(buffers.enter_context(PinnedBuffer(_PIECE)))
+            free.put(buffers.enter_context(PinnedBuffer(gpu, _PIECE)))
 
         def copy(piece: _Piece) -> None:
             buffer = free.get()  # the one that has waited longest

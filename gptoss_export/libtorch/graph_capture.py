@@ -5,8 +5,8 @@ own: otherwise the allocator would give it to others afterwards, and a replay wo
 has no function for that. at::cuda::CUDAGraph has: so its methods are called by their C++ names (Itanium ABI). They are
 those of torch 2.11 to 2.15; where one is missing, capturing is refused. Source: ATen/cuda/CUDAGraph.h.
 
-The methods may raise C++ exceptions, which would end the process. So they do nothing here that can fail for lack of
-memory: instantiating and launching are calls of the driver.
+The methods may raise C++ exceptions, which would end the process. So what can fail for lack of memory, instantiating
+and launching, is left to the driver.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
-from ..errors import MachineError
+from ..cuda.driver import call
+from ..errors import MachineError, RunError
 from .interface import Libtorch
 
 Result = TypeVar("Result")
 _SIZE = 4096  # bytes for an object of the class, which has some hundred
 _RELAXED = 2  # cudaStreamCaptureModeRelaxed: loading code is allowed meanwhile, in all threads
+_ACTIVE = 1  # CU_STREAM_CAPTURE_STATUS_ACTIVE
 _CLASS = "_ZN2at4cuda9CUDAGraph"
 
 
@@ -42,13 +45,22 @@ _METHODS: dict[str, tuple[tuple[Any, ...], Any]] = {
 _CONSTRUCT, _DESTROY, _BEGIN, _END, _RAW, _NEW_POOL = _METHODS
 
 
+class GraphPool:
+    """Memory of graphs that never run at the same time.
+
+    libtorch gives a pool's memory to others only when memory does not suffice, and it forgets a pool with the last
+    graph. So the first graph is kept as long as the pool, which graphs of a later runner can use then.
+    """
+
+    def __init__(self, name: Pool) -> None:
+        self.name = name
+        self.first: CapturedGraph | None = None
+
+
 class GraphMemory:
-    """Captures graphs on GPU number `gpu`, which share one pool: no two of them must ever run at the same time.
+    """Captures graphs on GPU number `gpu`. Raises MachineError where libtorch's class is not the expected one.
 
-    The allocator gives a pool's memory to others only when memory does not suffice, and can use a pool no more once its
-    last graph has gone. So the first graph stays, and with it a pool for all that follow.
-
-    Raises MachineError where libtorch's class is not the expected one.
+    capturing  whether a capture is under way
     """
 
     def __init__(self, library: Libtorch, gpu: int) -> None:
@@ -66,32 +78,63 @@ class GraphMemory:
             method.argtypes, method.restype = arguments, result
             self._methods[name] = method
         self._gpu = gpu
-        self._pool = self._methods[_NEW_POOL]()
-        self._first: CapturedGraph | None = None
+        self._idle: list[GraphPool] = []
+        self._broken: list[CapturedGraph] = []  # libtorch still refers to them
+        self.capturing = False
 
-    def capture(
-        self, work: Callable[[], Result], stream: int, is_capturing: Callable[[int], bool]
-    ) -> tuple[CapturedGraph, Result]:
-        """Capture what `work` puts on a stream. One thread captures at a time. Raises what `work` raises.
+    def take_pool(self) -> GraphPool:
+        """A pool that no living graph uses."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return GraphPool(self._methods[_NEW_POOL]())
 
-        is_capturing  whether a stream is in a capture that is valid
+    def give_back(self, pool: GraphPool) -> None:
+        """All graphs of a pool but its first have ended."""
+        if pool.first is not None:
+            self._idle.append(pool)
+
+    def capture(self, work: Callable[[], Result], stream: int, pool: GraphPool) -> tuple[CapturedGraph, Result]:
+        """Capture what `work` puts on a stream. One thread captures at a time.
+
+        Raises what `work` raises, and MachineError where another call has spoilt a capture: libtorch cannot end it, so
+        that this process captures no more.
         """
+        if self._broken:
+            raise MachineError("CUDA: an earlier capture was spoilt by another call; start the process again")
         functions, guard = self._functions, ctypes.c_void_p()
         functions.call("aoti_torch_create_cuda_stream_guard", stream, self._gpu, ctypes.byref(guard))
         try:
             graph = CapturedGraph(self._methods)
-            self._methods[_BEGIN](graph.address, self._pool, _RELAXED)
-            self._first = self._first or graph
+            self._methods[_BEGIN](graph.address, pool.name, _RELAXED)
+            self.capturing, done = True, False
             try:
                 result = work()
+                done = True
             finally:
-                if not is_capturing(stream):
-                    graph.abandon()  # capture_end would end the process
-                    raise MachineError("CUDA: a capture became invalid; load the artifact again")
-                self._methods[_END](graph.address)
+                self.capturing = False
+                self._finish(graph, stream)
+                if done:
+                    pool.first = pool.first or graph
+                elif pool.first is None:  # libtorch forgets the pool, and can give its memory to others
+                    pool.name = self._methods[_NEW_POOL]()
         finally:
             functions.call("aoti_torch_delete_cuda_stream_guard", guard)
         return graph, result
+
+    def _finish(self, graph: CapturedGraph, stream: int) -> None:
+        """End a capture. Raises MachineError where it is not valid any more: then libtorch's own way would end the
+        process."""
+        status = ctypes.c_int()
+        call("cuStreamIsCapturing", ctypes.c_void_p(stream), ctypes.byref(status))
+        if status.value == _ACTIVE:
+            self._methods[_END](graph.address)
+            return
+        graph.keep_forever()
+        self._broken.append(graph)
+        with suppress(RunError, MachineError):  # which says that it is not valid
+            call("cuStreamEndCapture", ctypes.c_void_p(stream), ctypes.byref(ctypes.c_void_p()))
+        raise MachineError("CUDA: another call has spoilt a capture; start the process again")
 
 
 class CapturedGraph:
@@ -114,7 +157,7 @@ class CapturedGraph:
         """The CUgraph."""
         return self._methods[_RAW](self.address) or 0
 
-    def abandon(self) -> None:
+    def keep_forever(self) -> None:
         """Leave the C++ object as it is, since it cannot be ended."""
         self._end.detach()
 

@@ -118,7 +118,7 @@ class Libtorch:
 
 
 def _load(found: Installation, name: str) -> ctypes.CDLL:
-    """A library. Other threads run meanwhile: ctypes' own way to load one may stop them."""
+    """Load a library. Other threads go on meanwhile, which `ctypes.CDLL` may prevent."""
     path = found.library(name)
     system = ctypes.CDLL(None)
     system.dlopen.argtypes, system.dlopen.restype = (c_char_p, ctypes.c_int), c_void_p

@@ -19,7 +19,7 @@ _IDLE: dict[tuple[str, str, str], list[_Loaded]] = {}
 class _Loaded:
     """A program's library, and the model in it.
 
-    The library has to be a file while it is loaded, and no longer. Raises ArtifactError where it cannot be loaded.
+    The file of the library can be removed afterwards. Raises ArtifactError where it cannot be loaded.
     """
 
     def __init__(self, library: Libtorch, path: Path, device: str) -> None:

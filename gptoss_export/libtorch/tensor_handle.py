@@ -29,7 +29,7 @@ class TensorHandle:
 
     @classmethod
     def of_memory(cls, library: Libtorch, described: Described, gpu: int | None) -> TensorHandle:
-        """A tensor of memory that is somebody else's, who keeps it. gpu: the number of its GPU, None for the host."""
+        """A tensor of memory that the caller keeps. gpu: the number of its GPU, None for the host."""
         shape = described.shape
         sizes = (ctypes.c_int64 * len(shape))(*shape)
         strides = (ctypes.c_int64 * len(shape))(*(math.prod(shape[at + 1 :]) for at in range(len(shape))))
@@ -43,7 +43,7 @@ class TensorHandle:
         return cls(library, made.value or 0)
 
     def given_away(self) -> int:
-        """A new handle of the same tensor, which is whoever's it is given to."""
+        """A new handle of the same tensor. The function that gets it deletes it."""
         made = ctypes.c_void_p()
         self._library.functions.call("aoti_torch_new_tensor_handle", self._handle, ctypes.byref(made))
         return made.value or 0
@@ -64,5 +64,5 @@ class TensorHandle:
 
 
 def given_away(handles: Sequence[TensorHandle]) -> ctypes.Array[ctypes.c_void_p]:
-    """New handles of tensors, for a function that takes them away."""
+    """New handles of tensors, for a function that deletes them."""
     return (ctypes.c_void_p * len(handles))(*(handle.given_away() for handle in handles))

@@ -3,7 +3,8 @@
 An executor holds the compiled code, the weights and the KV caches of all slots. It computes and keeps no lengths:
 each call says where a slot's sequence stands. A slot is one sequence's place in the KV caches.
 
-Arrays are torch tensors where the target needs torch to run, and numpy arrays where it does not.
+Arrays are torch tensors where the process has imported torch or the target needs it. Otherwise they are arrays of
+numpy, or of `without_torch` on the device.
 """
 
 from __future__ import annotations

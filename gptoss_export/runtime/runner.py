@@ -8,7 +8,9 @@ with tokens that the caller chooses. `generate` and `stream` choose the tokens t
 
 A call that changes slots ends an unfinished `stream` or `prefill_logits`: going on with one raises RunError.
 
-Arrays are torch tensors where the artifact's target needs torch to run, and numpy arrays where it does not.
+Arrays are torch tensors where the process had imported torch when the artifact was loaded, or where its target needs
+torch. Otherwise they are arrays that numpy.asarray and torch.from_dlpack take (`without_torch/array.py`), or arrays of
+numpy.
 """
 
 from __future__ import annotations

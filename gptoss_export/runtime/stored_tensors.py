@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArtifactError
-from ..json_file import parse_object
+from ..json_file import LARGEST, parse_object
 from ..model.dtypes import ITEM_SIZES, STORED
+from ..values import shown
 
 _LENGTH = 8  # bytes of the length
 
@@ -38,21 +39,27 @@ class StoredFile:
                 # Private: torch wants memory that it could write. Nobody does.
                 whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
             begin = _LENGTH + int.from_bytes(whole[:_LENGTH], "little")
+            if not _LENGTH < begin <= min(len(whole), _LENGTH + LARGEST):
+                raise ValueError(f"a header of {begin - _LENGTH:,} bytes in a file of {len(whole):,}")
             header = parse_object(
                 bytes(whole[_LENGTH:begin]), ArtifactError, subject=f"{path}: cannot be read as safetensors: header"
             )
             self.tensors = {
-                name: _tensor(item, whole[begin:]) for name, item in header.items() if name != "__metadata__"
+                name: _tensor(name, item, whole[begin:]) for name, item in header.items() if name != "__metadata__"
             }
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{path}: cannot be read as safetensors ({error})") from None
 
 
-def _tensor(item: dict[str, Any], data: memoryview) -> StoredTensor:
-    (start, end), shape, dtype = item["data_offsets"], tuple(item["shape"]), STORED[item["dtype"]]
+def _tensor(name: str, item: dict[str, Any], data: memoryview) -> StoredTensor:
+    (start, end), shape = item["data_offsets"], tuple(item["shape"])
+    if item["dtype"] not in STORED:
+        raise ValueError(f"{name}: dtype {shown(item['dtype'])}, expected {', '.join(STORED)}")
+    dtype = STORED[item["dtype"]]
     if not all(type(number) is int and number >= 0 for number in (start, end, *shape)):
-        raise ValueError(f"{list(shape)} at bytes {start} to {end}, expected whole numbers")
+        raise ValueError(f"{name}: {list(shape)} at bytes {start} to {end}, expected whole numbers")
     size = math.prod(shape) * ITEM_SIZES[dtype]
     if not start <= end <= len(data) or end - start != size:
-        raise ValueError(f"{dtype} {list(shape)} at bytes {start} to {end} of {len(data)}, expected {size} bytes")
+        found = f"{dtype} {list(shape)} at bytes {start} to {end} of {len(data)}"
+        raise ValueError(f"{name}: {found}, expected {size} bytes")
     return StoredTensor(shape, dtype, data[start:end])

@@ -131,9 +131,9 @@ class Tensors(ABC):
         """A tensor of the host's memory, such as that of a mapped file. On a CPU only."""
 
     @abstractmethod
-    def filling(self, copies: Sequence[tuple[Tensor, memoryview]]) -> Callable[[], None]:
-        """What fills tensors with memory of the host, byte by byte. It runs in any thread, in the order of what the
-        caller puts on the device now. They are filled when it returns."""
+    def filler(self) -> Callable[[Sequence[tuple[Tensor, memoryview]]], None]:
+        """What fills tensors with memory of the host, byte by byte. Any thread may call it: what this thread has put on
+        the device before comes first. The tensors are filled when it returns."""
 
     @abstractmethod
     def capture(self, work: Callable[[], Result], pool: Any = None) -> tuple[Captured, Result]:

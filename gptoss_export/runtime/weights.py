@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 from ..artifact.manifest import Manifest, WeightSpec
 from ..errors import ArtifactError, raise_all
@@ -20,6 +23,7 @@ from .dtype_conversion import converted
 from .stored_tensors import StoredFile, StoredTensor
 from .tensors import Tensor, Tensors
 
+_BLOCK = 4 << 20  # numbers that are converted at once
 _ALIGNMENT = 256  # bytes; compiled CUDA code clones inputs that are not aligned to 16
 
 
@@ -28,7 +32,7 @@ class Weights:
 
     tensors  where the weights are; their contents are there after `wait`
 
-    A `with` ends when they are there, whatever happens in it.
+    The end of a `with` waits for them too, also after an error.
     """
 
     def __init__(self, tensors: dict[str, Tensor], fill: Callable[[], None]) -> None:
@@ -36,8 +40,8 @@ class Weights:
         self._thread = ThreadPoolExecutor(1)
         self._filled = self._thread.submit(fill)
 
-    def missing(self) -> bool:
-        """Whether `wait` has to wait."""
+    def on_their_way(self) -> bool:
+        """Whether `wait` would have to wait."""
         return not self._filled.done()
 
     def wait(self) -> None:
@@ -59,7 +63,7 @@ def load_weights(manifest: Manifest, folder: Path, tensors: Tensors) -> Weights:
     Raises ArtifactError naming every file that cannot be read and every stored tensor that does not match, and
     MachineError where libtorch cannot start its threads.
     """
-    check_threads(len(os.sched_getaffinity(0)))
+    check_threads(_threads())
     names = sorted({part.file for weight in manifest.weights.values() for part in weight.parts})
     files = {name: StoredFile(folder / name) for name in names}
     problems = [problem for name, spec in manifest.weights.items() if (problem := _mismatch(name, spec, files))]
@@ -70,12 +74,22 @@ def load_weights(manifest: Manifest, folder: Path, tensors: Tensors) -> Weights:
     return _place(manifest, stored, tensors)
 
 
+def _threads() -> int:
+    """How many threads the OpenMP library of libtorch starts."""
+    if (torch := sys.modules.get("torch")) is not None:
+        return torch.get_num_threads()
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(wanted) if wanted.isdecimal() and int(wanted) > 0 else len(os.sched_getaffinity(0))
+
+
 def _mismatch(name: str, spec: WeightSpec, files: dict[str, StoredFile]) -> str | None:
     shapes = []
     for part in spec.parts:
         if part.tensor not in files[part.file].tensors:
             return f"{name}: tensor {part.tensor} missing from {part.file}"
         shapes.append(files[part.file].tensors[part.tensor].shape)
+    if not all(shapes):
+        return f"{name}: stored as a single number, expected {list(spec.shape)}"
     found = [sum(shape[0] for shape in shapes), *shapes[0][1:]]
     if found != list(spec.shape) or any(shape[1:] != shapes[0][1:] for shape in shapes):
         return f"{name}: stored shape {found}, expected {list(spec.shape)}"
@@ -94,15 +108,34 @@ def _place(manifest: Manifest, stored: dict[str, list[StoredTensor]], tensors: T
         count = math.prod(spec.shape) * ITEM_SIZES[spec.dtype]
         size += -(-count // _ALIGNMENT) * _ALIGNMENT
     buffer = tensors.empty((size,), "uint8")
-    copies: list[tuple[Tensor, memoryview]] = []
+    pieces: list[_Piece] = []
     for name, offset in offsets.items():
         spec = manifest.weights[name]
         count = math.prod(spec.shape) * ITEM_SIZES[spec.dtype]
         weight = buffer[offset : offset + count]
         start = 0
         for part in stored[name]:
-            memory = part.memory if part.dtype == spec.dtype else converted(part.memory, part.dtype, spec.dtype)
-            copies.append((weight[start : start + memory.nbytes], memory))
-            start += memory.nbytes
+            size = math.prod(part.shape) * ITEM_SIZES[spec.dtype]
+            pieces.append(_Piece(weight[start : start + size], part, spec.dtype))
+            start += size
         weights[name] = tensors.reinterpreted(weight, spec.dtype).view(tuple(spec.shape))
-    return Weights(weights, tensors.filling(copies))
+    return Weights(weights, partial(_fill, tensors.filler(), pieces))
+
+
+class _Piece(NamedTuple):
+    """A stored tensor, and the memory [n] uint8 on the device that it fills with numbers of a dtype."""
+
+    to: Tensor
+    stored: StoredTensor
+    dtype: str
+
+
+def _fill(fill: Callable[[Sequence[tuple[Tensor, memoryview]]], None], pieces: Sequence[_Piece]) -> None:
+    fill([(piece.to, piece.stored.memory) for piece in pieces if piece.stored.dtype == piece.dtype])
+    for piece in pieces:
+        if piece.stored.dtype != piece.dtype:
+            # In blocks: a whole one would take the memory of a matrix once more.
+            of, to = _BLOCK * ITEM_SIZES[piece.stored.dtype], _BLOCK * ITEM_SIZES[piece.dtype]
+            for index in range(-(-piece.stored.memory.nbytes // of)):
+                block = piece.stored.memory[index * of : (index + 1) * of]
+                fill([(piece.to[index * to : (index + 1) * to], converted(block, piece.stored.dtype, piece.dtype))])

@@ -43,7 +43,7 @@ class Loader(ABC):
     def problems(self, manifest: Manifest, folder: Path) -> list[str]:
         """Why this machine cannot run the artifact; empty where it can. Opens no compiled code."""
 
-    def begin(self, manifest: Manifest) -> None:  # noqa: B027
+    def begin(self, manifest: Manifest, settings: LoadSettings) -> None:  # noqa: B027
         """Begin, beside the checks of an artifact, what takes time and opens none of its files. Raises nothing: what
         goes wrong is an error of `problems` or `load`."""
 

@@ -6,7 +6,7 @@ kernel before. At batch 1 this is the loading of its weights, which no kernel wr
 before has ended and its results are visible. That kernel has waited too, so the results of all earlier kernels are
 visible.
 
-A kernel whose name ends in `_pdl` keeps these rules. The name is how gptoss_export/runtime/cuda/early_launch.py selects
+A kernel whose name ends in `_pdl` keeps these rules. The name is how gptoss_export/cuda/early_launch.py selects
 the kernels to launch early.
   - Every program waits before it reads what an earlier kernel of the step wrote, and before its first store.
   - A kernel may call `wait_then_let_next_start`: the next kernel starts only after this kernel's own wait. Then the

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from array import array
 from concurrent.futures import Future
@@ -137,3 +139,41 @@ def test_memory_lives_as_long_as_its_readers(tensors: CpuArrays) -> None:
         del theirs
     gc.collect()
     assert set(dlpack._GIVEN) == before and [owner() for owner in owners] == [None, None]
+
+
+ARRAYS = """
+import os, torch
+from concurrent.futures import Future
+from gptoss_export.libtorch.installation import installation
+from gptoss_export.libtorch.interface import Libtorch
+from gptoss_export.runtime.without_torch.on_cpu import CpuArrays
+loading = Future(); loading.set_result(Libtorch(installation(), False)); tensors = CpuArrays(loading)
+"""
+AT_THE_END = """
+class Cycle: pass
+cycle = Cycle(); cycle.itself = cycle
+cycle.theirs = torch.from_dlpack(tensors.zeros((3,), "float32"))
+cycle.unread = tensors.zeros((3,), "int64").__dlpack__()
+"""
+IN_A_CHILD = """
+made = tensors.zeros((1 << 16,), "int64")
+if (child := os.fork()) == 0:
+    made.fill_(7)
+    os._exit(0)
+os.waitpid(child, 0)
+assert made.tolist() == [0] * (1 << 16)
+"""
+
+
+@pytest.mark.parametrize("code", [AT_THE_END, IN_A_CHILD], ids=["readers at the end", "a forked child"])
+def test_a_process(code: str) -> None:
+    """A reader may be collected when the process ends. A child's arrays are its own."""
+    done = subprocess.run([sys.executable, "-c", ARRAYS + code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_a_reader_cannot_have(tensors: CpuArrays) -> None:
+    made = tensors.zeros((3,), "float32")
+    for options in ({"copy": True}, {"dl_device": (2, 0)}):
+        with pytest.raises(BufferError, match="is given as it is, without a copy, and on its own device"):
+            made.__dlpack__(**options)

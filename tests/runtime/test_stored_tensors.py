@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,8 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from artifacts import loaded_weights
+from gptoss_export.artifact.manifest import Part, WeightSpec, load_manifest
 from gptoss_export.errors import ArtifactError
 from gptoss_export.model.dtypes import torch_dtype
+from gptoss_export.runtime import weights
 from gptoss_export.runtime.dtype_conversion import FLOATS, converted
 from gptoss_export.runtime.stored_tensors import StoredFile
 
@@ -59,6 +65,8 @@ FOUR = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
         stored({"a": FOUR | {"shape": [2, 2.0]}}, bytes(16)),
         stored({"a": FOUR | {"shape": [True, 4]}}, bytes(16)),
         stored({"a": FOUR | {"dtype": "F64"}}, bytes(32)),
+        (1 << 40).to_bytes(8, "little") + bytes(1000),
+        (0).to_bytes(8, "little") + bytes(8),
         stored({"a": FOUR | {"dtype": []}}, bytes(32)),
         stored({"a": FOUR | {"data_offsets": [-16, 0]}}, bytes(16)),
         stored({"a": FOUR | {"data_offsets": [16, 0]}}, bytes(16)),
@@ -96,3 +104,30 @@ def test_conversion_is_that_of_torch(found: str, wanted: str) -> None:
 def test_integers_do_not_become_floats() -> None:
     with pytest.raises(ArtifactError, match="found uint8, which cannot become float32; expected bfloat16, float16"):
         converted(memoryview(b"ab"), "uint8", "float32")
+
+
+@pytest.mark.parametrize("block", [1, 3, 5, 100])
+def test_weights_are_converted_in_blocks(
+    uncompiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(weights, "_BLOCK", block)
+    tensors = {"a": torch.randn(3, 4).bfloat16(), "b": torch.randn(2, 4).half()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    spec = WeightSpec((5, 4), "float32", tuple(Part("x.safetensors", name) for name in tensors))
+    manifest = dataclasses.replace(load_manifest(uncompiled), weights={"w": spec})
+    found = loaded_weights(manifest, tmp_path)["w"]
+    assert torch.equal(found, torch.cat([tensor.float() for tensor in tensors.values()]))
+
+
+def test_a_single_number_is_no_weight(uncompiled: Path, tmp_path: Path) -> None:
+    save_file({"a": torch.tensor(1.0)}, tmp_path / "x.safetensors")
+    spec = WeightSpec((1,), "float32", (Part("x.safetensors", "a"),))
+    with pytest.raises(ArtifactError, match=r"w: stored as a single number, expected \[1\]"):
+        loaded_weights(dataclasses.replace(load_manifest(uncompiled), weights={"w": spec}), tmp_path)
+
+
+@pytest.mark.parametrize(("value", "expected"), [("3", 3), ("4,2", 4), ("", None), ("many", None), ("0", None)])
+def test_threads_without_torch(monkeypatch: pytest.MonkeyPatch, value: str, expected: int | None) -> None:
+    monkeypatch.setattr(weights, "sys", SimpleNamespace(modules={}))
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert weights._threads() == (expected or len(os.sched_getaffinity(0)))

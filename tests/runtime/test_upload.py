@@ -33,7 +33,7 @@ class FakeGpu:
 class FakeBuffer:
     """Ordinary memory. It records that it was waited for before it is filled again."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, gpu: Any, size: int) -> None:
         self.memory = ctypes.create_string_buffer(size)
         self.address = ctypes.addressof(self.memory)
         self.pointer = ctypes.c_void_p(self.address)

@@ -65,11 +65,11 @@ class TorchTensors(Tensors):
     def mapped(self, memory: memoryview, shape: Sequence[int], dtype: str) -> torch.Tensor:
         return torch.frombuffer(memory, dtype=torch_dtype(dtype)).view(tuple(shape))
 
-    def filling(self, copies: Sequence[tuple[Any, memoryview]]) -> Callable[[], None]:
+    def filler(self) -> Callable[[Sequence[tuple[Any, memoryview]]], None]:
         if self.on_gpu:
             stream = torch.cuda.current_stream(self.device).cuda_stream
-            return partial(upload, copies, gpu(self.device.index or 0), stream)
-        return partial(copy_from_host, copies)
+            return partial(upload, gpu=gpu(self.device.index or 0), stream=stream)
+        return copy_from_host
 
     def capture(self, work: Callable[[], Result], pool: Any = None) -> tuple[Captured, Result]:
         return capture(work, self.device, pool)

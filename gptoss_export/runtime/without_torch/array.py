@@ -140,9 +140,19 @@ class Array:
         found = self.numpy()
         return found if dtype is None else found.astype(dtype)
 
-    def __dlpack__(self, **options: Any) -> Any:
+    def __dlpack__(
+        self,
+        *,
+        stream: object = None,
+        max_version: object = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
         """For torch.from_dlpack and others, which use the memory as it is. All that was put on our stream is done then,
-        so that a reader's stream need not wait for it."""
+        so that a reader's stream need not wait for it. Raises BufferError for another device, and where a copy is
+        wanted."""
+        if copy or dl_device not in (None, self.__dlpack_device__()):
+            raise BufferError(f"{self}: is given as it is, without a copy, and on its own device")
         self._device.synchronize()
         return capsule(self._address, self.shape, self.dtype, self._device.gpu_index, self._owner, self._device.release)
 

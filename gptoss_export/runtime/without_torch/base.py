@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from ...errors import RunError
 from ...host_memory import address_of
 from ...libtorch.interface import Libtorch
 from ..tensors import Tensors, runs
@@ -27,7 +26,6 @@ class ArrayTensors(Tensors):
     gpu_index  None: the arrays are in the host's memory
     """
 
-    out_of_memory = RunError  # a program says no more than that it failed
     gpu_index: int | None = None
 
     def __init__(self, loading: Future[Libtorch]) -> None:
@@ -48,7 +46,7 @@ class ArrayTensors(Tensors):
 
     @abstractmethod
     def copy_from_host(self, to: int, source: int, size: int) -> None:
-        """Copy memory of the host, which may change after this."""
+        """Copy memory of the host. The caller may change it when this has returned."""
 
     @abstractmethod
     def fill(self, to: Array, value: float) -> None:
@@ -60,7 +58,8 @@ class ArrayTensors(Tensors):
 
     @abstractmethod
     def release(self, owner: object) -> None:
-        """Another library gives up what it was given: keep its owner until what the library has begun is done."""
+        """Another library no longer needs an array. Keep the owner of its memory until the work of that library is
+        done."""
 
     def zeros(self, shape: Sequence[int], dtype: str) -> Array:
         made = self.empty(shape, dtype)

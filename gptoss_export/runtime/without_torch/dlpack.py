@@ -8,6 +8,7 @@ its reader says that it is done, from any thread.
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,17 +46,24 @@ _python.PyCapsule_GetPointer.restype = ctypes.c_void_p
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-def _done(address: int) -> None:
+def _done(
+    address: int, given: dict[int, tuple[Any, ...]] = _GIVEN, ending: Callable[[], bool] = sys.is_finalizing
+) -> None:
     """A reader is done."""
-    *_, owner, release = _GIVEN.pop(address)
-    release(owner)
+    if not ending():
+        *_, owner, release = given.pop(address)
+        release(owner)
 
 
 @ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
-def _forgotten(capsule: int) -> None:
-    """A capsule ends. If nobody has read it, nobody else ends the struct."""
-    if _python.PyCapsule_IsValid(capsule, _NAME):
-        _done(_python.PyCapsule_GetPointer(capsule, _NAME))
+def _forgotten(capsule: int, python: Any = _python, name: bytes = _NAME, done: Callable[[int], None] = _done) -> None:
+    """A capsule is deleted. If nobody has read it, nobody else says that its memory is not needed."""
+    if python.PyCapsule_IsValid(capsule, name):
+        done(python.PyCapsule_GetPointer(capsule, name))
+
+
+for _callback in (_done, _forgotten):  # readers may call them when the process ends, after the modules have gone
+    _python.Py_IncRef(ctypes.py_object(_callback))
 
 
 def capsule(

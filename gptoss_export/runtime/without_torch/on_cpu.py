@@ -7,7 +7,6 @@ import mmap
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, TypeVar
 
 from ...host_memory import copy_from_host
@@ -28,7 +27,7 @@ class CpuArrays(ArrayTensors):
     def empty(self, shape: Sequence[int], dtype: str) -> Array:
         made = Array(self, 0, shape, dtype, None)
         if made.nbytes >= _LARGE:
-            owner: Any = mmap.mmap(-1, made.nbytes)
+            owner: Any = mmap.mmap(-1, made.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             begin = ctypes.addressof(ctypes.c_char.from_buffer(owner))
         else:
             owner = ctypes.create_string_buffer(made.nbytes + _ALIGNMENT)
@@ -56,8 +55,8 @@ class CpuArrays(ArrayTensors):
     def fetch(self, tensors: Sequence[Any]) -> Fetched:
         return _Copies(tensors)
 
-    def filling(self, copies: Sequence[tuple[Tensor, memoryview]]) -> Callable[[], None]:
-        return partial(copy_from_host, copies)
+    def filler(self) -> Callable[[Sequence[tuple[Tensor, memoryview]]], None]:
+        return copy_from_host
 
     def capture(self, work: Callable[[], Result], pool: Any = None) -> tuple[Captured, Result]:
         raise NotImplementedError("a CPU has no graphs")

@@ -17,39 +17,43 @@ from ...cuda.early_launch import launch_early
 from ...cuda.gpu import Gpu
 from ...cuda.pinned import PinnedBuffer
 from ...cuda.upload import Copy, upload
-from ...errors import RunError
-from ...libtorch.graph_capture import CapturedGraph, GraphMemory
+from ...errors import CaptureError, MachineError, RunError
+from ...libtorch.graph_capture import CapturedGraph, GraphMemory, GraphPool
 from ...libtorch.interface import Libtorch
 from ..tensors import Captured, Fetched
 from .array import Array
 from .base import ArrayTensors, as_numpy
 
 Result = TypeVar("Result")
-_SMALL = 1 << 16  # bytes: the driver takes so many from ordinary memory without waiting for the GPU
-_CAPTURING = 1  # CU_STREAM_CAPTURE_STATUS_ACTIVE
+_SMALL = 1 << 16  # bytes that the driver copies from ordinary memory without waiting for the GPU
 _KEEP_FREED = 4  # CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
 _LOCK = threading.RLock()  # libtorch captures one graph at a time in a process
 
 
 class GpuArrays(ArrayTensors):
-    """Arrays of one GPU.
-
-    stream  on which everything happens; while a graph is captured, the one that is captured
-    """
+    """Arrays of one GPU."""
 
     on_gpu = True
+    out_of_memory = CaptureError
     captures_at_first = True  # so that memory for a first call outside of a graph is never taken
 
     def __init__(self, loading: Future[Libtorch], gpu: Gpu) -> None:
         super().__init__(loading)
         self.gpu, self.gpu_index = gpu, gpu.index
-        self.stream, self._capturing_stream = _streams(gpu)
-        self.pinned = PinnedBuffers()
+        self._stream, self._capturing_stream = _streams(gpu)
+        self._thread = threading.local()  # its `captures`: whether this thread captures
+        self._pool: GraphPool | None = None  # of graphs that were given no other one
+        self.pinned = PinnedBuffers(gpu)
         self._released: list[object] = []  # by other libraries, which may still read it
         with gpu.current():
             pool = ctypes.c_void_p()
             call("cuDeviceGetDefaultMemPool", ctypes.byref(pool), gpu.index)
             call("cuMemPoolSetAttribute", pool, _KEEP_FREED, ctypes.byref(ctypes.c_uint64(64 << 20)))
+
+    @property
+    def stream(self) -> int:
+        """That of this thread: the one that is captured, where the thread captures."""
+        return self._capturing_stream if getattr(self._thread, "captures", False) else self._stream
 
     def empty(self, shape: Sequence[int], dtype: str) -> Array:
         size = Array(self, 0, shape, dtype, None).nbytes
@@ -91,8 +95,8 @@ class GpuArrays(ArrayTensors):
     def release(self, owner: object) -> None:
         with _LOCK:
             self._released.append(owner)
-            # Waiting for the GPU would end a capture, in which garbage may be collected.
-            if self.stream != self._capturing_stream:
+            # Waiting for the GPU would spoil a capture, in which garbage may be collected.
+            if not self._graphs.capturing:
                 self.gpu.synchronize()
                 self._released.clear()
 
@@ -103,22 +107,32 @@ class GpuArrays(ArrayTensors):
     def mapped(self, memory: memoryview, shape: Sequence[int], dtype: str) -> Array:
         raise NotImplementedError("a GPU does not compute with memory of the host")
 
-    def filling(self, copies: Sequence[Copy]) -> Callable[[], None]:
-        return partial(upload, copies, self.gpu, self.stream)
+    def filler(self) -> Callable[[Sequence[Copy]], None]:
+        return partial(upload, gpu=self.gpu, stream=self.stream)
 
-    def capture(self, work: Callable[[], Result], pool: Any = None) -> tuple[Captured, Result]:
-        """All graphs share one pool: they run on one stream, one after the other."""
+    def capture(self, work: Callable[[], Result], pool: GraphPool | None = None) -> tuple[Captured, Result]:
+        """Raises CaptureError where a program fails: it cannot say whether memory was too little."""
         with _LOCK:
-            before, self.stream = self.stream, self._capturing_stream
+            if pool is None:
+                pool = self._pool = self._pool or self.new_pool()
+            self._thread.captures = True
             try:
-                graph, result = _graph_memory(self.libtorch, self.gpu.index).capture(work, self.stream, _is_capturing)
+                graph, result = self._graphs.capture(work, self._capturing_stream, pool)
+            except RunError as error:
+                raise CaptureError(f"a capture failed ({error})") from error
             finally:
-                self.stream = before
+                self._thread.captures = False
             early = launch_early(graph.raw, self.gpu.capability)
             return Captured(_Replay(graph, self), early), result
 
-    def new_pool(self) -> Any:
-        return None
+    def new_pool(self) -> GraphPool:
+        pool = self._graphs.take_pool()
+        weakref.finalize(self, self._graphs.give_back, pool).atexit = False
+        return pool
+
+    @property
+    def _graphs(self) -> GraphMemory:
+        return _graph_memory(self.libtorch, self.gpu.index)
 
     def free_memory(self) -> int:
         return self.gpu.memory()[0]
@@ -161,12 +175,11 @@ class _Replay:
     def __init__(self, graph: CapturedGraph, tensors: GpuArrays) -> None:
         self._graph, self._tensors = graph, tensors  # the memory of the graph lives as long as this
         self._executable = ctypes.c_void_p()
-        call(
-            "cuGraphInstantiateWithFlags",
-            ctypes.byref(self._executable),
-            ctypes.c_void_p(graph.raw),
-            ctypes.c_uint64(0),
-        )
+        try:
+            arguments = ctypes.byref(self._executable), ctypes.c_void_p(graph.raw), ctypes.c_uint64(0)
+            call("cuGraphInstantiateWithFlags", *arguments)
+        except MachineError as error:
+            raise CaptureError(str(error)) from error
         self._launch = function("cuGraphLaunch")
         weakref.finalize(self, _destroy, self._executable, tensors.gpu).atexit = False
 
@@ -177,56 +190,57 @@ class _Replay:
 
 def _destroy(executable: ctypes.c_void_p, gpu: Gpu) -> None:
     with gpu.current():
-        call("cuGraphExecDestroy", executable)  # the driver waits for it, should it still run
+        call("cuGraphExecDestroy", executable)  # the driver frees it when it no longer runs
 
 
 class PinnedBuffers:
-    """Pinned memory that is used again and again. All calls are made in the context of one GPU."""
+    """Pinned memory that is used again and again. Threads may share it."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu, self._lock = gpu, threading.RLock()  # garbage may be collected in `take`
         self._idle: dict[int, deque[PinnedBuffer]] = {}
 
     def take(self, size: int) -> PinnedBuffer:
         """A buffer of at least `size` bytes that the GPU is done with."""
         rounded = max(1 << (size - 1).bit_length(), 1 << 12)
-        idle = self._idle.setdefault(rounded, deque())
-        if idle and idle[0].is_done():
-            return idle.popleft()
-        return PinnedBuffer(rounded)
+        with self._lock:
+            idle = self._idle.setdefault(rounded, deque())
+            if idle and idle[0].is_done():
+                return idle.popleft()
+        return PinnedBuffer(self._gpu, rounded)
 
     def give_back(self, buffer: PinnedBuffer) -> None:
         """Its event says when the GPU is done with it."""
-        self._idle[buffer.size].append(buffer)
+        with self._lock:
+            self._idle.setdefault(buffer.size, deque()).append(buffer)
 
 
 class _Copies(Fetched):
     """Copies in one pinned buffer, which are complete after its event."""
 
     def __init__(self, tensors: GpuArrays, arrays: Sequence[Array]) -> None:
-        self._tensors, self._kinds = tensors, [(found.shape, found.dtype, found.nbytes) for found in arrays]
-        self._buffer: PinnedBuffer | None = tensors.pinned.take(max(sum(found.nbytes for found in arrays), 1))
+        self._gpu, self._kinds = tensors.gpu, [(found.shape, found.dtype, found.nbytes) for found in arrays]
+        buffer = self._buffer = tensors.pinned.take(max(sum(found.nbytes for found in arrays), 1))
+        # Also where nobody waits.
+        self._give_back = weakref.finalize(self, tensors.pinned.give_back, buffer)
+        self._give_back.atexit = False
         offset, stream = 0, ctypes.c_void_p(tensors.stream)
         for found in arrays:
-            call("cuMemcpyDtoHAsync_v2", ctypes.c_void_p(self._buffer.address + offset),
-                 ctypes.c_uint64(found.data_ptr()), ctypes.c_size_t(found.nbytes), stream)  # fmt: skip
+            if found.nbytes:
+                call("cuMemcpyDtoHAsync_v2", ctypes.c_void_p(buffer.address + offset),
+                     ctypes.c_uint64(found.data_ptr()), ctypes.c_size_t(found.nbytes), stream)  # fmt: skip
             offset += found.nbytes
-        self._buffer.record(tensors.stream)
-        self._found: list[Any] = []
+        buffer.record(tensors.stream)
+        self._found: list[Any] | None = None
 
     def wait(self) -> list[Any]:
-        if self._buffer is not None:
-            with self._tensors.gpu.current():
+        if self._found is None:
+            with self._gpu.current():
                 self._buffer.wait()
-            address = self._buffer.address
+            found, address = [], self._buffer.address
             for shape, dtype, size in self._kinds:
-                self._found.append(as_numpy((ctypes.c_char * size).from_address(address), shape, dtype))
+                found.append(as_numpy((ctypes.c_char * size).from_address(address), shape, dtype))
                 address += size
-            self._tensors.pinned.give_back(self._buffer)
-            self._buffer = None
+            self._found = found
+            self._give_back()
         return self._found
-
-
-def _is_capturing(stream: int) -> bool:
-    found = ctypes.c_int()
-    call("cuStreamIsCapturing", ctypes.c_void_p(stream), ctypes.byref(found))
-    return found.value == _CAPTURING

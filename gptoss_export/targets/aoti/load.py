@@ -62,11 +62,11 @@ class AotiLoader(Loader):
             found.append(f"arch: artifact has code for {archs}, this machine is {current}; build with --arch {current}")
         return found
 
-    def begin(self, manifest: Manifest) -> None:
+    def begin(self, manifest: Manifest, settings: LoadSettings) -> None:
         if "torch" not in sys.modules:
             from .without_torch import begin
 
-            begin(manifest)
+            begin(manifest, settings.tune_process)
 
     def load(self, manifest: Manifest, folder: Path, progress: Progress, settings: LoadSettings) -> ProgramExecutor:
         arch = runnable_arch(manifest, _current_arch(manifest))
@@ -97,7 +97,7 @@ class AotiLoader(Loader):
                     memory = allocate_pages(manifest, tensors, settings.kv_memory)
                 executor = ProgramExecutor(manifest, folder, tensors, weights.tensors, programs, memory, choices={})
                 if tensors.captures_at_first:
-                    executor.capture_while(weights.missing)
+                    executor.capture_while(weights.on_their_way)
             if tensors.captures_at_first:
                 finish_weights()
         return executor

@@ -31,9 +31,12 @@ Result = TypeVar("Result")
 _GPU = 0  # the first of those that the process sees
 
 
-def begin(manifest: Manifest) -> None:
+def begin(manifest: Manifest, tune_process: bool) -> None:
     """Begin to load libtorch, and to make the context of the GPU. Both take as long as a fifth of the weights."""
     on_gpu = manifest.device == "cuda"
+    if on_gpu and tune_process:  # now, since no other thread may read the environment meanwhile
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:2")  # two workspaces of 4,096 KiB
+        os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "4096")
     with suppress(MachineError):  # which the checks of the machine report
         _loading(installation(), on_gpu)
         if on_gpu and (found := current_gpu()) is not None:
@@ -61,9 +64,6 @@ class LibtorchPackage(OpenedPackage):
     def __init__(self, manifest: Manifest, folder: Path, arch: str, tune_process: bool) -> None:
         self._manifest, self._folder, self._arch = manifest, folder, arch
         on_gpu = manifest.device == "cuda"
-        if on_gpu and tune_process:  # before libtorch reads them
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:2")  # two workspaces of 4,096 KiB
-            os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "4096")
         libtorch = _loading(installation(), on_gpu)
         if on_gpu:
             if tune_process:
