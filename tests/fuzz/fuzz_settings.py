@@ -99,7 +99,7 @@ class Schedules(Surface[ScheduleCase]):
         path = folder / "schedule.json"
         write_damaged(path, schedule, case.damage, scratch.root)
         plain = path.is_file() and not path.is_symlink()
-        manifest["files"]["schedule.json"] = describe(path) if plain else {"bytes": 1, "sha256": "0" * 64}
+        manifest["files"]["schedule.json"] = describe(path) if plain else {"bytes": 1, "sha256": "0" * 64, "pieces": []}
         replace_bytes(folder / "manifest.json", json.dumps(manifest).encode())
         if case.shown:
             return Request("command", {"argv": ["inspect", str(folder), "--json"]})

@@ -97,7 +97,7 @@ def read_json(path: Path) -> Any:
 def describe(path: Path) -> dict[str, Any]:
     """The entry of a file in a manifest."""
     data = path.read_bytes()
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "pieces": []}
 
 
 def rehash(folder: Path, *names: str) -> None:
