@@ -8,8 +8,8 @@ from ..cuda.gpu import current_gpu
 
 
 def current_gpu_arch() -> str | None:
-    """sm_<number> of torch's current GPU where the process has imported torch, else of the first GPU; None where there is
-    none."""
+    """sm_<number> of torch's current GPU where the process has imported torch, else of the first GPU. None where there
+    is no GPU."""
     if (torch := sys.modules.get("torch")) is not None:
         if not torch.cuda.is_available():
             return None
