@@ -48,7 +48,7 @@ def test_the_installation_is_found_without_importing_it() -> None:
     assert found.folder == Path(torch.__file__).parent
 
 
-def test_dtypes_and_functions(artifact: Path) -> None:
+def test_dtypes_and_functions() -> None:
     library = Libtorch(installation(), cuda=False)
     assert {library.numbers[f"aoti_torch_dtype_{name}"]: name for name in interface.DTYPES} == library.dtypes
     assert len(library.dtypes) == len(interface.DTYPES)
