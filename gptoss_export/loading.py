@@ -30,7 +30,7 @@ def load(
     """Load the artifact at `path`. Its code runs with the rights of this process.
 
     verify_hashes  read every file and compare its sha256; sizes are compared in any case
-    tune_process   change settings of the whole process to save GPU memory (runtime/with_torch/process_memory.py)
+    tune_process   change settings of the whole process to save GPU memory (cuda/process_memory.py)
     trust          files with public keys, one of which must have signed the artifact; None: no signature is asked for.
                    It is checked before anything but the manifest is opened
     fixed_width    run the largest program of each kind in every call. A sequence then has the same bits alone and

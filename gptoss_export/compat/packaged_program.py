@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-# Loaded programs that nothing calls any more, by code and device. A process cannot unload compiled code: a thread that
-# has called it holds a string of the library until the thread ends. So a program is kept for the next load of the same
-# code. Two runners never share one, so that each can run in a thread of its own.
-_IDLE: dict[tuple[str, str, str], list[Any]] = {}
+from ..lending import Lending
+
+# By code and device. A process cannot unload compiled code: a thread that has called it holds a string of the library
+# until the thread ends. Two runners never share a program, so that each can run in a thread of its own.
+_PROGRAMS: Lending[Any] = Lending()
 
 
 class PackagedProgram:
@@ -29,12 +30,7 @@ class PackagedProgram:
     when the public function imports no compiler."""
 
     def __init__(self, package: Path, code: str, program: str, device: torch.device) -> None:
-        idle = _IDLE.setdefault((code, program, str(device)), [])
-        try:
-            self._loader = idle.pop()
-        except IndexError:
-            self._loader = _load(package, program, device)
-        weakref.finalize(self, idle.append, self._loader).atexit = False
+        self._loader = _PROGRAMS.lend(self, (code, program, str(device)), partial(_load, package, program, device))
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Call the program. Raises RuntimeError where it fails."""

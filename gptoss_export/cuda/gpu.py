@@ -13,7 +13,6 @@ from ..errors import MachineError, RunError
 from .driver import call
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
-_NO_TIMING = 2  # CU_EVENT_DISABLE_TIMING
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_
 _STACK_SIZE = 0  # CU_LIMIT_STACK_SIZE
 _NAME = 256
@@ -80,12 +79,6 @@ class Gpu:
         with self.current():
             call("cuStreamCreate", ctypes.byref(made), _NON_BLOCKING)
         return made.value or 0
-
-    def new_event(self) -> ctypes.c_void_p:
-        """An event. The caller is in `current`."""
-        made = ctypes.c_void_p()
-        call("cuEventCreate", ctypes.byref(made), _NO_TIMING)
-        return made
 
     def _attribute(self, number: int) -> int:
         found = ctypes.c_int()

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 
 from ..cuda.driver import call
 from ..errors import MachineError, RunError
-from .interface import Libtorch
+from ..lending import Lending
+from .interface import Libtorch, declared_functions
 
 Result = TypeVar("Result")
 _SIZE = 4096  # bytes for an object of the class, which has some hundred
@@ -66,33 +67,16 @@ class GraphMemory:
     def __init__(self, library: Libtorch, gpu: int) -> None:
         if library.cuda is None:
             raise MachineError("libtorch: was loaded without its library for CUDA")
-        found, self._functions = library.cuda.library, library.cuda.functions
-        missing = [name for name in _METHODS if not hasattr(found, name)]
-        if missing:
-            raise MachineError(
-                f"torch {library.installation.version}: has no {', '.join(missing)}; install another version of torch"
-            )
-        self._methods: dict[str, Callable[..., Any]] = {}
-        for name, (arguments, result) in _METHODS.items():
-            method = getattr(found, name)
-            method.argtypes, method.restype = arguments, result
-            self._methods[name] = method
+        self._functions = library.cuda.functions
+        self._methods = declared_functions(library.cuda.library, _METHODS, library.installation.version)
         self._gpu = gpu
-        self._idle: list[GraphPool] = []
+        self._pools: Lending[GraphPool] = Lending()
         self._broken: list[CapturedGraph] = []  # libtorch still refers to them
         self.capturing = False
 
-    def take_pool(self) -> GraphPool:
-        """A pool that no living graph uses."""
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return GraphPool(self._methods[_NEW_POOL]())
-
-    def give_back(self, pool: GraphPool) -> None:
-        """All graphs of a pool but its first have ended."""
-        if pool.first is not None:
-            self._idle.append(pool)
+    def pool_for(self, user: object) -> GraphPool:
+        """A pool that no other user has. `user` ends after its graphs."""
+        return self._pools.lend(user, self._gpu, lambda: GraphPool(self._methods[_NEW_POOL]()))
 
     def capture(self, work: Callable[[], Result], stream: int, pool: GraphPool) -> tuple[CapturedGraph, Result]:
         """Capture what `work` puts on a stream. One thread captures at a time.

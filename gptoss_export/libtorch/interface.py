@@ -53,20 +53,30 @@ NUMBERS = (
 )  # fmt: skip
 
 
+def declared_functions(
+    library: ctypes.CDLL, declared: Mapping[str, tuple[tuple[Any, ...], Any]], version: str
+) -> dict[str, Callable[..., Any]]:
+    """Functions of a loaded library by name, with the types of their arguments and results. Raises MachineError for
+    those that it does not have."""
+    missing = [name for name in declared if not hasattr(library, name)]
+    if missing:
+        raise MachineError(
+            f"torch {version}: its library has no {', '.join(missing)}; install another version of torch"
+        )
+    found: dict[str, Callable[..., Any]] = {}
+    for name, (arguments, result) in declared.items():
+        function = found[name] = getattr(library, name)
+        function.argtypes, function.restype = arguments, result
+    return found
+
+
 class Functions:
-    """Functions of a loaded library, by name. Raises MachineError for those that it does not have."""
+    """Functions of a loaded library that return an error code, by name. Raises MachineError for those that it does not
+    have."""
 
     def __init__(self, library: ctypes.CDLL, declared: Mapping[str, tuple[Any, ...]], version: str) -> None:
-        missing = [name for name in declared if not hasattr(library, name)]
-        if missing:
-            raise MachineError(
-                f"torch {version}: its library has no {', '.join(missing)}; install another version of torch"
-            )
-        self._found: dict[str, Callable[..., int]] = {}
-        for name, arguments in declared.items():
-            function = getattr(library, name)
-            function.argtypes, function.restype = arguments, c_int32
-            self._found[name] = function
+        of_numbers = {name: (arguments, c_int32) for name, arguments in declared.items()}
+        self._found = declared_functions(library, of_numbers, version)
 
     def __getitem__(self, name: str) -> Callable[..., int]:
         """The function itself, which returns an error code."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-import weakref
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ..errors import ArtifactError, RunError
+from ..lending import Lending
 from .interface import PROGRAM, Functions, Libtorch
 from .tensor_handle import TensorHandle, given_away
 
-# Loaded programs that nothing calls any more, by code and device. A process cannot unload compiled code. So a program
-# is kept for the next load of the same code. Two runners never share one, so that each can run in a thread of its own.
-_IDLE: dict[tuple[str, str, str], list[_Loaded]] = {}
+# By code and device. A process cannot unload compiled code, and two runners never share a program, so that each can run
+# in a thread of its own.
+_PROGRAMS: Lending[_Loaded] = Lending()
 
 
 class _Loaded:
@@ -44,12 +45,7 @@ class Program:
     """
 
     def __init__(self, library: Libtorch, path: Path, code: str, name: str, device: str, outputs: int) -> None:
-        idle = _IDLE.setdefault((code, name, device), [])
-        try:
-            self._loaded = idle.pop()
-        except IndexError:
-            self._loaded = _Loaded(library, path, device)
-        weakref.finalize(self, idle.append, self._loaded).atexit = False
+        self._loaded = _PROGRAMS.lend(self, (code, name, device), partial(_Loaded, library, path, device))
         self._library, self._name, self._outputs = library, name, outputs
 
     def run(self, inputs: Sequence[TensorHandle], stream: int | None) -> list[TensorHandle]:

@@ -20,7 +20,7 @@ def converted(memory: memoryview, stored: str, wanted: str) -> memoryview:
     import numpy as np
 
     values = (
-        _widened(np.frombuffer(memory, np.uint16), stored) if stored != "float32" else np.frombuffer(memory, np.float32)
+        widened(np.frombuffer(memory, np.uint16), stored) if stored != "float32" else np.frombuffer(memory, np.float32)
     )
     found = values
     if wanted == "float16":
@@ -31,7 +31,8 @@ def converted(memory: memoryview, stored: str, wanted: str) -> memoryview:
     return found.data.cast("B")
 
 
-def _widened(halves: np.ndarray, stored: str) -> np.ndarray:
+def widened(halves: np.ndarray, stored: str) -> np.ndarray:
+    """The bits of float16 or bfloat16, uint16, as float32."""
     import numpy as np
 
     if stored == "float16":

@@ -13,10 +13,12 @@ import pytest
 import torch
 from aoti_packages import load_package
 
-from gptoss_export.artifact.files import FileSpec
+from gptoss_export.artifact.files import FileSpec, describe_file
 from gptoss_export.artifact.manifest import Manifest, load_manifest
 from gptoss_export.errors import ArtifactError
+from gptoss_export.runtime.mapped_files import MappedFiles
 from gptoss_export.targets.aoti.package import DESCRIPTION, archive, checked_members, package_name
+from gptoss_export.targets.aoti.without_torch import LibtorchPackage
 
 Members = dict[str, bytes]
 
@@ -165,3 +167,13 @@ def test_a_library_that_is_none_is_an_error_that_names_the_program(
     check(manifest, tmp_path, written(members | {library(members): b"no code"}))
     with pytest.raises(ArtifactError, match="program decode_1 cannot be loaded"):
         load_package(manifest, tmp_path, torch.device("cpu"))
+
+
+def test_a_program_without_a_library(manifest: Manifest, members: Members, tmp_path: Path) -> None:
+    left = {name: data for name, data in members.items() if not (name.endswith(".so") and "/unembed_1/" in name)}
+    name = package_name(manifest.arch)
+    (tmp_path / name).write_bytes(written(left))
+    changed = dataclasses.replace(manifest, files=manifest.files | {name: describe_file(tmp_path / name)})
+    opened = LibtorchPackage(changed, tmp_path, manifest.arch, tune_process=False)
+    with pytest.raises(ArtifactError, match="program unembed_1 has no library; build the artifact again"):
+        opened.programs(MappedFiles(()))

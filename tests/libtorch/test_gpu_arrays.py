@@ -166,7 +166,8 @@ def torch_class(driver: Driver) -> Class:
 def machine(torch_class: Class) -> Any:
     """libtorch and a GPU."""
     functions: Any = SimpleNamespace(call=lambda name, *arguments: None)
-    libtorch: Any = type("Libtorch", (), {"cuda": CudaLibrary(torch_class.library, functions)})()
+    held = {"cuda": CudaLibrary(torch_class.library, functions), "installation": SimpleNamespace(version="2.13.0")}
+    libtorch: Any = type("Libtorch", (), held)()
     loading: Future[Any] = Future()
     loading.set_result(libtorch)
     return loading, FakeGpu()

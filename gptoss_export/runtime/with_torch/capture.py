@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,15 +10,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from ...cuda.driver import call
 from ...cuda.early_launch import launch_early
+from ...cuda.gpu import gpu
 from ..tensors import Captured
 
 Result = TypeVar("Result")
 
 # torch captures one graph at a time in a process, on the one stream that all runners share for it.
 CAPTURING = threading.RLock()
-_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 
 
 @cache
@@ -30,11 +28,9 @@ def own_stream(device: torch.device) -> torch.cuda.Stream:
     torch makes 32 streams when it makes its first, and they take GPU memory (docs/experiments.md). This stream is never
     destroyed, because the memory of graphs is bound to it.
     """
-    handle = ctypes.c_void_p()
     with torch.cuda.device(device):
         torch.cuda.synchronize()
-        call("cuStreamCreate", ctypes.byref(handle), _NON_BLOCKING)
-        return torch.cuda.ExternalStream(handle.value)
+        return torch.cuda.ExternalStream(gpu(torch.cuda.current_device()).new_stream())
 
 
 def capture(work: Callable[[], Result], device: torch.device, pool: Any = None) -> tuple[Captured, Result]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...host_memory import address_of
 from ...libtorch.interface import Libtorch
+from ..dtype_conversion import widened
 from ..tensors import Tensors, runs
 from .array import Array
 
@@ -108,5 +109,5 @@ def as_numpy(memory: Any, shape: Sequence[int], dtype: str) -> np.ndarray:
     import numpy as np
 
     if dtype == BFLOAT16:
-        return (np.frombuffer(memory, np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(tuple(shape))
+        return widened(np.frombuffer(memory, np.uint16), dtype).reshape(tuple(shape))
     return np.frombuffer(memory, dtype).reshape(tuple(shape)).copy()

@@ -126,9 +126,7 @@ class GpuArrays(ArrayTensors):
             return Captured(_Replay(graph, self), early), result
 
     def new_pool(self) -> GraphPool:
-        pool = self._graphs.take_pool()
-        weakref.finalize(self, self._graphs.give_back, pool).atexit = False
-        return pool
+        return self._graphs.pool_for(self)
 
     @property
     def _graphs(self) -> GraphMemory:

@@ -21,7 +21,7 @@ from ...values import shown
 from . import cpu_isa
 
 DESCRIPTION = "gptoss_export.json"  # the name of the description (artifact/description.py) among the extra files
-_ADVICE = "build the artifact again"
+ADVICE = "build the artifact again"
 # The zip module raises others than its own for some damages.
 _ZIP_ERRORS = (zipfile.BadZipFile, EOFError, LookupError, NotImplementedError, ValueError, OverflowError, OSError)
 # A folder, then the files of the format, the libraries of each program, and the extra files.
@@ -56,13 +56,13 @@ def checked_members(manifest: Manifest, folder: Path, arch: str) -> dict[str, by
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read ({error.strerror or error}); {_ADVICE}") from None
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror or error}); {ADVICE}") from None
     expected, found = manifest.files[path.name].sha256, hashlib.sha256(data).hexdigest()
     if found != expected:
-        raise ArtifactError(f"{path}: sha256 {found[:12]}..., expected {expected[:12]}...; {_ADVICE}")
+        raise ArtifactError(f"{path}: sha256 {found[:12]}..., expected {expected[:12]}...; {ADVICE}")
     members = _members(data, path)
     raise_all(
-        ArtifactError, f"{path}: is no package of programs; {_ADVICE}", _member_problems(members, manifest.programs)
+        ArtifactError, f"{path}: is no package of programs; {ADVICE}", _member_problems(members, manifest.programs)
     )
     root = next(iter(members)).partition("/")[0]
     check_description(manifest, arch, members.get(f"{root}/extra/{DESCRIPTION}"), path)
@@ -91,8 +91,8 @@ def _members(data: bytes, path: Path) -> dict[str, bytes]:
                     members[info.filename] = archive.read(info)
     # The zip module raises other errors than its own for some damages.
     except _ZIP_ERRORS as error:
-        raise ArtifactError(f"{path}: cannot be read as a package ({error}); {_ADVICE}") from None
-    raise_all(ArtifactError, f"{path}: is no package of programs; {_ADVICE}", problems)
+        raise ArtifactError(f"{path}: cannot be read as a package ({error}); {ADVICE}") from None
+    raise_all(ArtifactError, f"{path}: is no package of programs; {ADVICE}", problems)
     return members
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 
 from ...artifact.manifest import Manifest
 from ...cuda.gpu import current_gpu, gpu
+from ...cuda.process_memory import set_small_workspaces
 from ...errors import ArtifactError, MachineError
 from ...libtorch.installation import Installation, installation
 from ...libtorch.interface import Libtorch
@@ -25,7 +25,7 @@ from ...runtime.without_torch.on_cpu import CpuArrays
 from ...runtime.without_torch.on_gpu import GpuArrays
 from ...temporary_folder import TemporaryFolder, check_executable
 from .opened_package import OpenedPackage
-from .package import checked_members, package_name, program_of
+from .package import ADVICE, checked_members, package_name, program_of
 
 Result = TypeVar("Result")
 _GPU = 0  # the first of those that the process sees
@@ -35,8 +35,7 @@ def begin(manifest: Manifest, tune_process: bool) -> None:
     """Begin to load libtorch, and to make the context of the GPU. Both take as long as a fifth of the weights."""
     on_gpu = manifest.device == "cuda"
     if on_gpu and tune_process:  # now, since no other thread may read the environment meanwhile
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:2")  # two workspaces of 4,096 KiB
-        os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "4096")
+        set_small_workspaces()
     with suppress(MachineError):  # which the checks of the machine report
         _loading(installation(), on_gpu)
         if on_gpu and (found := current_gpu()) is not None:
@@ -82,12 +81,14 @@ class LibtorchPackage(OpenedPackage):
             check_executable(temporary.path, ArtifactError)
             libraries = _write_libraries(members, temporary.path)
             for program, signature in self._manifest.programs.items():
+                if program not in libraries:
+                    raise ArtifactError(f"{self._folder / name}: program {program} has no library; {ADVICE}")
                 try:
                     opened = Program(
                         self.tensors.libtorch, libraries[program], self._manifest.files[name].sha256, program, device,
                         len(signature.outputs),
                     )  # fmt: skip
-                except (ArtifactError, KeyError) as error:
+                except ArtifactError as error:
                     raise ArtifactError(f"{self._folder / name}: program {program} {error}") from error
                 programs[program] = partial(_run, opened, self.tensors, mapped)
         return programs
