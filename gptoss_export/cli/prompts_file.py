@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .params import read_text
-from .stop_strings import StopStrings
 from .tables import print_json
-from .text import Text, open_text
+from .text import open_text
 
 if TYPE_CHECKING:
     from ..runtime.request_handle import RequestHandle
     from ..runtime.runner import Runner
     from ..runtime.running_sequence import Request
     from ..runtime.sampling_params import SamplingParams
+    from ..text.stop_strings import StopStrings
+    from ..text.tokenizer import Text
 
 OPTION = "--prompts-file"
 _SAMPLING = (
@@ -159,6 +160,7 @@ def _whole_number(name: str, value: Any, least: int, most: int) -> int:
 
 def _ending(text: Text | None, stops: Any) -> StopStrings | None:
     from ..errors import UsageError
+    from ..text.stop_strings import StopStrings
     from ..values import shown
 
     listed = [stops] if isinstance(stops, str) else stops

@@ -25,13 +25,14 @@ from .params import (
     trusted,
 )
 from .prompts_file import OPTION, Defaults, read_lines, run_lines
-from .stop_strings import StopStrings
 from .tables import print_json
-from .text import Text, TextStream, open_text
+from .text import open_text
 
 if TYPE_CHECKING:
     from ..runtime.generation import Generation, Token
     from ..runtime.runner import Runner
+    from ..text.stop_strings import StopStrings
+    from ..text.tokenizer import Text
 
 
 @click.command("run")
@@ -164,6 +165,7 @@ def command(
     from ..errors import UsageError
     from ..loading import load
     from ..runtime.sampling_params import SamplingParams
+    from ..text.stop_strings import StopStrings
 
     prompts = {
         "--prompt": prompt,
@@ -263,6 +265,8 @@ def _json(
 
 def _print_stream(stream: Iterable[Token], text: Text, ending: StopStrings | None) -> None:
     """Print text while it is generated. What may begin a stop string is held back."""
+    from ..text.text_stream import TextStream
+
     parts, waiting = TextStream(text), ""
     for token in stream:
         waiting += parts.push(token.id)

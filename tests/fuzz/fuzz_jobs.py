@@ -101,7 +101,8 @@ def _uint8() -> Any:
 
 def text(folder: str, prompt: str, tokens: list[int], special_tokens: bool) -> dict[str, Any]:
     """What `run` makes of a prompt and of tokens, at once and one at a time."""
-    from gptoss_export.cli.text import TextStream, open_text
+    from gptoss_export.cli.text import open_text
+    from gptoss_export.text.text_stream import TextStream
 
     manifest = SimpleNamespace(files={"tokenizer.json": None}, model=SimpleNamespace(vocab_size=2**32))
     runner: Any = SimpleNamespace(folder=Path(folder), manifest=manifest)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from cli_helpers import invoke
-from test_cli_text_stream import byte_tokenizer
+from test_text_stream import byte_tokenizer
 
-from gptoss_export.cli.stop_strings import StopStrings
-from gptoss_export.cli.text import Text
+from gptoss_export.text.stop_strings import StopStrings
+from gptoss_export.text.tokenizer import Text
 
 
 @pytest.mark.parametrize("stops", [("END",), ("\n\n", "b"), ("é€",), ("aab", "ab"), ("x" * 40,)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .text import Text
+from .tokenizer import Text
 
 _MORE = 8  # tokens before those that can hold a stop string: a token may hold a part of a character
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from gptoss_export.cli.text import Text, TextStream
+from gptoss_export.text.text_stream import TextStream
+from gptoss_export.text.tokenizer import Text
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 ENDS = (["<|end|>", "<|start|>"], ["<tool>"])  # special tokens, and one that is added but not special
