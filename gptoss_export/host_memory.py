@@ -1,9 +1,10 @@
-"""Memory of the host by its address."""
+"""Memory of the host by its address, and bytes that tensors are filled with."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -16,12 +17,40 @@ class Memory(Protocol):
     def data_ptr(self) -> int: ...
 
 
-def copy_from_host(copies: Sequence[tuple[Memory, memoryview]]) -> None:
-    """Fill tensors on a CPU with memory of the host, byte by byte."""
-    for tensor, memory in copies:
-        if tensor.nbytes != memory.nbytes:
-            raise ValueError(f"{tensor.nbytes} bytes cannot be filled with {memory.nbytes}")
-        ctypes.memmove(tensor.data_ptr(), address_of(memory), memory.nbytes)
+class Source(Protocol):
+    """Bytes of the host: memory, or a file."""
+
+    @property
+    def memory(self) -> memoryview:
+        """Where they are, or where the file is mapped."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def read(self, start: int, to: memoryview) -> None:
+        """Fill `to` with the bytes from `start` on. Several threads call it at the same time."""
+
+
+@dataclass(frozen=True)
+class HostBytes:
+    """Bytes in memory."""
+
+    memory: memoryview
+
+    @property
+    def nbytes(self) -> int:
+        return self.memory.nbytes
+
+    def read(self, start: int, to: memoryview) -> None:
+        to[:] = self.memory[start : start + to.nbytes]
+
+
+def copy_from_host(copies: Sequence[tuple[Memory, Source]]) -> None:
+    """Fill tensors on a CPU with bytes of the host."""
+    for tensor, source in copies:
+        if tensor.nbytes != source.nbytes:
+            raise ValueError(f"{tensor.nbytes} bytes cannot be filled with {source.nbytes}")
+        ctypes.memmove(tensor.data_ptr(), address_of(source.memory), source.nbytes)
 
 
 def address_of(memory: memoryview) -> int:

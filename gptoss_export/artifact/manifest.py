@@ -30,7 +30,7 @@ from .programs import Program, Role, Signature, Sizes, TensorSpec, programs_of, 
 
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16")  # what an artifact can compute in
-SCHEMA_VERSION = 12
+SCHEMA_VERSION = 13
 NAME = "manifest.json"
 _SHA256 = re.compile("[0-9a-f]{64}")
 # Names in a manifest that are not those of the option; "tables" is in schema 4 and earlier.

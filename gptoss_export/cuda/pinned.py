@@ -33,6 +33,11 @@ class PinnedBuffer:
     def address(self) -> int:
         return self.pointer.value or 0
 
+    @property
+    def memory(self) -> memoryview:
+        """All of it, as bytes. Nobody may keep this view longer than the buffer."""
+        return memoryview((ctypes.c_ubyte * self.size).from_address(self.address)).cast("B")
+
     def record(self, stream: int) -> None:
         """What is on the stream now is what `wait` waits for."""
         call("cuEventRecord", self._event, ctypes.c_void_p(stream))

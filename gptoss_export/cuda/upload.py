@@ -1,9 +1,9 @@
-"""Copies mapped weights to a GPU: several threads, each piece through pinned memory.
+"""Copies weights to a GPU: several threads, each piece through pinned memory.
 
 An ordinary copy from mapped memory goes through a buffer of the driver, one piece at a time, and is slow while other
-threads hash the same pages. Here a thread copies a piece into pinned memory while the GPU fetches others. More
-threads than _THREADS make it no faster, because the hashes then take longer (docs/experiments.md). All copies are put
-on the caller's stream: there is one way to the GPU, and other streams would cost GPU memory."""
+threads hash the same pages. Here a thread reads a piece into pinned memory while the GPU fetches others
+(docs/experiments.md has the number of threads). All copies are put on the caller's stream: there is one way to the GPU,
+and other streams would cost GPU memory."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from contextlib import ExitStack
 from queue import SimpleQueue
 from typing import NamedTuple
 
-from ..host_memory import Memory, address_of
+from ..host_memory import Memory, Source
 from .driver import call
 from .gpu import Gpu
 from .pinned import PinnedBuffer
 
-_THREADS = 4
+_THREADS = 6
 _PIECE = 8 << 20  # bytes
 
-Copy = tuple[Memory, memoryview]  # to, from: contiguous, of the same number of bytes
+Copy = tuple[Memory, Source]  # to, from: contiguous, of the same number of bytes
 
 
 class _Piece(NamedTuple):
     to: int
-    source: int
+    source: Source
+    start: int
     size: int
 
 
@@ -45,7 +46,7 @@ def upload(copies: Sequence[Copy], gpu: Gpu, stream: int) -> None:
             try:
                 with gpu.current():
                     buffer.wait()
-                    ctypes.memmove(buffer.address, piece.source, piece.size)
+                    piece.source.read(piece.start, buffer.memory[: piece.size])
                     call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(piece.to), buffer.pointer,
                          ctypes.c_size_t(piece.size), ctypes.c_void_p(stream))  # fmt: skip
                     buffer.record(stream)
@@ -60,10 +61,9 @@ def upload(copies: Sequence[Copy], gpu: Gpu, stream: int) -> None:
             call("cuStreamSynchronize", ctypes.c_void_p(stream))
 
 
-def _pieces(to: Memory, source: memoryview) -> Iterator[_Piece]:
+def _pieces(to: Memory, source: Source) -> Iterator[_Piece]:
     """A copy in pieces of at most _PIECE bytes."""
     if to.nbytes != source.nbytes:
         raise ValueError(f"{to.nbytes} bytes cannot be filled with {source.nbytes}")
-    target, begin = to.data_ptr(), address_of(source)
     for start in range(0, source.nbytes, _PIECE):
-        yield _Piece(target + start, begin + start, min(_PIECE, source.nbytes - start))
+        yield _Piece(to.data_ptr() + start, source, start, min(_PIECE, source.nbytes - start))

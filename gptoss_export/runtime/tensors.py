@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
+from ..host_memory import Source
+
 Result = TypeVar("Result")
 CELLS = {"int64": "q", "int32": "i", "float32": "f"}  # dtypes that the host writes, as `array` calls them
 
@@ -131,8 +133,8 @@ class Tensors(ABC):
         """A tensor of the host's memory, such as that of a mapped file. On a CPU only."""
 
     @abstractmethod
-    def filler(self) -> Callable[[Sequence[tuple[Tensor, memoryview]]], None]:
-        """What fills tensors with memory of the host, byte by byte. Any thread may call it: what this thread has put on
+    def filler(self) -> Callable[[Sequence[tuple[Tensor, Source]]], None]:
+        """What fills tensors with bytes of the host. Any thread may call it: what this thread has put on
         the device before comes first. The tensors are filled when it returns."""
 
     @abstractmethod

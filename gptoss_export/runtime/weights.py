@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from ..artifact.manifest import Manifest, WeightSpec
 from ..errors import ArtifactError, raise_all
+from ..host_memory import HostBytes, Source
 from ..machine_limits import check_threads
 from ..model.dtypes import ITEM_SIZES
 from .dtype_conversion import converted
@@ -130,12 +131,13 @@ class _Piece(NamedTuple):
     dtype: str
 
 
-def _fill(fill: Callable[[Sequence[tuple[Tensor, memoryview]]], None], pieces: Sequence[_Piece]) -> None:
-    fill([(piece.to, piece.stored.memory) for piece in pieces if piece.stored.dtype == piece.dtype])
+def _fill(fill: Callable[[Sequence[tuple[Tensor, Source]]], None], pieces: Sequence[_Piece]) -> None:
+    fill([(piece.to, piece.stored) for piece in pieces if piece.stored.dtype == piece.dtype])
     for piece in pieces:
         if piece.stored.dtype != piece.dtype:
             # In blocks: a whole one would take the memory of a matrix once more.
             of, to = _BLOCK * ITEM_SIZES[piece.stored.dtype], _BLOCK * ITEM_SIZES[piece.dtype]
-            for index in range(-(-piece.stored.memory.nbytes // of)):
+            for index in range(-(-piece.stored.nbytes // of)):
                 block = piece.stored.memory[index * of : (index + 1) * of]
-                fill([(piece.to[index * to : (index + 1) * to], converted(block, piece.stored.dtype, piece.dtype))])
+                numbers = HostBytes(converted(block, piece.stored.dtype, piece.dtype))
+                fill([(piece.to[index * to : (index + 1) * to], numbers)])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from gptoss_export import load
 from gptoss_export.artifact import files
@@ -78,15 +79,17 @@ def test_large_files_have_hashes_of_pieces(tmp_path: Path, monkeypatch: pytest.M
     data = bytes(range(size))
     (tmp_path / "f").write_bytes(data)
     spec = describe_file(tmp_path / "f")
-    pieces = [hashlib.sha256(data[start : start + 10]).hexdigest() for start in range(0, size, 10)]
+    pieces = [blake3(data[start : start + 10]).hexdigest() for start in range(0, size, 10)]
     assert spec == FileSpec(size, hashlib.sha256(data).hexdigest(), tuple(pieces) if size > 10 else ())
     check_hashes({"f": spec}, tmp_path, ["f"])
     for at in range(size):
         (tmp_path / "f").write_bytes(data[:at] + b"\xff" + data[at + 1 :])
-        with pytest.raises(ArtifactError, match=rf"f: sha256 .*{f'from {at // 10 * 10} on' if size > 10 else ''}"):
+        with pytest.raises(
+            ArtifactError, match=rf"f: {f'blake3 .*from {at // 10 * 10} on' if size > 10 else 'sha256'}"
+        ):
             check_hashes({"f": spec}, tmp_path, ["f"])
     (tmp_path / "f").write_bytes(data + b"x")
-    with pytest.raises(ArtifactError, match="f: sha256"):
+    with pytest.raises(ArtifactError, match="f: blake3" if size > 10 else "f: sha256"):
         check_hashes({"f": spec}, tmp_path, ["f"])
 
 

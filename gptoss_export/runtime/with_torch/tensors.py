@@ -12,7 +12,7 @@ import torch
 
 from ...cuda.gpu import gpu
 from ...cuda.upload import upload
-from ...host_memory import copy_from_host
+from ...host_memory import Source, copy_from_host
 from ...model.dtypes import dtype_name, torch_dtype
 from ..tensors import Captured, Fetched, Tensors
 from .capture import capture
@@ -65,7 +65,7 @@ class TorchTensors(Tensors):
     def mapped(self, memory: memoryview, shape: Sequence[int], dtype: str) -> torch.Tensor:
         return torch.frombuffer(memory, dtype=torch_dtype(dtype)).view(tuple(shape))
 
-    def filler(self) -> Callable[[Sequence[tuple[Any, memoryview]]], None]:
+    def filler(self) -> Callable[[Sequence[tuple[Any, Source]]], None]:
         if self.on_gpu:
             stream = torch.cuda.current_stream(self.device).cuda_stream
             return partial(upload, gpu=gpu(self.device.index or 0), stream=stream)

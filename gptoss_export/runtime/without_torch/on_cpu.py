@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from ...host_memory import copy_from_host
+from ...host_memory import Source, copy_from_host
 from ..tensors import CELLS, Captured, Fetched, Tensor
 from .array import Array
 from .base import ArrayTensors, as_numpy
@@ -55,7 +55,7 @@ class CpuArrays(ArrayTensors):
     def fetch(self, tensors: Sequence[Any]) -> Fetched:
         return _Copies(tensors)
 
-    def filler(self) -> Callable[[Sequence[tuple[Tensor, memoryview]]], None]:
+    def filler(self) -> Callable[[Sequence[tuple[Tensor, Source]]], None]:
         return copy_from_host
 
     def capture(self, work: Callable[[], Result], pool: Any = None) -> tuple[Captured, Result]:
