@@ -69,6 +69,19 @@ PRESETS: dict[str, ModelConfig] = {
     "120b": dataclasses.replace(_20B, num_hidden_layers=36, num_local_experts=128, layer_types=(SLIDING, FULL) * 18),
 }
 
+# The special tokens of gpt-oss's chat format, and their ids in its vocabulary.
+_SPECIAL_TOKENS = {
+    "<|startoftext|>": 199998,
+    "<|endoftext|>": 199999,
+    "<|constrain|>": 200003,
+    "<|channel|>": 200005,
+    "<|start|>": 200006,
+    "<|end|>": 200007,
+    "<|message|>": 200008,
+    "<|call|>": 200012,
+    "<|return|>": 200002,
+}
+
 _E2M1_DEVIATION = 2.93  # standard deviation of an MXFP4 element whose 16 codes are equally likely
 
 
@@ -202,14 +215,22 @@ def _stable_hash(name: str) -> int:
 
 
 def _write_tokenizer(folder: Path, config: ModelConfig) -> None:
-    """A byte-level tokenizer without merges. Its tokens are the 256 bytes, then names that no text contains."""
+    """A byte-level tokenizer without merges. Its tokens are the 256 bytes, names that no text contains, and the special
+    tokens of gpt-oss's chat format: with their ids of gpt-oss's vocabulary where there are as many, otherwise last."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    ids = (
+        _SPECIAL_TOKENS.values()
+        if config.vocab_size > max(_SPECIAL_TOKENS.values())
+        else range(config.vocab_size - len(_SPECIAL_TOKENS), config.vocab_size)
+    )
+    special = dict(zip(ids, _SPECIAL_TOKENS, strict=True))
     vocabulary = {symbol: index for index, symbol in enumerate(alphabet)}
-    vocabulary |= {f"<|{index}|>": index for index in range(len(alphabet), config.vocab_size)}
+    vocabulary |= {special.get(index, f"<|{index}|>"): index for index in range(len(alphabet), config.vocab_size)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(special.values()))
     with writes(folder / "tokenizer.json"):
         tokenizer.save(str(folder / "tokenizer.json"))
