@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from scripted import scripted_artifact
 
 from artifacts import OPTIONS, SEED, FakeCode, compile_artifact, compile_nothing, made_once
 from gptoss_export import BuildOptions, Runner, build, load
@@ -53,6 +54,18 @@ def uncompiled(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFa
             build(checkpoints["hf"], root / "float32", BuildOptions("aoti", "cpu", **OPTIONS))
 
     return made_once(tmp_path_factory, "uncompiled", make) / "float32"
+
+
+@pytest.fixture(scope="session")
+def scripted(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact that answers every prompt with `Think` and then `scripted.ANSWER`, in the chat format."""
+    return made_once(tmp_path_factory, "scripted", lambda root: scripted_artifact(artifact, root / "it")) / "it"
+
+
+@pytest.fixture(scope="session")
+def endless(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, whose answer never stops."""
+    return made_once(tmp_path_factory, "endless", lambda root: scripted_artifact(artifact, root / "it", True)) / "it"
 
 
 @pytest.fixture(scope="session")
