@@ -1,0 +1,55 @@
+/** The two dialogs: settings, and the API key. */
+import { apiKey } from "./api.js";
+import { parseTools } from "./memory.js";
+
+const byId = (id) => document.getElementById(id);
+
+/** Let the user change `settings`, and call `changed` after a change. */
+export function settingsDialog(settings, changed) {
+  const dialog = byId("settings");
+  const fields = ["instructions", "temperature", "tools"];
+  byId("open-settings").onclick = () => {
+    for (const name of fields) byId(name).value = settings()[name];
+    problem("");
+    dialog.showModal();
+  };
+  byId("close-settings").onclick = () => dialog.close();
+  byId("tools").oninput = () => problem("");
+  dialog.querySelector("form").onsubmit = (event) => {
+    try {
+      if (byId("tools").value.trim()) parseTools(byId("tools").value);
+    } catch (error) {
+      event.preventDefault();
+      problem(`These are not tools: ${error.message}`);
+      byId("tools").focus();
+      return;
+    }
+    for (const name of fields) settings()[name] = byId(name).value;
+    changed();
+  };
+
+  function problem(text) {
+    byId("tools-problem").textContent = text;
+    byId("tools").setAttribute("aria-invalid", String(Boolean(text)));
+  }
+}
+
+/** Ask for the API key. @returns whether the user gave one, a promise */
+export function askKey() {
+  const dialog = byId("key-dialog");
+  byId("key-problem").textContent = apiKey.get() ? "The server refused this key." : "This server wants an API key.";
+  byId("key").value = "";
+  byId("close-key").onclick = () => dialog.close();
+  dialog.returnValue = "";
+  dialog.querySelector("form").onsubmit = () => (dialog.returnValue = "given");
+  if (!dialog.open) dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.onclose = () => {
+      const key = byId("key").value.trim();
+      byId("key").value = "";
+      const given = dialog.returnValue === "given" && key !== "";
+      if (given) apiKey.set(key);
+      resolve(given);
+    };
+  });
+}
