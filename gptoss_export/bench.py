@@ -105,6 +105,18 @@ class BenchReport:
         return asdict(self) | {"measurements": rows}
 
 
+class StepBytes(NamedTuple):
+    """Bytes that a decode step must read: of the experts that it reaches, of the other weights, of keys and values."""
+
+    experts: float
+    other_weights: int
+    kv_cache: int
+
+    @property
+    def total(self) -> float:
+        return self.experts + self.other_weights + self.kv_cache
+
+
 class _Times(NamedTuple):
     """Seconds of a prefill, to the first tokens, and of a decode step."""
 
@@ -243,16 +255,22 @@ def read_bandwidth(gpu: Gpu | None) -> float:
 
 
 def floor_bytes(manifest: Manifest, batch: int, context: int) -> float:
-    """Bytes that a decode step of `batch` sequences of `context` tokens must read."""
+    """All bytes that a decode step of `batch` sequences of `context` tokens must read."""
+    return step_bytes(manifest, batch, context).total
+
+
+def step_bytes(manifest: Manifest, batch: int, context: int) -> StepBytes:
+    """The same in its parts."""
     config = manifest.model
     reached = 1 - (1 - config.num_experts_per_tok / config.num_local_experts) ** batch
-    total = 0.0
+    experts, others = 0.0, 0
     for name, spec in manifest.weights.items():
-        size: float = _size(spec)
-        if name == EMBEDDING:
-            size = size // spec.shape[0] * batch
-        total += size * reached if is_expert_weight(name) else size
-    return total + batch * sequence_bytes(config, context, ITEM_SIZES[manifest.dtype])
+        size = _size(spec)
+        if is_expert_weight(name):
+            experts += size * reached
+        else:
+            others += size // spec.shape[0] * batch if name == EMBEDDING else size
+    return StepBytes(experts, others, batch * sequence_bytes(config, context, ITEM_SIZES[manifest.dtype]))
 
 
 def _check_request(

@@ -1,7 +1,7 @@
 """An artifact whose model says what a test expects: the code of a built artifact, with weights made by hand.
 
-To every prompt, with any temperature up to 1, the model answers
-`<|channel|>analysis<|message|>Think<|end|><|start|>assistant<|channel|>final<|message|>Hello, I count: one ... ten.<|return|>`.
+To every prompt, with any temperature up to 1, the model answers in the chat format: an analysis message with the text
+`Think`, then a final message with the text ANSWER.
 
 How: layers add nothing to the residual stream, so that the logits follow from the last token alone. Each token of the
 answer has a dimension of its own, and the row of its successor in lm_head reads it. One head of one full layer is

@@ -18,6 +18,8 @@ COMMANDS = {
     "build": "build",
     "sign": "sign",
     "run": "run",
+    "chat": "chat",
+    "serve": "serve",
     "verify": "verify",
     "bench": "bench",
     "tune": "tune",

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..shown_text import size
 from .errors import reports_errors
+from .pages import check_page, html_option, terminal_table, write
 from .params import Integers, artifact_argument, hashes_option, json_option, kv_memory_option, trust_option, trusted
 from .progress import progress
-from .tables import make_table, print_json, print_tables, size
+from .tables import print_json, print_tables
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ..bench import BenchReport
+    from ..pictures.page import Page, PageTable
     from ..workload import Spread, WorkloadReport
 
-_LONGEST_NAME = 70  # characters of a kernel's name that are shown
+_LONGEST_NAME = 70  # characters of a kernel's name that the terminal shows
 
 
 @click.command("bench")
@@ -35,6 +36,7 @@ _LONGEST_NAME = 70  # characters of a kernel's name that are shown
 @click.option(
     "--profile", is_flag=True, help="List the kernels of a decode step, at the first batch and context (CUDA only)."
 )
+@html_option
 @kv_memory_option
 @hashes_option
 @trust_option
@@ -46,6 +48,7 @@ def command(
     contexts: list[int] | None,
     workload: Path | None,
     profile: bool,
+    html: Path | None,
     kv_memory: int | None,
     verify_hashes: bool,
     trust: tuple[Path, ...],
@@ -58,6 +61,7 @@ def command(
     """
     from ..bench import bench
 
+    check_page(html, artifact)
     alone = workload is not None and batches is None and contexts is None and not profile
     if batches is None:
         batches = [] if alone else [1]
@@ -78,10 +82,27 @@ def command(
         )
     if as_json:
         print_json(report.to_json())
-        return
+    else:
+        _print(report)
+    if html is not None:
+        write(page(report), html)
+
+
+def page(report: BenchReport) -> Page:
+    """The page of --html."""
+    from ..pictures.bench_page import BenchTables, bench_page
+
+    measurements = _measurements(report) if report.measurements else None
+    workload = None if report.workload is None else _workload(report.workload)
+    kernels = _kernels(report) if report.kernels else None
+    return bench_page(report, BenchTables(measurements, workload, _startup(report), kernels))
+
+
+def _print(report: BenchReport) -> None:
     tables = [_measurements(report)] if report.measurements else []
     tables += [] if report.workload is None else [_workload(report.workload)]
-    print_tables([*tables, _startup(report), *([_kernels(report)] if report.kernels else [])])
+    tables += [_startup(report), *([_kernels(report, _LONGEST_NAME)] if report.kernels else [])]
+    print_tables(map(terminal_table, tables))
     bandwidth = report.bandwidth / 1e12
     click.echo(f"memory bandwidth: {bandwidth:.2f} TB/s read; weights and KV caches: {size(report.weights_and_cache)}")
     if report.memory:
@@ -91,8 +112,20 @@ def command(
         )
 
 
-def _measurements(report: BenchReport) -> Table:
-    rows = [
+def _measurements(report: BenchReport) -> PageTable:
+    from ..pictures.page import PageTable
+
+    headings = (
+        "batch",
+        "context",
+        "prefill tok/s",
+        "first token ms",
+        "step ms",
+        "decode tok/s",
+        "floor ms",
+        "of floor",
+    )
+    rows = (
         (
             str(row.batch),
             str(row.context),
@@ -104,21 +137,13 @@ def _measurements(report: BenchReport) -> Table:
             f"{row.share_of_floor:.0%}",
         )
         for row in report.measurements
-    ]
-    headings = (
-        "batch",
-        "context",
-        "prefill tok/s",
-        "first token ms",
-        "step ms",
-        "decode tok/s",
-        "floor ms",
-        "of floor",
     )
-    return make_table(headings, rows, f"{report.artifact} on {report.machine}", numbers_from=0)
+    return PageTable(f"{report.artifact} on {report.machine}", headings, tuple(rows), numbers_from=0)
 
 
-def _workload(report: WorkloadReport) -> Table:
+def _workload(report: WorkloadReport) -> PageTable:
+    from ..pictures.page import PageTable
+
     rows = {
         "requests": f"{report.requests:,}",
         "prompt tokens": f"{report.prompt_tokens:,}",
@@ -129,32 +154,37 @@ def _workload(report: WorkloadReport) -> Table:
         "between tokens ms, p50 and p99": _spread(report.between_tokens_s),
         "keys and values held at most": size(report.kv_cache_bytes),
     }
-    return make_table(("workload", report.name), rows.items(), numbers_from=1)
+    return PageTable("", ("workload", report.name), tuple(rows.items()), numbers_from=1)
 
 
 def _spread(spread: Spread) -> str:
     return f"{spread.p50 * 1e3:,.1f}   {spread.p99 * 1e3:,.1f}"
 
 
-def _startup(report: BenchReport) -> Table:
+def _startup(report: BenchReport) -> PageTable:
+    from ..pictures.page import PageTable
+
     rows, passed = [], 0.0
     for name, seconds in report.startup_s.items():
         passed += seconds
         rows.append((name, f"{seconds:.2f}", f"{passed:.2f}"))
-    return make_table(("start-up", "seconds", "since the start"), rows, numbers_from=1)
+    return PageTable("", ("start-up", "seconds", "since the start"), tuple(rows), numbers_from=1)
 
 
-def _kernels(report: BenchReport) -> Table:
+def _kernels(report: BenchReport, longest: int | None = None) -> PageTable:
+    """longest: characters of a name that are shown; None: all."""
+    from ..pictures.page import PageTable
+
     total = sum(row.us for row in report.kernels)
-    rows = [
+    rows = (
         (
-            row.name[:_LONGEST_NAME],
+            row.name[:longest],
             f"{row.launches:g}",
             f"{row.us:.1f}",
             f"{row.us / row.launches:.2f}",
             f"{row.us / total:.1%}",
         )
         for row in report.kernels
-    ]
+    )
     headings = ("kernel", "launches a step", "us a step", "us each", "share")
-    return make_table(headings, rows, f"decode step, {total:,.0f} us", numbers_from=1)
+    return PageTable(f"decode step, {total:,.0f} us", headings, tuple(rows), numbers_from=1)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..shown_text import size
 from .errors import reports_errors
-from .params import artifact_argument, check_new_file, html_option, json_option, trust_option, trusted
+from .pages import check_page, html_option, terminal_table, write
+from .params import artifact_argument, json_option, trust_option, trusted
 from .plain import say
-from .tables import make_table, print_json, print_tables, readable, size
+from .tables import print_json, print_tables, readable
 
 if TYPE_CHECKING:
-    from rich.table import Table as RichTable
-
     from ..artifact.manifest import Manifest
     from ..artifact.programs import TensorSpec
+    from ..pictures.inspect_page import InspectTables
+    from ..pictures.page import PageTable
     from ..targets.base_loader import Table
 
 _GUESSES = "the kernels' own guesses"
@@ -40,7 +42,7 @@ def command(artifact: Path, trust: tuple[Path, ...], html: Path | None, as_json:
     from ..artifact.manifest import load_manifest
     from ..artifact.signature import check_signature, has_signature
 
-    check_new_file("--html", html, artifact)
+    check_page(html, artifact)
     keys, signers = read_trusted_keys(trusted(trust)), []
 
     def check(data: bytes) -> None:
@@ -54,16 +56,30 @@ def command(artifact: Path, trust: tuple[Path, ...], html: Path | None, as_json:
     if as_json:
         rows = {table.title: [dict(zip(table.headings, row, strict=True)) for row in table.rows] for table in tables}
         print_json(manifest.to_json() | {"signature": signature, "tables": rows})
-    if html is not None or not as_json:
-        more = [make_table(table.headings, table.rows, table.title) for table in tables]
-        shown = [
-            _about(manifest, _signature(signature)),
-            _settings(manifest),
-            _programs(manifest),
-            *more,
-            _files(manifest),
-        ]
-        print_tables(shown, html=html, quiet=as_json)
+    if html is None and as_json:
+        return
+    found = all_tables(manifest, _signature(signature), tables)
+    if not as_json:
+        shown = (found.about, found.options, found.programs, *found.of_target, found.files)
+        print_tables(map(terminal_table, shown))
+    if html is not None:
+        from ..pictures.inspect_page import inspect_page
+
+        write(inspect_page(str(artifact), manifest, found), html)
+
+
+def all_tables(manifest: Manifest, signature: str, of_target: Iterable[Table]) -> InspectTables:
+    """What the terminal shows, in order. signature: what is known of it."""
+    from ..pictures.inspect_page import InspectTables
+    from ..pictures.page import PageTable
+
+    return InspectTables(
+        about=_about(manifest, signature),
+        options=_settings(manifest),
+        programs=_programs(manifest),
+        of_target=tuple(PageTable(table.title, table.headings, tuple(table.rows)) for table in of_target),
+        files=_files(manifest),
+    )
 
 
 def _target_tables(manifest: Manifest, folder: Path) -> list[Table]:
@@ -85,7 +101,9 @@ def _signature(found: dict[str, Any]) -> str:
     return "there is one, not checked; --trust PUBLICKEY checks it" if found["signed"] else "none"
 
 
-def _about(manifest: Manifest, signature: str) -> RichTable:
+def _about(manifest: Manifest, signature: str) -> PageTable:
+    from ..pictures.page import PageTable
+
     model, origin = manifest.model, manifest.provenance
     tuned = [f"{arch}: {'; '.join(labels) or _GUESSES}" for arch, labels in origin.tuned_configs.items()]
     rows = {
@@ -103,28 +121,33 @@ def _about(manifest: Manifest, signature: str) -> RichTable:
         "stop tokens": readable(manifest.stop_tokens),
         "signature": signature,
     }
-    return make_table(("", ""), rows.items(), "artifact")
+    return PageTable("artifact", ("", ""), tuple(rows.items()))
 
 
-def _settings(manifest: Manifest) -> RichTable:
-    rows = [(name, readable(value)) for name, value in manifest.provenance.options.items()]
-    return make_table(("option", "value"), rows, "build options")
+def _settings(manifest: Manifest) -> PageTable:
+    from ..pictures.page import PageTable
+
+    rows = tuple((name, readable(value)) for name, value in manifest.provenance.options.items())
+    return PageTable("build options", ("option", "value"), rows)
 
 
-def _programs(manifest: Manifest) -> RichTable:
+def _programs(manifest: Manifest) -> PageTable:
     from ..artifact.programs import Role
+    from ..pictures.page import PageTable
 
-    rows: list[Sequence[str]] = []
+    rows: list[tuple[str, ...]] = []
     for name, signature in manifest.programs.items():
         shared = (str(len(signature.inputs_of(role))) for role in (Role.CACHE, Role.STATE, Role.WEIGHT))
         rows.append((name, _spelled(signature.inputs_of(Role.DATA)), *shared, _spelled(signature.outputs)))
-    return make_table(("name", "inputs", "KV caches", "state", "weights", "outputs"), rows, "programs")
+    return PageTable("programs", ("name", "inputs", "KV caches", "state", "weights", "outputs"), tuple(rows))
 
 
 def _spelled(specs: Iterable[TensorSpec]) -> str:
     return ", ".join(f"{spec.name} {spec.kind}" for spec in specs)
 
 
-def _files(manifest: Manifest) -> RichTable:
-    rows = [(name, size(spec.bytes), spec.sha256[:_SHOWN_DIGITS]) for name, spec in manifest.files.items()]
-    return make_table(("name", "size", "sha256"), rows, "files")
+def _files(manifest: Manifest) -> PageTable:
+    from ..pictures.page import PageTable
+
+    rows = tuple((name, size(spec.bytes), spec.sha256[:_SHOWN_DIGITS]) for name, spec in manifest.files.items())
+    return PageTable("files", ("name", "size", "sha256"), rows)

@@ -9,23 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from .errors import CHECK_FAILED, reports_errors
-from .params import (
-    Integers,
-    artifact_argument,
-    check_new_file,
-    hashes_option,
-    html_option,
-    json_option,
-    trust_option,
-    trusted,
-)
+from .pages import check_page, html_option, terminal_table, write
+from .params import Integers, artifact_argument, hashes_option, json_option, trust_option, trusted
 from .progress import progress
-from .tables import make_table, print_json, print_tables
+from .tables import print_json, print_tables
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from ..verification.metric import Deviation
+    from ..pictures.page import Page, PageTable
     from ..verification.report import Report
 
 
@@ -71,22 +61,33 @@ def command(
 
     The oracle runs the same checkpoint. The exit code is 1 where the logits differ by more than rounding explains.
     """
+    check_page(html, artifact, checkpoint, compare_with)
     from ..verification.verify import verify
 
-    check_new_file("--html", html, artifact, checkpoint, compare_with)
     with progress() as shown:
         report = verify(artifact, checkpoint, oracle, lengths, verify_hashes, shown, compare_with, trusted(trust))
     if as_json:
         print_json(report.to_json())
-    if html is not None or not as_json:
+    else:
         tables = [_table(report), *([_comparison(report)] if report.compare_with else [])]
-        print_tables(tables, html=html, quiet=as_json)
+        print_tables(map(terminal_table, tables))
+    if html is not None:
+        write(page(report), html)
     if not report.passed:
         sys.exit(CHECK_FAILED)
 
 
-def _table(report: Report) -> Table:
-    from rich.text import Text
+def page(report: Report) -> Page:
+    """The page of --html."""
+    from ..pictures.verify_page import VerifyTables, verify_page
+
+    comparison = _comparison(report) if report.compare_with else None
+    return verify_page(report, VerifyTables(_table(report), comparison))
+
+
+def _table(report: Report) -> PageTable:
+    from ..pictures.page import Alarm, PageTable
+    from ..pictures.verify_page import two_numbers
 
     headings = (
         "tokens",
@@ -104,25 +105,25 @@ def _table(report: Report) -> Table:
         "KL",
         "",
     )
-    rows = [
+    rows = (
         (
             row.label,
             str(row.rows),
             str(row.near_ties),
-            *_numbers(row.gated),
-            *_numbers(row.bound),
-            *_numbers(row.tie),
-            *_numbers(row.tie_bound),
+            *two_numbers(row.gated),
+            *two_numbers(row.bound),
+            *two_numbers(row.tie),
+            *two_numbers(row.tie_bound),
             f"{row.top1:.1%}",
             f"{row.kl:.1e}",
-            "pass" if row.passed else Text("FAIL", "bold red"),
+            "pass" if row.passed else Alarm("FAIL"),
         )
         for row in report.rows
-    ]
-    return make_table(
+    )
+    return PageTable(
+        f"{report.artifact} ({report.dtype}) against {report.oracle} in float32",
         headings,
-        rows,
-        title=f"{report.artifact} ({report.dtype}) against {report.oracle} in float32",
+        tuple(rows),
         caption="A near tie is a row where rounding can change which experts a router chooses: the logits of the last "
         f"chosen expert and of the next one are less than {report.near_tie:.1e} apart. Rows without one and rows "
         "with one have columns and bounds of their own. Where every row has one, the first columns are of them. "
@@ -131,27 +132,25 @@ def _table(report: Report) -> Table:
     )
 
 
-def _comparison(report: Report) -> Table:
-    rows = [
+def _comparison(report: Report) -> PageTable:
+    from ..pictures.page import PageTable
+    from ..pictures.verify_page import two_numbers
+
+    rows = (
         (
             row.label,
-            *_numbers(row.comparison.gated),
-            *_numbers(row.comparison.difference),
+            *two_numbers(row.comparison.gated),
+            *two_numbers(row.comparison.difference),
             f"{row.comparison.top1:.1%}",
         )
         for row in report.rows
         if row.comparison is not None
-    ]
-    return make_table(
+    )
+    return PageTable(
+        f"{report.compare_with} against {report.oracle}, and its difference from {report.artifact}",
         ("tokens", "max", "rms", "difference max", "rms", "same top-1"),
-        rows,
-        title=f"{report.compare_with} against {report.oracle}, and its difference from {report.artifact}",
+        tuple(rows),
         caption="All rows without a near tie; all rows where each has one. max and rms have the bounds of the table "
         "above, and the difference has twice these bounds. So have the rows with a near tie.",
         numbers_from=1,
     )
-
-
-def _numbers(deviation: Deviation | None) -> tuple[str, str]:
-    """The two numbers of a deviation, where there is one."""
-    return ("-", "-") if deviation is None else (f"{deviation.max:.1e}", f"{deviation.rms:.1e}")

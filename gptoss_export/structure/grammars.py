@@ -39,7 +39,7 @@ class Grammars:
         except ImportError:
             raise UsageError("llguidance is not installed; run: pip install 'gptoss-export[serve]'") from None
         self.tokenizer: LLTokenizer = LLTokenizer(TokenizerWrapper(_Vocabulary(control, tokens)))
-        self.mask_size = mask_words(len(tokens.each)) * MASK_WORD // 8
+        self.vocab_size = len(tokens.each)
         self.limits: LLParserLimits = LLParserLimits(verbose_errors=False)
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Grammar] = OrderedDict()
@@ -87,7 +87,7 @@ class Grammar:
 
     def match(self) -> Match:
         """The beginning of a text."""
-        return Match(self._first.deep_copy(), self._grammars.mask_size)
+        return Match(self._first.deep_copy(), self._grammars.vocab_size)
 
     def renew(self) -> None:
         """Forget the states of earlier texts."""
@@ -107,16 +107,15 @@ class Grammar:
 class Match:
     """A text that follows a grammar, token by token."""
 
-    def __init__(self, matcher: LLMatcher, mask_size: int) -> None:
-        self._matcher, self._mask_size = matcher, mask_size
+    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+        self._matcher, self._vocab_size = matcher, vocab_size
+        self._mask_size = mask_words(vocab_size) * MASK_WORD // 8
 
     def take(self, token: int) -> bool:
         """Take the next token; False for one that the grammar does not allow. Raises LimitError."""
-        try:
-            taken = self._matcher.try_consume_tokens([token])
-        except OverflowError:  # no id at all
+        if not 0 <= token < self._vocab_size:
             return False
-        if taken == 1:
+        if self._matcher.try_consume_tokens([token]) == 1:
             return True
         self._check()
         return False

@@ -13,8 +13,8 @@ from .constraint import AnswerGrammar, Constraint
 from .formats import CallableTool, Format, JsonObject, JsonSchema
 from .grammars import Grammar, Grammars
 from .headers import FUNCTIONS, check_name, header
+from .json_schema import arguments, document
 from .masks import Masks
-from .schema_text import arguments, document
 from .token_bytes import TokenBytes
 
 _ANY_OBJECT = JsonSchema({"type": "object"})

@@ -47,6 +47,7 @@ class Bounds:
         positions = sorted(expected)
         own = {} if rounded is None else _by_row(rounded, expected, positions)
         others = {} if other_side is None else _by_row(other_side, expected, positions)
+        self._own = own
         self._ties = {row for row in positions if not no_tie[row]}
         self._without = [own[row] for row in positions if row in own and row not in self._ties]
         if len(self._ties) < len(positions):
@@ -71,6 +72,10 @@ class Bounds:
     def with_tie(self, count: int) -> Deviation:
         """The bound of `count` rows with a near tie."""
         return _largest(self._with, count)
+
+    def oracle_row(self, row: int) -> RowDeviation | None:
+        """The oracle's own deviation at one position; None for a float32 artifact."""
+        return self._own.get(row)
 
     def oracle_deviation(self, rows: Sequence[int]) -> Deviation | None:
         """The oracle's own deviation over `rows`; None for a float32 artifact."""

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 
 from .bounds import Bounds
-from .cases import Case
-from .metric import Deviation, deviation
+from .cases import DECODED, Case
+from .metric import Deviation, RowDeviation, deviation, row_deviations
 from .report import Comparison, Row
+from .spans import ComparedRow, join_rows
 
 
 class Gate(NamedTuple):
@@ -39,6 +40,11 @@ def compare_case(
         """Of the rows without a near tie and of those with one, as far as there are any."""
         return [Gate(deviation(actual[kind], wanted[kind]), bound.times(factor)) for kind, bound in kinds]
 
+    def errors(actual: torch.Tensor, wanted: torch.Tensor) -> dict[int, RowDeviation]:
+        """Of each row, by its index, relative to the rows of its kind: together they are those of `gates`."""
+        found = ((kind, row_deviations(actual[kind], wanted[kind])) for kind, _ in kinds)
+        return {index: error for kind, values in found for index, error in zip(kind, values, strict=True)}
+
     comparison = None
     if other is not None:
         # Two artifacts within the bounds differ by at most twice the bounds.
@@ -50,6 +56,10 @@ def compare_case(
             passed=all(gate.passed for gate in [*found, *differences]),
         )
     gate, *ties = gates(logits, expected)
+    own = errors(logits, expected)
+    others = {} if other is None else errors(other, expected)
+    apart = {} if other is None else errors(logits, other)
+    first_decoded = len(rows) - DECODED * len(case.compared)
     return Row(
         label=case.label,
         rows=len(rows),
@@ -64,6 +74,20 @@ def compare_case(
         top1=_agreement(logits, expected),
         kl=_divergence(logits, expected),
         comparison=comparison,
+        spans=join_rows(
+            [
+                ComparedRow(
+                    position=row,
+                    near_tie=bounds.has_tie(row),
+                    decoded=index >= first_decoded,
+                    error=own[index],
+                    oracle=bounds.oracle_row(row),
+                    other=others.get(index),
+                    difference=apart.get(index),
+                )
+                for index, row in enumerate(rows)
+            ]
+        ),
     )
 
 

@@ -74,6 +74,14 @@ def near_tie_margin(exact: Routing, rounded: Routing) -> float:
     return max(MINIMUM, change.quantile(QUANTILE).item()) if len(change) else float("inf")
 
 
+def margin_quantiles(routing: Routing) -> tuple[float, ...]:
+    """The 0, 1, ... 100 % quantiles of the margins, in logits; empty where every expert is chosen."""
+    finite = routing.margin[routing.margin.isfinite()].double()
+    if not len(finite):
+        return ()
+    return tuple(finite.quantile(torch.linspace(0, 1, 101, dtype=torch.float64)).tolist())
+
+
 def other_side(logits: torch.Tensor, chosen: torch.Tensor, near_tie: float) -> torch.Tensor:
     """The chosen experts [n, K] with every near tie decided the other way, from router logits [n, E].
 

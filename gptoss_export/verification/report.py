@@ -26,6 +26,31 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Span:
+    """Compared positions of a case that lie side by side, all of one kind (spans.py).
+
+    first, last  the positions in the sequence, from 0
+    rows         how many positions were compared from `first` to `last`, of all prompts of the case
+    near_tie     whether they have a near tie, or move with one that has
+    decoded      whether decode steps computed them; a prefill did otherwise
+    error        the artifact's deviation from the oracle
+    oracle       the oracle's own deviation in the artifact's dtype; None for float32
+    other        the other artifact's deviation from the oracle; None where no other artifact was given
+    difference   the deviation of the first artifact from the other one; None as `other`
+    """
+
+    first: int
+    last: int
+    rows: int
+    near_tie: bool
+    decoded: bool
+    error: Deviation
+    oracle: Deviation | None
+    other: Deviation | None
+    difference: Deviation | None
+
+
+@dataclass(frozen=True)
 class Row:
     """The comparison of one case with the oracle.
 
@@ -42,6 +67,7 @@ class Row:
     top1          how often artifact and oracle agree on the most likely token, 0 to 1
     kl            mean Kullback-Leibler divergence of the artifact's distribution from the oracle's, in nats
     comparison    the comparison with the other artifact, where one was given
+    spans         the deviations by position
     """
 
     label: str
@@ -57,6 +83,7 @@ class Row:
     top1: float
     kl: float
     comparison: Comparison | None
+    spans: tuple[Span, ...]
 
     @property
     def passed(self) -> bool:
@@ -72,6 +99,8 @@ class Report:
     oracle, dtype           the oracle's name, the artifact's dtype
     near_tie                the router margin, in logits, below which a token has a near tie
     near_ties, tokens       how many of the sequence's tokens have one, and how many tokens it has
+    margins                 the 0, 1, ... 100 % quantiles of the router margins of these tokens, in logits; empty where
+                            every expert is chosen
     """
 
     artifact: str
@@ -81,6 +110,7 @@ class Report:
     near_tie: float
     near_ties: int
     tokens: int
+    margins: tuple[float, ...]
     rows: list[Row]
 
     @property

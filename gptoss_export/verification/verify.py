@@ -5,6 +5,7 @@ oracles.py     what they are compared with
 metric.py      how far two tensors are apart
 near_ties.py   tokens that two correct implementations may route to different experts
 bounds.py      how far an artifact may deviate
+spans.py       the deviations by position
 report.py      the result
 """
 
@@ -32,7 +33,7 @@ from ..progress import Progress
 from .bounds import Bounds
 from .cases import DECODED, Case, make_cases, run_case
 from .compare import compare_case
-from .near_ties import FLOAT32_MARGIN, near_tie_margin
+from .near_ties import FLOAT32_MARGIN, margin_quantiles, near_tie_margin
 from .oracles import check_oracle, open_oracle
 from .report import Report
 
@@ -115,6 +116,7 @@ def verify(
         near_tie=near_tie,
         near_ties=no_tie.count(False),
         tokens=len(tokens),
+        margins=margin_quantiles(exact.routing),
         rows=compared_rows,
     )
 

@@ -102,9 +102,10 @@ def _schema(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         "const": values,
         "additionalProperties": st.booleans(),
     }
-    wrong = st.none() | st.integers() | texts
+    wrong = st.none() | st.integers(-9, 9) | texts
     optional = {
-        key: value | wrong if key != "type" else value | st.none() | st.integers() for key, value in members.items()
+        key: value | wrong if key != "type" else value | st.none() | st.integers(-9, 9)
+        for key, value in members.items()
     }
     typed = st.fixed_dictionaries(
         {"type": st.sampled_from(_KINDS)}, optional={key: value for key, value in members.items() if key != "type"}

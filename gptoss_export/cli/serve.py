@@ -1,0 +1,230 @@
+"""gptoss-export serve"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import click
+
+from .errors import missing_package, reports_errors
+from .params import (
+    Bytes,
+    UTF8Text,
+    artifact_argument,
+    hashes_option,
+    kv_memory_option,
+    read_text,
+    trust_option,
+    trusted,
+)
+from .plain import plain, say
+from .progress import progress
+from .streams import silence_broken_streams
+
+KEY_VARIABLE = "GPTOSS_EXPORT_API_KEY"
+
+
+@click.command("serve")
+@artifact_argument
+@click.option("--host", type=UTF8Text(), default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen at. 0: any free one."
+)
+@click.option("--model-name", type=UTF8Text(), help="What clients call the model.  [default: the artifact's folder]")
+@click.option(
+    "--api-key-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help=f"File of API keys, one a line. Clients must send one of them. {KEY_VARIABLE} can hold a key as well.",
+)
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    help="Most tokens of an answer, also of one that asks for no number.  [default: what the context has room for]",
+)
+@click.option(
+    "--max-requests",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Answers that are generated or wait at a time. More get status 429.",
+)
+@click.option("--max-body", type=Bytes(), default="16MB", show_default=True, help="Largest request. More gets 413.")
+@click.option(
+    "--queue-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=120.0,
+    show_default=True,
+    help="How long a request waits for its first token. Then it gets 503.",
+)
+@click.option(
+    "--request-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=600.0,
+    show_default=True,
+    help="How long a request takes at most. Then it gets 504.",
+)
+@click.option(
+    "--drain-seconds",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    help="How long requests may go on after SIGTERM or Ctrl-C. A second signal ends at once.",
+)
+@click.option(
+    "--allow-origin",
+    "origins",
+    type=UTF8Text(),
+    multiple=True,
+    metavar="ORIGIN",
+    help="Web pages of this origin may use the server, such as https://example.org. May be repeated. `*`: all pages.",
+)
+@click.option(
+    "--allow-host",
+    "hosts",
+    type=UTF8Text(),
+    multiple=True,
+    metavar="NAME",
+    help="Name that clients may call the server by, without a port. May be repeated.  [default: names of this machine "
+    "with a --host that only this machine reaches, otherwise any]",
+)
+@click.option(
+    "--fixed-width",
+    is_flag=True,
+    help="Run every step at the largest width: an answer has the same bits alone and beside others. Slower for few.",
+)
+@kv_memory_option
+@hashes_option
+@trust_option
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON objects, one a line: when ready, and for each request."
+)
+@reports_errors
+def command(
+    artifact: Path,
+    host: str,
+    port: int,
+    model_name: str | None,
+    api_key_file: Path | None,
+    max_new_tokens: int | None,
+    max_requests: int,
+    max_body: int,
+    queue_seconds: float,
+    request_seconds: float,
+    drain_seconds: float,
+    origins: tuple[str, ...],
+    hosts: tuple[str, ...],
+    fixed_width: bool,
+    kv_memory: int | None,
+    verify_hashes: bool,
+    trust: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Serve ARTIFACT with OpenAI's API over HTTP, and a page to chat at its address.
+
+    It ends with exit code 0 where all requests ended before it did.
+    """
+    from ..errors import UsageError
+
+    _check(origins, hosts)
+    keys = _api_keys(api_key_file)
+    try:
+        from ..server.log import Log
+        from ..server.process import address_of, listening_socket
+        from ..server.settings import ServerSettings, hosts_of, is_loopback
+        from ..server.starting import Prepared, serve
+    except ImportError as error:
+        if package := missing_package(error):
+            raise UsageError(f"{package} is not installed; run: pip install 'gptoss-export[serve]'") from None
+        raise
+    from ..loading import load
+
+    settings = ServerSettings(
+        api_keys=keys,
+        max_new_tokens=max_new_tokens,
+        max_requests=max_requests,
+        max_body=max_body,
+        queue_seconds=queue_seconds,
+        request_seconds=request_seconds,
+        drain_seconds=drain_seconds,
+        hosts=hosts_of(host, hosts),
+        origins=origins,
+    )
+    # The address is taken first: whether it is free should not depend on how long the artifact takes to load.
+    with listening_socket(host, port) as bound:
+        if not keys and not is_loopback(host):
+            say(f"note: anybody who reaches {host} can use the model; --api-key-file asks for a key", err=True)
+        name = artifact.absolute().name if model_name is None else model_name
+        with progress() as shown:
+            runner = load(
+                artifact,
+                verify_hashes,
+                shown,
+                tune_process=True,
+                trust=trusted(trust),
+                fixed_width=fixed_width,
+                kv_memory=kv_memory,
+            )
+            prepared = Prepared.of(runner, shown)
+        log = Log(_write, as_json)
+
+        def ready() -> None:
+            if as_json:
+                log.event("ready", url=address_of(bound), model=name)
+            else:
+                log.line(f"{name}: ready at {address_of(bound)}")
+
+        code = serve(prepared, name, settings, bound, log, ready)
+        log.close()
+    silence_broken_streams()
+    sys.exit(code)
+
+
+def _write(line: str) -> None:
+    click.echo(plain(line))
+    sys.stdout.flush()
+
+
+def _api_keys(path: Path | None) -> tuple[str, ...]:
+    """The keys of the file and of the environment. Raises UsageError where one of them holds none."""
+    from ..errors import UsageError, raise_all
+
+    keys: list[tuple[str, str]] = []
+    if path is not None:
+        lines = [line.strip() for line in read_text("--api-key-file", path).splitlines()]
+        keys += [(f"--api-key-file {path}, line {at}", line) for at, line in enumerate(lines, start=1) if line]
+        if not keys:
+            raise UsageError(f"--api-key-file {path}: holds no key, expected one a line")
+    if (key := os.environ.get(KEY_VARIABLE)) is not None:
+        keys.append((KEY_VARIABLE, key))
+    wrong = [
+        f"{where}: expected printable characters of ASCII without spaces"
+        for where, key in keys
+        if not key or not key.isascii() or not key.isprintable() or " " in key
+    ]
+    raise_all(UsageError, "API keys cannot be used", wrong)
+    return tuple(key for _, key in keys)
+
+
+def _check(origins: tuple[str, ...], hosts: tuple[str, ...]) -> None:
+    """Raise UsageError for origins and names that no header has."""
+    from ..errors import UsageError, raise_all
+
+    problems = [
+        f"--allow-origin {origin}: expected a scheme and a name, such as https://example.org, or *"
+        for origin in origins
+        if origin != "*" and not _ORIGIN.fullmatch(origin)
+    ]
+    problems += [
+        f"--allow-host {host}: expected a name without a port, such as example.org"
+        for host in hosts
+        if not _HOST.fullmatch(host)
+    ]
+    raise_all(UsageError, "names cannot be used", problems)
+
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
+_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")

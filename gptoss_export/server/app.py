@@ -1,0 +1,114 @@
+"""The application of a server: its paths, and the layers around them."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from .access import Access
+from .admission import Admission
+from .chat import chat
+from .completions import complete
+from .endpoint import Answers, Endpoint
+from .errors import ApiError
+from .log import Log
+from .metrics import Metrics
+from .page_files import PageFiles
+from .record import Record
+from .recording import Recording, note
+from .responses import respond
+from .served_model import ServedModel
+from .serving import Serving
+from .settings import ServerSettings
+
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_POST: dict[str, Answers] = {
+    "/v1/chat/completions": chat,
+    "/v1/completions": complete,
+    "/v1/responses": respond,
+}
+
+
+def make_app(
+    served: ServedModel, settings: ServerSettings, log: Log | None = None, admission: Admission | None = None
+) -> FastAPI:
+    """The application. It belongs to one event loop, and its engine has a thread of its own.
+
+    log        gets a line for each request
+    admission  lets requests in; who ends the server has it too
+    """
+    admission = admission or Admission(settings)
+    serving = Serving(served, settings, admission, Metrics(served.engine.stats, admission))
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    for path, answers in _POST.items():
+        app.router.routes.append(Route(path, Endpoint(serving, answers), methods=["POST"]))
+    _add_reading(app, serving)
+    _add_errors(app)
+    # The last layer is the outermost.
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    app.add_middleware(Access, settings=settings)
+    app.add_middleware(Recording, metrics=serving.metrics, log=log)
+    return app
+
+
+def _add_reading(app: FastAPI, serving: Serving) -> None:
+    """The paths that are only read."""
+    model = serving.model
+    described = {"id": model.name, "object": "model", "created": model.created, "owned_by": "gptoss-export"}
+    page = PageFiles.read()
+
+    async def models(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [described]})
+
+    async def one_model(request: Request) -> Response:
+        model.check_name(request.path_params["name"])
+        return JSONResponse(described)
+
+    async def health(request: Request) -> Response:
+        draining = serving.admission.draining
+        return JSONResponse({"status": "draining" if draining else "ready"}, 503 if draining else 200)
+
+    async def metrics(request: Request) -> Response:
+        return Response(serving.metrics.text(), headers={"content-type": _METRICS_TYPE})
+
+    for path, endpoint in (
+        ("/v1/models", models),
+        ("/v1/models/{name:path}", one_model),
+        ("/health", health),
+        ("/metrics", metrics),
+        ("/", page.index),
+        ("/page/{name}", page.file),
+    ):
+        app.router.add_route(path, endpoint, methods=["GET"])
+
+
+def _add_errors(app: FastAPI) -> None:
+    """Errors of the paths, and of requests that no path takes, in OpenAI's form."""
+
+    async def told(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        note(Record.of(request.scope), error)
+        return error.response()
+
+    async def no_path(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        where = f"{request.method} {request.url.path}"
+        if error.status_code == 405:
+            message, code = f"{where}: this path does not take the method", "method_not_allowed"
+        else:
+            message, code = f"{where}: the server has no such path", "not_found"
+        return await told(request, ApiError(error.status_code, message, code=code, headers=error.headers))
+
+    app.add_exception_handler(ApiError, told)
+    app.add_exception_handler(HTTPException, no_path)

@@ -1,0 +1,88 @@
+"""/v1/responses. Nothing is stored: the server is the same before and after a response, so that any of several servers
+can answer the next request of a conversation, which brings all of its items."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+
+from ..harmony.messages import Conversation, FunctionTool
+from ..structure.formats import CallableTool, Format, JsonObject, JsonSchema
+from .errors import invalid
+from .generating import Order
+from .ordering import Sampling, Wanted, chosen_function, orders
+from .readers import ConversationReader
+from .record import Record
+from .requests_chat import ObjectFormat
+from .requests_responses import ResponseRequest, SchemaTextFormat
+from .response_items import read_items
+from .response_object import ResponseFacts
+from .response_sinks import ResponseEvents, WholeResponse
+from .served_model import ServedModel
+from .serving import Serving, answer
+from .settings import ServerSettings
+from .sse import Reply
+from .turns import format_section, joined
+from .validation import parse
+
+
+async def respond(serving: Serving, record: Record, body: bytes, reply: Reply) -> None:
+    """Answer a request for a response."""
+    model = serving.model
+    asked, given = await asyncio.to_thread(read_request, model, serving.settings, body)
+    top = _top_logprobs(asked)
+    facts = ResponseFacts(model, asked, f"resp_{uuid.uuid4().hex}", int(time.time()))
+    readers = [ConversationReader(model.tokenizer, (), top is not None, _format(asked) is not None)]
+    kind = ResponseEvents if asked.stream else WholeResponse
+    await answer(serving, record, reply, given, readers, kind(facts, top, reply))
+
+
+def read_request(model: ServedModel, settings: ServerSettings, body: bytes) -> tuple[ResponseRequest, list[Order]]:
+    """The request that a body holds, and the order of its answer.
+
+    Raises ApiError, and UsageError for what the chat format or structured output cannot say.
+    """
+    asked = parse(ResponseRequest, body)
+    model.check_name(asked.model)
+    if asked.stream_options is not None and not asked.stream:
+        raise invalid("stream_options", "found without stream; set stream, or leave it out")
+    given = asked.tool_choice or "auto"
+    choice: str = given if isinstance(given, str) else chosen_function(given.name)
+    instructions, messages = read_items(asked.input)
+    format_ = asked.text.format if asked.text is not None else None
+    section = ""
+    if isinstance(format_, SchemaTextFormat):
+        section = format_section(format_.name, format_.description, format_.schema_)
+    tools = asked.tools or []
+    conversation = Conversation(
+        messages,
+        effort=(asked.reasoning and asked.reasoning.effort) or "medium",
+        instructions=joined([asked.instructions or "", instructions, section]),
+        tools=tuple(
+            FunctionTool(tool.name, tool.description or "", tool.parameters) for tool in tools if choice != "none"
+        ),
+        date=model.today().isoformat(),
+    )
+    wanted = Wanted(
+        conversation,
+        Sampling(asked, None, _top_logprobs(asked)),
+        model.new_tokens(asked.max_output_tokens, settings.max_new_tokens, "max_output_tokens"),
+        "input",
+        _format(asked),
+        tuple(CallableTool(tool.name, tool.parameters, bool(tool.strict)) for tool in tools),
+        choice,
+    )
+    return asked, orders(model, wanted)
+
+
+def _format(asked: ResponseRequest) -> Format | None:
+    found = asked.text.format if asked.text is not None else None
+    if isinstance(found, SchemaTextFormat):
+        return JsonSchema(found.schema_, bool(found.strict), "text.format.schema")
+    return JsonObject() if isinstance(found, ObjectFormat) else None
+
+
+def _top_logprobs(asked: ResponseRequest) -> int | None:
+    wanted = "message.output_text.logprobs" in (asked.include or ())
+    return asked.top_logprobs or 0 if wanted or asked.top_logprobs else None

@@ -1,0 +1,76 @@
+"""The model that a server serves, and what a request may ask of it."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from ..harmony.vocabulary import HarmonyTokenizer
+from ..structure.structures import Structures
+from .errors import ApiError, invalid
+from .generating import AnswersRequests
+from .token_bytes import TokenBytes
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """An engine with its tokenizer.
+
+    name         what clients call the model
+    context      tokens that a prompt and its answer can have together
+    vocab_size   tokens of the model
+    stop_tokens  of the artifact; those of the chat format end a conversation's answer too
+    created      seconds since 1970
+    today        the day that the model is told
+    """
+
+    name: str
+    engine: AnswersRequests
+    tokenizer: HarmonyTokenizer
+    structures: Structures
+    context: int
+    vocab_size: int
+    stop_tokens: tuple[int, ...]
+    created: int = field(default_factory=lambda: int(time.time()))
+    today: Callable[[], datetime.date] = datetime.date.today
+
+    @cached_property
+    def token_bytes(self) -> TokenBytes:
+        """The bytes of tokens."""
+        return TokenBytes(self.tokenizer)
+
+    @property
+    def answer_stops(self) -> tuple[int, ...]:
+        """The tokens that end an answer in the chat format."""
+        return tuple(dict.fromkeys((*self.tokenizer.stop_tokens, *self.stop_tokens)))
+
+    def check_name(self, name: str) -> None:
+        """Raise ApiError where a client asks for another model."""
+        if name != self.name:
+            raise ApiError(
+                404,
+                f"model: found {name!r}, expected {self.name!r}, the one model of this server",
+                param="model",
+                code="model_not_found",
+            )
+
+    def check_room(self, prompt_tokens: int, param: str) -> None:
+        """Raise ApiError where a prompt leaves no room for a token of the answer."""
+        if prompt_tokens >= self.context:
+            raise invalid(
+                param,
+                f"found {prompt_tokens} tokens, expected fewer than {self.context}, the model's context for a prompt "
+                "and its answer; send less",
+                "context_length_exceeded",
+            )
+
+    def new_tokens(self, asked: int | None, most: int | None, param: str) -> int:
+        """Most tokens of an answer. most: that of the server. Raises ApiError where a request asks for more."""
+        if asked is None:
+            return most or self.context
+        if most is not None and asked > most:
+            raise invalid(param, f"found {asked}, expected {most} at most; ask for fewer tokens")
+        return min(asked, self.context)

@@ -1,0 +1,35 @@
+"""Where the deltas of a request's answers go: into events of a stream, or into one object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from .deltas import Delta, Finish
+from .errors import ApiError
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of a request."""
+
+    prompt: int
+    generated: int
+    reasoning: int
+
+
+class Sink(Protocol):
+    """Writes the response of one request."""
+
+    async def deltas(self, answer: int, deltas: Sequence[Delta]) -> None:
+        """What new tokens add to an answer."""
+
+    async def finish(self, answer: int, reason: Finish) -> None:
+        """An answer has ended."""
+
+    async def close(self, usage: Usage) -> None:
+        """All answers have ended."""
+
+    async def fail(self, error: ApiError) -> None:
+        """The response has begun, and cannot go on."""

@@ -1,0 +1,171 @@
+"""The pictures of `verify`: shares of the bound, errors by position, near ties, and what fails."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+
+import pytest
+from made_pages import page_of_verify
+from parsed_page import ParsedPage, Shown
+from picture_facts import verify_report, with_nan
+
+from gptoss_export.pictures.log_axis import log_range, log_text
+from gptoss_export.pictures.page import Alarm, html
+from gptoss_export.verification.metric import Deviation
+from gptoss_export.verification.report import Report
+
+
+def pictures(report: Report) -> dict[str, Shown]:
+    """The wide pictures of a report by their names."""
+    page = page_of_verify(report)
+    names = [picture.name for section in page.sections for picture in section.pictures]
+    return dict(zip(names, ParsedPage(html(page, "")).pictures[::2], strict=True))
+
+
+def marks(picture: Shown, colour: str, hollow: bool = False) -> list[tuple[float, float]]:
+    """The places of the points of a colour, without that of the key, which is drawn last. Red has no key."""
+    fill = "fill-opacity: 0" if hollow else f"fill: var(--{colour})"
+    found, inherited = [], ""
+    for tag, attributes in picture.elements:
+        style = attributes.get("style", "")
+        if tag == "g":
+            inherited = style
+        style = style or inherited
+        if tag == "use" and fill in style and f"stroke: var(--{colour})" in style:
+            found.append((float(attributes["x"]), float(attributes["y"])))
+    return found if colour == "red" else found[:-1]
+
+
+def across(picture: Shown, text: str) -> list[float]:
+    """Where a text of a picture stands, from left to right."""
+    texts = [attributes for tag, attributes in picture.elements if tag == "text"]
+    return sorted(float(a["x"]) for a, shown in zip(texts, picture.texts, strict=True) if shown == text)
+
+
+def test_each_case_lies_at_its_share_of_the_bound() -> None:
+    report = verify_report(ties=False, compared=False)
+    picture = pictures(report)["length"]
+    points = marks(picture, "blue")
+    assert len(points) == 2 * len(report.rows)
+    for plot, name in ((0, "max"), (1, "rms")):
+        zero, full = across(picture, "0%")[plot], across(picture, "100%")[plot]
+        found = points[plot * len(report.rows) : (plot + 1) * len(report.rows)]
+        for (x, _), row in zip(found, report.rows, strict=True):
+            share = getattr(row.gated, name) / getattr(row.bound, name)
+            assert (x - zero) / (full - zero) == pytest.approx(share, abs=0.002)
+    assert {row.label for row in report.rows} <= set(picture.texts)
+    assert "All pass." in picture.description and marks(picture, "red") == []
+
+
+def test_what_fails_is_red_and_written_out() -> None:
+    report = verify_report()
+    rows = list(report.rows)
+    rows[0] = replace(rows[0], gated=rows[0].bound.times(56.0))
+    rows[1] = replace(rows[1], tie=Deviation(0.0, 1.5 * rows[1].tie_bound.rms))
+    report = with_nan(replace(report, rows=rows), 2)
+    picture = pictures(report)["length"]
+    assert picture.texts.count("56 times") == 2 and picture.texts.count("not a number") == 2
+    assert len(marks(picture, "red")) == 4 and len(marks(picture, "red", hollow=True)) == 1
+    assert "3 fail: 1, 63, 129." in picture.description
+    page = page_of_verify(report)
+    assert page.facts[0] == ("result", Alarm("FAIL: 3 of 5 cases"))
+    titles = [section.title for section in page.sections]
+    assert [title for title in titles if title.startswith("Error by position")] == [
+        f"Error by position: {label}" for label in ("1", "63", "129", "4097")
+    ]
+    assert page_of_verify(verify_report()).facts[0] == ("result", "pass")
+
+
+def test_both_artifacts_and_their_difference() -> None:
+    report = verify_report()
+    picture = pictures(report)["comparison"]
+    zero, full = across(picture, "0%")[0], across(picture, "100%")[0]
+    row = report.rows[0]
+    assert row.comparison is not None
+    for points, share in (
+        (marks(picture, "blue"), row.gated.max / row.bound.max),
+        (marks(picture, "orange", hollow=True), row.comparison.gated.max / row.bound.max),
+        (marks(picture, "teal"), row.comparison.difference.max / row.bound.max / 2),
+    ):
+        assert len(points) == 2 * len(report.rows)
+        assert (points[0][0] - zero) / (full - zero) == pytest.approx(share, abs=0.002)
+    assert "comparison" not in pictures(verify_report(compared=False))
+
+
+def test_the_error_of_each_position() -> None:
+    report = verify_report(compared=False)
+    index = next(index for index, row in enumerate(report.rows) if row.sampled)
+    row = report.rows[index]
+    picture = pictures(report)[f"position-{index}"]
+    for colour, near_tie in (("blue", False), ("purple", True)):
+        for hollow, decoded in ((False, False), (True, True)):
+            spans = [span for span in row.spans if (span.near_tie, span.decoded) == (near_tie, decoded)]
+            points = marks(picture, colour, hollow)
+            assert len(points) == 2 * len(spans) > 0
+            found = points[: len(spans)]
+            order = sorted(range(len(spans)), key=lambda at: spans[at].error.max)
+            assert [y for _, y in (found[at] for at in order)] == sorted((y for _, y in found), reverse=True)
+            assert [x for x, _ in found] == sorted(x for x, _ in found)
+    # two positions of a logarithmic axis tell the scale of all others
+    prefill = [span for span in row.spans if not span.near_tie and not span.decoded]
+    heights = [y for _, y in marks(picture, "blue")[: len(prefill)]]
+    logs = [math.log(span.error.max) for span in prefill]
+    scale = (heights[0] - heights[1]) / (logs[1] - logs[0])
+    assert [heights[0] - scale * (log - logs[0]) for log in logs] == pytest.approx(heights, abs=0.1)
+    assert {"1.6e-01", "1.3e+00", "2.9e-02", "prefill", "decode, near tie", "bound"} <= set(picture.texts)
+    assert len(marks(picture, "grey")) == 2 * len(row.spans)
+
+
+def test_positions_that_are_no_numbers_or_exact() -> None:
+    report = with_nan(verify_report([129], ties=False, compared=False), 0)
+    picture = pictures(report)["position-0"]
+    bad = sum(math.isnan(span.error.max) for span in report.rows[0].spans)
+    assert len(marks(picture, "red")) == 2 * bad and picture.texts.count("not a number") == 2
+    exact = verify_report([129], rounded=False, ties=False, compared=False)
+    spans = tuple(replace(span, error=Deviation(0.0, 0.0)) for span in exact.rows[0].spans)
+    picture = pictures(replace(exact, rows=[replace(exact.rows[0], spans=spans)]))["position-0"]
+    places = {y for _, y in marks(picture, "blue")}
+    assert len(places) == 2  # the lower ends of the two plots
+    cells = ParsedPage(html(page_of_verify(replace(exact, rows=[replace(exact.rows[0], spans=spans)])), "")).cells
+    assert "0.0e+00" in cells
+
+
+def test_near_ties_are_the_part_of_the_curve_below_the_margin() -> None:
+    report = verify_report()
+    picture = pictures(report)["margins"]
+    drawn = {}
+    for tag, attributes in picture.elements:
+        style = attributes.get("style", "")
+        if tag == "path" and "stroke-width: 2" in style and "var(--blue)" in style:
+            drawn["all"] = re.findall(r"[ML] ([\d.]+) ([\d.]+)", attributes["d"])
+        if tag == "path" and "stroke-width: 4" in style and "var(--purple)" in style:
+            drawn["below"] = re.findall(r"[ML] ([\d.]+) ([\d.]+)", attributes["d"])
+    assert len(drawn["below"]) > 1 and float(drawn["below"][-1][0]) < float(drawn["all"][-1][0])
+    assert drawn["below"][0] == drawn["all"][0]
+    assert "near ties below 3.1e-02: 49.9%" in picture.texts
+    none = pictures(verify_report(ties=False))["margins"]
+    assert "near ties below 3.1e-02: 0.0%" in none.texts
+    assert "margins" not in pictures(replace(report, margins=()))
+    assert not any(
+        text.startswith("near ties") for text in pictures(replace(report, near_tie=math.inf))["margins"].texts
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1.0, "1"), (0.05, "0.05"), (1e-4, "10⁻⁴"), (2e-6, "2·10⁻⁶"), (1e12, "10¹²"), (2000.0, "2,000")]
+)
+def test_numbers_of_a_logarithmic_axis(value: float, text: str) -> None:
+    assert log_text(value) == text
+
+
+@pytest.mark.parametrize(
+    "values", [[1.0], [0.0, math.nan, math.inf], [3e-7, 1e-4], [1e-3, 0.9], [1e-300, 1e300], [0.11, 0.19]]
+)
+def test_a_logarithmic_axis_holds_its_values_and_has_numbers(values: list[float]) -> None:
+    found = log_range(values)
+    assert 0 < found.low < found.high < math.inf
+    assert 1 <= len(found.ticks) <= 9 and all(found.low <= tick <= found.high for tick in found.ticks)
+    highest = max([value for value in values if 0 < value < math.inf], default=1.0)
+    assert found.low < highest < found.high and found.clipped(0.0) == found.low
