@@ -14,6 +14,7 @@ import torch
 from artifacts import RUN_ALONE
 from gptoss_export.cuda.gpu import gpu
 from gptoss_export.cuda.upload import _PIECE, upload
+from gptoss_export.host_memory import HostBytes
 
 pytestmark = [
     pytest.mark.gpu,
@@ -170,7 +171,8 @@ def test_upload(own_stream: bool) -> None:
     with torch.cuda.stream(torch.cuda.Stream() if own_stream else torch.cuda.current_stream()):
         torch.cuda._sleep(10**9)  # the GPU copies late: pinned memory that is filled too early would show
         filled = [torch.zeros(source.shape, dtype=source.dtype, device=device) for source in sources]
-        copies = [(to, memoryview(s.view(-1).view(torch.uint8).numpy())) for to, s in zip(filled, sources, strict=True)]
+        memories = [HostBytes(memoryview(source.view(-1).view(torch.uint8).numpy())) for source in sources]
+        copies = list(zip(filled, memories, strict=True))
         upload(copies, gpu(0), torch.cuda.current_stream().cuda_stream)
         assert torch.cuda.current_stream().query()
         found = [tensor.cpu() for tensor in filled]

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scripted_engine import answer, call, harmony_tokenizer, tokens_of
 
@@ -46,6 +46,7 @@ def up_to(text: str, stops: list[str]) -> str:
     return text
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(TEXTS, TEXTS, STOPS, BREAKS)
 def test_a_conversation_s_answer(thought: str, final: str, stops: list[str], breaks: set[int]) -> None:
     reader = ConversationReader(TOKENIZER, tuple(stops), logprobs=True)
@@ -60,6 +61,7 @@ def test_a_conversation_s_answer(thought: str, final: str, stops: list[str], bre
     assert len(ends) == 1 and not ends[0].cut
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(TEXTS, STOPS, BREAKS)
 def test_plain_text(text: str, stops: list[str], breaks: set[int]) -> None:
     reader = PlainReader(TOKENIZER, tuple(stops), logprobs=False)
