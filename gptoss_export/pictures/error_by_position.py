@@ -103,8 +103,12 @@ def _plot(axes: Axes, row: Row, name: str) -> None:
     _points(axes, [(_middle(span), value(found)) for span, found in own], shown, Colour.GREY, size=3)
     _points(axes, [(_middle(span), value(found)) for span, found in other], shown, Colour.ORANGE, marker="x")
     for kind in _KINDS:
+        limit = row.tie_bound if kind.near_tie and row.tie_bound is not None else row.bound
         found = [(_middle(span), value(span.error)) for span in _of(row, kind)]
-        _points(axes, found, shown, kind.key.colour, hollow=kind.decoded)
+        above = [(at, error) for at, error in found if name == "max" and error > limit.max]
+        within = [point for point in found if point not in above]
+        _points(axes, within, shown, kind.key.colour, hollow=kind.decoded)
+        _points(axes, above, shown, Colour.RED, hollow=kind.decoded)
     if bad := [span for span in row.spans if math.isnan(value(span.error))]:
         at = _middle(bad[0])
         if at > (first + last) / 2:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..errors import UsageError
 from ..shown_text import size
+from ..values import shown
 from .layer_map import layers_picture, layers_table
 from .memory_by_kind import memory_picture, memory_table
 from .page import Cell, Page, PageTable, Section
@@ -14,6 +16,8 @@ from .step_reads import reads_picture, reads_table
 
 if TYPE_CHECKING:
     from ..artifact.manifest import Manifest
+
+_LARGEST = 2**62  # a larger size is none that an artifact was built with
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,15 @@ class InspectTables:
 
 
 def inspect_page(artifact: str, manifest: Manifest, tables: InspectTables) -> Page:
-    """The pictures of an artifact with its tables. artifact: its folder."""
+    """The pictures of an artifact with its tables. artifact: its folder.
+
+    Raises UsageError where a size is no number that a picture can have.
+    """
+    for name, value in (("max_context", manifest.sizes.max_context), ("widths", manifest.sizes.max_batch)):
+        if value > _LARGEST:
+            raise UsageError(
+                f"{artifact}: sizes.{name} is {shown(value)}, expected {_LARGEST} at most to draw pictures"
+            )
     reads = (
         "A step of a width reads each weight once, and of the experts those that its tokens reach where they choose at "
         "random. So more sequences cost less a token.",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..artifact.manifest import Manifest
     from ..bench import StepBytes
 
+_SHOWN = 24  # widths with a bar
 _KEYS = (
     Key("experts that are reached", Colour.BLUE),
     Key("other weights", Colour.GREY),
@@ -37,8 +38,9 @@ def reads_picture(manifest: Manifest) -> Picture:
             ),
             f"{size(read.total)}, {size(read.total / width)} a token",
         )
-        for width, read in reads.items()
+        for width, read in list(reads.items())[:_SHOWN]
     ]
+    more = f"; the first {len(bars)} of {len(reads)} widths" if len(bars) < len(reads) else ""
 
     def draw(paper: Paper) -> Sheet:
         return draw_bars(paper, bars, f"{unit} a step", _KEYS)
@@ -46,7 +48,7 @@ def reads_picture(manifest: Manifest) -> Picture:
     first, last = reads[widths[0]].total, reads[widths[-1]].total
     return make_picture(
         "reads",
-        f"What a decode step reads at least, sequences of {context:,} tokens",
+        f"What a decode step reads at least, sequences of {context:,} tokens{more}",
         f"{len(widths)} widths. A step of {widths[0]:,} reads {size(first)}, a step of {widths[-1]:,} {size(last)}.",
         draw,
     )

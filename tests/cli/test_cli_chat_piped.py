@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import select
 import signal
 import subprocess
 import sys
@@ -235,15 +236,19 @@ def test_answers_come_while_the_input_is_open(tmp_path: Path) -> None:
         [sys.executable, Path(__file__).parent / "scripted_chat.py", tmp_path, "chat", "artifact"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        text=True,
+        bufsize=0,
     )
-    assert process.stdin is not None and process.stdout is not None
-    for word in ("one", "two"):
-        process.stdin.write(f"{word}\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == f"You said {word}.\n"
-    process.stdin.close()
-    assert process.wait(60) == 0
+    try:
+        assert process.stdin is not None and process.stdout is not None
+        for word in (b"one", b"two"):
+            process.stdin.write(word + b"\n")
+            assert select.select([process.stdout], [], [], 120)[0], "no answer comes"
+            assert process.stdout.readline() == b"You said " + word + b".\n"
+        process.stdin.close()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_reader_that_is_gone_ends_it(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ import pytest
 from pseudo_terminal import ALT_ENTER, CTRL_C, CTRL_D, ENTER, UP, Terminal, terminal
 from scripted import ANSWER
 
+from gptoss_export.cli.chat_terminal import CtrlC
+
 PROGRAM = Path(__file__).parent / "scripted_chat.py"
 DIM, RESET = "\x1b[2m", "\x1b[0m"
 FULL = {"TERM": "xterm-256color"}
@@ -99,6 +101,28 @@ def test_ctrl_c_at_any_moment(tmp_path: Path, kind: str) -> None:
         opened.prompt()
         assert "You said Hello." in ask(opened, "Hello")
         assert "Traceback" not in opened.text
+
+
+def test_ctrl_c_counts_from_the_question_on() -> None:
+    """Also while the prompt is prepared, when there is nothing to stop yet. Not what was pressed before or after."""
+    stopped: list[str] = []
+    before = signal.getsignal(signal.SIGINT)
+    with CtrlC() as ctrl_c:
+        signal.raise_signal(signal.SIGINT)
+        with ctrl_c.stops():
+            ctrl_c.call(lambda: stopped.append("first"))
+            assert stopped == []
+            signal.raise_signal(signal.SIGINT)
+            assert stopped == ["first"]
+        signal.raise_signal(signal.SIGINT)
+        with ctrl_c.stops():
+            signal.raise_signal(signal.SIGINT)
+            ctrl_c.call(lambda: stopped.append("second"))
+        with pytest.raises(KeyboardInterrupt), ctrl_c.raises():
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    assert stopped == ["first", "second"]
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 @pytest.mark.parametrize("kind", ["colour", "dumb"])

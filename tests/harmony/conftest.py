@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from byte_tokenizers import TINY_SPECIAL, TINY_VOCABULARY, byte_tokenizer
-from harmony_oracle import VOCABULARY, open_oracle, real_tokenizer_json
+from harmony_oracle import open_oracle
 from openai_harmony import HarmonyEncoding
+from real_tokenizer import VOCABULARY, real_tokenizer_json
 from tokenizers import Tokenizer
 
 from gptoss_export.harmony.vocabulary import HarmonyTokenizer

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import lzma
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +12,6 @@ from byte_tokenizers import byte_symbols
 from openai_harmony import HarmonyEncoding, HarmonyEncodingName, load_harmony_encoding
 
 from gptoss_export.harmony.messages import Conversation, FunctionTool, Message
-
-VARIABLE = "GPTOSS_TOKENIZER"
-BESIDE = Path(__file__).parents[3] / "shared" / "data" / "gpt-oss-tokenizer" / "tokenizer.json.xz"
-VOCABULARY = 201_088  # tokens of the models
-
-
-def real_tokenizer_json() -> bytes:
-    """tokenizer.json of gpt-oss. Skips the test where this machine has none."""
-    named = os.environ.get(VARIABLE)
-    path = Path(named) if named else BESIDE
-    if not path.is_file():
-        pytest.skip(f"gpt-oss's tokenizer.json(.xz) not found at {path}; name it in {VARIABLE}")
-    content = path.read_bytes()
-    return lzma.decompress(content) if path.suffix == ".xz" else content
 
 
 def write_tiktoken(tokenizer_json: bytes, folder: Path) -> None:

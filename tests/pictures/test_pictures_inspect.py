@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from parsed_page import ParsedPage, Shown
 from picture_facts import manifest
 
 from gptoss_export.artifact.manifest import Manifest
+from gptoss_export.artifact.programs import Sizes
 from gptoss_export.bench import floor_bytes
+from gptoss_export.errors import UsageError
 from gptoss_export.pictures.layer_map import layers_of
 from gptoss_export.pictures.memory_by_kind import memory_kinds, weight_bytes
 from gptoss_export.pictures.page import html
@@ -83,6 +86,15 @@ def test_what_a_step_reads_is_the_floor_that_bench_has() -> None:
     assert [span / spans[-1] for span in spans] == pytest.approx([total / totals[-1] for total in totals], abs=0.002)
     for width, total in zip(widths, totals, strict=True):
         assert f"{size(total)}, {size(total / width)} a token" in picture.texts
+
+
+def test_many_widths_and_sizes_that_nothing_was_built_with() -> None:
+    page = page_of_inspect(manifest(widths=tuple(range(1, 101))))
+    (picture,) = (picture for section in page.sections for picture in section.pictures if picture.name == "reads")
+    assert picture.title.endswith("; the first 24 of 100 widths")
+    found = replace(manifest(), sizes=Sizes((1,), 10**400, (128,)))
+    with pytest.raises(UsageError, match=r"artifacts/20b: sizes.max_context is 1000+\.\.\., expected \d+ at most"):
+        page_of_inspect(found)
 
 
 def test_the_sizes_of_engines_and_a_table_without_sizes() -> None:

@@ -118,6 +118,18 @@ def test_the_error_of_each_position() -> None:
     assert len(marks(picture, "grey")) == 2 * len(row.spans)
 
 
+def test_positions_above_their_bound_are_red() -> None:
+    report = verify_report([129], compared=False)
+    row = report.rows[0]
+    assert row.tie_bound is not None
+    wrong = {at: row.bound.times(1.1) for at in (3, 4, 30)}  # 105 + 3 has a near tie, whose bound is larger
+    assert [row.spans[at].near_tie for at in wrong] == [True, False, False]
+    spans = tuple(replace(span, error=wrong.get(at, span.error)) for at, span in enumerate(row.spans))
+    picture = pictures(replace(report, rows=[replace(row, spans=spans)]))["position-0"]
+    assert len(marks(picture, "red")) == 1 and len(marks(picture, "red", hollow=True)) == 1
+    assert marks(pictures(report)["position-0"], "red") == []
+
+
 def test_positions_that_are_no_numbers_or_exact() -> None:
     report = with_nan(verify_report([129], ties=False, compared=False), 0)
     picture = pictures(report)["position-0"]

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import lzma
-import os
 from pathlib import Path
 
 import pytest
+from real_tokenizer import VOCABULARY, real_tokenizer_json
 from tokenizers import Tokenizer
 
 from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.harmony.vocabulary import HarmonyTokenizer
 from gptoss_export.structure.structures import Structures
-
-VARIABLE = "GPTOSS_TOKENIZER"
-BESIDE = Path(__file__).parents[3] / "shared" / "data" / "gpt-oss-tokenizer" / "tokenizer.json.xz"
-VOCABULARY = PRESETS["20b"].vocab_size
 
 
 @pytest.fixture(scope="session")
@@ -33,13 +28,7 @@ def small_structures(small: HarmonyTokenizer) -> Structures:
 @pytest.fixture(scope="session")
 def real() -> HarmonyTokenizer:
     """gpt-oss's own tokenizer. Skips the test where this machine has none."""
-    named = os.environ.get(VARIABLE)
-    path = Path(named) if named else BESIDE
-    if not path.is_file():
-        pytest.skip(f"gpt-oss's tokenizer.json(.xz) not found at {path}; name it in {VARIABLE}")
-    content = path.read_bytes()
-    content = lzma.decompress(content) if path.suffix == ".xz" else content
-    return HarmonyTokenizer.of(Tokenizer.from_buffer(content), VOCABULARY)
+    return HarmonyTokenizer.of(Tokenizer.from_buffer(real_tokenizer_json()), VOCABULARY)
 
 
 @pytest.fixture(scope="session")

@@ -56,9 +56,11 @@ def test_a_token_that_is_not_allowed_is_an_error_of_this_answer(
         wrong = small.message if at < len(good) and good[at] != small.message else small.end
         if has(allowed(good[:at]), wrong):
             wrong = small.constrain
+        allowed(good[: at // 2])
         for _ in range(2):
             with pytest.raises(RunError, match=f"token {wrong} at {at} of the answer"):
                 allowed([*good[:at], wrong])
+        assert allowed(good[:at]) == beside(good[:at])
         assert refused(allowed, good[: at + 1]) is None
     assert refused(beside, good) is None
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import jsonschema
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from jsonschema_specifications import REGISTRY
 from structure_answers import RandomAnswer, accepts, messages_of
 from structure_schemas import loads
@@ -148,6 +150,28 @@ def test_what_is_no_schema_is_named(small_structures: Structures, schema: Any, n
         small_structures.of_answer(JsonSchema(schema, field="text.format.schema"))
     assert "text.format.schema: " in str(raised.value) and "guidance" not in str(raised.value)
     assert len(str(raised.value)) < 1000
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["string", "#", "object"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(sorted(SAMPLES)), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(schema=st.dictionaries(st.sampled_from(sorted(SAMPLES)), VALUES, max_size=5), strict=st.booleans())
+def test_any_schema_is_enforced_or_refused(small_structures: Structures, schema: dict[str, Any], strict: bool) -> None:
+    error = refusal(small_structures, schema, strict)
+    assert error == "" or "text.format.schema: " in error
+    if error == "":
+        mask = small_structures.of_answer(JsonSchema(schema, strict))(())
+        assert any(mask)
 
 
 def test_a_refused_schema_leaves_the_others_alone(small: HarmonyTokenizer, small_structures: Structures) -> None:
