@@ -81,4 +81,5 @@ def test_every_example_has_a_test() -> None:
         "many_requests.py",
         "stream.py",
         "score.py",
+        "ray_serve.py",  # tests/replicas
     }

@@ -47,6 +47,19 @@ def test_a_schema_is_the_type_of_the_oracle(oracle: HarmonyEncoding, schema: dic
     assert developer_text(Conversation((), tools=(tool,))) == declared(oracle, tool)
 
 
+NUMBERS = [
+    *(float(f"{digits}e{exponent}") for digits in ("1", "-2.5", "1.2345678") for exponent in range(-9, 22)),
+    *(0.0, -0.0, 1e15 - 1, 9007199254740993.0, 0, -1, 2**63, 2**64 - 1, -(2**63), 2**64, 10**20, True, None),
+]
+
+
+@pytest.mark.parametrize("value", NUMBERS, ids=repr)
+def test_a_number_is_written_as_by_the_oracle(oracle: HarmonyEncoding, value: float | None) -> None:
+    """On both sides of where an exponent begins, and of 64 bits."""
+    tool = FunctionTool("f", "", {"type": "object", "properties": {"a": {"type": "number", "default": value}}})
+    assert developer_text(Conversation((), tools=(tool,))) == declared(oracle, tool)
+
+
 @MANY
 @given(value=values)
 def test_a_default_is_written_as_by_the_oracle(oracle: HarmonyEncoding, value: object) -> None:

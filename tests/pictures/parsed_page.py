@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
+from gptoss_export.pictures.page import Picture
+
 VOID = {"meta", "link", "br"}
 
 
@@ -17,6 +19,11 @@ class Shown:
     description: str
     texts: list[str] = field(default_factory=list)
     elements: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+
+    def across(self, text: str) -> list[float]:
+        """Where a text stands, from left to right."""
+        places = [float(attributes["x"]) for tag, attributes in self.elements if tag == "text"]
+        return sorted(x for x, shown in zip(places, self.texts, strict=True) if shown == text)
 
     def bars(self, colour: str) -> list[tuple[float, float]]:
         """Left and right of each filled rectangle of a colour, from top to bottom."""
@@ -87,6 +94,13 @@ class ParsedPage(HTMLParser):
     @property
     def cells(self) -> set[str]:
         return {cell for table in self.tables for line in table for cell in line}
+
+
+def wide(picture: Picture | None) -> Shown:
+    """A picture as it is on a large screen."""
+    assert picture is not None
+    (shown,) = ParsedPage(picture.wide).pictures
+    return shown
 
 
 def parsed(file: Path) -> ParsedPage:

@@ -8,18 +8,19 @@ from itertools import pairwise
 
 import pytest
 from made_pages import page_of_bench
-from parsed_page import ParsedPage, Shown
+from parsed_page import Shown, wide
 from picture_facts import KERNELS, STARTUP, bench_report
 
 from gptoss_export.bench import BenchReport
-from gptoss_export.pictures.page import html
+from gptoss_export.pictures.decode_floor import floor_picture
+from gptoss_export.pictures.decode_speed import speed_over_width
+from gptoss_export.pictures.startup import startup_picture
+from gptoss_export.pictures.step_kernels import kernels_picture
 
 
-def pictures(report: BenchReport) -> dict[str, Shown]:
-    """The wide pictures of a report by their names."""
-    page = page_of_bench(report)
-    names = [picture.name for section in page.sections for picture in section.pictures]
-    return dict(zip(names, ParsedPage(html(page, "")).pictures[::2], strict=True))
+def names(report: BenchReport) -> set[str]:
+    """Of the pictures on a page."""
+    return {picture.name for section in page_of_bench(report).sections for picture in section.pictures}
 
 
 def lines(picture: Shown, dashed: bool) -> list[list[tuple[float, float]]]:
@@ -38,21 +39,14 @@ def test_a_decode_step_is_as_long_as_it_took_and_has_its_floor(
     batches: tuple[int, ...], contexts: tuple[int, ...]
 ) -> None:
     report = bench_report(batches, contexts)
-    picture = pictures(report)["decode-step"]
+    picture = wide(floor_picture(report.measurements))
     bars = picture.bars("blue")
     assert len(bars) == len(report.measurements)
     scale = {
         round((right - left) / row.decode_step_s, -1)
         for (left, right), row in zip(bars, report.measurements, strict=True)
     }
-    (zero,) = (
-        float(attributes["x"])
-        for (tag, attributes), text in zip(
-            [element for element in picture.elements if element[0] == "text"], picture.texts, strict=True
-        )
-        if text == "0"
-    )
-    assert max(scale) - min(scale) <= 20 and {left for left, _ in bars} == {zero}
+    assert max(scale) - min(scale) <= 20 and [left for left, _ in bars] == len(bars) * picture.across("0")
     marks = [
         float(re.findall(r"M ([\d.]+)", attributes["d"])[0])
         for tag, attributes in picture.elements
@@ -67,7 +61,7 @@ def test_a_decode_step_is_as_long_as_it_took_and_has_its_floor(
 
 def test_lines_over_the_width_rise_from_zero_as_the_numbers_do() -> None:
     report = bench_report(contexts=[1024])
-    picture = pictures(report)["speed-width"]
+    picture = wide(speed_over_width(report.measurements))
     (measured,), (floors,) = lines(picture, dashed=False), lines(picture, dashed=True)
     values = [row.decode_tok_s for row in report.measurements]
     allowed = [row.batch / row.floor_s for row in report.measurements]
@@ -86,10 +80,10 @@ def test_lines_over_the_width_rise_from_zero_as_the_numbers_do() -> None:
 
 
 def test_which_pictures_there_are() -> None:
-    assert pictures(bench_report([1], [1024])).keys() == {"decode-step", "prompts", "kernels", "startup"}
-    assert "speed-context" in pictures(bench_report([1], [128, 1024, 8192]))
-    assert "speed-width" not in pictures(bench_report([1, 2], [1024]))
-    assert pictures(bench_report([], [], [])).keys() == {"startup"}
+    assert names(bench_report([1], [1024])) == {"decode-step", "prompts", "kernels", "startup"}
+    assert "speed-context" in names(bench_report([1], [128, 1024, 8192]))
+    assert "speed-width" not in names(bench_report([1, 2], [1024]))
+    assert names(bench_report([], [], [])) == {"startup"}
 
 
 def test_what_is_left_out_is_said() -> None:
@@ -97,11 +91,11 @@ def test_what_is_left_out_is_said() -> None:
     titles = [picture.title for section in page_of_bench(report).sections for picture in section.pictures]
     assert "Decode step beside its floor; the first 40 of 70" in titles
     assert "Decode, tokens a second over the sequences of a step; the first 6 of 10" in titles
-    assert len(pictures(report)["decode-step"].bars("blue")) == 40
+    assert len(wide(floor_picture(report.measurements)).bars("blue")) == 40
 
 
 def test_the_stages_of_a_start_follow_each_other() -> None:
-    picture = pictures(bench_report())["startup"]
+    picture = wide(startup_picture(STARTUP))
     pieces = sorted(picture.bars("blue") + picture.bars("teal"))
     stages = sorted(set(pieces), key=pieces.index)  # each is once in the bar of all, and once in its own row
     assert [pieces.count(stage) for stage in stages] == [2] * len(STARTUP)
@@ -113,14 +107,14 @@ def test_the_stages_of_a_start_follow_each_other() -> None:
 
 
 def test_kernels_and_the_rest_of_them() -> None:
-    picture = pictures(bench_report())["kernels"]
+    picture = wide(kernels_picture(bench_report().kernels))
     bars = picture.bars("blue")
     assert [right - left for left, right in bars] == pytest.approx(
         [us * (bars[0][1] - bars[0][0]) / KERNELS[0][2] for _, _, us in KERNELS], abs=0.05
     )
     assert {"_gate_up_pdl", "425.5 = 24 × 17.73 us, 46.9%", "255.6 us, 28.1%"} <= set(picture.texts)
     many = [(f"kernel {index}", 1, 100.0 - index) for index in range(40)]
-    picture = pictures(bench_report(kernels=many))["kernels"]
+    picture = wide(kernels_picture(bench_report(kernels=many).kernels))
     ((left, right),) = picture.bars("grey")
     first = picture.bars("blue")[0]
     rest = sum(us for _, _, us in many[14:])

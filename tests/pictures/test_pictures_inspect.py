@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from made_pages import ENGINES, PLUGINS, page_of_inspect
-from parsed_page import ParsedPage, Shown
+from parsed_page import ParsedPage, wide
 from picture_facts import manifest
 
-from gptoss_export.artifact.manifest import Manifest
 from gptoss_export.artifact.programs import Sizes
 from gptoss_export.bench import floor_bytes
 from gptoss_export.errors import UsageError
-from gptoss_export.pictures.layer_map import layers_of
-from gptoss_export.pictures.memory_by_kind import memory_kinds, weight_bytes
-from gptoss_export.pictures.page import html
+from gptoss_export.pictures.layer_map import layers_of, layers_picture
+from gptoss_export.pictures.memory_by_kind import memory_kinds, memory_picture, weight_bytes
+from gptoss_export.pictures.page import PageTable, html
+from gptoss_export.pictures.part_sizes import sizes_picture
+from gptoss_export.pictures.step_reads import reads_picture
 from gptoss_export.shown_text import size
-
-
-def pictures(found: Manifest, *tables: Any) -> dict[str, Shown]:
-    """The wide pictures of an artifact by their names."""
-    page = page_of_inspect(found, tables)
-    names = [picture.name for section in page.sections for picture in section.pictures]
-    return dict(zip(names, ParsedPage(html(page, "")).pictures[::2], strict=True))
 
 
 def test_every_byte_of_the_weights_is_of_one_kind() -> None:
@@ -43,7 +36,7 @@ def test_every_byte_of_the_weights_is_of_one_kind() -> None:
 
 def test_memory_is_drawn_to_scale() -> None:
     found = manifest(widths=(1,))
-    picture = pictures(found)["memory"]
+    picture = wide(memory_picture(found))
     kinds = [kind for kind in memory_kinds(found) if kind.tensors is not None and kind.bytes > 10**7]
     bars = picture.bars("blue")[: len(kinds)]
     first = bars[0][1] - bars[0][0]
@@ -71,14 +64,14 @@ def test_the_map_of_layers(preset: str, context: int) -> None:
         table for section in page_of_inspect(found).sections for table in section.tables if table.title == "layers"
     )
     assert [row[1] for row in table.rows] == ["sliding" if layer.sliding else "full" for layer in layers]
-    picture = pictures(found)["layers"]
+    picture = wide(layers_picture(found))
     assert f"{found.model.num_local_experts} experts, of which a token uses 4" in picture.description
     assert f"Keys and values of one sequence of {context:,} tokens" in picture.texts
 
 
 def test_what_a_step_reads_is_the_floor_that_bench_has() -> None:
     found = manifest()
-    picture = pictures(found)["reads"]
+    picture = wide(reads_picture(found))
     widths = found.sizes.widths
     totals = [floor_bytes(found, width, 8192) for width in widths]
     parts = zip(*map(picture.bars, ("blue", "grey", "orange")), strict=True)
@@ -98,9 +91,9 @@ def test_many_widths_and_sizes_that_nothing_was_built_with() -> None:
 
 
 def test_the_sizes_of_engines_and_a_table_without_sizes() -> None:
-    found = pictures(manifest(), ENGINES, PLUGINS)
-    assert {"target-0"} == {name for name in found if name.startswith("target")}
-    picture = found["target-0"]
+    engines, plugins = (PageTable(table.title, table.headings, tuple(table.rows)) for table in (ENGINES, PLUGINS))
+    assert sizes_picture(plugins, "n") is None
+    picture = wide(sizes_picture(engines, "n"))
     bars = picture.bars("blue")
     assert [right - left for left, right in bars] == pytest.approx(
         [(30 - index) / 30 * (bars[0][1] - bars[0][0]) for index in range(20)], abs=0.05
@@ -113,4 +106,5 @@ def test_launch_configs_and_options_are_in_tables() -> None:
     page = ParsedPage(html(page_of_inspect(manifest(), (ENGINES, PLUGINS)), ""))
     cells = page.cells
     assert {"NVIDIA H200, torch 2.11.0, 0123456789ab", "the kernels' own guesses", "max_batch", "132 x 1"} <= cells
+    assert len(page.pictures) == 2 * 4  # memory, layers, reads, engines
     assert {"decode_64", "prefill_2048", "choose_adjusted", "programs-sm_90.pt2"} <= cells

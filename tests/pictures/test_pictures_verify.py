@@ -8,20 +8,25 @@ from dataclasses import replace
 
 import pytest
 from made_pages import page_of_verify
-from parsed_page import ParsedPage, Shown
+from parsed_page import ParsedPage, Shown, wide
 from picture_facts import verify_report, with_nan
 
+from gptoss_export.pictures.error_by_length import comparison_picture, length_picture
+from gptoss_export.pictures.error_by_position import position_picture
 from gptoss_export.pictures.log_axis import log_range, log_text
 from gptoss_export.pictures.page import Alarm, html
+from gptoss_export.pictures.router_margins import margins_picture
 from gptoss_export.verification.metric import Deviation
 from gptoss_export.verification.report import Report
 
 
-def pictures(report: Report) -> dict[str, Shown]:
-    """The wide pictures of a report by their names."""
-    page = page_of_verify(report)
-    names = [picture.name for section in page.sections for picture in section.pictures]
-    return dict(zip(names, ParsedPage(html(page, "")).pictures[::2], strict=True))
+def names(report: Report) -> set[str]:
+    """Of the pictures on a page."""
+    return {picture.name for section in page_of_verify(report).sections for picture in section.pictures}
+
+
+def positions(report: Report, index: int = 0) -> Shown:
+    return wide(position_picture(report.rows[index], index, report.oracle))
 
 
 def marks(picture: Shown, colour: str, hollow: bool = False) -> list[tuple[float, float]]:
@@ -38,19 +43,13 @@ def marks(picture: Shown, colour: str, hollow: bool = False) -> list[tuple[float
     return found if colour == "red" else found[:-1]
 
 
-def across(picture: Shown, text: str) -> list[float]:
-    """Where a text of a picture stands, from left to right."""
-    texts = [attributes for tag, attributes in picture.elements if tag == "text"]
-    return sorted(float(a["x"]) for a, shown in zip(texts, picture.texts, strict=True) if shown == text)
-
-
 def test_each_case_lies_at_its_share_of_the_bound() -> None:
     report = verify_report(ties=False, compared=False)
-    picture = pictures(report)["length"]
+    picture = wide(length_picture(report))
     points = marks(picture, "blue")
     assert len(points) == 2 * len(report.rows)
     for plot, name in ((0, "max"), (1, "rms")):
-        zero, full = across(picture, "0%")[plot], across(picture, "100%")[plot]
+        zero, full = picture.across("0%")[plot], picture.across("100%")[plot]
         found = points[plot * len(report.rows) : (plot + 1) * len(report.rows)]
         for (x, _), row in zip(found, report.rows, strict=True):
             share = getattr(row.gated, name) / getattr(row.bound, name)
@@ -65,7 +64,7 @@ def test_what_fails_is_red_and_written_out() -> None:
     rows[0] = replace(rows[0], gated=rows[0].bound.times(56.0))
     rows[1] = replace(rows[1], tie=Deviation(0.0, 1.5 * rows[1].tie_bound.rms))
     report = with_nan(replace(report, rows=rows), 2)
-    picture = pictures(report)["length"]
+    picture = wide(length_picture(report))
     assert picture.texts.count("56 times") == 2 and picture.texts.count("not a number") == 2
     assert len(marks(picture, "red")) == 4 and len(marks(picture, "red", hollow=True)) == 1
     assert "3 fail: 1, 63, 129." in picture.description
@@ -80,8 +79,8 @@ def test_what_fails_is_red_and_written_out() -> None:
 
 def test_both_artifacts_and_their_difference() -> None:
     report = verify_report()
-    picture = pictures(report)["comparison"]
-    zero, full = across(picture, "0%")[0], across(picture, "100%")[0]
+    picture = wide(comparison_picture(report))
+    zero, full = picture.across("0%")[0], picture.across("100%")[0]
     row = report.rows[0]
     assert row.comparison is not None
     for points, share in (
@@ -91,14 +90,14 @@ def test_both_artifacts_and_their_difference() -> None:
     ):
         assert len(points) == 2 * len(report.rows)
         assert (points[0][0] - zero) / (full - zero) == pytest.approx(share, abs=0.002)
-    assert "comparison" not in pictures(verify_report(compared=False))
+    assert "comparison" not in names(verify_report(compared=False))
 
 
 def test_the_error_of_each_position() -> None:
     report = verify_report(compared=False)
     index = next(index for index, row in enumerate(report.rows) if row.sampled)
     row = report.rows[index]
-    picture = pictures(report)[f"position-{index}"]
+    picture = positions(report, index)
     for colour, near_tie in (("blue", False), ("purple", True)):
         for hollow, decoded in ((False, False), (True, True)):
             spans = [span for span in row.spans if (span.near_tie, span.decoded) == (near_tie, decoded)]
@@ -125,19 +124,19 @@ def test_positions_above_their_bound_are_red() -> None:
     wrong = {at: row.bound.times(1.1) for at in (3, 4, 30)}  # 105 + 3 has a near tie, whose bound is larger
     assert [row.spans[at].near_tie for at in wrong] == [True, False, False]
     spans = tuple(replace(span, error=wrong.get(at, span.error)) for at, span in enumerate(row.spans))
-    picture = pictures(replace(report, rows=[replace(row, spans=spans)]))["position-0"]
+    picture = positions(replace(report, rows=[replace(row, spans=spans)]))
     assert len(marks(picture, "red")) == 1 and len(marks(picture, "red", hollow=True)) == 1
-    assert marks(pictures(report)["position-0"], "red") == []
+    assert marks(positions(report), "red") == []
 
 
 def test_positions_that_are_no_numbers_or_exact() -> None:
     report = with_nan(verify_report([129], ties=False, compared=False), 0)
-    picture = pictures(report)["position-0"]
+    picture = positions(report)
     bad = sum(math.isnan(span.error.max) for span in report.rows[0].spans)
     assert len(marks(picture, "red")) == 2 * bad and picture.texts.count("not a number") == 2
     exact = verify_report([129], rounded=False, ties=False, compared=False)
     spans = tuple(replace(span, error=Deviation(0.0, 0.0)) for span in exact.rows[0].spans)
-    picture = pictures(replace(exact, rows=[replace(exact.rows[0], spans=spans)]))["position-0"]
+    picture = positions(replace(exact, rows=[replace(exact.rows[0], spans=spans)]))
     places = {y for _, y in marks(picture, "blue")}
     assert len(places) == 2  # the lower ends of the two plots
     cells = ParsedPage(html(page_of_verify(replace(exact, rows=[replace(exact.rows[0], spans=spans)])), "")).cells
@@ -146,7 +145,7 @@ def test_positions_that_are_no_numbers_or_exact() -> None:
 
 def test_near_ties_are_the_part_of_the_curve_below_the_margin() -> None:
     report = verify_report()
-    picture = pictures(report)["margins"]
+    picture = wide(margins_picture(report))
     drawn = {}
     for tag, attributes in picture.elements:
         style = attributes.get("style", "")
@@ -157,11 +156,11 @@ def test_near_ties_are_the_part_of_the_curve_below_the_margin() -> None:
     assert len(drawn["below"]) > 1 and float(drawn["below"][-1][0]) < float(drawn["all"][-1][0])
     assert drawn["below"][0] == drawn["all"][0]
     assert "near ties below 3.1e-02: 49.9%" in picture.texts
-    none = pictures(verify_report(ties=False))["margins"]
+    none = wide(margins_picture(verify_report(ties=False)))
     assert "near ties below 3.1e-02: 0.0%" in none.texts
-    assert "margins" not in pictures(replace(report, margins=()))
+    assert "margins" not in names(replace(report, margins=()))
     assert not any(
-        text.startswith("near ties") for text in pictures(replace(report, near_tie=math.inf))["margins"].texts
+        text.startswith("near ties") for text in wide(margins_picture(replace(report, near_tie=math.inf))).texts
     )
 
 

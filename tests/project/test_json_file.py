@@ -152,8 +152,8 @@ def test_every_file_is_read_so(
 
 
 def test_nothing_else_parses_a_file() -> None:
-    """A description is compared in the form that it is read in: it is written and parsed again. So is a schema, and what
-    routes requests reads their bodies."""
+    """A description is compared in the form that it is read in: it is written and parsed again. So is
+    a schema, and what routes requests reads their bodies."""
     package = Path(json_file.__file__).parent
     others = {
         path.relative_to(package).as_posix()

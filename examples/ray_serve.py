@@ -1,0 +1,43 @@
+"""Serve replicas of an artifact, a GPU each, with OpenAI's API at one address.
+
+    python examples/ray_serve.py ARTIFACT --replicas 2
+
+ARTIFACT is a folder that `gptoss-export build` made of a checkpoint with a tokenizer.json. Ctrl-C lets requests end.
+Needs Ray Serve: pip install 'gptoss-export[ray]'. On a Ray cluster, run it on one of the hosts with --address auto, or
+use Serve's own command: serve run gptoss_export.replicas.application:app artifact=ARTIFACT replicas=2
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from gptoss_export.errors import GptOssExportError
+from gptoss_export.replicas.options import ReplicaOptions
+from gptoss_export.replicas.running import Place, run
+from gptoss_export.server.settings import ServerSettings, hosts_of
+
+parser = argparse.ArgumentParser(description="Serve replicas of an artifact with Ray Serve.")
+parser.add_argument("artifact", type=Path)
+parser.add_argument("--replicas", type=int, default=2)
+parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0: all of every host")
+parser.add_argument("--port", type=int, default=8000)
+parser.add_argument("--address", help="a Ray cluster that this host belongs to, such as auto; default: a new one here")
+parser.add_argument("--model-name", help="what clients call the model; default: the artifact's folder")
+given = parser.parse_args()
+
+artifact = given.artifact.absolute()
+name = given.model_name or artifact.name
+key = os.environ.get("GPTOSS_EXPORT_API_KEY")  # which clients must then send
+settings = ServerSettings(api_keys=(key,) if key else (), hosts=hosts_of(given.host, ()))
+options = ReplicaOptions(artifact, name, given.replicas, settings=settings)
+try:
+    sys.exit(
+        run(
+            options,
+            Place(given.host, given.port, given.address),
+            lambda url: print(f"{name}: {given.replicas} replicas ready at {url}", flush=True),
+        )
+    )
+except GptOssExportError as error:
+    sys.exit(f"error: {error}")

@@ -1,0 +1,197 @@
+"""The ingress: it takes requests from Serve's proxy, says who may ask, and passes them on to replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.schema import ReplicaState
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..server.access import Access
+from ..server.admission import Admission
+from ..server.body import read_body
+from ..server.endpoint import while_connected
+from ..server.errors import ApiError, internal
+from ..server.record import Record
+from .beginnings import beginnings
+from .calls import Call, Figures
+from .forwarding import Forwarding
+from .ingress_figures import IngressFigures
+from .options import ReplicaOptions
+
+LOGGER = logging.getLogger(__name__)
+_GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+_KEPT = (b"authorization", b"cookie", b"origin")  # headers that replicas do not get: the ingress has checked them
+_GRACE = 5.0  # seconds that a request may take beyond `request_seconds`, so that its replica ends it
+_FIGURES_SECONDS = 2.0  # for each replica to say its figures
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@serve.ingress()
+class Ingress:
+    """A deployment of Ray Serve.
+
+    deployment  the name by which Serve knows the replicas
+    """
+
+    def __init__(self, options: ReplicaOptions, replicas: DeploymentHandle, deployment: str) -> None:
+        self._options, self._deployment = options, deployment
+        self._replica_figures = replicas.options(method_name="figures")
+        settings = options.settings
+        most = settings.max_requests * options.replicas
+        self._admission = Admission(
+            replace(settings, max_requests=most, request_seconds=settings.request_seconds + _GRACE)
+        )
+        self._figures = IngressFigures(self._admission)
+        self._forwarding = Forwarding(replicas, options, self._admission, self._figures)
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        """Called by Serve."""
+        settings = self._options.settings
+        around = [Middleware(Recorded), Middleware(Access, settings=settings)]
+        if settings.origins:
+            around.append(
+                Middleware(
+                    CORSMiddleware,
+                    allow_origins=list(settings.origins),
+                    allow_methods=["GET", "POST"],
+                    allow_headers=["*"],
+                    expose_headers=["x-request-id", "retry-after"],
+                )
+            )
+        routes = [
+            Route("/health", self._health, methods=["GET"]),
+            Route("/metrics", self._metrics, methods=["GET"]),
+            Route("/{path:path}", _Passed(self._options, self._forwarding)),
+        ]
+        return Starlette(routes=routes, middleware=around)
+
+    async def drain(self, seconds: float) -> bool:
+        """Refuse new requests, and let those that run end; after some seconds, end them with an error. Returns whether
+        all ended by themselves."""
+        return await self._admission.drain(seconds)
+
+    async def _health(self, request: Request) -> Response:
+        running = await asyncio.to_thread(self._running)
+        status = "draining" if self._admission.draining else "ready" if running else "starting"
+        found = {"status": status, "replicas": running, "wanted": self._options.replicas}
+        return JSONResponse(found, 200 if status == "ready" else 503)
+
+    async def _metrics(self, request: Request) -> Response:
+        running = await asyncio.to_thread(self._running)
+        asked = await asyncio.gather(*(self._of_replica(place) for place in range(running)))
+        found = {figures.replica: figures for figures in asked if figures is not None}
+        text = self._figures.text([figures for _, figures in sorted(found.items())])
+        return Response(text, headers={"content-type": _METRICS_TYPE})
+
+    def _running(self) -> int:
+        """Replicas that run, as Serve's controller knows them."""
+        states = [
+            application.deployments[self._deployment].replica_states
+            for application in serve.status().applications.values()
+            if self._deployment in application.deployments
+        ]
+        return sum(state.get(ReplicaState.RUNNING, 0) for state in states)
+
+    async def _of_replica(self, place: int) -> Figures | None:
+        """The figures of one replica; None where it does not answer."""
+        call = Call("GET", "/metrics", place=place)
+        response = contextvars.Context().run(self._replica_figures.remote, call)  # forwarding.py says why
+        assert isinstance(response, DeploymentResponse)
+        try:
+            async with asyncio.timeout(_FIGURES_SECONDS):
+                figures: Figures = await response
+                return figures
+        except (TimeoutError, RayError, RayServeException) as error:
+            LOGGER.warning("no figures of replica %d: %s", place, error)
+            response.cancel()
+            return None
+
+
+class Recorded:
+    """A layer that gives each request the record that the other layers note errors in, and answers where they fail."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        Record(scope["path"]).keep(scope)
+        started = False
+
+        async def noticed(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noticed)
+        except Exception:
+            LOGGER.exception("%s failed", scope["path"])
+            if started:
+                raise
+            await internal().response()(scope, receive, send)
+
+
+class _Passed:
+    """An ASGI application that has replicas answer. A client that goes away ends its request at once."""
+
+    def __init__(self, options: ReplicaOptions, forwarding: Forwarding) -> None:
+        self._options, self._forwarding = options, forwarding
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await self._body(scope, receive)
+            work: Coroutine[Any, Any, None] = self._forwarding.forward(_call(scope, body), send)
+            await while_connected(receive, work)
+        except ClientDisconnect:
+            pass
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        """The body; nothing of requests that need none."""
+        if scope["method"] != "POST" or scope["path"] not in _GENERATING:
+            return b""
+        settings = self._options.settings
+        try:
+            async with asyncio.timeout(settings.request_seconds):
+                return await read_body(scope, receive, settings.max_body)
+        except TimeoutError:
+            raise ApiError(
+                408,
+                f"the body was not complete after {settings.request_seconds:g} s; send it faster",
+                code="timeout",
+                headers={"connection": "close"},
+            ) from None
+
+
+def _call(scope: Scope, body: bytes) -> Call:
+    headers = tuple((name, value) for name, value in scope["headers"] if name not in _KEPT)
+    client = scope.get("client")
+    return Call(
+        scope["method"],
+        scope["path"],
+        scope.get("query_string", b""),
+        headers,
+        body,
+        (client[0], client[1]) if client else None,
+        beginnings(body) if body else (),
+    )

@@ -1,0 +1,73 @@
+"""What an operator can choose, and what is refused before anything is started."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from gptoss_export.errors import ArtifactError, UsageError
+from gptoss_export.replicas.artifact_check import check_gpus, checked, gpus
+from gptoss_export.replicas.options import Patience, ReplicaOptions
+from gptoss_export.replicas.running import Place, reason, run
+
+
+def test_all_numbers_that_cannot_be_are_named() -> None:
+    with pytest.raises(UsageError) as error:
+        ReplicaOptions(Path("artifact"), "m", replicas=0, gpus=-1, cpus=-0.5, ingresses=0, parts=0)
+    lines = str(error.value).splitlines()
+    assert lines[1:] == [
+        "  - replicas: found 0, expected 1 or more",
+        "  - ingresses: found 0, expected 1 or more",
+        "  - parts: found 0, expected 1 or more",
+        "  - gpus: found -1, expected 0 or more",
+        "  - cpus: found -0.5, expected 0 or more",
+    ]
+
+
+def test_a_step_may_take_longer_without_a_gpu() -> None:
+    assert Patience().longest_step("cuda") < Patience().longest_step("cpu")
+    assert Patience(step=3).longest_step("cpu") == 3
+
+
+def test_the_reason_in_what_serve_says() -> None:
+    said = "Traceback:\n  File x\nValueError: no\n\ngptoss_export.errors.ArtifactError: a/b: damaged:\n  - a file\n"
+    assert reason(["", "Traceback:\nValueError: no", said]) == "a/b: damaged:\n  - a file"
+    assert reason(["it waits", "RuntimeError: out of memory"]) is None
+
+
+def test_too_few_gpus() -> None:
+    check_gpus(2, 1.0, 2.0)
+    check_gpus(8, 0.0, 0.0)
+    with pytest.raises(UsageError, match=r"^3 replicas need 3 GPUs, and the cluster has 2; start fewer replicas"):
+        check_gpus(3, 1.0, 2.0)
+
+
+def test_an_address_in_use_is_found_out_first(endless: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"--port {port}: cannot be had"):
+            run(ReplicaOptions(endless, "m"), Place(port=port), print)
+
+
+def test_replicas_of_the_artifact(endless: Path) -> None:
+    pytest.importorskip("ray", reason="ray is not installed; pip install 'gptoss-export[ray]'")
+    from gptoss_export.replicas.application import Arguments, app
+
+    options = ReplicaOptions(endless, "m")
+    assert gpus(options, checked(options)) == 0
+    assert gpus(ReplicaOptions(endless, "m", gpus=0.5), checked(options)) == 0.5
+    assert app(Arguments(artifact=endless, replicas=3)) is not None
+
+
+def test_what_is_no_artifact(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="not a folder"):
+        run(ReplicaOptions(tmp_path / "nothing", "m"), Place(), print)
+    pytest.importorskip("ray", reason="ray is not installed; pip install 'gptoss-export[ray]'")
+    from gptoss_export.replicas.application import Arguments, app
+
+    with pytest.raises(ArtifactError, match="not a folder"):
+        app(Arguments(artifact=tmp_path / "nothing"))
+    with pytest.raises(ValueError, match="replica"):
+        Arguments.model_validate({"artifact": tmp_path, "replica": 2})
