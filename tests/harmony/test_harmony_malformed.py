@@ -97,6 +97,10 @@ CASES = {
         " to=f <|constrain|>json<|channel|>commentary<|message|>{}",
         [Message("assistant", "{}", "commentary", "f")],
     ),
+    "a kind of answer without constrain": (
+        "<|channel|>final json<|message|>{}<|return|>",
+        [Message("assistant", "{}", "final", None, "json")],
+    ),
     "a commentary to the user": (f"{C}I look<|end|>", [Message("assistant", "I look", "commentary")]),
 }
 
