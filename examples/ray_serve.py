@@ -13,9 +13,12 @@ import sys
 from pathlib import Path
 
 from gptoss_export.errors import GptOssExportError
+from gptoss_export.replicas.cluster import Place
 from gptoss_export.replicas.options import ReplicaOptions
-from gptoss_export.replicas.running import Place, run
+from gptoss_export.replicas.running import run
 from gptoss_export.server.settings import ServerSettings, hosts_of
+
+LIMITS = ("max_requests", "max_body", "queue_seconds", "request_seconds", "drain_seconds")  # as `gptoss-export serve`
 
 parser = argparse.ArgumentParser(description="Serve replicas of an artifact with Ray Serve.")
 parser.add_argument("artifact", type=Path)
@@ -24,20 +27,25 @@ parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0
 parser.add_argument("--port", type=int, default=8000)
 parser.add_argument("--address", help="a Ray cluster that this host belongs to, such as auto; default: a new one here")
 parser.add_argument("--model-name", help="what clients call the model; default: the artifact's folder")
+parser.add_argument("--allow-host", action="append", default=[], help="name that clients may call the server by")
+parser.add_argument("--allow-origin", action="append", default=[], help="origin whose web pages may use the server")
+for limit in LIMITS:
+    default = getattr(ServerSettings, limit)
+    parser.add_argument(f"--{limit.replace('_', '-')}", type=type(default), default=default)
 given = parser.parse_args()
 
 artifact = given.artifact.absolute()
 name = given.model_name or artifact.name
 key = os.environ.get("GPTOSS_EXPORT_API_KEY")  # which clients must then send
-settings = ServerSettings(api_keys=(key,) if key else (), hosts=hosts_of(given.host, ()))
-options = ReplicaOptions(artifact, name, given.replicas, settings=settings)
+settings = ServerSettings(
+    api_keys=(key,) if key else (),
+    hosts=hosts_of(given.host, tuple(given.allow_host)),
+    origins=tuple(given.allow_origin),
+    **{limit: getattr(given, limit) for limit in LIMITS},
+)
 try:
-    sys.exit(
-        run(
-            options,
-            Place(given.host, given.port, given.address),
-            lambda url: print(f"{name}: {given.replicas} replicas ready at {url}", flush=True),
-        )
-    )
+    options = ReplicaOptions(artifact, name, given.replicas, settings=settings)
+    place = Place(given.host, given.port, given.address)
+    sys.exit(run(options, place, lambda url: print(f"{name}: {given.replicas} replicas ready at {url}", flush=True)))
 except GptOssExportError as error:
     sys.exit(f"error: {error}")

@@ -7,5 +7,5 @@ knows the beginning of the prompt, unless it is clearly busier (beginnings.py, p
 application of gptoss_export/server in its process, and its response comes back in Parts (calls.py, in_process.py). A
 replica that dies is replaced by Serve; what it was asked goes to another one, or ends with an error (forwarding.py).
 
-application.py makes Serve's application of all this. running.py runs it, with a cluster of its own where there is none.
+application.py makes Serve's application of all this. running.py runs it to its end, in a cluster (cluster.py).
 """

@@ -12,7 +12,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
-from ..server.settings import ServerSettings
+from ..server.settings import LOCALHOST, ServerSettings
 from .artifact_check import checked, gpus
 from .ingress import Ingress
 from .options import Loading, ReplicaOptions
@@ -29,6 +29,8 @@ class Arguments(BaseModel):
     """What `serve run gptoss_export.replicas.application:app` takes, as NAME=VALUE. ReplicaOptions says the rest.
 
     model_name  None: the name of the artifact's folder
+    hosts       names that clients may call the server by, separated by commas; "*": any. None: any with an API key, and
+                otherwise those of this machine (settings.hosts_of says why)
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -40,6 +42,7 @@ class Arguments(BaseModel):
     cpus: float = 1.0
     ingresses: int = 1
     max_requests: int = ServerSettings.max_requests
+    hosts: str | None = None
     kv_memory: int | None = None
 
 
@@ -48,6 +51,9 @@ def app(arguments: Arguments) -> Application:
     clients. Raises as `application` does."""
     artifact = arguments.artifact.absolute()
     key = os.environ.get(KEY_VARIABLE)
+    settings = ServerSettings(
+        api_keys=(key,) if key else (), max_requests=arguments.max_requests, hosts=_hosts(arguments.hosts, key)
+    )
     return application(
         ReplicaOptions(
             artifact=artifact,
@@ -56,10 +62,17 @@ def app(arguments: Arguments) -> Application:
             gpus=arguments.gpus,
             cpus=arguments.cpus,
             ingresses=arguments.ingresses,
-            settings=ServerSettings(api_keys=(key,) if key else (), max_requests=arguments.max_requests),
+            settings=settings,
             loading=Loading(kv_memory=arguments.kv_memory),
         )
     )
+
+
+def _hosts(given: str | None, key: str | None) -> tuple[str, ...]:
+    """The names that clients may call the server by, as ServerSettings has them."""
+    if given is None:
+        return () if key else LOCALHOST
+    return () if given == "*" else tuple(given.lower().split(","))
 
 
 def application(options: ReplicaOptions) -> Application:

@@ -55,11 +55,12 @@ class WatchedEngine:
         longer step, the next call goes on waiting.
 
         It submits a request and cancels it: that takes no time of the engine, and waits for no slot. Where the latest
-        requests have failed, it lets the engine generate a token.
+        requests have failed and there are no others, it lets the engine generate a token.
         """
         if self._check is None:
+            failing = self._failing()
             self._check = _Check(self._engine.submit([0], 1, stop_tokens=()), time.monotonic())
-            if not self._failing():
+            if not failing:
                 self._check.handle.cancel()
         check = self._check
         with suppress(TimeoutError):
@@ -75,6 +76,9 @@ class WatchedEngine:
             raise RunError(f"the engine fails: {check.handle.error}") from check.handle.error
 
     def _failing(self) -> bool:
+        stats = self._engine.stats()
+        if stats.running or stats.waiting:
+            return False
         ended = [handle for handle in self._latest if handle.finish is not None]
         return len(ended) >= _SUSPICIOUS and all(handle.finish == "error" for handle in ended[-_SUSPICIOUS:])
 

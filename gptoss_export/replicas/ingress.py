@@ -38,6 +38,7 @@ LOGGER = logging.getLogger(__name__)
 _GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 _KEPT = (b"authorization", b"cookie", b"origin")  # headers that replicas do not get: the ingress has checked them
 _GRACE = 5.0  # seconds that a request may take beyond `request_seconds`, so that its replica ends it
+_LAST_WORDS = 2.0  # seconds for requests that are ended to say so
 _FIGURES_SECONDS = 2.0  # for each replica to say its figures
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -51,6 +52,7 @@ class Ingress:
 
     def __init__(self, options: ReplicaOptions, replicas: DeploymentHandle, deployment: str) -> None:
         self._options, self._deployment = options, deployment
+        self._application = serve.get_replica_context().app_name
         self._replica_figures = replicas.options(method_name="figures")
         settings = options.settings
         most = settings.max_requests * options.replicas
@@ -84,7 +86,10 @@ class Ingress:
     async def drain(self, seconds: float) -> bool:
         """Refuse new requests, and let those that run end; after some seconds, end them with an error. Returns whether
         all ended by themselves."""
-        return await self._admission.drain(seconds)
+        complete = await self._admission.drain(seconds)
+        if not complete:
+            await self._admission.drain(_LAST_WORDS)
+        return complete
 
     async def _health(self, request: Request) -> Response:
         running = await asyncio.to_thread(self._running)
@@ -101,12 +106,9 @@ class Ingress:
 
     def _running(self) -> int:
         """Replicas that run, as Serve's controller knows them."""
-        states = [
-            application.deployments[self._deployment].replica_states
-            for application in serve.status().applications.values()
-            if self._deployment in application.deployments
-        ]
-        return sum(state.get(ReplicaState.RUNNING, 0) for state in states)
+        application = serve.status().applications.get(self._application)
+        deployment = application.deployments.get(self._deployment) if application else None
+        return deployment.replica_states.get(ReplicaState.RUNNING, 0) if deployment else 0
 
     async def _of_replica(self, place: int) -> Figures | None:
         """The figures of one replica; None where it does not answer."""

@@ -23,7 +23,6 @@ from .engine_health import WatchedEngine
 from .in_process import parts, whole
 from .options import ReplicaOptions
 
-_HEALTH_REQUESTS = 8  # of health checks, which wait for an engine that takes no step
 _WARM_UP = 200  # tokens
 _MOST_SPACING = 1.0  # seconds
 _SWITCH_SECONDS = 0.0001  # server/process.py says why
@@ -50,7 +49,7 @@ class Replica:
             kv_memory=loading.kv_memory,
         )
         prepared = Prepared.of(runner, Progress())
-        engine = Engine(runner, most_waiting=settings.max_requests + _HEALTH_REQUESTS)
+        engine = Engine(runner, most_waiting=settings.max_requests + 1)  # one of a health check
         engine.start()
         if runner.manifest.device == "cuda":  # the first prompt takes a GPU longer than others (server/starting.py)
             engine.generate([[0] * min(_WARM_UP, runner.slots.max_context - 2)], 2, stop_tokens=())

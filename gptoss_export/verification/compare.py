@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from .bounds import Bounds
 from .cases import DECODED, Case
 from .metric import Deviation, RowDeviation, deviation, row_deviations
-from .report import Comparison, Row
+from .report import Comparison, Row, Span
 from .spans import ComparedRow, join_rows
 
 
@@ -40,11 +41,6 @@ def compare_case(
         """Of the rows without a near tie and of those with one, as far as there are any."""
         return [Gate(deviation(actual[kind], wanted[kind]), bound.times(factor)) for kind, bound in kinds]
 
-    def errors(actual: torch.Tensor, wanted: torch.Tensor) -> dict[int, RowDeviation]:
-        """Of each row, by its index, relative to the rows of its kind: together they are those of `gates`."""
-        found = ((kind, row_deviations(actual[kind], wanted[kind])) for kind, _ in kinds)
-        return {index: error for kind, values in found for index, error in zip(kind, values, strict=True)}
-
     comparison = None
     if other is not None:
         # Two artifacts within the bounds differ by at most twice the bounds.
@@ -56,11 +52,7 @@ def compare_case(
             passed=all(gate.passed for gate in [*found, *differences]),
         )
     gate, *ties = gates(logits, expected)
-    own = errors(logits, expected)
-    others = {} if other is None else errors(other, expected)
-    apart = {} if other is None else errors(logits, other)
-    first_decoded = len(rows) - DECODED * len(case.compared)
-    return Row(
+    row = Row(
         label=case.label,
         rows=len(rows),
         sampled=case.sampled,
@@ -74,21 +66,51 @@ def compare_case(
         top1=_agreement(logits, expected),
         kl=_divergence(logits, expected),
         comparison=comparison,
-        spans=join_rows(
-            [
-                ComparedRow(
-                    position=row,
-                    near_tie=bounds.has_tie(row),
-                    decoded=index >= first_decoded,
-                    error=own[index],
-                    oracle=bounds.oracle_row(row),
-                    other=others.get(index),
-                    difference=apart.get(index),
-                )
-                for index, row in enumerate(rows)
-            ]
-        ),
     )
+    if row.passed and not case.sampled:
+        return row
+    errors = [
+        _errors([kind for kind, _ in kinds], actual, wanted)
+        for actual, wanted in ((logits, expected), (other, expected), (logits, other))
+    ]
+    return replace(row, spans=_spans(case, rows, bounds, *errors))
+
+
+def _errors(
+    kinds: Sequence[Sequence[int]], actual: torch.Tensor | None, wanted: torch.Tensor | None
+) -> dict[int, RowDeviation]:
+    """Of each row, by its index, relative to the rows of its kind: together they are the deviations that are gated.
+
+    Empty where one of the two is None.
+    """
+    if actual is None or wanted is None:
+        return {}
+    found = ((kind, row_deviations(actual[kind], wanted[kind])) for kind in kinds)
+    return {index: error for kind, values in found for index, error in zip(kind, values, strict=True)}
+
+
+def _spans(
+    case: Case,
+    rows: Sequence[int],
+    bounds: Bounds,
+    errors: Mapping[int, RowDeviation],
+    others: Mapping[int, RowDeviation],
+    differences: Mapping[int, RowDeviation],
+) -> tuple[Span, ...]:
+    first_decoded = len(rows) - DECODED * len(case.compared)
+    compared = (
+        ComparedRow(
+            position=row,
+            near_tie=bounds.has_tie(row),
+            decoded=index >= first_decoded,
+            error=errors[index],
+            oracle=bounds.oracle_row(row),
+            other=others.get(index),
+            difference=differences.get(index),
+        )
+        for index, row in enumerate(rows)
+    )
+    return join_rows(list(compared))
 
 
 def _agreement(actual: torch.Tensor, expected: torch.Tensor) -> float:

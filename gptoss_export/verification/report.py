@@ -67,7 +67,7 @@ class Row:
     top1          how often artifact and oracle agree on the most likely token, 0 to 1
     kl            mean Kullback-Leibler divergence of the artifact's distribution from the oracle's, in nats
     comparison    the comparison with the other artifact, where one was given
-    spans         the deviations by position
+    spans         the deviations by position, of the case that is sampled and of those that fail
     """
 
     label: str
@@ -83,7 +83,7 @@ class Row:
     top1: float
     kl: float
     comparison: Comparison | None
-    spans: tuple[Span, ...]
+    spans: tuple[Span, ...] = ()
 
     @property
     def passed(self) -> bool:

@@ -90,13 +90,17 @@ def processes(mark: str) -> list[str]:
 
 
 @contextmanager
-def live_replicas(*command: str) -> Iterator[LiveReplicas]:
+def live_replicas(*command: str | Path) -> Iterator[LiveReplicas]:
     """The replicas that a Python script starts, which prints the address when they are ready."""
     folder = tempfile.mkdtemp(prefix="r-", dir="/tmp")  # Ray makes sockets in it, whose paths must be short
     mark = f"{_MARK}={folder}"
     environment = os.environ | {"RAY_TMPDIR": folder, _MARK: folder, "GPTOSS_EXPORT_API_KEY": KEY}
     process = subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        [sys.executable, *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
     )
     lines: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_read, args=(process, lines), daemon=True).start()
@@ -107,9 +111,13 @@ def live_replicas(*command: str) -> Iterator[LiveReplicas]:
         ) as http:
             yield LiveReplicas(process, url, http, mark, lines)
     finally:
-        process.kill()
-        process.wait()
-        wait_until(lambda: not processes(mark), 60, "all processes have ended")
+        for _ in range(2):  # the second one ends requests that run
+            process.terminate()
+        try:
+            process.wait(60)
+        finally:
+            process.kill()
+        wait_until(lambda: not processes(mark), 120, "all processes have ended")
         shutil.rmtree(folder)
 
 

@@ -27,7 +27,8 @@ LONG = 400  # tokens of an answer that takes some seconds
 @pytest.fixture(scope="module")
 def cluster(endless: Path) -> Iterator[LiveReplicas]:
     script = Path(__file__).with_name("serve_replicas.py")
-    with live_replicas(str(script), str(endless), "--replicas", "2", "--model-name", MODEL) as cluster:
+    limits = "--max-body 100000 --queue-seconds 60 --drain-seconds 60"
+    with live_replicas(script, endless, *f"--replicas 2 --port 0 --model-name {MODEL} {limits}".split()) as cluster:
         yield cluster
 
 

@@ -9,8 +9,10 @@ import pytest
 
 from gptoss_export.errors import ArtifactError, UsageError
 from gptoss_export.replicas.artifact_check import check_gpus, checked, gpus
+from gptoss_export.replicas.cluster import Place
 from gptoss_export.replicas.options import Patience, ReplicaOptions
-from gptoss_export.replicas.running import Place, reason, run
+from gptoss_export.replicas.running import reason, run
+from gptoss_export.server.settings import LOCALHOST
 
 
 def test_all_numbers_that_cannot_be_are_named() -> None:
@@ -59,6 +61,34 @@ def test_replicas_of_the_artifact(endless: Path) -> None:
     assert gpus(options, checked(options)) == 0
     assert gpus(ReplicaOptions(endless, "m", gpus=0.5), checked(options)) == 0.5
     assert app(Arguments(artifact=endless, replicas=3)) is not None
+
+
+@pytest.mark.parametrize(
+    ("key", "hosts", "expected"),
+    [
+        (None, None, LOCALHOST),
+        ("key", None, ()),
+        (None, "*", ()),
+        ("key", "Example.org,10.0.0.1", ("example.org", "10.0.0.1")),
+    ],
+)
+def test_names_of_the_server(
+    endless: Path, monkeypatch: pytest.MonkeyPatch, key: str | None, hosts: str | None, expected: tuple[str, ...]
+) -> None:
+    """Without a key, the server takes only names of this machine, unless it is told others."""
+    pytest.importorskip("ray", reason="ray is not installed; pip install 'gptoss-export[ray]'")
+    from gptoss_export.replicas import application
+    from gptoss_export.replicas.application import Arguments
+
+    seen: list[ReplicaOptions] = []
+    monkeypatch.setattr(application, "application", seen.append)
+    monkeypatch.delenv("GPTOSS_EXPORT_API_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("GPTOSS_EXPORT_API_KEY", key)
+    application.app(Arguments(artifact=endless, hosts=hosts))
+    assert seen[0].settings.hosts == expected
+    assert seen[0].settings.api_keys == ((key,) if key else ())
+    assert seen[0].name == endless.name
 
 
 def test_what_is_no_artifact(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_the_spans_of_a_case_are_together_what_is_gated() -> None:
     no_tie = [row not in (5, 30) for row in range(count)]
     bounds = Bounds(*(dict(enumerate(logits)) for logits in (expected, rounded, moved)), no_tie)
     rows = list(range(count))
-    found = compare_case(Case("32", (32,)), rows, actual, bounds, other)
+    found = compare_case(Case("32", (32,), sampled=True), rows, actual, bounds, other)
     ties = [span for span in found.spans if span.near_tie]
     without = [span for span in found.spans if not span.near_tie]
     assert len(ties) == found.near_ties >= 2 and len(without) + len(ties) == count
@@ -96,11 +96,18 @@ def test_the_spans_of_a_case_are_together_what_is_gated() -> None:
 
 def test_spans_of_a_float32_artifact_alone_have_its_own_error_only() -> None:
     bounds = Bounds({0: torch.ones(8), 1: torch.ones(8)}, None, None, [True, True])
-    found = compare_case(Case("1", (1,)), [0, 1], torch.full((2, 8), 1 + 1e-5), bounds, None)
+    found = compare_case(Case("1", (1,), sampled=True), [0, 1], torch.full((2, 8), 1 + 1e-5), bounds, None)
     assert [(span.first, span.oracle, span.other, span.difference) for span in found.spans] == [
         (0, None, None, None),
         (1, None, None, None),
     ]
+
+
+@pytest.mark.parametrize(("off", "sampled", "kept"), [(1e-5, False, 0), (1e-5, True, 2), (1e-2, False, 2)])
+def test_the_case_that_is_sampled_and_those_that_fail_keep_their_spans(off: float, sampled: bool, kept: int) -> None:
+    bounds = Bounds({0: torch.ones(8), 1: torch.ones(8)}, None, None, [True, True])
+    found = compare_case(Case("1", (1,), sampled), [0, 1], torch.full((2, 8), 1 + off), bounds, None)
+    assert found.passed == (off == 1e-5) and len(found.spans) == kept
 
 
 def test_quantiles_of_the_margins() -> None:
