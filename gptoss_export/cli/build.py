@@ -8,12 +8,13 @@ from typing import Any
 
 import click
 
+from ..shown_text import size
 from ..targets import TARGETS
 from .errors import reports_errors
 from .params import Integers, json_option
 from .plain import say
 from .progress import progress
-from .tables import print_json, size
+from .tables import print_json
 from .target_options import add_target_options, chosen_target_options
 
 

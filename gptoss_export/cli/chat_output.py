@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..harmony.parsing import Piece
+from ..shown_text import plain
 from .chat_session import Answer
-from .plain import plain, say
+from .plain import say
 
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
 _LABELS = {"reasoning": "[reasoning]", "answer": "[answer]"}

@@ -111,9 +111,6 @@ trust_option = click.option(
     metavar="PUBLICKEY",
     help="Open the artifact only if this key signed it. May be repeated: one of the keys must have.",
 )
-html_option = click.option(
-    "--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write the tables to FILE as a web page."
-)
 
 
 def trusted(paths: Sequence[Path]) -> list[Path] | None:

@@ -1,4 +1,4 @@
-"""Foreign text as text: names and values of a checkpoint or an artifact cannot steer a terminal."""
+"""Messages on a terminal: names and values of a checkpoint or an artifact cannot steer it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,7 @@ import re
 
 import click
 
-# Control characters but tab and line break, marks that turn the direction of a line, and surrogates.
-_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def plain(text: str) -> str:
-    """The text with each character that steers a terminal written out, such as \\x1b."""
-    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+from ..shown_text import plain
 
 
 def one_message(text: str) -> str:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..progress import Progress
-from .plain import plain
+from ..shown_text import plain
 from .streams import new_console
 from .tables import readable
 

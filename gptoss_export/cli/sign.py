@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from ..shown_text import size
 from .errors import reports_errors
 from .params import artifact_argument, json_option
 from .plain import say
 from .progress import progress
-from .tables import print_json, size
+from .tables import print_json
 
 
 @click.command("sign")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .plain import plain, say
+from ..shown_text import plain
 from .streams import new_console
 
 if TYPE_CHECKING:
@@ -57,28 +55,11 @@ def make_table(
     return table
 
 
-def print_tables(tables: Iterable[Table], html: Path | None = None, quiet: bool = False) -> None:
-    """Print to stdout unless `quiet`, and write the same as a page to `html`."""
-    from ..artifact.atomic_folder import replace_file
-
-    file = io.StringIO() if quiet else None
-    width = None if sys.stdout.isatty() else _WIDTH_OF_FILES
-    console = new_console(record=html is not None, file=file, width=width)
+def print_tables(tables: Iterable[Table]) -> None:
+    """Print to stdout."""
+    console = new_console(width=None if sys.stdout.isatty() else _WIDTH_OF_FILES)
     for table in tables:
         console.print(table)
-    if html is not None:
-        with replace_file(html) as written:
-            console.save_html(str(written))
-        say(f"written: {html}", err=True)
-
-
-def size(count: float) -> str:
-    """Bytes for people: "12 B", "3.4 MB"."""
-    units = ["B", "KB", "MB", "GB"]
-    while count >= 1000 and len(units) > 1:
-        count /= 1000
-        del units[0]
-    return f"{count:.0f} B" if units[0] == "B" else f"{count:.1f} {units[0]}"
 
 
 def readable(value: Any) -> str:

@@ -17,7 +17,7 @@ from . import target_module
 
 @dataclass(frozen=True)
 class Table:
-    """A table that a target shows of an artifact (`inspect`)."""
+    """A table that a target shows of an artifact (`inspect`). A column `bytes` is whole numbers, and is drawn too."""
 
     title: str
     headings: tuple[str, ...]

@@ -2,41 +2,36 @@
 
 import io
 import json
-from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from gptoss_export.cli.plain import plain, say
+from gptoss_export.cli.plain import say
 from gptoss_export.cli.progress import TerminalProgress
-from gptoss_export.cli.tables import make_table, print_json, print_tables, readable, size
+from gptoss_export.cli.tables import make_table, print_json, print_tables, readable
+from gptoss_export.shown_text import plain, size
 
 Shown = tuple[TerminalProgress, io.StringIO]
 MARKUP = "[bold]x[/] [link=http://a]b :smile:"
 
 
-def test_foreign_text_is_no_markup(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    page = tmp_path / "page.html"
+def test_foreign_text_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     table = make_table((MARKUP, "n"), [(MARKUP, "[/]")], title=MARKUP, caption=MARKUP, numbers_from=1)
-    print_tables([table], html=page)
+    print_tables([table])
     out = capsys.readouterr().out
     assert out.count(MARKUP) == 4 and "[/] │" in out
-    assert page.read_text().count(MARKUP) == 4
 
 
 STEERING = "a\x1b]8;;http://x\x07b\x1b[31m\x9b2J\r\u202ec\udce9\x7f"
 WRITTEN_OUT = r"a\x1b]8;;http://x\x07b\x1b[31m\x9b2J\r\u202ec\udce9\x7f"
 
 
-def test_foreign_text_does_not_steer_a_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_foreign_text_does_not_steer_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert plain(STEERING) == WRITTEN_OUT
     assert plain("line\n\ttab é日😀") == "line\n\ttab é日😀"
-    page = tmp_path / "page.html"
-    print_tables([make_table((STEERING,), [(STEERING,)], title=STEERING, caption=STEERING)], html=page)
+    print_tables([make_table((STEERING,), [(STEERING,)], title=STEERING, caption=STEERING)])
     shown = capsys.readouterr().out
     assert shown.count(WRITTEN_OUT) == 4 and "\x1b" not in shown
-    assert "\x1b" not in page.read_text(encoding="utf-8")
     file = io.StringIO()
     console = Console(file=file, width=500, force_terminal=False)
     progress = TerminalProgress(console, console.status(""))
@@ -50,27 +45,6 @@ def test_foreign_text_does_not_steer_a_terminal(capsys: pytest.CaptureFixture[st
     assert tuple(capsys.readouterr()) == (WRITTEN_OUT + "\n", WRITTEN_OUT + "\n")
 
 
-def test_a_page_has_no_links_and_no_attributes_of_foreign_text(tmp_path: Path) -> None:
-    class Tags(HTMLParser):
-        """The tags and attributes of a page."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.found: set[tuple[str, str]] = set()
-
-        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            self.found |= {(tag, name) for name, _ in attrs} | {(tag, "")}
-
-    tags_and_markup = '<a href=\'x\' onclick="y">z</a> " onload=1 <script> [link=http://a]b[/link]'
-    text = tags_and_markup + " \x1b]8;;http://x\x1b\\t\x1b]8;;\x1b\\"
-    page = tmp_path / "page.html"
-    print_tables([make_table((text,), [(text,)], title=text, caption=text)], html=page, quiet=True)
-    tags = Tags()
-    tags.feed(page.read_text(encoding="utf-8"))
-    assert {tag for tag, _ in tags.found} <= {"html", "head", "meta", "style", "body", "pre", "code", "span"}
-    assert {name for _, name in tags.found} <= {"", "charset", "style", "class"}
-
-
 def test_the_spinner_shows_text(capsys: pytest.CaptureFixture[str]) -> None:
     file = io.StringIO()
     console = Console(file=file, width=100, force_terminal=True)
@@ -78,12 +52,6 @@ def test_the_spinner_shows_text(capsys: pytest.CaptureFixture[str]) -> None:
     TerminalProgress(console, status).update("[/b] gpt[oss] \\")
     console.print(status.renderable)
     assert "[/b] gpt[oss] \\" in file.getvalue()
-
-
-def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    print_tables([make_table(("a",), [("value",)])], html=tmp_path / "page.html", quiet=True)
-    assert capsys.readouterr().out == ""
-    assert "value" in (tmp_path / "page.html").read_text()
 
 
 def test_json_has_no_numbers_that_json_does_not_have(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from gptoss_export.errors import UsageError
 COMMANDS = {
     "inspect": ["inspect", "{missing}", "--html", "{output}"],
     "verify": ["verify", "{missing}", "--checkpoint", "{missing}", "--html", "{output}"],
+    "bench": ["bench", "{missing}", "--html", "{output}"],
     "run": ["run", "{missing}", "--tokens", "1", "--save-logits", "{output}"],
     "tune": ["tune", "{missing}", "--output", "{output}"],
 }

@@ -73,7 +73,16 @@ class Forged:
 class _Page(html.parser.HTMLParser):
     """Finds what a page of `--html` never has."""
 
-    allowed = ("html", "head", "meta", "style", "body", "pre", "code", "span", "title")
+    tags = (
+        *("html", "head", "meta", "link", "title", "style", "body", "header", "main", "section", "footer", "h1", "h2"),
+        *("p", "dl", "div", "dt", "dd", "figure", "figcaption", "table", "caption", "tr", "th", "td"),
+        *("svg", "g", "path", "use", "text", "defs", "clippath", "rect"),
+    )
+    attributes = (
+        *("lang", "charset", "name", "content", "http-equiv", "rel", "class", "id", "role", "tabindex", "scope"),
+        *("aria-label", "aria-labelledby", "style", "viewbox", "d", "x", "y", "width", "height", "transform"),
+        *("href", "clip-path"),
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +90,9 @@ class _Page(html.parser.HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         names = {name for name, _ in attrs}
-        if tag not in self.allowed or not names <= {"charset", "class", "style"}:
+        links = [value or "" for name, value in attrs if name == "href"]
+        inside = all(link.startswith("#") or (tag, link) == ("link", "data:,") for link in links)
+        if tag not in self.tags or not names <= set(self.attributes) or not inside:
             self.bad.append(f"{tag} {attrs}")
 
 
