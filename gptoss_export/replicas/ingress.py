@@ -16,13 +16,12 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from ray.serve.schema import ReplicaState
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..server.access import Access
+from ..server.access import access_layers
 from ..server.admission import Admission
 from ..server.body import read_body
 from ..server.endpoint import while_connected
@@ -64,18 +63,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> Starlette:
         """Called by Serve."""
-        settings = self._options.settings
-        around = [Middleware(Recorded), Middleware(Access, settings=settings)]
-        if settings.origins:
-            around.append(
-                Middleware(
-                    CORSMiddleware,
-                    allow_origins=list(settings.origins),
-                    allow_methods=["GET", "POST"],
-                    allow_headers=["*"],
-                    expose_headers=["x-request-id", "retry-after"],
-                )
-            )
+        around = [Middleware(Recorded), *access_layers(self._options.settings)]
         routes = [
             Route("/health", self._health, methods=["GET"]),
             Route("/metrics", self._metrics, methods=["GET"]),
@@ -172,17 +160,7 @@ class _Passed:
         """The body; nothing of requests that need none."""
         if scope["method"] != "POST" or scope["path"] not in _GENERATING:
             return b""
-        settings = self._options.settings
-        try:
-            async with asyncio.timeout(settings.request_seconds):
-                return await read_body(scope, receive, settings.max_body)
-        except TimeoutError:
-            raise ApiError(
-                408,
-                f"the body was not complete after {settings.request_seconds:g} s; send it faster",
-                code="timeout",
-                headers={"connection": "close"},
-            ) from None
+        return await read_body(scope, receive, self._options.settings)
 
 
 def _call(scope: Scope, body: bytes) -> Call:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
@@ -17,15 +16,14 @@ from ..runtime.engine import Engine
 from ..server.admission import Admission
 from ..server.app import make_app
 from ..server.log import Log
-from ..server.starting import Prepared
+from ..server.process import share_the_lock
+from ..server.starting import Prepared, warm_up
 from .calls import Call, Figures, Part
 from .engine_health import WatchedEngine
 from .in_process import parts, whole
 from .options import ReplicaOptions
 
-_WARM_UP = 200  # tokens
 _MOST_SPACING = 1.0  # seconds
-_SWITCH_SECONDS = 0.0001  # server/process.py says why
 
 
 class Replica:
@@ -51,14 +49,13 @@ class Replica:
         prepared = Prepared.of(runner, Progress())
         engine = Engine(runner, most_waiting=settings.max_requests + 1)  # one of a health check
         engine.start()
-        if runner.manifest.device == "cuda":  # the first prompt takes a GPU longer than others (server/starting.py)
-            engine.generate([[0] * min(_WARM_UP, runner.slots.max_context - 2)], 2, stop_tokens=())
+        warm_up(engine)
         self._engine = WatchedEngine(engine)
         self._longest_step = options.patience.longest_step(runner.manifest.device)
         model = replace(prepared.served(self._engine, options.name), created=created)
         self._app = make_app(model, settings, Log(_write, as_json=False), Admission(settings))
         self._running = 0
-        sys.setswitchinterval(_SWITCH_SECONDS)
+        share_the_lock()
 
     async def answer(self, call: Call) -> AsyncGenerator[Part, None]:
         """The response to a request. The first part comes at once."""

@@ -6,12 +6,30 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .errors import ApiError
 from .record import Record
 from .recording import note
 from .settings import ServerSettings
+
+
+def access_layers(settings: ServerSettings) -> list[Middleware]:
+    """The layers that say who may use an application, the outermost first."""
+    layers = [Middleware(Access, settings=settings)]
+    if settings.origins:
+        layers.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(settings.origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["x-request-id", "retry-after"],
+            )
+        )
+    return layers
 
 
 class Access:

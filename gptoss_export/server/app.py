@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from .access import Access
+from .access import access_layers
 from .admission import Admission
 from .chat import chat
 from .completions import complete
@@ -49,15 +48,8 @@ def make_app(
     _add_reading(app, serving)
     _add_errors(app)
     # The last layer is the outermost.
-    if settings.origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(settings.origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after"],
-        )
-    app.add_middleware(Access, settings=settings)
+    for layer in reversed(access_layers(settings)):
+        app.add_middleware(layer.cls, *layer.args, **layer.kwargs)
     app.add_middleware(Recording, metrics=serving.metrics, log=log)
     return app
 

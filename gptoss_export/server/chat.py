@@ -11,6 +11,7 @@ from ..structure.formats import CallableTool, Format, JsonObject, JsonSchema
 from .chat_messages import read_messages
 from .chat_sinks import ChatChunks, Completion, WholeChat
 from .errors import invalid
+from .fields import check_stream_options, listed_stops
 from .generating import Order
 from .ordering import Sampling, Wanted, chosen_function, orders
 from .readers import ConversationReader
@@ -31,7 +32,7 @@ async def chat(serving: Serving, record: Record, body: bytes, reply: Reply) -> N
     top = _top_logprobs(asked)
     completion = Completion(model, f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), top)
     one_value = _format(asked) is not None
-    readers = [ConversationReader(model.tokenizer, _stops(asked), top is not None, one_value) for _ in given]
+    readers = [ConversationReader(model.tokenizer, listed_stops(asked.stop), top is not None, one_value) for _ in given]
     if asked.stream:
         usage = bool(asked.stream_options and asked.stream_options.include_usage)
         await answer(serving, record, reply, given, readers, ChatChunks(completion, len(given), reply, usage))
@@ -46,8 +47,7 @@ def read_request(model: ServedModel, settings: ServerSettings, body: bytes) -> t
     """
     asked = parse(ChatRequest, body)
     model.check_name(asked.model)
-    if asked.stream_options is not None and not asked.stream:
-        raise invalid("stream_options", "found without stream; set stream, or leave it out")
+    check_stream_options(asked.stream, asked.stream_options)
     given = asked.tool_choice or "auto"
     choice: str = given if isinstance(given, str) else chosen_function(given.function.name)
     instructions, messages = read_messages(asked.messages)
@@ -100,7 +100,3 @@ def _top_logprobs(asked: ChatRequest) -> int | None:
     if asked.top_logprobs:
         raise invalid("top_logprobs", "found without logprobs; set logprobs, or leave it out")
     return None
-
-
-def _stops(asked: ChatRequest) -> tuple[str, ...]:
-    return (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())

@@ -11,6 +11,7 @@ from ..errors import UsageError
 from .chat_sinks import Completion
 from .completion_sinks import CompletionChunks, WholeCompletion
 from .errors import invalid
+from .fields import check_stream_options, listed_stops
 from .generating import Order
 from .ordering import Sampling, plain_orders
 from .readers import PlainReader
@@ -30,7 +31,7 @@ async def complete(serving: Serving, record: Record, body: bytes, reply: Reply) 
     model = serving.model
     asked, given, texts = await asyncio.to_thread(read_request, model, serving.settings, body)
     completion = Completion(model, f"cmpl-{uuid.uuid4().hex}", int(time.time()), asked.logprobs)
-    stops = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
+    stops = listed_stops(asked.stop)
     readers = [PlainReader(model.tokenizer, stops, asked.logprobs is not None) for _ in given]
     if asked.stream:
         usage = bool(asked.stream_options and asked.stream_options.include_usage)
@@ -48,8 +49,7 @@ def read_request(
     """
     asked = parse(CompletionRequest, body)
     model.check_name(asked.model)
-    if asked.stream_options is not None and not asked.stream:
-        raise invalid("stream_options", "found without stream; set stream, or leave it out")
+    check_stream_options(asked.stream, asked.stream_options)
     if asked.echo and asked.logprobs is not None:
         raise invalid("echo", "found with logprobs; prompts get no log probabilities, so leave one of them out")
     prompts = _prompts(model, asked)

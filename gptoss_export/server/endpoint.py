@@ -29,7 +29,7 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record, reply = Record.of(scope), Reply(send)
         try:
-            body = await self._body(scope, receive)
+            body = await read_body(scope, receive, self._serving.settings)
             await while_connected(receive, self._answer(record, body, reply), lambda: reply.complete)
         except ClientDisconnect:
             record.outcome = "disconnected"
@@ -40,19 +40,6 @@ class Endpoint:
 
     async def _answer(self, record: Record, body: bytes, reply: Reply) -> None:
         await self._answers(self._serving, record, body, reply)
-
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        settings = self._serving.settings
-        try:
-            async with asyncio.timeout(settings.request_seconds):
-                return await read_body(scope, receive, settings.max_body)
-        except TimeoutError:
-            raise ApiError(
-                408,
-                f"the body was not complete after {settings.request_seconds:g} s; send it faster",
-                code="timeout",
-                headers={"connection": "close"},
-            ) from None
 
 
 async def while_connected(

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 from pydantic_core import PydanticCustomError
 
 from ..runtime.sampling_params import SamplingParams
+from .errors import invalid
 
 TEXT_ALONE = "this model reads text alone, no images, audio or files"
 _MOST_STOPS, _LONGEST_STOP = 4, 500
@@ -105,11 +106,22 @@ Stops = Annotated[
 CheckedStops = Annotated[Stops | None, AfterValidator(_stops)]
 
 
+def listed_stops(given: str | list[str] | None) -> tuple[str, ...]:
+    """The texts of `stop`."""
+    return (given,) if isinstance(given, str) else tuple(given or ())
+
+
 class StreamOptions(Fields):
     """`include_obfuscation` would hide the length of events from who watches the network. It is not done."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+
+
+def check_stream_options(stream: bool | None, options: StreamOptions | None) -> None:
+    """Raise ApiError for options of a stream that was not asked for."""
+    if options is not None and not stream:
+        raise invalid("stream_options", "found without stream; set stream, or leave it out")
 
 
 class IgnoredFields(Fields):

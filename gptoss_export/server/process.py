@@ -116,13 +116,15 @@ def make_server(app: FastAPI, admission: Admission, drain_seconds: float, ready:
 
 def run(server: DrainingServer, bound: socket.socket) -> int:
     """Serve until a signal comes. Returns the exit code: 0 where all requests ended by themselves, otherwise 128 and
-    the number of the signal.
-
-    The engine's thread gives Python's lock away at each step, and must get it back soon, whatever the event loop does:
-    so threads are asked to give it away after a tenth of a millisecond in place of five.
-    """
-    sys.setswitchinterval(_SWITCH_SECONDS)
+    the number of the signal."""
+    share_the_lock()
     server.run(sockets=[bound])
     if server.complete or not server.signals:
         return 0
     return 128 + signal.Signals(server.signals[-1])
+
+
+def share_the_lock() -> None:
+    """Ask threads to give Python's lock away after a tenth of a millisecond in place of five: the engine's thread gives
+    it away at each step, and must get it back soon, whatever the event loop does."""
+    sys.setswitchinterval(_SWITCH_SECONDS)

@@ -9,7 +9,7 @@ import uuid
 
 from ..harmony.messages import Conversation, FunctionTool
 from ..structure.formats import CallableTool, Format, JsonObject, JsonSchema
-from .errors import invalid
+from .fields import check_stream_options
 from .generating import Order
 from .ordering import Sampling, Wanted, chosen_function, orders
 from .readers import ConversationReader
@@ -45,8 +45,7 @@ def read_request(model: ServedModel, settings: ServerSettings, body: bytes) -> t
     """
     asked = parse(ResponseRequest, body)
     model.check_name(asked.model)
-    if asked.stream_options is not None and not asked.stream:
-        raise invalid("stream_options", "found without stream; set stream, or leave it out")
+    check_stream_options(asked.stream, asked.stream_options)
     given = asked.tool_choice or "auto"
     choice: str = given if isinstance(given, str) else chosen_function(given.name)
     instructions, messages = read_items(asked.input)

@@ -71,14 +71,15 @@ def serve(
     """
     admission = Admission(settings)
     with Engine(prepared.runner, most_waiting=settings.max_requests) as engine:
-        if prepared.runner.manifest.device == "cuda":
-            _warm_up(engine)
+        warm_up(engine)
         app = make_app(prepared.served(engine, name), settings, log, admission)
         return run(make_server(app, admission, settings.drain_seconds, ready), bound)
 
 
-def _warm_up(engine: Engine) -> None:
-    """Answer one prompt, so that no client waits for what a GPU does at its first prompt alone: a quarter of a second.
-    It has as many tokens as a usual one, since another size of chunk is other code."""
+def warm_up(engine: Engine) -> None:
+    """On a GPU, answer one prompt, so that no client waits for what happens at a first prompt alone: a quarter of a
+    second. It has as many tokens as a usual one, since another size of chunk is other code."""
+    if engine.runner.manifest.device != "cuda":
+        return
     count = min(_WARM_UP, engine.runner.slots.max_context - 2)
     engine.generate([[0] * count], 2, stop_tokens=())
