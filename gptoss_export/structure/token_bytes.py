@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from ..text.byte_level import bytes_of_name
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -35,26 +36,10 @@ class TokenBytes:
         added = tokenizer.get_added_tokens_decoder()
         names = [tokenizer.id_to_token(token) for token in range(vocab_size)]
         return cls(
-            [_content(name, token in added) for token, name in enumerate(names)],
+            [bytes_of_name(name, token in added) for token, name in enumerate(names)],
             frozenset(token for token, content in added.items() if content.special),
         )
 
     def texts(self) -> list[int]:
         """The ids of the tokens that text is made of."""
         return [token for token, content in enumerate(self.each) if content and token not in self.special]
-
-
-# A byte-level vocabulary writes a byte as a character: a printable byte as itself, and the others as those from 256 on.
-_PRINTABLE = frozenset([*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)])
-_OTHERS = {256 + index: byte for index, byte in enumerate(byte for byte in range(256) if byte not in _PRINTABLE)}
-
-
-def _content(name: str | None, added: bool) -> bytes:
-    """The bytes of a token of this name."""
-    if name is None:
-        return b""
-    symbols = name if added else name.translate(_OTHERS)
-    try:
-        return symbols.encode() if added else symbols.encode("latin-1")
-    except UnicodeEncodeError:  # is not written in this way, and decoders show it as it is
-        return name.encode()
