@@ -60,8 +60,8 @@ class Reply:
         """The status and the headers of a replica."""
         renamed = [(b"x-gptoss-request" if name == _REQUEST_ID else name, value) for name, value in headers]
         self.started = True
-        told = [*renamed, (b"x-gptoss-replica", replica.encode())]
-        await self.send({"type": "http.response.start", "status": status, "headers": told})
+        sent = [*renamed, (b"x-gptoss-replica", replica.encode())]
+        await self.send({"type": "http.response.start", "status": status, "headers": sent})
 
     async def body(self, body: bytes, last: bool) -> None:
         """Some of the body."""
@@ -72,8 +72,7 @@ class Reply:
     async def fail(self, error: ApiError) -> None:
         """End a stream that has begun with an error, as the server does."""
         if self.path == _RESPONSES:
-            told = {"code": error.code or error.kind, "message": error.message, "param": error.param}
-            end = event({"type": "error", "sequence_number": self.number + 1, **told}, "error")
+            end = event({**error.event(), "sequence_number": self.number + 1}, "error")
         else:
             end = error_event(error) + DONE
         await self.send({"type": "http.response.body", "body": end, "more_body": False})

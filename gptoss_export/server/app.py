@@ -88,7 +88,7 @@ def _add_reading(app: FastAPI, serving: Serving) -> None:
 def _add_errors(app: FastAPI) -> None:
     """Errors of the paths, and of requests that no path takes, in OpenAI's form."""
 
-    async def told(request: Request, error: Exception) -> Response:
+    async def reported(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
         note(Record.of(request.scope), error)
         return error.response()
@@ -100,7 +100,7 @@ def _add_errors(app: FastAPI) -> None:
             message, code = f"{where}: this path does not take the method", "method_not_allowed"
         else:
             message, code = f"{where}: the server has no such path", "not_found"
-        return await told(request, ApiError(error.status_code, message, code=code, headers=error.headers))
+        return await reported(request, ApiError(error.status_code, message, code=code, headers=error.headers))
 
-    app.add_exception_handler(ApiError, told)
+    app.add_exception_handler(ApiError, reported)
     app.add_exception_handler(HTTPException, no_path)

@@ -39,6 +39,10 @@ class ApiError(Exception):
         """The body of the response, which is also the event in a stream."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
+    def event(self) -> dict[str, object]:
+        """As an event of a stream of /v1/responses, without its number."""
+        return {"type": "error", "code": self.code or self.kind, "message": self.message, "param": self.param}
+
     def response(self) -> JSONResponse:
         """The response."""
         return JSONResponse(self.to_json(), self.status, self.headers)

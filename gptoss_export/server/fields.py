@@ -1,4 +1,4 @@
-"""Fields that several requests have, and how a wrong one is told.
+"""Fields that several requests have, and how a wrong one is reported.
 
 A field that no model here names is refused. Those that clients send and that change nothing are named, and ignored.
 """

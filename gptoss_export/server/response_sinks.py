@@ -72,8 +72,7 @@ class ResponseEvents(WholeResponse):
         # Of OpenAI's codes of a failed response, two can be meant.
         code = "rate_limit_exceeded" if error.status == 429 else "server_error"
         failed = self._facts.to_json("failed", self._output.items, error={"code": code, "message": error.message})
-        told = {"code": error.code or error.kind, "message": error.message, "param": error.param}
-        events = self._event({"type": "error", **told}) + self._event({"type": "response.failed", "response": failed})
+        events = self._event(error.event()) + self._event({"type": "response.failed", "response": failed})
         await self._reply.end(self._begin() + events)
 
     def _begin(self) -> bytes:

@@ -48,7 +48,7 @@ async def answer(
         async with serving.admission.admitted(len(orders)):
             await _answer(serving, record, orders, readers, sink)
     except Exception as problem:
-        error = _told(problem)
+        error = _reported(problem)
         if not reply.started:
             raise error from problem
         note(record, error)
@@ -57,7 +57,7 @@ async def answer(
                 await sink.fail(error)
 
 
-def _told(problem: Exception) -> ApiError:
+def _reported(problem: Exception) -> ApiError:
     """What the client gets to know of a problem."""
     if isinstance(problem, ApiError):
         return problem

@@ -56,7 +56,7 @@ def _told(model: type[Fields], errors: list[ErrorDetails]) -> ApiError:
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "")
         return invalid(None, f"the body is not JSON ({reason}); send one JSON object", "invalid_json")
-    told: list[str] = []
+    reported: list[str] = []
     advised: set[str | None] = {None}
     for error in errors:
         place, words = path(error["loc"]), _words(error)
@@ -64,10 +64,10 @@ def _told(model: type[Fields], errors: list[ErrorDetails]) -> ApiError:
         if advice not in advised:
             words += f"; {advice}"
         advised.add(advice)
-        told.append(f"{place or 'the body'}: {words}")
-    if len(told) > LISTED:
-        told = [*told[:LISTED], f"and {len(told) - LISTED} more"]
-    message = "; ".join(told)
+        reported.append(f"{place or 'the body'}: {words}")
+    if len(reported) > LISTED:
+        reported = [*reported[:LISTED], f"and {len(reported) - LISTED} more"]
+    message = "; ".join(reported)
     return ApiError(400, message, param=path(first["loc"]) or None, code=_CODES.get(first["type"]))
 
 
