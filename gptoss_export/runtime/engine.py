@@ -250,7 +250,7 @@ class Engine:
             if served is None:  # a callback has closed the engine
                 continue
             try:
-                served.put(Token.of(0, token))
+                served.put(Token.of(0, token), token.sequence.reused or 0)
             except Exception as error:  # of the caller's `on_token`
                 scheduler.cancel(token.sequence)
                 self._end(served, "error", error)

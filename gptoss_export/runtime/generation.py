@@ -42,6 +42,7 @@ class Generation:
     finish        "stop" (a stop token, the last of `tokens`, or `ends` said so), "length" (max_new_tokens), "context"
                   (the cache is full), or "cancelled"
     top_logprobs  for each token, as many as were asked for
+    reused_tokens tokens of the prompt that an engine found in the cache and did not compute again
     ttft_s        seconds from the call to the first token
     decode_tok_s  tokens a second after the first, None where there is one token only
     """
@@ -52,6 +53,7 @@ class Generation:
     logits: list[Any] = field(default_factory=list)
     top_logprobs: list[Sequence[tuple[int, float]]] = field(default_factory=list)
     finish: str = "length"
+    reused_tokens: int = 0
     ttft_s: float = 0.0
     decode_tok_s: float | None = None
 

@@ -54,6 +54,11 @@ class RequestHandle(Iterator[Token], AsyncIterator[Token]):
         return list(self._record.generation.tokens)
 
     @property
+    def reused_tokens(self) -> int:
+        """Tokens of its prompt that were found in the cache; 0 before its first token."""
+        return self._record.generation.reused_tokens
+
+    @property
     def error(self) -> Exception | None:
         """What it failed with."""
         return self._error
@@ -93,9 +98,11 @@ class RequestHandle(Iterator[Token], AsyncIterator[Token]):
 
     # Called by the engine
 
-    def put(self, token: Token) -> None:
-        """A token came. Raises what the caller's `on_token` raises."""
+    def put(self, token: Token, reused: int) -> None:
+        """A token came, of a sequence that found so much of its prompt in the cache. Raises what the caller's
+        `on_token` raises."""
         with self._changed:
+            self._record.generation.reused_tokens = reused
             self._record.add(token)
             self._unread.append(token)
             self._notify()

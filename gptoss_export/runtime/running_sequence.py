@@ -48,6 +48,7 @@ class RunningSequence:
     slot      its slot, if it has one
     prompt    what is prefilled: the request's prompt, and after it was set back also its tokens until then
     cached    tokens of `prompt` that are in the cache
+    reused    tokens of the request's prompt that the cache knew when it first got a slot; None before
     started   tokens that were chosen or are being chosen
     tokens    those that the host knows
     finish    why it ended: "stop" (a stop token), "length" (max_new_tokens), "context" (the cache is full), "cancelled"
@@ -58,6 +59,7 @@ class RunningSequence:
     request: Request
     slot: int | None = None
     cached: int = 0
+    reused: int | None = None
     started: int = 0
     finish: str | None = None
     error: Exception | None = None

@@ -151,6 +151,8 @@ class Scheduler:
                 self._blocked = sequence, pages.pool.available
                 return False
         self.reused += sequence.cached
+        if sequence.reused is None:
+            sequence.reused = sequence.cached
         return True
 
     def _launch(self) -> bool:

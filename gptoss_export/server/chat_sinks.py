@@ -71,11 +71,12 @@ class _Joined:
 
 
 def usage_json(usage: Usage) -> dict[str, Any]:
-    """Tokens of a request. How many of the prompt were in the cache is not known of a single request."""
+    """Tokens of a request, as chat completions and completions have them."""
     return {
         "prompt_tokens": usage.prompt,
         "completion_tokens": usage.generated,
         "total_tokens": usage.prompt + usage.generated,
+        "prompt_tokens_details": {"cached_tokens": usage.reused},
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
     }
 

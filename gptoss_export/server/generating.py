@@ -80,6 +80,11 @@ class Answer:
             allowed=order.allowed,
         )
 
+    @property
+    def reused_tokens(self) -> int:
+        """Tokens of its prompt that were found in the KV cache."""
+        return self._handle.reused_tokens
+
     def cancel(self) -> None:
         """End it before the next step of the engine, which frees its pages."""
         if self._handle.finish is None:

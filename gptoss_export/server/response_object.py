@@ -62,11 +62,10 @@ class ResponseFacts:
 
 
 def _usage(usage: Usage) -> dict[str, Any]:
-    """Tokens of a request. OpenAI's clients need a number of cached tokens; how many there were is not known of a
-    single request, so that it is always 0."""
+    """Tokens of a request. The KV cache keeps every prompt anyway, so that no token counts as written to it."""
     return {
         "input_tokens": usage.prompt,
-        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "input_tokens_details": {"cached_tokens": usage.reused, "cache_write_tokens": 0},
         "output_tokens": usage.generated,
         "output_tokens_details": {"reasoning_tokens": usage.reasoning},
         "total_tokens": usage.prompt + usage.generated,

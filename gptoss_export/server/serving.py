@@ -88,7 +88,7 @@ async def _answer(
                     if left == 0:
                         break
         generated, reasoning = (sum(getattr(reader, name) for reader in readers) for name in ("count", "reasoning"))
-        await sink.close(Usage(_prompt_tokens(orders), generated, reasoning))
+        await sink.close(Usage(_prompt_tokens(orders), _reused_tokens(orders, answers), generated, reasoning))
     finally:
         for each in answers:
             each.cancel()
@@ -127,3 +127,13 @@ async def _read(arrived: Arrived, generated: Answer, reader: Reader, sink: Sink,
 def _prompt_tokens(orders: Sequence[Order]) -> int:
     """Tokens of all prompts; answers of one prompt share it."""
     return sum(len(prompt) for prompt in {id(order.prompt): order.prompt for order in orders}.values())
+
+
+def _reused_tokens(orders: Sequence[Order], answers: Sequence[Answer]) -> int:
+    """Tokens of all prompts that no answer had to compute. What one answer of a prompt computed for the next one does
+    not count."""
+    least: dict[int, int] = {}
+    for order, each in zip(orders, answers, strict=True):
+        prompt = id(order.prompt)
+        least[prompt] = min(each.reused_tokens, least.get(prompt, each.reused_tokens))
+    return sum(least.values())

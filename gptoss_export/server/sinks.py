@@ -12,9 +12,14 @@ from .errors import ApiError
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of a request."""
+    """Tokens of a request.
+
+    reused     of its prompts, found in the KV cache and not computed again
+    reasoning  of the generated ones
+    """
 
     prompt: int
+    reused: int
     generated: int
     reasoning: int
 

@@ -61,8 +61,11 @@ class LiveReplicas:
         }
 
     def sum(self, name: str) -> float:
-        """A figure of all replicas together."""
-        return sum(value for (found, _), value in self.figures().items() if found == name)
+        """A figure of both replicas together. One that is slow to say its figures is asked again."""
+        end = time.monotonic() + 60
+        while (figures := self.figures())["gptoss_replicas", ""] != 2:
+            assert time.monotonic() < end, f"figures of {figures['gptoss_replicas', '']:g} replicas, expected 2"
+        return sum(value for (found, _), value in figures.items() if found == name)
 
     def pids(self) -> dict[str, int]:
         """The replicas by their names."""

@@ -136,9 +136,9 @@ def test_a_client_that_goes_away_frees_its_pages(cluster: LiveReplicas) -> None:
         next(lines)
         assert cluster.sum("gptoss_requests_running") == 1
         assert cluster.sum("gptoss_kv_pages_used") > 0
-    wait_until(lambda: cluster.sum("gptoss_requests_running") == 0, 15, "no request runs")
-    assert cluster.sum("gptoss_kv_pages_used") == 0
-    assert cluster.sum("gptoss_ingress_requests") == 0
+    # A health check is a request, too: it may hold pages for a moment.
+    names = ("gptoss_requests_running", "gptoss_kv_pages_used", "gptoss_ingress_requests")
+    wait_until(lambda: not any(map(cluster.sum, names)), 15, "no request runs, and no page is held")
 
 
 @pytest.mark.parametrize(
@@ -190,8 +190,9 @@ def test_a_replica_that_is_killed_is_replaced(cluster: LiveReplicas) -> None:
     assert {(each.error, each.replica) for each in errors} == {("replica_lost", victim)}
     assert all(answer(100).startswith(each.text) and each.text != answer(100) for each in errors)
     assert {each.text for each in ended if each.error is None} == {answer(100)}
+    after = cluster.figures()
     lost, again = (
-        cluster.sum(name) - before[name, ""]
+        after[name, ""] - before[name, ""]
         for name in ("gptoss_ingress_lost_total", "gptoss_ingress_asked_again_total")
     )
     assert lost == len(errors)

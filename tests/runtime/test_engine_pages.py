@@ -82,6 +82,7 @@ def test_the_next_turn_of_a_chat_prefills_only_what_is_new(overlaps: bool) -> No
     result = engine.submit(second, 5, stop_tokens=()).result()
     assert result.tokens == alone(second, 5, GREEDY, 40, stops=False)
     assert engine.stats().reused_tokens == 20  # of 12 + 8 tokens that were in the cache
+    assert (first.reused_tokens, result.reused_tokens) == (0, 20)
     assert [kind for kind, _ in executor.log].count("prefill") == 1
 
 
@@ -98,6 +99,7 @@ def test_a_common_beginning_is_shared_while_it_is_used() -> None:
     assert engine.stats().reused_tokens == 2 * 16 and engine.stats().held_pages <= before + 2 * 2
     for index, handle in enumerate(others):
         assert handle.result().tokens == alone([*common, 2 + index], 3, GREEDY, 40, stops=False)
+        assert handle.reused_tokens == 16
     assert first.result().tokens == alone([*common, 1], 20, GREEDY, 40, stops=False)
 
 

@@ -79,6 +79,7 @@ def echo(prompt: str) -> str:
 class _Running:
     handle: RequestHandle
     script: Iterator[int]
+    reused: int
     tokens: list[int] = field(default_factory=list)
 
 
@@ -88,6 +89,7 @@ class ScriptedEngine:
 
     slots         answers that run at a time
     step_seconds  how long a step takes, which gives each running answer a token
+    reused        tokens of each request's prompt that are said to be in the cache, by the request's number; none else
     held          no step is taken while this is set
     """
 
@@ -104,6 +106,7 @@ class ScriptedEngine:
         self.tokenizer = tokenizer or harmony_tokenizer()
         self.script, self.slots, self.step_seconds, self.most_waiting = script, slots, step_seconds, most_waiting
         self.requests: list[Request] = []
+        self.reused: dict[int, int] = {}
         self.held = threading.Event()
         self.fails: Exception | None = None  # of all that run, in the next step
         self.steps = 0
@@ -131,8 +134,9 @@ class ScriptedEngine:
         script = iter(tokens_of(self.tokenizer, self.script(shown(self.tokenizer, prompt))))
         if allowed is not None:
             script = self._allowed(script, allowed)
-        running = _Running(RequestHandle(self, request, on_token), script)
         with self._changed:
+            reused = self.reused.get(len(self.requests), 0)
+            running = _Running(RequestHandle(self, request, on_token), script, reused)
             if len(self._waiting) >= self.most_waiting:
                 raise QueueFullError("too many")
             self.requests.append(request)
@@ -213,7 +217,7 @@ class ScriptedEngine:
                     each.tokens.append(token)
                     self._tokens += 1
                     tops = [((token + at) % VOCABULARY, -0.5 - at) for at in range(request.sampling.top_logprobs)]
-                    each.handle.put(Token(0, token, -0.5, None, tops))
+                    each.handle.put(Token(0, token, -0.5, None, tops), each.reused)
                     if token in request.stop_tokens:
                         finish = "stop"
                     elif len(each.tokens) == request.max_new_tokens:

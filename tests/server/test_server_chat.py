@@ -61,7 +61,7 @@ def test_an_answer(live: Live, client: OpenAI) -> None:
     assert usage.prompt_tokens == len(live.engine.requests[0].prompt)
     assert usage.completion_tokens_details.reasoning_tokens == len(encode("The user said: Hello wörld 🙂"))
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
-    assert usage.prompt_tokens_details is None
+    assert usage.prompt_tokens_details is not None and usage.prompt_tokens_details.cached_tokens == 0
 
 
 def test_the_prompt(live: Live, client: OpenAI) -> None:
@@ -125,6 +125,18 @@ def test_several_answers(live: Live, client: OpenAI) -> None:
     assert completion.usage.prompt_tokens == len(live.engine.requests[0].prompt)
     chunks = stream(client, n=3)
     assert [text(chunks, index=index) for index in range(3)] == ["You said: Hello wörld 🙂"] * 3
+
+
+def test_tokens_that_were_in_the_cache(live: Live, client: OpenAI) -> None:
+    """What one answer of a prompt left in the cache for the next one is no saving of the request."""
+    live.engine.reused = {0: 5, 1: 3, 2: 7, 3: 4}
+    cached = [ask(client, n=count).usage for count in (1, 2, 1, 1)]
+    found = [usage.prompt_tokens_details.cached_tokens for usage in cached if usage and usage.prompt_tokens_details]
+    assert found == [5, 3, 4, 0]
+    live.engine.reused = {5: 9}
+    last = stream(client, stream_options={"include_usage": True})[-1].usage
+    assert last is not None and last.prompt_tokens_details is not None
+    assert last.prompt_tokens_details.cached_tokens == 9
 
 
 def test_sampling(live: Live, client: OpenAI) -> None:

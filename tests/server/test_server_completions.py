@@ -41,6 +41,11 @@ def test_many_prompts_and_answers(live: Live, client: OpenAI) -> None:
     assert [choice.text for choice in ask(client, ids).choices] == ["cba", "ed"]
     assert usage is not None and usage.prompt_tokens == sum(map(len, ids))
     assert [choice.text for choice in ask(client, ids[0]).choices] == ["cba"]
+    live.engine.requests.clear()
+    live.engine.reused = {0: 2, 1: 1, 2: 1, 3: 1}
+    usage = ask(client, ids, n=2).usage
+    assert usage is not None and usage.prompt_tokens_details is not None
+    assert usage.prompt_tokens_details.cached_tokens == 1 + 1
 
 
 def test_a_stream(live: Live, client: OpenAI) -> None:

@@ -42,6 +42,7 @@ def prompt(live: Live) -> str:
 
 
 def test_a_response(live: Live, client: OpenAI) -> None:
+    live.engine.reused = {0: 6}
     response = ask(client, instructions="Be kind.", reasoning={"effort": "low"}, metadata={"a": "b"}, temperature=0.5)
     assert (response.status, response.output_text, response.error) == ("completed", "You said: Hello wörld 🙂", None)
     reasoning, message = response.output
@@ -55,6 +56,7 @@ def test_a_response(live: Live, client: OpenAI) -> None:
     assert response.usage is not None and response.usage.input_tokens == len(live.engine.requests[0].prompt)
     words = live.engine.tokenizer.encode("The user said: Hello wörld 🙂")
     assert response.usage.output_tokens_details.reasoning_tokens == len(words)
+    assert response.usage.input_tokens_details.cached_tokens == 6
     assert "Reasoning: low" in prompt(live) and "# Instructions\n\nBe kind.<|end|><|start|>user" in prompt(live)
     assert live.engine.requests[0].sampling.temperature == 0.5
 
