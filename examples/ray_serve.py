@@ -8,7 +8,6 @@ use Serve's own command: serve run gptoss_export.replicas.application:app artifa
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -16,7 +15,9 @@ from gptoss_export.errors import GptOssExportError
 from gptoss_export.replicas.cluster import Place
 from gptoss_export.replicas.options import ReplicaOptions
 from gptoss_export.replicas.running import run
-from gptoss_export.server.settings import ServerSettings, hosts_of
+from gptoss_export.server.allowed_names import check_names
+from gptoss_export.server.api_keys import api_keys
+from gptoss_export.server.settings import ServerSettings
 
 LIMITS = ("max_requests", "max_body", "queue_seconds", "request_seconds", "drain_seconds")  # as `gptoss-export serve`
 
@@ -36,14 +37,14 @@ given = parser.parse_args()
 
 artifact = given.artifact.absolute()
 name = given.model_name or artifact.name
-key = os.environ.get("GPTOSS_EXPORT_API_KEY")  # which clients must then send
-settings = ServerSettings(
-    api_keys=(key,) if key else (),
-    hosts=hosts_of(given.host, tuple(given.allow_host)),
-    origins=tuple(given.allow_origin),
-    **{limit: getattr(given, limit) for limit in LIMITS},
-)
 try:
+    check_names(given.allow_host, given.allow_origin)
+    settings = ServerSettings(
+        api_keys=api_keys(),  # that of the environment: clients must then send it
+        hosts=tuple(given.allow_host),
+        origins=tuple(given.allow_origin),
+        **{limit: getattr(given, limit) for limit in LIMITS},
+    )
     options = ReplicaOptions(artifact, name, given.replicas, settings=settings)
     place = Place(given.host, given.port, given.address)
     sys.exit(run(options, place, lambda url: print(f"{name}: {given.replicas} replicas ready at {url}", flush=True)))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 from pathlib import Path
 
 import click
 
+from ..server.api_keys import KEY_VARIABLE
 from .errors import missing_package, reports_errors
 from .params import (
     Bytes,
@@ -23,8 +22,6 @@ from .params import (
 from .plain import plain, say
 from .progress import progress
 from .streams import silence_broken_streams
-
-KEY_VARIABLE = "GPTOSS_EXPORT_API_KEY"
 
 
 @click.command("serve")
@@ -128,12 +125,14 @@ def command(
     It ends with exit code 0 where all requests ended before it did.
     """
     from ..errors import UsageError
+    from ..server.allowed_names import check_names
+    from ..server.api_keys import api_keys
 
-    _check(origins, hosts)
-    keys = _api_keys(api_key_file)
+    check_names(hosts, origins)
+    keys = api_keys(() if api_key_file is None else _keys_of(api_key_file))
     try:
         from ..server.log import Log
-        from ..server.process import address_of, listening_socket
+        from ..server.process import address_of, leave, listening_socket
         from ..server.settings import ServerSettings, hosts_of, is_loopback
         from ..server.starting import Prepared, serve
     except ImportError as error:
@@ -142,20 +141,21 @@ def command(
         raise
     from ..loading import load
 
-    settings = ServerSettings(
-        api_keys=keys,
-        max_new_tokens=max_new_tokens,
-        max_requests=max_requests,
-        max_body=max_body,
-        queue_seconds=queue_seconds,
-        request_seconds=request_seconds,
-        drain_seconds=drain_seconds,
-        hosts=hosts_of(host, hosts),
-        origins=origins,
-    )
     # The address is taken first: whether it is free should not depend on how long the artifact takes to load.
     with listening_socket(host, port) as bound:
-        if not keys and not is_loopback(host):
+        address = bound.getsockname()[0]
+        settings = ServerSettings(
+            api_keys=keys,
+            max_new_tokens=max_new_tokens,
+            max_requests=max_requests,
+            max_body=max_body,
+            queue_seconds=queue_seconds,
+            request_seconds=request_seconds,
+            drain_seconds=drain_seconds,
+            hosts=hosts_of(host, address, hosts),
+            origins=origins,
+        )
+        if not keys and not is_loopback(address):
             say(f"note: anybody who reaches {host} can use the model; --api-key-file asks for a key", err=True)
         name = artifact.absolute().name if model_name is None else model_name
         with progress() as shown:
@@ -180,7 +180,7 @@ def command(
         code = serve(prepared, name, settings, bound, log, ready)
         log.close()
     silence_broken_streams()
-    sys.exit(code)
+    leave(code)
 
 
 def _write(line: str) -> None:
@@ -188,43 +188,12 @@ def _write(line: str) -> None:
     sys.stdout.flush()
 
 
-def _api_keys(path: Path | None) -> tuple[str, ...]:
-    """The keys of the file and of the environment. Raises UsageError where one of them holds none."""
-    from ..errors import UsageError, raise_all
+def _keys_of(path: Path) -> list[tuple[str, str]]:
+    """The keys of a file, each after its place. Raises UsageError where it holds none."""
+    from ..errors import UsageError
 
-    keys: list[tuple[str, str]] = []
-    if path is not None:
-        lines = [line.strip() for line in read_text("--api-key-file", path).splitlines()]
-        keys += [(f"--api-key-file {path}, line {at}", line) for at, line in enumerate(lines, start=1) if line]
-        if not keys:
-            raise UsageError(f"--api-key-file {path}: holds no key, expected one a line")
-    if (key := os.environ.get(KEY_VARIABLE)) is not None:
-        keys.append((KEY_VARIABLE, key))
-    wrong = [
-        f"{where}: expected printable characters of ASCII without spaces"
-        for where, key in keys
-        if not key or not key.isascii() or not key.isprintable() or " " in key
-    ]
-    raise_all(UsageError, "API keys cannot be used", wrong)
-    return tuple(key for _, key in keys)
-
-
-def _check(origins: tuple[str, ...], hosts: tuple[str, ...]) -> None:
-    """Raise UsageError for origins and names that no header has."""
-    from ..errors import UsageError, raise_all
-
-    problems = [
-        f"--allow-origin {origin}: expected a scheme and a name, such as https://example.org, or *"
-        for origin in origins
-        if origin != "*" and not _ORIGIN.fullmatch(origin)
-    ]
-    problems += [
-        f"--allow-host {host}: expected a name without a port, such as example.org"
-        for host in hosts
-        if not _HOST.fullmatch(host)
-    ]
-    raise_all(UsageError, "names cannot be used", problems)
-
-
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
-_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
+    lines = [line.strip() for line in read_text("--api-key-file", path).splitlines()]
+    keys = [(f"--api-key-file {path}, line {at}", line) for at, line in enumerate(lines, start=1) if line]
+    if not keys:
+        raise UsageError(f"--api-key-file {path}: holds no key, expected one a line")
+    return keys

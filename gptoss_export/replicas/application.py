@@ -3,7 +3,6 @@
 Annotations are not postponed here: Serve looks at that of `app`, and makes its argument of it.
 """
 
-import os
 import time
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
+from ..server.allowed_names import check_names
+from ..server.api_keys import api_keys
 from ..server.settings import LOCALHOST, ServerSettings
 from .artifact_check import checked, gpus
 from .ingress import Ingress
@@ -22,7 +23,6 @@ from .router import PrefixRouter
 _NAME = "Replica"  # of the replicas' deployment
 _STARTS = 3  # attempts of a replica to start, before the application is given up
 _INGRESS_REQUESTS = 1_000_000  # the ingress itself says how many it takes
-KEY_VARIABLE = "GPTOSS_EXPORT_API_KEY"
 
 
 class Arguments(BaseModel):
@@ -47,13 +47,13 @@ class Arguments(BaseModel):
 
 
 def app(arguments: Arguments) -> Application:
-    """Replicas of an artifact, for Serve's own commands. A key of the environment's GPTOSS_EXPORT_API_KEY is asked of
-    clients. Raises as `application` does."""
+    """Replicas of an artifact, for Serve's own commands. Clients must send the key of the environment, if there is one
+    (api_keys.KEY_VARIABLE). Raises UsageError for a key and for names that no request can have, and as `application`
+    does."""
     artifact = arguments.artifact.absolute()
-    key = os.environ.get(KEY_VARIABLE)
-    settings = ServerSettings(
-        api_keys=(key,) if key else (), max_requests=arguments.max_requests, hosts=_hosts(arguments.hosts, key)
-    )
+    keys = api_keys()
+    hosts = _hosts(arguments.hosts, keys)
+    settings = ServerSettings(api_keys=keys, max_requests=arguments.max_requests, hosts=hosts)
     return application(
         ReplicaOptions(
             artifact=artifact,
@@ -68,11 +68,15 @@ def app(arguments: Arguments) -> Application:
     )
 
 
-def _hosts(given: str | None, key: str | None) -> tuple[str, ...]:
+def _hosts(given: str | None, keys: tuple[str, ...]) -> tuple[str, ...]:
     """The names that clients may call the server by, as ServerSettings has them."""
     if given is None:
-        return () if key else LOCALHOST
-    return () if given == "*" else tuple(given.lower().split(","))
+        return () if keys else LOCALHOST
+    if given == "*":
+        return ()
+    names = tuple(name.strip().lower() for name in given.split(","))
+    check_names(names, host_option="hosts")
+    return names
 
 
 def application(options: ReplicaOptions) -> Application:

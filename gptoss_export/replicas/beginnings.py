@@ -10,23 +10,34 @@ from typing import Any
 
 _STEP = 256  # characters between the first lengths: about the 64 tokens of a page of the KV cache
 _STEPS = 16  # after so many lengths the step doubles
+_MOST = 2**19  # characters: about as many as a context of 131,072 tokens holds
 _MOST_BODY = 4 * 10**6  # bytes; no context holds a longer one, so that the server refuses it in any case
 
 
 def beginnings(body: bytes) -> tuple[tuple[int, bytes], ...]:
     """Lengths in characters and hashes of the beginning of a prompt, shortest first.
 
-    body  a request of OpenAI's API, in JSON. There is nothing to remember of one that is none: the server refuses it
+    body  a request of OpenAI's API, in JSON. There is nothing to remember of one that is none, or is nested too deeply:
+          the server refuses it
     """
     if len(body) > _MOST_BODY:
         return ()
     try:
         request = json.loads(body)
+        return tuple(_hashes(_text_of(request))) if isinstance(request, dict) else ()
     except (ValueError, RecursionError):
         return ()
-    if not isinstance(request, dict):
-        return ()
-    return tuple(_hashes("".join(_pieces(request))))
+
+
+def _text_of(request: dict[str, Any]) -> str:
+    """The text of a prompt, as far as it counts."""
+    pieces, length = [], 0
+    for piece in _pieces(request):
+        pieces.append(piece)
+        length += len(piece)
+        if length >= _MOST:
+            break
+    return "".join(pieces)[:_MOST]
 
 
 def _pieces(request: dict[str, Any]) -> Iterator[str]:

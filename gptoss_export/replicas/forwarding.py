@@ -16,9 +16,10 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from starlette.types import Send
 
-from ..server.admission import Admission
+from ..server.admission import Admitted
 from ..server.errors import FAILED, OVERLOADED, ApiError, internal
 from ..server.sse import DONE, error_event, event
+from .beginnings import beginnings
 from .calls import ALIVE, Call, Header, Part
 from .ingress_figures import IngressFigures
 from .options import ReplicaOptions
@@ -44,7 +45,7 @@ class UntakenError(Exception):
 
 
 @dataclass
-class Reply:
+class ForwardedResponse:
     """A response on its way to the client.
 
     started  whether the client has got some of it
@@ -81,27 +82,29 @@ class Reply:
 class Forwarding:
     """Sends calls to the replicas of a deployment."""
 
-    def __init__(
-        self, replicas: DeploymentHandle, options: ReplicaOptions, admission: Admission, figures: IngressFigures
-    ) -> None:
+    def __init__(self, replicas: DeploymentHandle, options: ReplicaOptions, figures: IngressFigures) -> None:
         self._answer = replicas.options(method_name="answer", stream=True)
-        self._options, self._admission, self._figures = options, admission, figures
+        self._options, self._figures = options, figures
 
-    async def forward(self, call: Call, send: Send) -> None:
+    async def forward(self, call: Call, send: Send, admitted: Admitted) -> None:
         """Pass the response to a call on to a client.
 
         Raises ApiError before the response has begun; after that, its stream ends with the error.
         """
-        reply = Reply(send, call.path)
+        reply = ForwardedResponse(send, call.path)
         try:
-            async with self._admission.admitted(1 if call.body else 0):
-                await self._forward(call, reply)
+            async with admitted.in_time():
+                # In a thread: other requests do not wait for the hashes of a long prompt.
+                known = await asyncio.to_thread(beginnings, call.body) if call.body else ()
+                await self._forward(replace(call, beginnings=known), reply)
         except ApiError as error:
             if not reply.started:
                 raise
             await reply.fail(error)
+        finally:
+            admitted.done()
 
-    async def _forward(self, call: Call, reply: Reply) -> None:
+    async def _forward(self, call: Call, reply: ForwardedResponse) -> None:
         lost, begin = 0, time.monotonic()
         while True:
             try:
@@ -119,7 +122,7 @@ class Forwarding:
                     raise _lost(reply.started) from None
                 self._figures.again()
 
-    async def _passed_on(self, call: Call, reply: Reply) -> None:
+    async def _passed_on(self, call: Call, reply: ForwardedResponse) -> None:
         """Ask one replica. A response that is no stream is kept until it is complete: if the replica dies meanwhile,
         another one can be asked."""
         kept: list[bytes] = []

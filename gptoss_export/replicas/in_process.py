@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Scope
 from .calls import ALIVE, Call, Header, Part
 
 
-class Response:
+class UnreadResponse:
     """What the application has sent and nobody has taken yet.
 
     There is no limit to it but the length of an answer: the application does not wait for who reads.
@@ -73,7 +73,7 @@ async def parts(app: ASGIApp, call: Call, beat: float, spacing: Callable[[], flo
 
     Where this is closed or cancelled, the application is too. Raises what it raises.
     """
-    response = Response()
+    response = UnreadResponse()
     working = asyncio.create_task(_run(app, call, response))
     last = -math.inf
     try:
@@ -99,12 +99,12 @@ async def parts(app: ASGIApp, call: Call, beat: float, spacing: Callable[[], flo
 
 async def whole(app: ASGIApp, call: Call) -> Part:
     """The response in one part."""
-    response = Response()
+    response = UnreadResponse()
     await _run(app, call, response)
     return response.take()
 
 
-async def _run(app: ASGIApp, call: Call, response: Response) -> None:
+async def _run(app: ASGIApp, call: Call, response: UnreadResponse) -> None:
     received = False
 
     async def receive() -> Message:

@@ -24,10 +24,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..server.access import access_layers
 from ..server.admission import Admission
 from ..server.body import read_body
-from ..server.endpoint import while_connected
 from ..server.errors import ApiError, internal
+from ..server.metrics import METRICS_TYPE
 from ..server.record import Record
-from .beginnings import beginnings
+from ..server.route_path import route_path
+from ..server.while_connected import while_connected
 from .calls import Call, Figures
 from .forwarding import Forwarding
 from .ingress_figures import IngressFigures
@@ -39,7 +40,6 @@ _KEPT = (b"authorization", b"cookie", b"origin")  # headers that replicas do not
 _GRACE = 5.0  # seconds that a request may take beyond `request_seconds`, so that its replica ends it
 _LAST_WORDS = 2.0  # seconds for requests that are ended to say so
 _FIGURES_SECONDS = 2.0  # for each replica to say its figures
-_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 @serve.ingress()
@@ -59,15 +59,15 @@ class Ingress:
             replace(settings, max_requests=most, request_seconds=settings.request_seconds + _GRACE)
         )
         self._figures = IngressFigures(self._admission)
-        self._forwarding = Forwarding(replicas, options, self._admission, self._figures)
+        self._forwarding = Forwarding(replicas, options, self._figures)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         """Called by Serve."""
-        around = [Middleware(Recorded), *access_layers(self._options.settings)]
+        around = access_layers(self._options.settings, Middleware(Recorded))
         routes = [
             Route("/health", self._health, methods=["GET"]),
             Route("/metrics", self._metrics, methods=["GET"]),
-            Route("/{path:path}", _Passed(self._options, self._forwarding)),
+            Route("/{path:path}", _Passed(self._options, self._admission, self._forwarding)),
         ]
         return Starlette(routes=routes, middleware=around)
 
@@ -90,7 +90,7 @@ class Ingress:
         asked = await asyncio.gather(*(self._of_replica(place) for place in range(running)))
         found = {figures.replica: figures for figures in asked if figures is not None}
         text = self._figures.text([figures for _, figures in sorted(found.items())])
-        return Response(text, headers={"content-type": _METRICS_TYPE})
+        return Response(text, headers={"content-type": METRICS_TYPE})
 
     def _running(self) -> int:
         """Replicas that run, as Serve's controller knows them."""
@@ -123,7 +123,7 @@ class Recorded:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        Record(scope["path"]).keep(scope)
+        Record(route_path(scope)).keep(scope)
         started = False
 
         async def noticed(message: Message) -> None:
@@ -143,24 +143,22 @@ class Recorded:
 class _Passed:
     """An ASGI application that has replicas answer. A client that goes away ends its request at once."""
 
-    def __init__(self, options: ReplicaOptions, forwarding: Forwarding) -> None:
-        self._options, self._forwarding = options, forwarding
+    def __init__(self, options: ReplicaOptions, admission: Admission, forwarding: Forwarding) -> None:
+        self._options, self._admission, self._forwarding = options, admission, forwarding
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        generates = scope["method"] == "POST" and route_path(scope) in _GENERATING
         try:
-            body = await self._body(scope, receive)
-            work: Coroutine[Any, Any, None] = self._forwarding.forward(_call(scope, body), send)
-            await while_connected(receive, work)
+            async with self._admission.admitted(1 if generates else 0) as admitted:
+                body = b""  # of requests that need none
+                if generates:
+                    body = await read_body(scope, receive, admitted, self._options.settings.max_body)
+                work: Coroutine[Any, Any, None] = self._forwarding.forward(_call(scope, body), send, admitted)
+                await while_connected(receive, work)
         except ClientDisconnect:
             pass
         except ApiError as error:
             await error.response()(scope, receive, send)
-
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        """The body; nothing of requests that need none."""
-        if scope["method"] != "POST" or scope["path"] not in _GENERATING:
-            return b""
-        return await read_body(scope, receive, self._options.settings)
 
 
 def _call(scope: Scope, body: bytes) -> Call:
@@ -168,10 +166,9 @@ def _call(scope: Scope, body: bytes) -> Call:
     client = scope.get("client")
     return Call(
         scope["method"],
-        scope["path"],
+        route_path(scope),
         scope.get("query_string", b""),
         headers,
         body,
         (client[0], client[1]) if client else None,
-        beginnings(body) if body else (),
     )

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UsageError, raise_all
+from ..server.engine_health import LONGEST_STEPS
 from ..server.settings import ServerSettings
-
-_STEP_SECONDS = {"cuda": 20.0, "cpu": 600.0}
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Patience:
         """`step` for an artifact for "cuda" or "cpu"."""
         if self.step is not None:
             return self.step
-        return _STEP_SECONDS[device]
+        return LONGEST_STEPS[device]
 
 
 @dataclass(frozen=True)

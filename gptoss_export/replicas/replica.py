@@ -19,7 +19,6 @@ from ..server.log import Log
 from ..server.process import share_the_lock
 from ..server.starting import Prepared, warm_up
 from .calls import Call, Figures, Part
-from .engine_health import WatchedEngine
 from .in_process import parts, whole
 from .options import ReplicaOptions
 
@@ -50,9 +49,9 @@ class Replica:
         engine = Engine(runner, most_waiting=settings.max_requests + 1)  # one of a health check
         engine.start()
         warm_up(engine)
-        self._engine = WatchedEngine(engine)
-        self._longest_step = options.patience.longest_step(runner.manifest.device)
-        model = replace(prepared.served(self._engine, options.name), created=created)
+        longest_step = options.patience.longest_step(runner.manifest.device)
+        model = replace(prepared.served(engine, options.name, longest_step), created=created)
+        self._engine = model.engine
         self._app = make_app(model, settings, Log(_write, as_json=False), Admission(settings))
         self._running = 0
         share_the_lock()
@@ -83,7 +82,7 @@ class Replica:
 
     async def check_health(self) -> None:
         """Called by Serve. Raises RunError where the engine does not work any more."""
-        await self._engine.check(self._longest_step)
+        await self._engine.check()
 
 
 def _write(line: str) -> None:

@@ -7,14 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from ..artifact.manifest import Manifest
 from ..errors import GptOssExportError, RunError, UsageError
 from ..server.process import address_of, listening_socket
-from ..server.settings import is_loopback
+from ..server.settings import hosts_of, is_loopback
 from .artifact_check import check_gpus, checked, gpus
 from .cluster import Place, joined
 from .options import ReplicaOptions
@@ -45,7 +45,9 @@ def run(options: ReplicaOptions, place: Place, ready: Callable[[str], None]) -> 
     """Serve until SIGINT or SIGTERM comes. Requests that run then go on for `drain_seconds`; a second signal ends them.
     Returns the exit code: 0 where all requests ended by themselves, otherwise 128 and the number of the signal.
 
-    ready  is called with the address once clients are answered
+    options  its `settings.hosts` are names that clients may use besides those of this machine, where only this machine
+             reaches the address. Elsewhere, none means any (settings.hosts_of says why)
+    ready    is called with the address once clients are answered
 
     Raises UsageError for an address that cannot be had, for more GPUs than the cluster has, for a cluster on which
     Serve runs already and where ray is not installed, RunError where the replicas cannot start, and as
@@ -53,9 +55,12 @@ def run(options: ReplicaOptions, place: Place, ready: Callable[[str], None]) -> 
     """
     manifest = checked(options)
     with listening_socket(place.host, place.port) as bound:  # so that an address in use is found out first
-        url, port = address_of(bound), bound.getsockname()[1]
+        url, (address, port) = address_of(bound), bound.getsockname()[:2]
+    hosts = hosts_of(place.host, address, options.settings.hosts)
+    options = replace(options, settings=replace(options.settings, hosts=hosts))
+    place = replace(place, host=address, port=port)
     try:
-        with joined(options, place), _served(options, manifest, place, port) as ingress, _signals() as signals:
+        with joined(options, place), _served(options, manifest, place) as ingress, _signals() as signals:
             ready(url)
             signals.first.wait()
             complete = drained(ingress, options.settings.drain_seconds, signals)
@@ -77,8 +82,8 @@ def _signals() -> Iterator[Signals]:
 
 
 @contextmanager
-def _served(options: ReplicaOptions, manifest: Manifest, place: Place, port: int) -> Iterator[DeploymentHandle]:
-    """The application runs; a handle of its ingress."""
+def _served(options: ReplicaOptions, manifest: Manifest, place: Place) -> Iterator[DeploymentHandle]:
+    """The application runs; a handle of its ingress. `place` has an IP address and a port."""
     import ray
     from ray import serve
     from ray.serve.schema import LoggingConfig
@@ -94,7 +99,7 @@ def _served(options: ReplicaOptions, manifest: Manifest, place: Place, port: int
     try:
         serve.start(
             proxy_location="HeadOnly" if is_loopback(place.host) else "EveryNode",
-            http_options={"host": place.host, "port": port},
+            http_options={"host": place.host, "port": place.port},
             logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
         )
         try:

@@ -8,6 +8,7 @@ from ..artifact.manifest import Manifest
 from ..errors import RunError
 from ..model.sampling_state import mask_words
 from .arguments import integer, sampling_params, sequence, token_ids
+from .checked_tokens import CheckedTokens
 from .running_sequence import Request
 from .sampling_params import SamplingParams
 from .slots import Slots
@@ -56,7 +57,8 @@ def checked_requests(
     checked = []
     for index, prompt in enumerate(listed):
         name = "prompt" if len(listed) == 1 else f"prompt {index}"
-        ids = token_ids("token", prompt, vocabulary)
+        known = isinstance(prompt, CheckedTokens) and prompt.vocab_size == vocabulary
+        ids = prompt if known else token_ids("token", prompt, vocabulary)
         if not ids:
             raise RunError(f"{name}: no tokens, expected one or more")
         if len(ids) > context:

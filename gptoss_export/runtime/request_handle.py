@@ -36,7 +36,7 @@ class RequestHandle(Iterator[Token], AsyncIterator[Token]):
     def __init__(self, driver: Driver, request: Request, on_token: Callable[[Token], object] | None) -> None:
         self.request = request
         self._driver, self._on_token = driver, on_token
-        self._record = GenerationRecord(request.prompt, time.perf_counter())
+        self._record = GenerationRecord((), time.perf_counter())  # `result` adds the prompt, if somebody wants it
         self._unread: deque[Token] = deque()
         self._changed = threading.Condition()
         self._finish: str | None = None
@@ -73,7 +73,10 @@ class RequestHandle(Iterator[Token], AsyncIterator[Token]):
             self._wait(lambda: self._finish is not None)
         if self._error is not None:
             raise self._error
-        return self._record.generation
+        generation = self._record.generation
+        if not generation.prompt_tokens:
+            generation.prompt_tokens = list(self.request.prompt)
+        return generation
 
     def __next__(self) -> Token:
         while True:

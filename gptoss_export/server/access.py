@@ -6,6 +6,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -13,23 +14,41 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from .errors import ApiError
 from .record import Record
 from .recording import note
+from .route_path import route_path
 from .settings import ServerSettings
 
+_OPEN = ("", "/", "/health")  # paths that need no key; "" is the page under a prefix
 
-def access_layers(settings: ServerSettings) -> list[Middleware]:
-    """The layers that say who may use an application, the outermost first."""
-    layers = [Middleware(Access, settings=settings)]
+
+def access_layers(settings: ServerSettings, recording: Middleware) -> list[Middleware]:
+    """The layers around an application that say who may use it, the outermost first.
+
+    recording  the layer that gives each request its record, and answers where the application fails. The answers of
+               each layer get the headers with which a page of an allowed origin can read them
+    """
+    layers = [recording, Middleware(Access, settings=settings)]
     if settings.origins:
-        layers.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=list(settings.origins),
-                allow_methods=["GET", "POST"],
-                allow_headers=["*"],
-                expose_headers=["x-request-id", "retry-after"],
-            )
+        cross_origin = Middleware(
+            CrossOrigin,
+            allow_origins=settings.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
         )
+        layers.insert(0, cross_origin)
     return layers
+
+
+class CrossOrigin(CORSMiddleware):
+    """Lets browsers give pages of allowed origins the answers. Other origins are left to Access, which says why it
+    refuses them."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asks_first = scope["type"] == "http" and scope["method"] == "OPTIONS"
+        if asks_first and not self.is_allowed_origin(Headers(scope=scope).get("origin", "")):
+            await self.app(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 class Access:
@@ -38,7 +57,7 @@ class Access:
     - The Host header must name the server (settings.hosts_of says why).
     - A browser says in the Origin header which page asks. A page of another origin could make the server work without a
       person who wants it, also where it cannot read the answer. So its origin must be one of those that are allowed.
-    - With API keys, a request must bring one. The page itself and /health need none.
+    - With API keys, a request must bring one. The page and /health need none.
     """
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
@@ -81,12 +100,8 @@ class Access:
         )
 
     def _key(self, scope: Scope, headers: Mapping[bytes, str]) -> ApiError | None:
-        path = scope["path"]
-        if (
-            not self._keys
-            or not (path.startswith("/v1/") or path in ("/v1", "/metrics"))
-            or scope["method"] == "OPTIONS"
-        ):
+        path = route_path(scope)
+        if not self._keys or path in _OPEN or path.startswith("/page/"):
             return None
         scheme, _, key = headers.get(b"authorization", "").partition(" ")
         given = _digest(key.strip())

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from ..errors import RunError
 from .access import access_layers
 from .admission import Admission
 from .chat import chat
 from .completions import complete
-from .endpoint import Answers, Endpoint
+from .endpoint import Endpoint, Handler
 from .errors import ApiError
 from .log import Log
-from .metrics import Metrics
+from .metrics import METRICS_TYPE, Metrics
 from .page_files import PageFiles
 from .record import Record
 from .recording import Recording, note
@@ -24,8 +26,7 @@ from .served_model import ServedModel
 from .serving import Serving
 from .settings import ServerSettings
 
-_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_POST: dict[str, Answers] = {
+_POST: dict[str, Handler] = {
     "/v1/chat/completions": chat,
     "/v1/completions": complete,
     "/v1/responses": respond,
@@ -43,14 +44,14 @@ def make_app(
     admission = admission or Admission(settings)
     serving = Serving(served, settings, admission, Metrics(served.engine.stats, admission))
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    for path, answers in _POST.items():
-        app.router.routes.append(Route(path, Endpoint(serving, answers), methods=["POST"]))
+    for path, handler in _POST.items():
+        app.router.routes.append(Route(path, Endpoint(serving, handler), methods=["POST"]))
     _add_reading(app, serving)
     _add_errors(app)
+    recording = Middleware(Recording, metrics=serving.metrics, admission=admission, log=log)
     # The last layer is the outermost.
-    for layer in reversed(access_layers(settings)):
+    for layer in reversed(access_layers(settings, recording)):
         app.add_middleware(layer.cls, *layer.args, **layer.kwargs)
-    app.add_middleware(Recording, metrics=serving.metrics, log=log)
     return app
 
 
@@ -68,11 +69,16 @@ def _add_reading(app: FastAPI, serving: Serving) -> None:
         return JSONResponse(described)
 
     async def health(request: Request) -> Response:
-        draining = serving.admission.draining
-        return JSONResponse({"status": "draining" if draining else "ready"}, 503 if draining else 200)
+        if serving.admission.draining:
+            return JSONResponse({"status": "draining"}, 503)
+        try:
+            await model.engine.check()
+        except RunError as error:
+            return JSONResponse({"status": "failing", "reason": str(error)}, 503)
+        return JSONResponse({"status": "ready"})
 
     async def metrics(request: Request) -> Response:
-        return Response(serving.metrics.text(), headers={"content-type": _METRICS_TYPE})
+        return Response(serving.metrics.text(), headers={"content-type": METRICS_TYPE})
 
     for path, endpoint in (
         ("/v1/models", models),

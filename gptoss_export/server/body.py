@@ -7,32 +7,32 @@ import asyncio
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
+from .admission import Admitted
 from .errors import ApiError
-from .settings import ServerSettings
 
 _DISCARD_SECONDS = 2.0  # how long what comes after the limit is read and dropped
 
 
-async def read_body(scope: Scope, receive: Receive, settings: ServerSettings) -> bytes:
-    """The body of a request that says that it is JSON, in `request_seconds` at most.
+async def read_body(scope: Scope, receive: Receive, admitted: Admitted, limit: int) -> bytes:
+    """The body of a request that says that it is JSON. It is read piece by piece, and no further than a limit of bytes.
 
-    Raises ApiError for one that is longer than `max_body`, late, or of another type, ClientDisconnect where the client
-    goes away.
+    Raises ApiError for one that is longer, late, or of another type, and where the server ends; ClientDisconnect where
+    the client goes away.
     """
-    try:
-        async with asyncio.timeout(settings.request_seconds):
-            return await _read(scope, receive, settings.max_body)
-    except TimeoutError:
-        raise ApiError(
-            408,
-            f"the body was not complete after {settings.request_seconds:g} s; send it faster",
-            code="timeout",
-            headers={"connection": "close"},
-        ) from None
+    async with admitted.in_time(_late):
+        return await _read(scope, receive, limit)
+
+
+def _late(seconds: float) -> ApiError:
+    return ApiError(
+        408,
+        f"the body was not complete after {seconds:g} s; send it faster",
+        code="timeout",
+        headers={"connection": "close"},
+    )
 
 
 async def _read(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """It is read piece by piece, and no further than the limit."""
     headers = dict(scope["headers"])
     said = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if said != b"application/json":

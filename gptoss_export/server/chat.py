@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 
 from ..harmony.messages import Conversation, FunctionTool
 from ..structure.formats import CallableTool, Format, JsonObject, JsonSchema
 from .chat_messages import read_messages
-from .chat_sinks import ChatChunks, Completion, WholeChat
+from .chat_sinks import ChatChunks, WholeChat
+from .completion_facts import CompletionFacts
 from .errors import invalid
 from .fields import check_stream_options, listed_stops
 from .generating import Order
-from .ordering import Sampling, Wanted, chosen_function, orders
+from .ordering import Sampling, Wanted, check_answer_count, chosen_function, format_param, orders
 from .readers import ConversationReader
-from .record import Record
 from .requests_chat import ChatRequest, ObjectFormat, SchemaFormat
 from .served_model import ServedModel
-from .serving import Serving, answer
+from .serving import Job, Serving
 from .settings import ServerSettings
 from .sse import Reply
 from .turns import format_section, joined
 from .validation import parse
 
 
-async def chat(serving: Serving, record: Record, body: bytes, reply: Reply) -> None:
-    """Answer a request for a chat completion."""
+def chat(serving: Serving, body: bytes, reply: Reply) -> Job:
+    """What a request for a chat completion asks for. Raises as `read_request`."""
     model = serving.model
-    asked, given = await asyncio.to_thread(read_request, model, serving.settings, body)
-    top = _top_logprobs(asked)
-    completion = Completion(model, f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), top)
-    one_value = _format(asked) is not None
-    readers = [ConversationReader(model.tokenizer, listed_stops(asked.stop), top is not None, one_value) for _ in given]
+    asked, given = read_request(model, serving.settings, body)
+    top, final = _top_logprobs(asked), _format(asked)
+    facts = CompletionFacts(model, f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), top)
+    stops, one_value = listed_stops(asked.stop), final is not None
+    readers = [ConversationReader(model.tokenizer, stops, top is not None, one_value) for _ in given]
+    sink: ChatChunks | WholeChat
     if asked.stream:
-        usage = bool(asked.stream_options and asked.stream_options.include_usage)
-        await answer(serving, record, reply, given, readers, ChatChunks(completion, len(given), reply, usage))
+        with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        sink = ChatChunks(facts, len(given), reply, with_usage)
     else:
-        await answer(serving, record, reply, given, readers, WholeChat(completion, len(given), reply))
+        sink = WholeChat(facts, len(given), reply)
+    return Job(given, readers, sink, format_param("response_format", final, _callable(asked)))
 
 
 def read_request(model: ServedModel, settings: ServerSettings, body: bytes) -> tuple[ChatRequest, list[Order]]:
@@ -48,6 +49,7 @@ def read_request(model: ServedModel, settings: ServerSettings, body: bytes) -> t
     asked = parse(ChatRequest, body)
     model.check_name(asked.model)
     check_stream_options(asked.stream, asked.stream_options)
+    check_answer_count(asked.n or 1, settings.max_requests, "n")
     given = asked.tool_choice or "auto"
     choice: str = given if isinstance(given, str) else chosen_function(given.function.name)
     instructions, messages = read_messages(asked.messages)
@@ -80,11 +82,16 @@ def read_request(model: ServedModel, settings: ServerSettings, body: bytes) -> t
         model.new_tokens(most, settings.max_new_tokens, param),
         "messages",
         _format(asked),
-        tuple(CallableTool(function.name, function.parameters, bool(function.strict)) for function in functions),
+        _callable(asked),
         choice,
         asked.n or 1,
     )
     return asked, orders(model, wanted)
+
+
+def _callable(asked: ChatRequest) -> tuple[CallableTool, ...]:
+    functions = [tool.function for tool in asked.tools or ()]
+    return tuple(CallableTool(function.name, function.parameters, bool(function.strict)) for function in functions)
 
 
 def _format(asked: ChatRequest) -> Format | None:

@@ -1,8 +1,9 @@
-"""The messages of a chat completion's request to a conversation."""
+"""Makes a conversation of the messages of a chat completion's request."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..harmony.messages import Message
 from .errors import ApiError, invalid
@@ -14,7 +15,8 @@ AnyMessage = SystemMessage | UserMessage | AssistantMessage | ToolMessage
 
 
 def read_messages(messages: Sequence[AnyMessage]) -> tuple[str, tuple[Message, ...]]:
-    """The instructions, which are the system and developer messages at the beginning, and the messages after them.
+    """The instructions, which are the system and developer messages without a name at the beginning, and the messages
+    after them.
 
     The result of a call comes right after it, as the model has seen it in training, also where a message has several
     calls. Raises ApiError for calls without a result, and for results without a call.
@@ -31,9 +33,9 @@ def read_messages(messages: Sequence[AnyMessage]) -> tuple[str, tuple[Message, .
         elif isinstance(message, ToolMessage):
             raise _no_call(at, message)
         elif isinstance(message, UserMessage):
-            turns.append(Message("user", text_of(message.content)))
-        elif turns:
-            turns.append(Message("developer", f"# Instructions\n\n{text_of(message.content)}"))
+            turns.append(Message("user", text_of(message.content), name=message.name))
+        elif turns or message.name is not None:  # the instructions have no author's name
+            turns.append(Message("developer", f"# Instructions\n\n{text_of(message.content)}", name=message.name))
         else:
             instructions.append(text_of(message.content))
         at += 1
@@ -42,9 +44,9 @@ def read_messages(messages: Sequence[AnyMessage]) -> tuple[str, tuple[Message, .
 
 def _results_after(messages: Sequence[AnyMessage], at: int) -> list[ToolMessage]:
     """The messages of tools right after a message."""
-    found = []
-    for message in messages[at + 1 :]:
-        if not isinstance(message, ToolMessage):
+    found: list[ToolMessage] = []
+    for index in range(at + 1, len(messages)):
+        if not isinstance(message := messages[index], ToolMessage):
             break
         found.append(message)
     return found
@@ -57,30 +59,32 @@ def _assistant(at: int, message: AssistantMessage, results: Sequence[ToolMessage
     turns = []
     if reason := message.reasoning_content or message.reasoning:
         turns.append(reasoning(reason))
-    if message.content is not None and (text := text_of(message.content)):
+    # An answer of nothing is written as the model wrote it: an empty message, which ends its turn.
+    if message.content is not None and ((text := text_of(message.content)) or not (turns or calls)):
         turns.append(said(text, before_a_call=bool(calls)))
     if not turns and not calls:
         raise invalid(f"messages[{at}]", "found neither content nor tool_calls, expected one of them")
-    answers = {answer.tool_call_id: text_of(answer.content) for answer in results}
+    outputs = {each.tool_call_id: text_of(each.content) for each in results}
     for each in calls:
-        turns += [call(each.function.name, each.function.arguments), result(each.function.name, answers[each.id])]
-    return turns
+        turns += [call(each.function.name, each.function.arguments), result(each.function.name, outputs[each.id])]
+    return [replace(turn, name=message.name) if turn.role == "assistant" else turn for turn in turns]
 
 
 def _check_ids(at: int, calls: Sequence[str], results: Sequence[ToolMessage]) -> None:
     """Raise ApiError unless each call has one result, and each result one call."""
-    if len(set(calls)) < len(calls):
+    known = set(calls)
+    if len(known) < len(calls):
         raise invalid(f"messages[{at}].tool_calls", "found one id of two calls, expected another id for each")
     answered: set[str] = set()
-    for index, answer in enumerate(results, start=at + 1):
-        if answer.tool_call_id not in calls:
-            raise _no_call(index, answer)
-        if answer.tool_call_id in answered:
+    for index, message in enumerate(results, start=at + 1):
+        if message.tool_call_id not in known:
+            raise _no_call(index, message)
+        if message.tool_call_id in answered:
             raise invalid(
                 f"messages[{index}].tool_call_id",
-                f"found a second result of {answer.tool_call_id}, expected one for each call",
+                f"found a second result of {message.tool_call_id}, expected one for each call",
             )
-        answered.add(answer.tool_call_id)
+        answered.add(message.tool_call_id)
     if missing := [call for call in calls if call not in answered]:
         raise invalid(
             f"messages[{at}].tool_calls",

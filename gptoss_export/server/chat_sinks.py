@@ -7,37 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .completion_facts import CompletionFacts, usage_json
+from .completion_stream import CompletionStream
 from .deltas import Delta, Finish
-from .errors import ApiError
 from .logprobs import logprobs_json
-from .served_model import ServedModel
-from .sinks import Usage
-from .sse import DONE, Reply, error_event, event
+from .sinks import Usage, WholeSink
+from .sse import Reply
 
 _GAP = "\n\n"  # between messages of one kind, which clients see as one text
 
 
-@dataclass(frozen=True)
-class Completion:
-    """What all parts of a response say.
-
-    top_logprobs  None: no log probabilities
-    """
-
-    model: ServedModel
-    id: str
-    created: int
-    top_logprobs: int | None = None
-
-    def head(self, kind: str) -> dict[str, Any]:
-        """The first fields."""
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model.name}
-
-    def logprobs(self, delta: Delta) -> list[dict[str, Any]]:
-        """Those of the tokens of a delta."""
-        if self.top_logprobs is None:
-            return []
-        return logprobs_json(delta.tokens, self.model.token_bytes, self.top_logprobs)
+def _logprobs_of(facts: CompletionFacts, delta: Delta) -> list[dict[str, Any]]:
+    """Those of the tokens of a delta, where they are wanted."""
+    if facts.top_logprobs is None:
+        return []
+    return logprobs_json(delta.tokens, facts.model.token_bytes, facts.top_logprobs)
 
 
 @dataclass
@@ -70,48 +54,33 @@ class _Joined:
         return self.calls[-1]
 
 
-def usage_json(usage: Usage) -> dict[str, Any]:
-    """Tokens of a request, as chat completions and completions have them."""
-    return {
-        "prompt_tokens": usage.prompt,
-        "completion_tokens": usage.generated,
-        "total_tokens": usage.prompt + usage.generated,
-        "prompt_tokens_details": {"cached_tokens": usage.reused},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
-    }
-
-
-class WholeChat:
+class WholeChat(WholeSink):
     """A chat completion in one object."""
 
-    def __init__(self, completion: Completion, answers: int, reply: Reply) -> None:
-        self._completion, self._reply = completion, reply
-        self._joined = [_Joined() for _ in range(answers)]
-        self._logprobs: list[list[dict[str, Any]]] = [[] for _ in range(answers)]
+    def __init__(self, facts: CompletionFacts, answer_count: int, reply: Reply) -> None:
+        self._facts, self._reply = facts, reply
+        self._joined = [_Joined() for _ in range(answer_count)]
+        self._logprobs: list[list[dict[str, Any]]] = [[] for _ in range(answer_count)]
         self._reasons: dict[int, Finish] = {}
 
-    async def deltas(self, answer: int, deltas: Sequence[Delta]) -> None:
+    async def deltas(self, index: int, deltas: Sequence[Delta]) -> None:
         """Keeps them."""
         for delta in deltas:
             if delta.kind == "call":
-                self._joined[answer].call(delta)
+                self._joined[index].call(delta)
             else:
-                self._joined[answer].text(delta)
-            self._logprobs[answer] += self._completion.logprobs(delta)
+                self._joined[index].text(delta)
+            self._logprobs[index] += _logprobs_of(self._facts, delta)
 
-    async def finish(self, answer: int, reason: Finish) -> None:
+    async def finish(self, index: int, reason: Finish) -> None:
         """Keeps it."""
-        self._reasons[answer] = reason
+        self._reasons[index] = reason
 
     async def close(self, usage: Usage) -> None:
         """Sends the object."""
         choices = [self._choice(index) for index in range(len(self._joined))]
-        head = self._completion.head("chat.completion")
+        head = self._facts.head("chat.completion")
         await self._reply.json({**head, "choices": choices, "usage": usage_json(usage)})
-
-    async def fail(self, error: ApiError) -> None:
-        """Never needed: the response begins with its end."""
-        raise error
 
     def _choice(self, index: int) -> dict[str, Any]:
         joined = self._joined[index]
@@ -123,59 +92,48 @@ class WholeChat:
             message |= {"reasoning_content": reasoning, "reasoning": reasoning}
         if joined.calls:
             message["tool_calls"] = joined.calls
-        wanted = self._completion.top_logprobs is not None
+        wanted = self._facts.top_logprobs is not None
         logprobs = {"content": self._logprobs[index], "refusal": None} if wanted else None
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": self._reasons[index]}
 
 
-class ChatChunks:
+class ChatChunks(CompletionStream):
     """A chat completion in chunks."""
 
-    def __init__(self, completion: Completion, answers: int, reply: Reply, usage: bool) -> None:
-        self._completion, self._reply, self._with_usage = completion, reply, usage
-        self._head = completion.head("chat.completion.chunk")
-        self._joined = [_Joined() for _ in range(answers)]
+    def __init__(self, facts: CompletionFacts, answer_count: int, reply: Reply, with_usage: bool) -> None:
+        super().__init__(facts, "chat.completion.chunk", reply, with_usage)
+        self._facts = facts
+        self._joined = [_Joined() for _ in range(answer_count)]
         self._begun: set[int] = set()
 
-    async def deltas(self, answer: int, deltas: Sequence[Delta]) -> None:
+    async def deltas(self, index: int, deltas: Sequence[Delta]) -> None:
         """Sends a chunk for each."""
-        await self._reply.events(self._begin(answer) + b"".join(self._delta(answer, delta) for delta in deltas))
+        await self._reply.events(self._begin(index) + b"".join(self._delta(index, delta) for delta in deltas))
 
-    async def finish(self, answer: int, reason: Finish) -> None:
+    async def finish(self, index: int, reason: Finish) -> None:
         """Sends the last chunk of an answer."""
-        await self._reply.events(self._begin(answer) + self._chunk(answer, {}, reason))
+        await self._reply.events(self._begin(index) + self._chunk(index, {}, reason))
 
-    async def close(self, usage: Usage) -> None:
-        """Ends the stream."""
-        events = b""
-        if self._with_usage:
-            events = event({**self._head, "choices": [], "usage": usage_json(usage)})
-        await self._reply.end(events + DONE)
-
-    async def fail(self, error: ApiError) -> None:
-        """Ends the stream with an error."""
-        await self._reply.end(error_event(error) + DONE)
-
-    def _begin(self, answer: int) -> bytes:
-        if answer in self._begun:
+    def _begin(self, index: int) -> bytes:
+        if index in self._begun:
             return b""
-        self._begun.add(answer)
-        return self._chunk(answer, {"role": "assistant", "content": ""})
+        self._begun.add(index)
+        return self._chunk(index, {"role": "assistant", "content": ""})
 
-    def _delta(self, answer: int, delta: Delta) -> bytes:
-        joined = self._joined[answer]
-        logprobs = self._completion.logprobs(delta)
+    def _delta(self, index: int, delta: Delta) -> bytes:
+        joined = self._joined[index]
+        logprobs = _logprobs_of(self._facts, delta)
         if delta.kind == "call":
-            return self._call(answer, delta)
+            return self._call(index, delta)
         text = joined.text(delta)
         if not text and not logprobs:
             return b""
         if delta.kind == "reasoning":
-            return self._chunk(answer, {"reasoning_content": text, "reasoning": text})
-        return self._chunk(answer, {"content": text}, logprobs=logprobs)
+            return self._chunk(index, {"reasoning_content": text, "reasoning": text})
+        return self._chunk(index, {"content": text}, logprobs=logprobs)
 
-    def _call(self, answer: int, delta: Delta) -> bytes:
-        joined = self._joined[answer]
+    def _call(self, index: int, delta: Delta) -> bytes:
+        joined = self._joined[index]
         call = joined.call(delta)
         function: dict[str, Any] = {"arguments": delta.text}
         part: dict[str, Any] = {"index": len(joined.calls) - 1, "function": function}
@@ -184,16 +142,15 @@ class ChatChunks:
             part |= {"id": call["id"], "type": "function"}
         elif not delta.text:
             return b""
-        return self._chunk(answer, {"tool_calls": [part]})
+        return self._chunk(index, {"tool_calls": [part]})
 
     def _chunk(
-        self, answer: int, delta: dict[str, Any], reason: Finish | None = None, logprobs: Sequence[dict[str, Any]] = ()
+        self, index: int, delta: dict[str, Any], reason: Finish | None = None, logprobs: Sequence[dict[str, Any]] = ()
     ) -> bytes:
         choice = {
-            "index": answer,
+            "index": index,
             "delta": delta,
             "logprobs": {"content": list(logprobs), "refusal": None} if logprobs else None,
             "finish_reason": reason,
         }
-        chunk = {**self._head, "choices": [choice]}
-        return event({**chunk, "usage": None} if self._with_usage else chunk)
+        return self._chunk_of(choice)

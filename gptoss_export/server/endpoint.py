@@ -1,36 +1,43 @@
-"""A path that takes a request in JSON and has an answer generated."""
+"""A path that takes a request in JSON and has answers generated."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from ..errors import UsageError
+from .admission import Admitted
 from .body import read_body
 from .errors import ApiError, invalid
 from .record import Record
 from .recording import note
-from .serving import Serving
+from .serving import Job, Serving, serve_orders
 from .sse import Reply
+from .while_connected import while_connected
+from .worker_threads import READING
 
-Answers = Callable[[Serving, Record, bytes, Reply], Awaitable[None]]
+# Reads the body of a request, in a thread. The job writes to the reply. Raises ApiError and UsageError.
+Handler = Callable[[Serving, bytes, Reply], Job]
 
 
 class Endpoint:
     """An ASGI application for one path. A client that goes away ends its request at once, streamed or not."""
 
-    def __init__(self, serving: Serving, answers: Answers) -> None:
-        self._serving, self._answers = serving, answers
+    def __init__(self, serving: Serving, handler: Handler) -> None:
+        self._serving, self._handler = serving, handler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record, reply = Record.of(scope), Reply(send)
         try:
-            body = await read_body(scope, receive, self._serving.settings)
-            await while_connected(receive, self._answer(record, body, reply), lambda: reply.complete)
+            # Before the body is read: a request that is refused costs no memory and no time.
+            async with self._serving.admission.admitted() as admitted:
+                body = await read_body(scope, receive, admitted, self._serving.settings.max_body)
+                work = self._answer(record, admitted, body, reply)
+                del body  # the work gives it back once it was read
+                await while_connected(receive, work, lambda: reply.complete)
         except ClientDisconnect:
             record.outcome = "disconnected"
         except (ApiError, UsageError) as problem:
@@ -38,31 +45,9 @@ class Endpoint:
             note(record, error)
             await error.response()(scope, receive, send)
 
-    async def _answer(self, record: Record, body: bytes, reply: Reply) -> None:
-        await self._answers(self._serving, record, body, reply)
-
-
-async def while_connected(
-    receive: Receive, work: Coroutine[Any, Any, None], complete: Callable[[], bool] = lambda: False
-) -> None:
-    """Do some work while the client waits for it. complete: whether the response was sent, which looks as if the client
-    had gone away.
-
-    Raises what the work raises, and ClientDisconnect once the client is gone, after the work was cancelled.
-    """
-    working, watching = asyncio.create_task(work), asyncio.create_task(_gone(receive))
-    try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done() and not complete():
-            raise ClientDisconnect
-        await working
-    finally:
-        for task in (working, watching):
-            task.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
-
-
-async def _gone(receive: Receive) -> None:
-    """Wait until the client has gone away, or the response is complete."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    async def _answer(self, record: Record, admitted: Admitted, body: bytes, reply: Reply) -> None:
+        async with admitted.in_time():
+            loop = asyncio.get_running_loop()
+            job = await loop.run_in_executor(READING, self._handler, self._serving, body, reply)
+        del body
+        await serve_orders(self._serving, record, admitted, reply, job)

@@ -7,16 +7,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
+from ..model.sampling_state import MOST_BIASES
 from ..runtime.sampling_params import SamplingParams
+from ..values import shown
 from .errors import invalid
 
 TEXT_ALONE = "this model reads text alone, no images, audio or files"
 _MOST_STOPS, _LONGEST_STOP = 4, 500
+_LONGEST_ID = 10  # digits
+
+Item = TypeVar("Item")
+# A list has the errors of its first wrong item alone: those of a long list, in which all is wrong, would take hundreds
+# of times its memory.
+Listed = Annotated[list[Item], Field(fail_fast=True)]
 
 
 class Fields(BaseModel):
@@ -56,12 +64,15 @@ class TextPart(Fields):
     text: str
 
 
-Part = Annotated[
-    Annotated[TextPart, Tag("<text>")] | Annotated[TextPart, Tag("<text>")],
-    chosen("part", f"expected a part of type text; {TEXT_ALONE}"),
-]
+def _text_part(value: Any) -> Any:
+    if _tag(value) != "<text>":
+        raise PydanticCustomError("part", f"expected a part of type text; {TEXT_ALONE}")
+    return value
+
+
+Part = Annotated[TextPart, BeforeValidator(_text_part)]
 Content = Annotated[
-    Annotated[str, Tag("<str>")] | Annotated[list[Part], Tag("<list>")],
+    Annotated[str, Tag("<str>")] | Annotated[Listed[Part], Tag("<list>")],
     chosen("content", "expected a text, or a list of parts of type text"),
 ]
 
@@ -82,13 +93,16 @@ def _finite(schema: dict[str, Any]) -> dict[str, Any]:
 Schema = Annotated[dict[str, Any], AfterValidator(_finite)]
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 CalledName = Annotated[str, Field(pattern=r"^\S{1,256}$")]  # of a call: a model can call what there is not
+AuthorName = Annotated[str, Field(pattern=r"^[^\s<|\\/>]{1,64}$")]  # as OpenAI's API has it
 FormatName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
 def _stops(value: str | list[str] | None) -> str | list[str] | None:
     stops = [value] if isinstance(value, str) else value or []
     if len(stops) > _MOST_STOPS:
-        raise PydanticCustomError("stops", "found {count}, expected {most} at most", {"count": len(stops), "most": 4})
+        raise PydanticCustomError(
+            "stops", "found {count}, expected {most} at most", {"count": len(stops), "most": _MOST_STOPS}
+        )
     for stop in stops:
         if not 0 < len(stop) <= _LONGEST_STOP:
             raise PydanticCustomError(
@@ -100,7 +114,7 @@ def _stops(value: str | list[str] | None) -> str | list[str] | None:
 
 
 Stops = Annotated[
-    Annotated[str, Tag("<str>")] | Annotated[list[str], Tag("<list>")],
+    Annotated[str, Tag("<str>")] | Annotated[Listed[str], Tag("<list>")],
     chosen("stop_kind", "expected a text, or a list of texts"),
 ]
 CheckedStops = Annotated[Stops | None, AfterValidator(_stops)]
@@ -114,8 +128,13 @@ def listed_stops(given: str | list[str] | None) -> tuple[str, ...]:
 class StreamOptions(Fields):
     """`include_obfuscation` would hide the length of events from who watches the network. It is not done."""
 
-    include_usage: bool | None = None
     include_obfuscation: bool | None = None
+
+
+class CompletionStreamOptions(StreamOptions):
+    """Those of completions. A stream of /v1/responses always ends with the tokens of the request."""
+
+    include_usage: bool | None = None
 
 
 def check_stream_options(stream: bool | None, options: StreamOptions | None) -> None:
@@ -137,7 +156,7 @@ class IgnoredFields(Fields):
 
 
 class SamplingFields(Fields):
-    """How tokens are chosen. top_k, min_p and repetition_penalty are no fields of OpenAI's."""
+    """How tokens are chosen. OpenAI's API has no top_k, min_p and repetition_penalty."""
 
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -146,20 +165,31 @@ class SamplingFields(Fields):
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
 
 
+def _token_keys(biases: dict[str, float]) -> dict[str, float]:
+    for key in biases:
+        if not (key.isascii() and key.isdecimal() and len(key) <= _LONGEST_ID):
+            raise PydanticCustomError(
+                "token_key", 'found the key {key}, expected the id of a token, such as "42"', {"key": shown(key)}
+            )
+    return biases
+
+
+Biases = Annotated[
+    dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MOST_BIASES), AfterValidator(_token_keys)
+]
+
+
 class PenaltyFields(SamplingFields):
-    """How tokens are chosen, with what OpenAI's requests for completions have besides."""
+    """How tokens are chosen: the fields that chat completions and completions have, and responses do not."""
 
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Biases | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
 
 
 def sampling_params(fields: SamplingFields, seed: int, top_logprobs: int) -> SamplingParams:
-    """What a request's fields say. Without a temperature it is 1, as in OpenAI's API.
-
-    Raises RunError where they are out of range, such as a bias that is not by a token id.
-    """
+    """What a request's fields say. Without a temperature it is 1, as in OpenAI's API."""
     penalties = fields if isinstance(fields, PenaltyFields) else PenaltyFields()
     return SamplingParams(
         temperature=_or(fields.temperature, 1.0),

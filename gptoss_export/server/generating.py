@@ -11,40 +11,23 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from ..runtime.engine import EngineStats
+from ..runtime.checked_tokens import CheckedTokens
 from ..runtime.generation import Token
-from ..runtime.request_handle import RequestHandle
 from ..runtime.sampling_params import SamplingParams
+from .engine_health import WatchedEngine
 
 Allowed = Callable[[Sequence[int]], bytes]
 
 
-class AnswersRequests(Protocol):
-    """What a server needs of an engine. Engine's docstrings say the rest."""
-
-    def submit(
-        self,
-        prompt: Sequence[int],
-        max_new_tokens: int = ...,
-        sampling: SamplingParams | None = ...,
-        stop_tokens: Sequence[int] | None = ...,
-        *,
-        on_token: Callable[[Token], object] | None = ...,
-        allowed: Allowed | None = ...,
-    ) -> RequestHandle:
-        """Ask for the continuation of a prompt."""
-
-    def stats(self) -> EngineStats:
-        """Counts of requests, tokens and pages."""
-
-
 @dataclass(frozen=True)
 class Order:
-    """What the engine gets for one answer. `allowed` is that of Engine.submit; it keeps state of one answer."""
+    """What the engine gets for one answer. Orders of one prompt share it.
 
-    prompt: Sequence[int]
+    allowed  as Engine.submit has it. It keeps state of one answer
+    """
+
+    prompt: CheckedTokens
     max_new_tokens: int
     sampling: SamplingParams
     stop_tokens: tuple[int, ...]
@@ -55,19 +38,20 @@ class Order:
 class Arrived:
     """Tokens of an answer that have come since the last ones, each with the time at which it came (perf_counter).
 
+    index   of the answer among those of its request
     finish  why the answer has ended, as Generation has it; None while it goes on
     """
 
-    answer: int
+    index: int
     tokens: list[Token]
     times: list[float]
     finish: str | None = None
 
 
-class Answer:
+class RunningAnswer:
     """One answer that the engine generates."""
 
-    def __init__(self, engine: AnswersRequests, index: int, order: Order) -> None:
+    def __init__(self, engine: WatchedEngine, index: int, order: Order) -> None:
         self.index = index
         self._times: deque[float] = deque()
         self._come = self._taken = 0
@@ -109,7 +93,7 @@ class Answer:
         self._come += 1
 
 
-async def arrivals(answers: Sequence[Answer]) -> AsyncGenerator[Arrived, None]:
+async def arrivals(answers: Sequence[RunningAnswer]) -> AsyncGenerator[Arrived, None]:
     """The tokens of all answers as they come, each answer's end once. Raises the error of the first that fails."""
     if len(answers) == 1:
         while (arrived := await answers[0].take()).finish is None:

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from ..runtime.engine import EngineStats
 from .admission import Admission
 
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # of `Metrics.text`, as a response
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
 
 
@@ -27,7 +28,7 @@ class _EngineFigures(Collector):
         for name, what, gauge in (
             ("gptoss_requests_running", "Answers that are generated", stats.running),
             ("gptoss_requests_waiting", "Answers that wait for a slot or for memory of the KV cache", stats.waiting),
-            ("gptoss_requests_admitted", "Answers that run, wait, or are being sent", self.admission.running),
+            ("gptoss_requests_admitted", "Answers of requests that were let in", self.admission.running),
             ("gptoss_kv_pages", "Pages of the KV cache; 0 where it has no pages", stats.pages),
             ("gptoss_kv_pages_used", "Pages of the KV cache that sequences hold", stats.held_pages),
             ("gptoss_draining", "1 while the server ends", int(self.admission.draining)),

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 from fastapi import FastAPI
 
 from ..errors import UsageError
 from .admission import Admission
+from .connection import KEEP_ALIVE_SECONDS, Connection
+from .worker_threads import READING
 
 _BACKLOG = 2048
 _CLOSE_SECONDS = 2  # for the last bytes of responses to clients, once all requests have ended
-_KEEP_ALIVE_SECONDS = 60  # longer than clients keep an idle connection, so that none meets one that is being closed
 _SWITCH_SECONDS = 0.0001
 
 
@@ -102,13 +105,14 @@ def make_server(app: FastAPI, admission: Admission, drain_seconds: float, ready:
     """A server of an application. `ready` is called once it listens."""
     config = uvicorn.Config(
         app,
+        http=Connection,
         backlog=_BACKLOG,
         log_config=None,
         log_level="warning",
         access_log=False,
         server_header=False,
         lifespan="off",
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_CLOSE_SECONDS,
     )
     return DrainingServer(config, admission, drain_seconds, ready)
@@ -122,6 +126,15 @@ def run(server: DrainingServer, bound: socket.socket) -> int:
     if server.complete or not server.signals:
         return 0
     return 128 + signal.Signals(server.signals[-1])
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with an exit code. A thread that still reads a request is not waited for."""
+    if READING.busy:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # Python's own end would abort the process from a thread that is in tokenizers (before 0.23)
+    sys.exit(code)
 
 
 def share_the_lock() -> None:

@@ -37,14 +37,14 @@ class Record:
     def arrived(self, arrived: Arrived, metrics: Metrics) -> None:
         """Tokens of an answer came."""
         for at in arrived.times:
-            last = self._last.get(arrived.answer)
+            last = self._last.get(arrived.index)
             if last is None:
                 metrics.first_token(at - self.start)
                 if self.first_token_s is None:
                     self.first_token_s = at - self.start
             else:
                 metrics.between_tokens(at - last)
-            self._last[arrived.answer] = at
+            self._last[arrived.index] = at
         self.generated_tokens += len(arrived.tokens)
         metrics.tokens(len(arrived.tokens))
 

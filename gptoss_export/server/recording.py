@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .admission import Admission
 from .errors import ApiError, internal
 from .log import Log
 from .metrics import Metrics
 from .record import Record
+from .route_path import route_path
 
 LOGGER = logging.getLogger(__name__)
 _QUIET = ("/health", "/metrics", "/", "/page")  # asked again and again: logged only where they fail
@@ -21,24 +24,31 @@ _PATHS = {"/v1/chat/completions", "/v1/completions", "/v1/responses", _MODELS, *
 class Recording:
     """A layer around the server's application."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, log: Log | None) -> None:
-        self._app, self._metrics, self._log = app, metrics, log
+    def __init__(self, app: ASGIApp, metrics: Metrics, admission: Admission, log: Log | None) -> None:
+        self._app, self._metrics, self._admission, self._log = app, metrics, admission, log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = Record(_path(scope["path"]))
+        record = Record(_path(route_path(scope)))
         record.keep(scope)
+        complete = False
 
         async def recorded(message: Message) -> None:
+            nonlocal complete
             if message["type"] == "http.response.start":
                 record.status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", record.id.encode())]
             await send(message)
+            complete = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         try:
             await self._app(scope, receive, recorded)
+        except asyncio.CancelledError:  # a replica's client has gone away, or uvicorn ends what is left
+            if not complete and record.outcome == "ok":
+                record.outcome = "ended" if self._admission.draining else "disconnected"
+            raise
         except Exception as error:
             record.outcome, record.error = "failed", type(error).__name__
             LOGGER.exception("%s failed", record.id)

@@ -8,16 +8,18 @@ from pydantic import Field, Tag
 
 from ..harmony.messages import Effort
 from .fields import (
+    AuthorName,
     CalledName,
     CheckedStops,
+    CompletionStreamOptions,
     Content,
     Fields,
     FormatName,
     FunctionName,
     IgnoredFields,
+    Listed,
     PenaltyFields,
     Schema,
-    StreamOptions,
     chosen,
 )
 
@@ -44,6 +46,7 @@ class SystemMessage(Fields):
 
     role: Literal["system", "developer"]
     content: Content
+    name: AuthorName | None = None
 
 
 class UserMessage(Fields):
@@ -51,6 +54,7 @@ class UserMessage(Fields):
 
     role: Literal["user"]
     content: Content
+    name: AuthorName | None = None
 
 
 class AssistantMessage(Fields):
@@ -59,9 +63,10 @@ class AssistantMessage(Fields):
 
     role: Literal["assistant"]
     content: Content | None = None
+    name: AuthorName | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Listed[ToolCall] | None = None
     refusal: None = None
     annotations: list[Any] | None = Field(default=None, max_length=0)
     audio: None = None
@@ -166,17 +171,18 @@ class ChatRequest(IgnoredFields, PenaltyFields):
         "functions": "use tools",
         "function_call": "use tool_choice",
         "store": "nothing is stored here",
-        "verbosity": "say so in a message",
+        "verbosity": "say in a message how long the answer should be",
         "modalities": "this model writes text alone",
     }
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1)]
-    tools: list[FunctionTool] | None = None
+    messages: Annotated[Listed[Message], Field(min_length=1)]
+    tools: Listed[FunctionTool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     reasoning_effort: Effort | None = None
+    verbosity: Literal["medium"] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     stop: CheckedStops = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -184,5 +190,5 @@ class ChatRequest(IgnoredFields, PenaltyFields):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    modalities: list[Literal["text"]] | None = None
+    stream_options: CompletionStreamOptions | None = None
+    modalities: Listed[Literal["text"]] | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from .fields import CheckedStops, IgnoredFields, PenaltyFields, StreamOptions
+from .fields import CheckedStops, CompletionStreamOptions, IgnoredFields, Listed, PenaltyFields
 
 _MOST_PROMPTS = 128
 
@@ -23,12 +23,12 @@ def _kind(value: object) -> str | None:
     return "<tokens>" if isinstance(first, int) else "<lists of tokens>" if isinstance(first, list) else None
 
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+TokenIds = Annotated[Listed[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 Prompt = Annotated[
     Annotated[str, Tag("<text>")]
-    | Annotated[list[str], Tag("<texts>"), Field(max_length=_MOST_PROMPTS)]
+    | Annotated[Listed[str], Tag("<texts>"), Field(max_length=_MOST_PROMPTS)]
     | Annotated[TokenIds, Tag("<tokens>")]
-    | Annotated[list[TokenIds], Tag("<lists of tokens>"), Field(max_length=_MOST_PROMPTS)],
+    | Annotated[Listed[TokenIds], Tag("<lists of tokens>"), Field(max_length=_MOST_PROMPTS)],
     Discriminator(
         _kind,
         custom_error_type="prompt",
@@ -56,4 +56,4 @@ class CompletionRequest(IgnoredFields, PenaltyFields):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: CompletionStreamOptions | None = None

@@ -14,6 +14,7 @@ from .fields import (
     FormatName,
     FunctionName,
     IgnoredFields,
+    Listed,
     SamplingFields,
     Schema,
     StreamOptions,
@@ -48,7 +49,7 @@ InputPart = Annotated[
     chosen("part", f"expected a part of type input_text or output_text; {TEXT_ALONE}"),
 ]
 InputContent = Annotated[
-    Annotated[str, Tag("<str>")] | Annotated[list[InputPart], Tag("<list>")],
+    Annotated[str, Tag("<str>")] | Annotated[Listed[InputPart], Tag("<list>")],
     chosen("content", "expected a text, or a list of parts"),
 ]
 
@@ -97,8 +98,8 @@ class ReasoningItem(Fields):
 
     type: Literal["reasoning"]
     id: str | None = None
-    summary: list[ReasoningText] | None = None
-    content: list[ReasoningText] | None = None
+    summary: Listed[ReasoningText] | None = None
+    content: Listed[ReasoningText] | None = None
     encrypted_content: None = None
     status: Status | None = None
 
@@ -115,7 +116,7 @@ Item = Annotated[
     chosen("item", "expected an item of the type message, function_call, function_call_output or reasoning"),
 ]
 Input = Annotated[
-    Annotated[str, Tag("<str>")] | Annotated[list[Item], Tag("<list>"), Field(min_length=1)],
+    Annotated[str, Tag("<str>")] | Annotated[Listed[Item], Tag("<list>"), Field(min_length=1)],
     chosen("input", "expected a text, or a list of items"),
 ]
 
@@ -186,21 +187,21 @@ class ResponseRequest(IgnoredFields, SamplingFields):
         "background": "leave it out",
         "truncation": "shorten the input yourself",
         "tools": "functions are the only tools here",
-        "text.verbosity": "say so in instructions",
+        "text.verbosity": "say in instructions how long the answer should be",
         "include": "nothing else can be included",
     }
 
     model: str
     input: Input
     instructions: str | None = None
-    tools: list[ResponseTool] | None = None
+    tools: Listed[ResponseTool] | None = None
     tool_choice: ResponseToolChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
     text: TextConfig | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
+    include: Listed[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     background: Literal[False] | None = None

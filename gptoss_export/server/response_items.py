@@ -1,4 +1,4 @@
-"""The items of a response's request to a conversation."""
+"""Makes a conversation of the items of a response's request."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read_items(given: str | Sequence[AnyItem]) -> tuple[str, tuple[Message, ...]
         if isinstance(item, InputMessage):
             text = _text(item.content)
             if item.role not in ("system", "developer"):
-                turns.append(_message(item, text, given[at + 1 :]))
+                turns.append(_message(item, text, given[at + 1] if at + 1 < len(given) else None))
             elif turns:
                 turns.append(Message("developer", f"# Instructions\n\n{text}"))
             else:
@@ -72,11 +72,11 @@ def _outputs(items: Sequence[AnyItem]) -> dict[str, FunctionOutputItem]:
     return found
 
 
-def _message(item: InputMessage, text: str, later: Sequence[AnyItem]) -> Message:
+def _message(item: InputMessage, text: str, following: AnyItem | None) -> Message:
     if item.role == "user":
         return Message("user", text)
     # Without a phase, a message right before a call is what the model said about it.
-    before_a_call = bool(later) and isinstance(later[0], FunctionCallItem)
+    before_a_call = isinstance(following, FunctionCallItem)
     return said(text, item.phase == "commentary" if item.phase is not None else before_a_call)
 
 

@@ -10,13 +10,13 @@ from .errors import ApiError
 from .logprobs import logprobs_json
 from .response_object import ResponseFacts
 from .response_output import Event, ResponseOutput
-from .sinks import Usage
+from .sinks import Usage, WholeSink
 from .sse import Reply, event
 
 _Status = Literal["completed", "incomplete"]
 
 
-class WholeResponse:
+class WholeResponse(WholeSink):
     """A response in one object. top_logprobs: None: no log probabilities."""
 
     def __init__(self, facts: ResponseFacts, top_logprobs: int | None, reply: Reply) -> None:
@@ -24,22 +24,18 @@ class WholeResponse:
         self._output = ResponseOutput()
         self._status: _Status = "completed"
 
-    async def deltas(self, answer: int, deltas: Sequence[Delta]) -> None:
+    async def deltas(self, index: int, deltas: Sequence[Delta]) -> None:
         """Keeps them."""
         for delta in deltas:
             self._push(delta)
 
-    async def finish(self, answer: int, reason: Finish) -> None:
+    async def finish(self, index: int, reason: Finish) -> None:
         """Keeps it."""
         self._status = "incomplete" if reason == "length" else "completed"
 
     async def close(self, usage: Usage) -> None:
         """Sends the object."""
         await self._reply.json(self._facts.to_json(self._status, self._output.items, usage))
-
-    async def fail(self, error: ApiError) -> None:
-        """Never needed: the response begins with its end."""
-        raise error
 
     def _push(self, delta: Delta) -> list[Event]:
         logprobs: list[dict[str, Any]] = []
@@ -55,7 +51,7 @@ class ResponseEvents(WholeResponse):
         super().__init__(facts, top_logprobs, reply)
         self._number = 0
 
-    async def deltas(self, answer: int, deltas: Sequence[Delta]) -> None:
+    async def deltas(self, index: int, deltas: Sequence[Delta]) -> None:
         """Sends events."""
         events = self._begin()
         for delta in deltas:
@@ -69,8 +65,9 @@ class ResponseEvents(WholeResponse):
 
     async def fail(self, error: ApiError) -> None:
         """Ends the stream with an error."""
-        # Of OpenAI's codes of a failed response, two can be meant.
-        code = "rate_limit_exceeded" if error.status == 429 else "server_error"
+        # Of OpenAI's codes of a failed response, three can be meant.
+        clients = "rate_limit_exceeded" if error.status == 429 else "invalid_prompt"
+        code = clients if error.status < 500 else "server_error"
         failed = self._facts.to_json("failed", self._output.items, error={"code": code, "message": error.message})
         events = self._event(error.event()) + self._event({"type": "response.failed", "response": failed})
         await self._reply.end(self._begin() + events)

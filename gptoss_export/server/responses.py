@@ -3,7 +3,6 @@ can answer the next request of a conversation, which brings all of its items."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 
@@ -11,31 +10,30 @@ from ..harmony.messages import Conversation, FunctionTool
 from ..structure.formats import CallableTool, Format, JsonObject, JsonSchema
 from .fields import check_stream_options
 from .generating import Order
-from .ordering import Sampling, Wanted, chosen_function, orders
+from .ordering import Sampling, Wanted, chosen_function, format_param, orders
 from .readers import ConversationReader
-from .record import Record
 from .requests_chat import ObjectFormat
 from .requests_responses import ResponseRequest, SchemaTextFormat
 from .response_items import read_items
 from .response_object import ResponseFacts
 from .response_sinks import ResponseEvents, WholeResponse
 from .served_model import ServedModel
-from .serving import Serving, answer
+from .serving import Job, Serving
 from .settings import ServerSettings
 from .sse import Reply
 from .turns import format_section, joined
 from .validation import parse
 
 
-async def respond(serving: Serving, record: Record, body: bytes, reply: Reply) -> None:
-    """Answer a request for a response."""
+def respond(serving: Serving, body: bytes, reply: Reply) -> Job:
+    """What a request for a response asks for. Raises as `read_request`."""
     model = serving.model
-    asked, given = await asyncio.to_thread(read_request, model, serving.settings, body)
-    top = _top_logprobs(asked)
+    asked, given = read_request(model, serving.settings, body)
+    top, final = _top_logprobs(asked), _format(asked)
     facts = ResponseFacts(model, asked, f"resp_{uuid.uuid4().hex}", int(time.time()))
-    readers = [ConversationReader(model.tokenizer, (), top is not None, _format(asked) is not None)]
-    kind = ResponseEvents if asked.stream else WholeResponse
-    await answer(serving, record, reply, given, readers, kind(facts, top, reply))
+    readers = [ConversationReader(model.tokenizer, (), top is not None, one_value=final is not None)]
+    sink = ResponseEvents(facts, top, reply) if asked.stream else WholeResponse(facts, top, reply)
+    return Job(given, readers, sink, format_param("text.format", final, _callable(asked)))
 
 
 def read_request(model: ServedModel, settings: ServerSettings, body: bytes) -> tuple[ResponseRequest, list[Order]]:
@@ -69,10 +67,14 @@ def read_request(model: ServedModel, settings: ServerSettings, body: bytes) -> t
         model.new_tokens(asked.max_output_tokens, settings.max_new_tokens, "max_output_tokens"),
         "input",
         _format(asked),
-        tuple(CallableTool(tool.name, tool.parameters, bool(tool.strict)) for tool in tools),
+        _callable(asked),
         choice,
     )
     return asked, orders(model, wanted)
+
+
+def _callable(asked: ResponseRequest) -> tuple[CallableTool, ...]:
+    return tuple(CallableTool(tool.name, tool.parameters, bool(tool.strict)) for tool in asked.tools or ())
 
 
 def _format(asked: ResponseRequest) -> Format | None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from ..harmony.vocabulary import HarmonyTokenizer
 from ..structure.structures import Structures
+from .engine_health import WatchedEngine
 from .errors import ApiError, invalid
-from .generating import AnswersRequests
 from .token_bytes import TokenBytes
 
 
@@ -25,10 +24,11 @@ class ServedModel:
     stop_tokens  of the artifact; those of the chat format end a conversation's answer too
     created      seconds since 1970
     today        the day that the model is told
+    token_bytes  the bytes of tokens
     """
 
     name: str
-    engine: AnswersRequests
+    engine: WatchedEngine
     tokenizer: HarmonyTokenizer
     structures: Structures
     context: int
@@ -36,11 +36,11 @@ class ServedModel:
     stop_tokens: tuple[int, ...]
     created: int = field(default_factory=lambda: int(time.time()))
     today: Callable[[], datetime.date] = datetime.date.today
+    token_bytes: TokenBytes = field(init=False)
 
-    @cached_property
-    def token_bytes(self) -> TokenBytes:
-        """The bytes of tokens."""
-        return TokenBytes(self.tokenizer)
+    def __post_init__(self) -> None:
+        # Now, and not for the first request: other threads hardly run meanwhile.
+        object.__setattr__(self, "token_bytes", TokenBytes(self.tokenizer))
 
     @property
     def answer_stops(self) -> tuple[int, ...]:
@@ -55,6 +55,19 @@ class ServedModel:
                 f"model: found {name!r}, expected {self.name!r}, the one model of this server",
                 param="model",
                 code="model_not_found",
+            )
+
+    def check_bytes(self, texts: Iterable[str], param: str) -> None:
+        """Raise ApiError for texts that cannot fit into the context, whatever their tokens are. Making millions of
+        tokens would take seconds."""
+        size = sum(len(text.encode()) for text in texts)
+        least = -(-size // self.token_bytes.longest)
+        if least >= self.context:
+            raise invalid(
+                param,
+                f"found {size} bytes, which are {least} tokens or more, expected fewer than {self.context}, the "
+                "model's context for a prompt and its answer; send less",
+                "context_length_exceeded",
             )
 
     def check_room(self, prompt_tokens: int, param: str) -> None:

@@ -12,9 +12,9 @@ LOCALHOST = ("localhost", "127.0.0.1", "[::1]")
 class ServerSettings:
     """How a server treats its clients.
 
-    api_keys         a request of /v1 and /metrics must bring one of them; none: it needs no key
-    max_new_tokens   most tokens of an answer, and as many as an answer can have that asks for no number; None: as many
-                     as the context has room for
+    api_keys         a request must bring one of them, unless it is for /health or the page; none: it needs no key
+    max_new_tokens   most tokens of an answer, whether its request asks for a number or not; None: as many as the
+                     context has room for
     max_requests     answers that are generated or wait at a time, each of `n` counted; more get 429
     max_body         bytes of a request's body; more get 413
     queue_seconds    how long a request waits for its first token; then it gets 503
@@ -35,24 +35,22 @@ class ServerSettings:
     origins: tuple[str, ...] = ()
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address that a server listens at."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches a server that is bound to an IP address."""
+    found = ipaddress.ip_address(address)
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (mapped or found).is_loopback
 
 
-def hosts_of(host: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
-    """The `hosts` of a server that listens at `host`, where the operator allows some more names.
+def hosts_of(host: str, address: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    """The `hosts` of a server that was told to listen at `host` and is bound to the IP address `address`, where the
+    operator allows some more names.
 
     A web page can give its own name the address of this machine (DNS rebinding). Its requests then look to the browser
     as if they went to the page's own server, and their Host header has the page's name. So a server that only this
     machine reaches takes only names of this machine. One that others reach can have any name, unless some are given.
     """
-    if is_loopback(host):
-        own = f"[{host}]" if ":" in host else host
-        return tuple(dict.fromkeys((*LOCALHOST, own.lower(), *(name.lower() for name in allowed))))
-    return tuple(name.lower() for name in allowed)
+    if is_loopback(address):
+        own = [f"[{name}]" if ":" in name else name for name in (host, address)]
+        allowed = (*LOCALHOST, *own, *allowed)
+    return tuple(dict.fromkeys(name.lower() for name in allowed))

@@ -27,10 +27,10 @@ class Usage:
 class Sink(Protocol):
     """Writes the response of one request."""
 
-    async def deltas(self, answer: int, deltas: Sequence[Delta]) -> None:
-        """What new tokens add to an answer."""
+    async def deltas(self, index: int, deltas: Sequence[Delta]) -> None:
+        """What new tokens add to an answer. index: of the answer, among those of the request."""
 
-    async def finish(self, answer: int, reason: Finish) -> None:
+    async def finish(self, index: int, reason: Finish) -> None:
         """An answer has ended."""
 
     async def close(self, usage: Usage) -> None:
@@ -38,3 +38,10 @@ class Sink(Protocol):
 
     async def fail(self, error: ApiError) -> None:
         """The response has begun, and cannot go on."""
+
+
+class WholeSink:
+    """What sinks share that send the response in one piece."""
+
+    async def fail(self, error: ApiError) -> None:
+        """Adds nothing: where the response has begun, all of it was sent."""

@@ -13,7 +13,7 @@ from ..runtime.runner import Runner
 from ..structure.structures import Structures
 from .admission import Admission
 from .app import make_app
-from .generating import AnswersRequests
+from .engine_health import LONGEST_STEPS, WatchedEngine
 from .log import Log
 from .process import make_server, run
 from .served_model import ServedModel
@@ -43,12 +43,12 @@ class Prepared:
             structures.prepare()
         return cls(runner, tokenizer, structures)
 
-    def served(self, engine: AnswersRequests, name: str) -> ServedModel:
-        """The model as a server offers it."""
+    def served(self, engine: Engine, name: str, longest_step: float | None = None) -> ServedModel:
+        """The model as a server offers it. longest_step: as WatchedEngine has it; None: that of the device."""
         manifest = self.runner.manifest
         return ServedModel(
             name=name,
-            engine=engine,
+            engine=WatchedEngine(engine, LONGEST_STEPS[manifest.device] if longest_step is None else longest_step),
             tokenizer=self.tokenizer,
             structures=self.structures,
             context=self.runner.slots.max_context,
@@ -70,7 +70,7 @@ def serve(
     ready  is called once clients are answered
     """
     admission = Admission(settings)
-    with Engine(prepared.runner, most_waiting=settings.max_requests) as engine:
+    with Engine(prepared.runner, most_waiting=settings.max_requests + 1) as engine:  # one of a health check
         warm_up(engine)
         app = make_app(prepared.served(engine, name), settings, log, admission)
         return run(make_server(app, admission, settings.drain_seconds, ready), bound)

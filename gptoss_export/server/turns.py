@@ -6,21 +6,18 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..harmony.messages import Message
-
-FUNCTIONS = "functions."
-_TO_USER = (None, "user", "all", "assistant")
+from ..harmony.messages import FUNCTIONS, Message, is_call
 
 
 def recipient_of(name: str) -> str:
     """Who a call of a function is for. A model that calls what is no function of the developer's, such as
     "browser.search", names it whole."""
-    return name if "." in name else FUNCTIONS + name
+    return name if "." in name else f"{FUNCTIONS}.{name}"
 
 
 def function_of(recipient: str | None) -> str | None:
     """The function that a message of the model calls; None for a message to the user."""
-    return None if recipient is None or recipient in _TO_USER else recipient.removeprefix(FUNCTIONS)
+    return recipient.removeprefix(f"{FUNCTIONS}.") if recipient is not None and is_call(recipient) else None
 
 
 def call(name: str, arguments: str) -> Message:

@@ -1,4 +1,4 @@
-"""A body in JSON to the fields of a request, or one error that names everything that is wrong with it."""
+"""Reads the body of a request: from JSON to fields, or one error that names what is wrong."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ _WORDS = {  # of pydantic -> ours
     "too_short": "expected {min_length} or more items",
     "too_long": "expected {max_length} items at most",
 }
-_WITHOUT_VALUE = {"extra_forbidden", "missing", "stop", "stops", "schema"}
+_WITHOUT_VALUE = {"extra_forbidden", "missing", "stop", "stops", "schema", "token_key"}
+_MOST_ERRORS = 1000  # that are looked at: describing one takes about a kilobyte
+_LONGEST_STEP = 80  # characters of a field's name in an error
 
 
 def parse(model: type[Asked], body: bytes) -> Asked:
@@ -48,6 +50,11 @@ def parse(model: type[Asked], body: bytes) -> Asked:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
+        if (count := error.error_count()) > _MOST_ERRORS:
+            raise invalid(
+                None,
+                f"the body: found {count} errors, such as fields that are not known; send those of OpenAI's API",
+            ) from None
         raise _told(model, error.errors(include_url=False, include_context=True)) from None
 
 
@@ -78,6 +85,7 @@ def path(loc: tuple[int | str, ...]) -> str:
         if isinstance(step, int):
             text += f"[{step}]"
         elif not step.startswith("<"):
+            step = step if len(step) <= _LONGEST_STEP else f"{step[:_LONGEST_STEP]}..."
             text += f".{step}" if text else step
     return text
 

@@ -52,7 +52,9 @@ class Text:
     def encode(self, text: str) -> list[int]:
         """The tokens of a text. Raises UsageError for one that is no token of the model, too."""
         with self._quiet(), _reports_failures(f"{self._name}: cannot make tokens of this text"):
-            tokens: list[int] = self._tokenizer.encode(text).ids
+            # `encode` holds Python's lock: no other thread would run, for seconds where the text is long.
+            (encoding,) = self._tokenizer.encode_batch_fast([text])
+            tokens: list[int] = encoding.ids
         size = self._vocab_size
         if size is not None and (wrong := [token for token in tokens if token >= size]):
             raise UsageError(

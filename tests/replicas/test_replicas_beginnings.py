@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gptoss_export.replicas import beginnings as module
 from gptoss_export.replicas.beginnings import beginnings
 
 TURN = {"role": "user", "content": "What is the answer to this question? " * 20}
@@ -98,6 +99,32 @@ def test_a_long_prompt_has_few() -> None:
 )
 def test_what_is_no_request_has_none(body: bytes) -> None:
     assert beginnings(body) == ()
+
+
+@pytest.mark.parametrize("parts", [(b"[", b"]", b""), (b'{"a":', b"}", b"1")], ids=["lists", "objects"])
+def test_deep_nesting(parts: tuple[bytes, bytes, bytes]) -> None:
+    """At some depths it can be read and not be written again."""
+    begin, end, middle = parts
+    for depth in range(700, 1010):
+        beginnings(b'{"prompt": ' + begin * depth + middle + end * depth + b"}")
+
+
+def test_what_no_context_holds_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text after about a context's worth of characters is not looked at, in however many messages it comes."""
+    hashes = of(prompt="word " * 700_000)
+    assert 450_000 < hashes[-1][0] < 550_000
+    assert of(prompt="word " * 300_000) == hashes
+    messages = [{"role": "user", "content": "x"}] * 100_000
+    seen = 0
+
+    def counted(value: Any) -> str:
+        nonlocal seen
+        seen += 1
+        return json.dumps(value)
+
+    monkeypatch.setattr(module, "_text", counted)
+    assert 450_000 < of(messages=messages)[-1][0] < 550_000
+    assert seen < 20_000
 
 
 def test_half_a_surrogate_is_text() -> None:

@@ -192,8 +192,7 @@ def test_a_replica_that_is_killed_is_replaced(cluster: LiveReplicas) -> None:
     assert {each.text for each in ended if each.error is None} == {answer(100)}
     after = cluster.figures()
     lost, again = (
-        after[name, ""] - before[name, ""]
-        for name in ("gptoss_ingress_lost_total", "gptoss_ingress_asked_again_total")
+        after[name, ""] - before[name, ""] for name in ("gptoss_ingress_lost_total", "gptoss_ingress_asked_again_total")
     )
     assert lost == len(errors)
     assert again >= 1, "no request of that replica waited"

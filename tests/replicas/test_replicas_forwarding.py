@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentResponseGenerator
 
+from gptoss_export.replicas import forwarding
 from gptoss_export.replicas.calls import ALIVE, Call, Part
 from gptoss_export.replicas.forwarding import Forwarding
 from gptoss_export.replicas.ingress_figures import IngressFigures
@@ -118,11 +120,11 @@ def forwarded(*scripts: Sequence[Step], call: Call = CHAT, **seconds: float) -> 
         admission = Admission(settings)
         figures = IngressFigures(admission)
         options = ReplicaOptions(Path("artifact"), "m", settings=settings, patience=patience)
-        forwarding = Forwarding(replicas, options, admission, figures)  # type: ignore[arg-type]
+        forwarding = Forwarding(replicas, options, figures)  # type: ignore[arg-type]
         error = None
         try:
-            async with asyncio.timeout(20):
-                await forwarding.forward(call, send)
+            async with asyncio.timeout(20), admission.admitted() as admitted:
+                await forwarding.forward(call, send, admitted)
         except ApiError as raised:
             error = raised
         assert admission.running == 0
@@ -238,6 +240,36 @@ def test_a_request_has_an_end() -> None:
     assert b'"code":"timeout"' in found.body
 
 
+def test_the_beginning_of_a_prompt_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other requests go on while a long body is looked at."""
+    known = ((256, b"digest"),)
+    turns = 0
+
+    def slow(body: bytes) -> tuple[tuple[int, bytes], ...]:
+        before = turns
+        time.sleep(0.5)
+        assert turns > before + 5
+        return known
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0.01)
+            turns += 1
+
+    real = Forwarding.forward
+
+    async def beside_another(self: Forwarding, *arguments: Any) -> None:
+        task = asyncio.create_task(other())
+        await real(self, *arguments)
+        task.cancel()
+
+    monkeypatch.setattr(forwarding, "beginnings", slow)
+    monkeypatch.setattr(Forwarding, "forward", beside_another)
+    found = forwarded([TAKEN, Part(200, JSON, b"{}", True)])
+    assert found.replicas.calls[0].beginnings == known
+
+
 def test_a_replica_with_a_bug() -> None:
     error = RayTaskError("answer", "traceback", ValueError("a secret"))
     found = forwarded([TAKEN, error])
@@ -256,12 +288,13 @@ def test_a_client_that_goes_away_ends_its_request() -> None:
     async def run(settings: ServerSettings = ServerSettings()) -> None:  # noqa: B008
         admission = Admission(settings)
         options = ReplicaOptions(Path("artifact"), "m")
-        forwarding = Forwarding(replicas, options, admission, IngressFigures(admission))  # type: ignore[arg-type]
-        task = asyncio.create_task(forwarding.forward(CHAT, send))
-        await begun.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        forwarding = Forwarding(replicas, options, IngressFigures(admission))  # type: ignore[arg-type]
+        async with admission.admitted() as admitted:
+            task = asyncio.create_task(forwarding.forward(CHAT, send, admitted))
+            await begun.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
         assert replicas.responses[0].was_cancelled
         assert admission.running == 0
 

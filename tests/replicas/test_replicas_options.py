@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import runpy
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 
 from gptoss_export.errors import ArtifactError, UsageError
+from gptoss_export.replicas import running
 from gptoss_export.replicas.artifact_check import check_gpus, checked, gpus
 from gptoss_export.replicas.cluster import Place
 from gptoss_export.replicas.options import Patience, ReplicaOptions
 from gptoss_export.replicas.running import reason, run
-from gptoss_export.server.settings import LOCALHOST
+from gptoss_export.server.api_keys import KEY_VARIABLE
+from gptoss_export.server.settings import LOCALHOST, ServerSettings
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "ray_serve.py"
 
 
 def test_all_numbers_that_cannot_be_are_named() -> None:
@@ -70,6 +76,7 @@ def test_replicas_of_the_artifact(endless: Path) -> None:
         ("key", None, ()),
         (None, "*", ()),
         ("key", "Example.org,10.0.0.1", ("example.org", "10.0.0.1")),
+        ("key", "a.example, b.example ", ("a.example", "b.example")),
     ],
 )
 def test_names_of_the_server(
@@ -89,6 +96,68 @@ def test_names_of_the_server(
     assert seen[0].settings.hosts == expected
     assert seen[0].settings.api_keys == ((key,) if key else ())
     assert seen[0].name == endless.name
+
+
+@pytest.mark.parametrize("key", ["", "key\n", "two words"])
+def test_a_key_that_no_client_can_send(endless: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    """It would leave the server open, or closed to everybody."""
+    pytest.importorskip("ray", reason="ray is not installed; pip install 'gptoss-export[ray]'")
+    from gptoss_export.replicas.application import Arguments, app
+
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    message = f"{KEY_VARIABLE}: expected printable characters of ASCII without spaces"
+    with pytest.raises(UsageError, match=message):
+        app(Arguments(artifact=endless))
+    assert message in example(monkeypatch, endless)
+
+
+@pytest.mark.parametrize("hosts", ["a.example:8000", "a.example,,b.example", "http://a.example"])
+def test_names_that_no_request_has(endless: Path, hosts: str) -> None:
+    pytest.importorskip("ray", reason="ray is not installed; pip install 'gptoss-export[ray]'")
+    from gptoss_export.replicas.application import Arguments, app
+
+    with pytest.raises(UsageError, match=r"hosts .*: expected a name without a port"):
+        app(Arguments(artifact=endless, hosts=hosts))
+
+
+def example(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
+    """The error with which the example ends."""
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    return str(ended.value.code)
+
+
+def test_what_the_example_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = "--allow-origin https://Example.org: expected https://example.org, as browsers send it"
+    assert refused in example(monkeypatch, tmp_path, "--allow-origin", "https://Example.org")
+    assert "--allow-host a:1: expected a name" in example(monkeypatch, tmp_path, "--allow-host", "a:1")
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed", "expected"),
+    [
+        ("127.1", (), (*LOCALHOST, "127.1")),
+        ("LOCALHOST", ("A.example",), (*LOCALHOST, "a.example")),
+        ("0.0.0.0", (), ()),
+    ],
+)
+def test_names_at_an_address(
+    endless: Path, monkeypatch: pytest.MonkeyPatch, host: str, allowed: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    """Whether only this machine reaches it depends on what it is, not on how it is written."""
+    seen: list[tuple[ReplicaOptions, Place]] = []
+
+    def joined(options: ReplicaOptions, place: Place) -> None:
+        seen.append((options, place))
+        raise RuntimeError("no cluster")
+
+    monkeypatch.setattr(running, "joined", joined)
+    with pytest.raises(RuntimeError, match="no cluster"):
+        run(ReplicaOptions(endless, "m", settings=ServerSettings(hosts=allowed)), Place(host, 0), print)
+    ((options, place),) = seen
+    assert options.settings.hosts == expected
+    assert place.host == ("127.0.0.1" if expected else "0.0.0.0") and place.port > 0
 
 
 def test_what_is_no_artifact(tmp_path: Path) -> None:

@@ -15,14 +15,16 @@ from scripted_engine import CONTEXT, VOCABULARY, ScriptedEngine, echo
 
 from gptoss_export.server.admission import Admission
 from gptoss_export.server.app import make_app
+from gptoss_export.server.engine_health import WatchedEngine
 from gptoss_export.server.log import Log
 from gptoss_export.server.process import DrainingServer, address_of, listening_socket, make_server
 from gptoss_export.server.served_model import ServedModel
-from gptoss_export.server.settings import ServerSettings, hosts_of
+from gptoss_export.server.settings import LOCALHOST, ServerSettings
 from gptoss_export.structure.structures import Structures
 
 MODEL = "tiny"
-SETTINGS = ServerSettings(hosts=hosts_of("127.0.0.1", ()))
+SETTINGS = ServerSettings(hosts=LOCALHOST)
+LONGEST_STEP = 1.0  # seconds
 
 
 @dataclass
@@ -88,4 +90,5 @@ def served(
     """The engine as a server offers it."""
     structures = Structures(engine.tokenizer, VOCABULARY)
     stops = (engine.tokenizer.return_,)
-    return ServedModel(MODEL, engine, engine.tokenizer, structures, CONTEXT, VOCABULARY, stops, 1_700_000_000, today)
+    watched = WatchedEngine(engine, LONGEST_STEP)  # type: ignore[arg-type]
+    return ServedModel(MODEL, watched, engine.tokenizer, structures, CONTEXT, VOCABULARY, stops, 1_700_000_000, today)

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from cli_helpers import invoke
 
+from gptoss_export.server import settings
+from gptoss_export.server.settings import ServerSettings
+
 NOWHERE = Path("/nonexistent/artifact")
 
 
@@ -51,6 +54,11 @@ def test_a_key_in_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     [
         ("--allow-origin", "example.org", "--allow-origin example.org: expected a scheme and a name"),
         ("--allow-origin", "https://example.org/", "expected a scheme and a name, such as https://example.org, or *"),
+        ("--allow-origin", "https://Example.org", "https://Example.org: expected https://example.org, as"),
+        ("--allow-origin", "HTTP://example.org:80", "expected http://example.org, as browsers send it"),
+        ("--allow-origin", "https://example.org:443", "expected https://example.org, as browsers send it"),
+        ("--allow-origin", "https://me@example.org", "expected a scheme and a name"),
+        ("--allow-origin", "https://bücher.example", "expected a scheme and a name"),
         ("--allow-host", "example.org:8000", "--allow-host example.org:8000: expected a name without a port"),
         ("--host", "nowhere.invalid", "--host nowhere.invalid: "),
         ("--port", "70000", "70000 is not in the range"),
@@ -61,6 +69,28 @@ def test_a_key_in_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 )
 def test_values_that_cannot_be_used(option: str, value: str, message: str) -> None:
     assert message in refused(option, value)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["*", "https://example.org", "http://example.org:443", "http://[::1]:3000", "chrome-extension://abcdefgh"],
+)
+def test_origins_as_browsers_send_them(origin: str) -> None:
+    assert f"{NOWHERE}: not a folder" in refused("--allow-origin", origin)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "LOCALHOST", "127.0.0.2"])
+def test_an_address_that_only_this_machine_reaches(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However it is written, the server takes only names of this machine."""
+    seen: list[tuple[str, ...]] = []
+
+    def noted(hosts: tuple[str, ...], **others: object) -> ServerSettings:
+        seen.append(hosts)
+        return ServerSettings(hosts=hosts)
+
+    monkeypatch.setattr(settings, "ServerSettings", noted)
+    assert "note:" not in refused("--host", host)
+    assert {*settings.LOCALHOST, host.lower()} <= set(seen[0])
 
 
 def test_the_address_is_taken_before_the_artifact_is_loaded() -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
+import httpx
 import pytest
-from live_server import Live, serving
+from live_server import Live, served, serving
 from openai import AuthenticationError, OpenAI
+from scripted_engine import ScriptedEngine
 
-from gptoss_export.server.settings import hosts_of, is_loopback
+from gptoss_export.server.app import make_app
+from gptoss_export.server.served_model import ServedModel
+from gptoss_export.server.settings import ServerSettings, hosts_of, is_loopback
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,7 @@ def test_a_good_key(live: Live, key: str) -> None:
     "value", ["", "first-key", "Basic first-key", "Bearer", "Bearer first-ke", "Bearer first-key2"]
 )
 def test_a_wrong_key(live: Live, value: str) -> None:
-    for path in ("/v1/models", "/v1/models/tiny", "/metrics", "/v1/nothing"):
+    for path in ("/v1/models", "/v1/models/tiny", "/metrics", "/v1/nothing", "/v1", "/nothing", "/page"):
         assert status(live, path, authorization=value) == 401
     response = live.http.post("/v1/chat/completions", headers={"authorization": value}, content=b"x" * 1000)
     assert response.status_code == 401 and response.headers["www-authenticate"] == "Bearer"
@@ -108,13 +113,65 @@ def test_other_pages_are_refused_unless_they_are_named() -> None:
         assert response.status_code == 200 and response.headers["access-control-allow-origin"] == "*"
 
 
+def test_a_page_of_an_allowed_origin_can_read_every_answer(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise its browser reports an error of the network in place of the server's reason."""
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    def answer(**headers: str) -> tuple[int, str | None]:
+        found = live.http.get("/v1/models/tiny", headers={"origin": "https://example.org", **headers})
+        return found.status_code, found.headers.get("access-control-allow-origin")
+
+    assert answer() == answer(authorization="Bearer wrong") == (401, "https://example.org")
+    assert answer(host="evil.example") == (403, "https://example.org")
+    good = "Bearer first-key"
+    assert answer(authorization=good) == (200, "https://example.org")
+    assert answer(authorization=good, origin="https://evil.example") == (403, None)
+    monkeypatch.setattr(ServedModel, "check_name", broken)
+    assert answer(authorization=good) == (500, "https://example.org")
+
+
+@pytest.mark.parametrize(
+    ("path", "without_key", "with_key"),
+    [
+        ("/llm/metrics", 401, 200),
+        ("/llm/v1/models", 401, 200),
+        ("/llm/health", 200, 200),
+        ("/llm/page/api.js", 200, 200),
+        ("/llm/", 200, 200),
+        ("/llm", 404, 404),
+        ("/metrics", 401, 200),
+    ],
+)
+def test_a_server_under_a_prefix(path: str, without_key: int, with_key: int) -> None:
+    """Paths are those of the server, wherever it is put."""
+
+    async def ask() -> list[int]:
+        engine = ScriptedEngine()
+        app = make_app(served(engine), ServerSettings(api_keys=("key",)))
+        transport = httpx.ASGITransport(app, root_path="/llm")
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            found = [await client.get(path), await client.get(path, headers={"authorization": "Bearer key"})]
+        engine.close()
+        return [response.status_code for response in found]
+
+    assert asyncio.run(ask()) == [without_key, with_key]
+
+
 def test_names_that_a_server_takes() -> None:
-    local = ("localhost", "127.0.0.1", "[::1]")
-    assert hosts_of("127.0.0.1", ()) == hosts_of("localhost", ()) == hosts_of("::1", ()) == local
-    assert hosts_of("127.0.0.1", ("Chat.example",)) == (*local, "chat.example")
-    assert hosts_of("127.0.0.2", ()) == (*local, "127.0.0.2")
-    assert hosts_of("0.0.0.0", ()) == () and hosts_of("::", ("a.example",)) == ("a.example",)
-    assert is_loopback("::1") and not is_loopback("::") and not is_loopback("example.org")
+    """They depend on the address that a name has, not on how the operator writes it."""
+    local, loopback = ("localhost", "127.0.0.1", "[::1]"), "127.0.0.1"
+    assert hosts_of("127.0.0.1", loopback, ()) == hosts_of("localhost", loopback, ()) == local
+    assert hosts_of("LOCALHOST", loopback, ()) == hosts_of("::1", "::1", ()) == local
+    assert hosts_of("127.0.0.1", loopback, ("Chat.example",)) == (*local, "chat.example")
+    assert hosts_of("127.0.0.2", "127.0.0.2", ()) == (*local, "127.0.0.2")
+    assert hosts_of("127.1", loopback, ()) == (*local, "127.1")
+    assert hosts_of("MyMachine", "127.0.1.1", ()) == (*local, "mymachine", "127.0.1.1")
+    assert hosts_of("::ffff:127.0.0.1", "::ffff:127.0.0.1", ()) == (*local, "[::ffff:127.0.0.1]")
+    assert hosts_of("0.0.0.0", "0.0.0.0", ()) == () and hosts_of("::", "::", ("A.example",)) == ("a.example",)
+    assert hosts_of("localhost", "10.0.0.1", ()) == ()
+    assert is_loopback("::1") and not is_loopback("::") and not is_loopback("10.0.0.1")
 
 
 def test_a_key_is_not_in_the_log(live: Live) -> None:

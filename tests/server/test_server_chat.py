@@ -325,6 +325,7 @@ def test_fields_that_change_nothing(live: Live, client: OpenAI) -> None:
         prompt_cache_key="k",
         safety_identifier="s",
         modalities=["text"],
+        verbosity="medium",
         tools=[],
     )
     assert completion.choices[0].finish_reason == "stop"

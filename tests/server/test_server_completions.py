@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 from live_server import MODEL, Live
 from openai import BadRequestError, OpenAI
 from openai.types import Completion
+
+from gptoss_export.runtime.generation import Token
+from gptoss_export.server.completion_logprobs import CompletionLogprobs
+from gptoss_export.server.token_bytes import TokenBytes
 
 
 def ask(client: OpenAI, prompt: Any = "Once", **fields: Any) -> Completion:
@@ -72,12 +77,27 @@ def test_echo_stop_and_length(live: Live, client: OpenAI) -> None:
 
 def test_logprobs(live: Live, client: OpenAI) -> None:
     logprobs = ask(client, "abö", logprobs=2).choices[0].logprobs
-    assert logprobs is not None and logprobs.tokens == ["\ufffd", "\ufffd", "b", "a"]
-    assert logprobs.token_logprobs == [-0.5] * 4 and logprobs.text_offset == [0, 1, 2, 3]
+    assert logprobs is not None and logprobs.tokens == [r"bytes:\xc3", r"bytes:\xb6", "b", "a"]
+    assert logprobs.token_logprobs == [-0.5] * 4 and logprobs.text_offset == [0, 0, 1, 2]
     assert logprobs.top_logprobs is not None and logprobs.top_logprobs[2] == {"b": -0.5, "c": -1.5}
+    assert logprobs.top_logprobs[0] == {r"bytes:\xc3": -0.5, r"bytes:\xc4": -1.5}
     chunks = client.completions.create(model=MODEL, prompt="abc", logprobs=0, stream=True)
     streamed = [token for chunk in chunks for token in (chunk.choices[0].logprobs or logprobs).tokens or ()]
     assert [token for token in streamed if token in "abc"][:3] == ["c", "b", "a"]
+    chosen = ask(client, "ab", logprobs=0).choices[0].logprobs
+    assert chosen is not None and chosen.top_logprobs == [{"b": -0.5}, {"a": -0.5}]
+
+
+def test_logprobs_of_an_unlikely_token(live: Live) -> None:
+    """It is listed beside the most likely ones. Offsets count the characters of a text, also where it is no UTF-8."""
+    tokenizer = live.engine.tokenizer
+    ids = [tokenizer.tokenizer.token_to_id(name) for name in ("ð", "Ł", "Ļ", "Ĥ", "Ã", "he", "Ġwo")]  # 🙂, half an ö
+    chosen = [Token(0, token, -7.0, None, [(ids[5], -0.5), (ids[6], -math.inf), (1, -9.0)]) for token in ids]
+    lists = CompletionLogprobs(TokenBytes(tokenizer), 2).lists(chosen)
+    assert lists["tokens"] == [r"bytes:\xf0", r"bytes:\x9f", r"bytes:\x99", r"bytes:\x82", r"bytes:\xc3", "he", " wo"]
+    assert lists["text_offset"] == [0, 0, 0, 0, 1, 2, 4]
+    assert lists["top_logprobs"][0] == {"he": -0.5, " wo": -9999.0, r"bytes:\xf0": -7.0}
+    assert lists["top_logprobs"][5] == {"he": -0.5, " wo": -9999.0}
 
 
 def test_a_prompt_makes_no_control_token(live: Live, client: OpenAI) -> None:
@@ -98,6 +118,8 @@ def test_a_prompt_makes_no_control_token(live: Live, client: OpenAI) -> None:
         ("a", {"best_of": 2}, "best_of"),
         ("a", {"echo": True, "logprobs": 1}, "echo: found with logprobs"),
         ("a" * 4000, {}, "prompt: found 4000 tokens, expected fewer than 4000"),
+        ("a" * 60_000, {}, "prompt: found 60000 bytes, which are 5000 tokens or more, expected fewer than 4000"),
+        (["a"] * 100, {"n": 6}, "prompt: found 600 answers in one request, expected 512 at most"),
     ],
 )
 def test_what_cannot_be_completed_is_named(live: Live, client: OpenAI, prompt: Any, fields: Any, named: str) -> None:

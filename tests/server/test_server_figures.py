@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
+from contextlib import aclosing
 from typing import Any
 
 import pytest
-from live_server import Live, serving
+from live_server import MODEL, Live, served, serving
 from prometheus_client.parser import text_string_to_metric_families
 from scripted_engine import PAGE, ScriptedEngine, answer
+from starlette.types import Receive, Scope, Send
 
+from gptoss_export.replicas.calls import Call
+from gptoss_export.replicas.in_process import parts, whole
+from gptoss_export.server.admission import Admission
+from gptoss_export.server.app import make_app
 from gptoss_export.server.log import Log
+from gptoss_export.server.metrics import Metrics
+from gptoss_export.server.recording import Recording
+from gptoss_export.server.settings import ServerSettings
 
 
 def figures(live: Live) -> dict[str, float]:
@@ -105,6 +115,56 @@ def test_a_line_for_each_request() -> None:
         assert models["path"] == "/v1/models" and "prompt_tokens" not in models
         assert (missing["path"], missing["status"], missing["error"]) == ("/v1/models/gpt\x1b4", 404, "model_not_found")
         assert not any("secret" in line or "question" in line for line in live.lines)
+
+
+@pytest.mark.parametrize(("draining", "outcome"), [(False, "disconnected"), (True, "ended")])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_request_that_is_cancelled(draining: bool, outcome: str, stream: bool) -> None:
+    """As by a replica whose client goes away, and by uvicorn at the end."""
+    written: list[str] = []
+    engine, log = ScriptedEngine(step_seconds=0.002), Log(written.append, as_json=True)
+    engine.script = lambda prompt: answer("word " * 500)
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "stream": stream}
+    headers = ((b"content-type", b"application/json"),)
+
+    async def run() -> str:
+        admission = Admission(ServerSettings())
+        app = make_app(served(engine), ServerSettings(), log, admission)
+        path = "/v1/chat/completions"
+        call = Call("POST", path, headers=headers, body=json.dumps(body).encode())
+        async with aclosing(parts(app, call, 0.05, lambda: 0.0)) as stream:
+            async for _ in stream:
+                if engine.stats().tokens > 20:
+                    break
+            admission.draining = draining
+        return (await whole(app, Call("GET", "/metrics"))).body.decode()
+
+    text = asyncio.run(run())
+    log.close()
+    engine.close()
+    assert f'gptoss_http_requests_total{{outcome="{outcome}",path="/v1/chat/completions"}} 1.0' in text
+    assert [json.loads(line)["outcome"] for line in written] == [outcome]
+
+
+def test_a_request_that_is_cancelled_after_its_response() -> None:
+    """A replica whose response is complete ends the application at once."""
+    written: list[str] = []
+    log = Log(written.append, as_json=True)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"done"})
+        await asyncio.sleep(60)
+
+    async def run() -> None:
+        admission, engine = Admission(ServerSettings()), ScriptedEngine()
+        recording = Recording(app, Metrics(engine.stats, admission), admission, log)
+        assert [part.body async for part in parts(recording, Call("GET", "/v1/models"), 5, lambda: 0.0)] == [b"done"]
+        engine.close()
+
+    asyncio.run(run())
+    log.close()
+    assert json.loads(written[0])["outcome"] == "ok"
 
 
 def test_lines_for_people() -> None:

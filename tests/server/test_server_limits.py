@@ -15,6 +15,7 @@ from openai import APIError, OpenAI
 from scripted_engine import ScriptedEngine, answer
 
 from gptoss_export.errors import RunError
+from gptoss_export.structure.grammars import LimitError
 
 HI: Any = [{"role": "user", "content": "Hi"}]
 
@@ -119,15 +120,68 @@ def test_the_engine_fails(problem: Exception, message: str) -> None:
             assert response.json()["error"]["type"] == "server_error"
         live.engine.script = lambda prompt: answer("word " * 500)
 
-        def fail_later() -> None:
-            live.engine.wait_until(lambda stats: stats.running == 1 and live.engine.steps > 50)
-            live.engine.fails = problem
-
-        thread = threading.Thread(target=fail_later)
+        thread = threading.Thread(target=fails_after, args=(live, 50, problem))
         thread.start()
         assert last_event(live.chat(stream=True))["error"]["message"] == message
         thread.join()
         live.works()
+
+
+FORMAT = {"type": "json_object"}
+STRICT = {
+    "name": "f",
+    "strict": True,
+    "parameters": {"type": "object", "properties": {}, "additionalProperties": False},
+}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("/v1/chat/completions", {"response_format": FORMAT}, "response_format"),
+        ("/v1/chat/completions", {"tools": [{"type": "function", "function": STRICT}]}, "tools"),
+        (
+            "/v1/chat/completions",
+            {"response_format": FORMAT, "tools": [{"type": "function", "function": STRICT}]},
+            None,
+        ),
+        ("/v1/responses", {"text": {"format": FORMAT}}, "text.format"),
+        ("/v1/responses", {"tools": [{"type": "function", **STRICT}]}, "tools"),
+    ],
+)
+def test_a_format_is_too_complex_while_it_is_answered(
+    path: str, fields: dict[str, Any], param: str | None, stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client has to change it: no fault of the server."""
+    problem = LimitError("the format of this answer is too complex (x); ask for a simpler one", None)
+    with serving(ScriptedEngine(step_seconds=0.002)) as live:
+        asked = {"model": MODEL, "stream": stream, **fields}
+        asked |= {"input": "Hi"} if path == "/v1/responses" else {"messages": HI}
+        live.engine.fails = problem
+        response = live.post(path, asked)
+        error = response.json()["error"]
+        assert (response.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
+        assert error["message"].endswith("is too complex (x); ask for a simpler one", None)
+        if stream:
+            live.engine.script = lambda prompt: answer("word " * 100, "thought " * 100)
+            live.engine.steps = 0
+            thread = threading.Thread(target=fails_after, args=(live, 30, problem))
+            thread.start()
+            events = live.post(path, asked).text
+            thread.join()
+            assert "is too complex (x)" in events
+            assert path != "/v1/responses" or '"error":{"code":"invalid_prompt"' in events
+            assert (
+                '"code":"invalid_request_error"' if path == "/v1/responses" else '"invalid_request_error"'
+            ) in events
+    assert not caplog.records
+
+
+def fails_after(live: Live, steps: int, problem: Exception) -> None:
+    """Let the engine fail once it has taken some steps."""
+    live.engine.wait_until(lambda stats: live.engine.steps > steps)
+    live.engine.fails = problem
 
 
 def test_the_engine_ends_before_its_requests() -> None:

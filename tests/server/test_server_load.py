@@ -13,7 +13,7 @@ from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from scripted_engine import ScriptedEngine, answer, said
 
 from gptoss_export.runtime.request_handle import RequestHandle
-from gptoss_export.server.generating import Answer
+from gptoss_export.server.generating import RunningAnswer
 from gptoss_export.server.record import Record
 
 CLIENTS = 200
@@ -67,7 +67,7 @@ async def wave(live: Live) -> list[str]:
 def left() -> int:
     """How much that belongs to a request is still there, in the whole process."""
     gc.collect()
-    return sum(isinstance(each, RequestHandle | Answer | Record) for each in gc.get_objects())
+    return sum(isinstance(each, RequestHandle | RunningAnswer | Record) for each in gc.get_objects())
 
 
 def test_two_hundred_clients() -> None:

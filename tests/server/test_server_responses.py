@@ -219,6 +219,22 @@ def test_logprobs(live: Live, client: OpenAI) -> None:
     assert sum(len(event.logprobs) for event in streamed if event.type == "response.output_text.delta") == len(logprobs)
 
 
+def test_fields_that_change_nothing(live: Live, client: OpenAI) -> None:
+    """docs/serving.md lists them."""
+    found = events(
+        client,
+        stream_options={"include_obfuscation": True},
+        include=["reasoning.encrypted_content"],
+        reasoning={"summary": "auto"},
+        text={"verbosity": "medium"},
+        truncation="disabled",
+        background=False,
+        parallel_tool_calls=False,
+        prompt_cache_key="k",
+    )
+    assert found[-1].response.output_text == "You said: Hello wörld 🙂"
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
@@ -233,6 +249,10 @@ def test_logprobs(live: Live, client: OpenAI) -> None:
         ),
         ({"extra_body": {"seed": 5}}, "seed: this field is not supported"),
         ({"include": ["file_search_call.results"]}, r"include\[0\]"),
+        (
+            {"stream": True, "stream_options": {"include_usage": True}},
+            r"stream_options\.include_usage: this field is not supported",
+        ),
     ],
 )
 def test_what_is_not_there_is_named(live: Live, client: OpenAI, fields: dict[str, Any], named: str) -> None:

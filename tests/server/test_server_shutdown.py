@@ -27,9 +27,11 @@ def start() -> Iterator[Start]:
     """Starts a server: its process, and a client of it."""
     processes, clients = [], []
 
-    def start(step_seconds: float, drain_seconds: float) -> tuple[subprocess.Popen[str], httpx.Client]:
+    def start(
+        step_seconds: float, drain_seconds: float, read_seconds: float = 0.0
+    ) -> tuple[subprocess.Popen[str], httpx.Client]:
         script = Path(__file__).with_name("serve_scripted.py")
-        command = [sys.executable, str(script), str(step_seconds), str(drain_seconds)]
+        command = [sys.executable, str(script), *map(str, (step_seconds, drain_seconds, read_seconds))]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         processes.append(process)
         assert process.stdout is not None
@@ -108,6 +110,24 @@ def test_a_second_signal_ends_at_once(start: Start) -> None:
         assert process.wait(10) == 128 + signal.SIGTERM
         assert time.monotonic() - begin < 4
         future.exception()
+
+
+def test_the_end_does_not_wait_for_a_request_that_is_read(start: Start) -> None:
+    """Its client is told so, and the process has its exit code."""
+    process, client = start(0.001, 60, 30)
+    asked = {"model": MODEL, "messages": [{"role": "user", "content": "Read me."}]}
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(client.post, "/v1/chat/completions", json=asked)
+        assert process.stdout is not None and process.stdout.readline() == "reading\n"
+        begin = time.monotonic()
+        process.terminate()
+        while client.get("/health").status_code == 200:
+            time.sleep(0.005)
+        process.terminate()
+        response = future.result()
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "server_ending")
+        assert process.wait(10) == 128 + signal.SIGTERM
+        assert time.monotonic() - begin < 8
 
 
 def test_an_idle_server_ends_at_once(start: Start) -> None:

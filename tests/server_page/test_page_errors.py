@@ -158,6 +158,22 @@ def test_api_key(open_tab: Callable[..., Tab], mock: Mock) -> None:
     assert "secret" not in tab.page.content()
 
 
+@pytest.mark.parametrize("key", ["schl\u00fcssel", "\u20ac-key", "two words", "   "])
+def test_a_key_that_no_request_can_hold(open_tab: Callable[..., Tab], mock: Mock, key: str) -> None:
+    """It is refused before it is kept: with it, the browser sends no request at all."""
+    mock.api_key = "secret"
+    tab = open_tab(mock.url)
+    expect, dialog = tab.expect(), tab.page.get_by_role("dialog", name="API key")
+    tab.page.get_by_label("Key", exact=True).fill(key)
+    tab.button("Use this key").click()
+    expect(dialog.get_by_role("alert")).to_have_text("A key has letters, digits and signs of ASCII, and no spaces.")
+    assert tab.evaluate("sessionStorage.getItem('gptoss-export api key')") is None
+    assert {received.authorization for received in mock.received} == {None}
+    tab.page.get_by_label("Key", exact=True).fill(" secret ")
+    tab.button("Use this key").click()
+    expect(tab.page.get_by_role("heading", name="gpt-oss-mock")).to_be_visible()
+
+
 def test_a_conversation_too_long_to_keep(tab: Tab, mock: Mock) -> None:
     """The browser has room for 5 M letters. Where they are used up, the page says so, and the conversation goes on."""
     tab.evaluate("sessionStorage.setItem('other', 'x'.repeat(5 * 2 ** 20 - 2000))")

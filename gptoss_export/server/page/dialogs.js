@@ -37,19 +37,33 @@ export function settingsDialog(settings, changed) {
 /** Ask for the API key. @returns whether the user gave one, a promise */
 export function askKey() {
   const dialog = byId("key-dialog");
-  byId("key-problem").textContent = apiKey.get() ? "The server refused this key." : "This server wants an API key.";
+  const given = () => byId("key").value.trim();
+  problem(apiKey.get() ? "The server refused this key." : "This server wants an API key.", false);
   byId("key").value = "";
   byId("close-key").onclick = () => dialog.close();
   dialog.returnValue = "";
-  dialog.querySelector("form").onsubmit = () => (dialog.returnValue = "given");
+  dialog.querySelector("form").onsubmit = (event) => {
+    if (/^[!-~]+$/.test(given())) {
+      dialog.returnValue = "given";
+      return;
+    }
+    event.preventDefault(); // a header cannot hold it
+    problem("A key has letters, digits and signs of ASCII, and no spaces.", true);
+    byId("key").focus();
+  };
   if (!dialog.open) dialog.showModal();
   return new Promise((resolve) => {
     dialog.onclose = () => {
-      const key = byId("key").value.trim();
+      const key = given();
       byId("key").value = "";
-      const given = dialog.returnValue === "given" && key !== "";
-      if (given) apiKey.set(key);
-      resolve(given);
+      const good = dialog.returnValue === "given";
+      if (good) apiKey.set(key);
+      resolve(good);
     };
   });
+
+  function problem(text, wrong) {
+    byId("key-problem").textContent = text;
+    byId("key").setAttribute("aria-invalid", String(wrong));
+  }
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,19 +14,26 @@ from ..runtime.generation import Token
 from ..runtime.request_handle import RequestHandle
 from ..runtime.sampling_params import SamplingParams
 
-_REMEMBERED = 8  # requests
-_SUSPICIOUS = 3  # failed in a row
-_WAIT_SECONDS = 2.0
+LONGEST_STEPS = {"cuda": 20.0, "cpu": 600.0}  # seconds, by the device of an artifact. Without a GPU it can take minutes
+_WAIT_SECONDS = 0.5  # those who ask whether a server works often give up after a second
 
 
 class WatchedEngine:
-    """An engine as a server needs it (server/generating.py), which can be asked whether it still works."""
+    """An engine as a server needs it (generating.py), which can be asked whether it still works. Belongs to one event
+    loop.
 
-    def __init__(self, engine: Engine) -> None:
+    Each check is a request of the engine, one at a time: its `most_waiting` should have room for it.
+
+    longest_step  seconds after which an engine that takes no step is said not to work
+    """
+
+    def __init__(self, engine: Engine, longest_step: float) -> None:
+        self.longest_step = longest_step
         self._engine = engine
-        self._latest: deque[RequestHandle] = deque(maxlen=_REMEMBERED)
         self._check: _Check | None = None
+        self._checking: asyncio.Task[None] | None = None
         self._checks = 0  # that have ended
+        self._tokens = self._ended = 0  # tokens so far, and requests that had ended when the last of them was seen
 
     def submit(
         self,
@@ -40,47 +46,49 @@ class WatchedEngine:
         allowed: Callable[[Sequence[int]], bytes] | None = None,
     ) -> RequestHandle:
         """As Engine.submit."""
-        handle = self._engine.submit(prompt, max_new_tokens, sampling, stop_tokens, on_token=on_token, allowed=allowed)
-        self._latest.append(handle)
-        return handle
+        return self._engine.submit(prompt, max_new_tokens, sampling, stop_tokens, on_token=on_token, allowed=allowed)
 
     def stats(self) -> EngineStats:
         """As Engine.stats, without the requests of `check`."""
         stats = self._engine.stats()
         return replace(stats, ended=stats.ended - self._checks)
 
-    async def check(self, longest_step: float) -> None:
+    async def check(self) -> None:
         """Raise RunError where the engine has taken no step for some seconds, also since its thread has ended, and
-        where every request fails, as it does after some errors of a GPU. Takes two seconds at most: in the middle of a
-        longer step, the next call goes on waiting.
+        where every request fails, as it does after some errors of a GPU. Takes half a second at most: in the middle of
+        a longer step, the next call goes on waiting. Calls at the same time share one check.
 
-        It submits a request and cancels it: that takes no time of the engine, and waits for no slot. Where the latest
-        requests have failed and there are no others, it lets the engine generate a token.
+        It submits a request and cancels it: that takes no time of the engine, and waits for no slot. Where requests
+        have ended since the last token and there are no others, it lets the engine generate a token.
         """
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.create_task(self._checked())
+        await asyncio.shield(self._checking)
+
+    async def _checked(self) -> None:
         if self._check is None:
-            failing = self._failing()
+            suspicious = self._suspicious()
             self._check = _Check(self._engine.submit([0], 1, stop_tokens=()), time.monotonic())
-            if not failing:
+            if not suspicious:
                 self._check.handle.cancel()
         check = self._check
         with suppress(TimeoutError):
             async with asyncio.timeout(_WAIT_SECONDS):
                 await check.end()
         if check.handle.finish is None:
-            if time.monotonic() - check.since > longest_step:
-                raise RunError(f"the engine took no step for {longest_step:g} s")
+            if time.monotonic() - check.since > self.longest_step:
+                raise RunError(f"the engine took no step for {self.longest_step:g} s")
             return
         self._check = None
         self._checks += 1
         if check.handle.error is not None:
             raise RunError(f"the engine fails: {check.handle.error}") from check.handle.error
 
-    def _failing(self) -> bool:
-        stats = self._engine.stats()
-        if stats.running or stats.waiting:
-            return False
-        ended = [handle for handle in self._latest if handle.finish is not None]
-        return len(ended) >= _SUSPICIOUS and all(handle.finish == "error" for handle in ended[-_SUSPICIOUS:])
+    def _suspicious(self) -> bool:
+        stats = self.stats()
+        if stats.tokens != self._tokens:
+            self._tokens, self._ended = stats.tokens, stats.ended
+        return stats.ended > self._ended and not (stats.running or stats.waiting)
 
 
 @dataclass(frozen=True)
