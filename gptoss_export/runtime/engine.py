@@ -105,8 +105,10 @@ class Engine:
         on_token  is called with each token, by the thread that takes the steps. If it raises an error, the request ends
                   with that error
         allowed   gets the tokens of the answer so far and gives those that can be next, for structured output: a bit
-                  for each token of the vocabulary, in little-endian words of 32
-        ends      gets the tokens of the answer so far and says whether it ends there, for stop strings
+                  for each token of the vocabulary, in little-endian words of 32. The sequence that it gets grows with
+                  the answer; it is the same object in each call
+        ends      gets the tokens of the answer so far, as `allowed` does, and says whether it ends there, for stop
+                  strings
 
         The other arguments are those of `Runner.generate`. Raises RunError as it does, QueueFullError where too many
         requests wait, RunError after `close`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 from ..model.sampling_state import Choice
 from .sampling_params import SamplingParams
@@ -18,8 +18,8 @@ class Request:
     max_new_tokens  it ends after so many tokens
     stop_tokens     it ends after one of these
     keep_logits     whether each token comes with the logits that it was chosen from
-    allowed         gets the tokens of the answer so far, and gives the tokens that can be next: a bit for each, in
-                    little-endian words of 32; None: all tokens, always
+    allowed         gets the tokens of the answer so far (TokensSoFar), and gives the tokens that can be next: a bit for
+                    each, in little-endian words of 32; None: all tokens, always
     ends            gets the tokens of the answer so far, after each one, and says whether it ends there
     """
 
@@ -41,6 +41,25 @@ class Request:
         return Choice.LIMITED if self.sampling.limits else Choice.DRAWN
 
 
+class TokensSoFar(Sequence[int]):
+    """The tokens of an answer, read only, which grow with it. Copies for each token would take longer and longer."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self._tokens = tokens
+
+    @overload
+    def __getitem__(self, at: int) -> int: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[int]: ...
+
+    def __getitem__(self, at: int | slice) -> int | list[int]:
+        return self._tokens[at]
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+
 @dataclass(eq=False)
 class RunningSequence:
     """A request on its way.
@@ -51,6 +70,7 @@ class RunningSequence:
     reused    tokens of the request's prompt that the cache knew when it first got a slot; None before
     started   tokens that were chosen or are being chosen
     tokens    those that the host knows
+    so_far    the same, as a request's functions get them
     finish    why it ended: "stop" (a stop token), "length" (max_new_tokens), "context" (the cache is full), "cancelled"
               or "error"; None while it has not ended
     error     what it failed with
@@ -65,9 +85,11 @@ class RunningSequence:
     error: Exception | None = None
     prompt: Sequence[int] = field(init=False)
     tokens: list[int] = field(default_factory=list)
+    so_far: TokensSoFar = field(init=False)
 
     def __post_init__(self) -> None:
         self.prompt = self.request.prompt
+        self.so_far = TokensSoFar(self.tokens)
 
     @property
     def has_prompt(self) -> bool:

@@ -279,7 +279,7 @@ class Scheduler:
         for sequence in sequences:
             if sequence.request.allowed is not None and sequence.slot is not None:
                 with self._failing([sequence]):
-                    masks[sequence.slot] = sequence.request.allowed(tuple(sequence.tokens))
+                    masks[sequence.slot] = sequence.request.allowed(sequence.so_far)
         if masks:
             self._executor.allow(masks)
         return [sequence for sequence in sequences if sequence.finish is None]
@@ -325,7 +325,7 @@ class Scheduler:
         """Why a sequence ends with this token, if it does."""
         assert sequence.slot is not None
         request = sequence.request
-        if token in request.stop_tokens or (request.ends is not None and request.ends(tuple(sequence.tokens))):
+        if token in request.stop_tokens or (request.ends is not None and request.ends(sequence.so_far)):
             return "stop"
         if len(sequence.tokens) == request.max_new_tokens:
             return "length"

@@ -27,18 +27,13 @@ class AnswerGrammar:
     final: Grammar | None
     calls: Mapping[str, Grammar]
 
-    def renew(self) -> None:
-        """Forget the states of earlier answers."""
-        for grammar in (self.header, self.final, *self.calls.values()):
-            if grammar is not None:
-                grammar.renew()
-
 
 class Constraint:
     """Gives the tokens that one answer can have next: `allowed` of `Engine.submit`.
 
-    It gets the tokens of the answer so far, without `<|start|>assistant`, which is in the prompt. Usually they are
-    those of the call before and new ones. Otherwise it reads them from the beginning. One thread at a time may call it.
+    It gets the tokens of the answer so far, without `<|start|>assistant`, which is in the prompt. Of a sequence that it
+    got before, which may only have grown, it reads what is new; another one it reads from the beginning. One thread at
+    a time may call it.
 
     The mask has a bit for each token of the model, in little-endian words of 32, and allows at least one. After
     `<|return|>` or `<|call|>` these two are allowed.
@@ -48,28 +43,29 @@ class Constraint:
 
     def __init__(self, grammar: AnswerGrammar) -> None:
         self._grammar = grammar
-        self._known: tuple[int, ...] = ()
-        self._reader: _Reader | None = None  # has read the known tokens
+        self._tokens: Sequence[int] = ()
+        self._read = 0  # so many of `_tokens`
+        self._reader: _Reader | None = None  # has read them
 
     def __call__(self, tokens: Sequence[int]) -> bytes:
-        answer = tuple(tokens)
         try:
-            return self._mask_after(answer)
-        except LimitError:
-            # What filled a grammar can be the states that other answers needed.
-            self._grammar.renew()
-            return self._mask_after(answer)
+            return self._mask_after(tokens)
+        except LimitError as error:
+            if error.full is None:
+                raise
+            error.full.renew()
+            return self._mask_after(tokens)
 
-    def _mask_after(self, answer: tuple[int, ...]) -> bytes:
-        reader, known = self._reader, self._known
-        if reader is None or answer[: len(known)] != known:
-            reader, known = _Reader(self._grammar), ()
+    def _mask_after(self, tokens: Sequence[int]) -> bytes:
+        reader, read = self._reader, self._read
+        if reader is None or tokens is not self._tokens or len(tokens) < read:
+            reader, read = _Reader(self._grammar), 0
         self._reader = None  # where something fails, the next call reads from the beginning
-        for index, token in enumerate(answer[len(known) :], start=len(known)):
-            if not reader.take(token):
+        for index in range(read, len(tokens)):
+            if not reader.take(token := tokens[index]):
                 raise RunError(f"token {token} at {index} of the answer: found what the answer's format does not allow")
         mask = reader.mask()
-        self._reader, self._known = reader, answer
+        self._reader, self._tokens, self._read = reader, tokens, len(tokens)
         return mask
 
 
@@ -121,12 +117,8 @@ class _Reader:
         control = self._grammar.control
         if token == control.message:
             self._begin_body(header)
-        elif token == control.channel:
-            header.channel = []
-        elif token == control.constrain:
-            header.constrain = []
         elif token != control.start:
-            header.add(token)
+            header.take(token, control)
 
     def _begin_body(self, header: HeaderTokens) -> None:
         control, grammar = self._grammar.control, self._grammar

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 NO_FORCING = '%llguidance {"no_forcing": true}\n'  # begins each grammar
+_TOO_WIDE = "Current row has"  # in the library's message where too much can come next, in any state of the grammar
 MOST_GRAMMARS = 64  # compiled grammars that are kept; a small one has about 1 MB
 
 
@@ -23,7 +24,14 @@ class GrammarError(Exception):
 
 
 class LimitError(RunError):
-    """The library gave up. It can be that the states of earlier answers have filled a grammar."""
+    """The library gave up.
+
+    full  the grammar, where the states that earlier answers needed may have filled it: without them it may work
+    """
+
+    def __init__(self, message: str, full: Grammar | None) -> None:
+        super().__init__(message)
+        self.full = full
 
 
 class Grammars:
@@ -78,7 +86,7 @@ class _Vocabulary:
 class Grammar:
     """A compiled grammar. Its matches share the states of its lexer, so that each is computed once.
 
-    Raises GrammarError where it cannot be compiled, and where no text obeys it.
+    Raises GrammarError where it cannot be compiled, and where no text can begin.
     """
 
     def __init__(self, grammars: Grammars, text: str) -> None:
@@ -87,7 +95,7 @@ class Grammar:
 
     def match(self) -> Match:
         """The beginning of a text."""
-        return Match(self._first.deep_copy(), self._grammars.vocab_size)
+        return Match(self, self._first.deep_copy(), self._grammars.vocab_size)
 
     def renew(self) -> None:
         """Forget the states of earlier texts."""
@@ -107,8 +115,8 @@ class Grammar:
 class Match:
     """A text that follows a grammar, token by token."""
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
-        self._matcher, self._vocab_size = matcher, vocab_size
+    def __init__(self, grammar: Grammar, matcher: LLMatcher, vocab_size: int) -> None:
+        self._grammar, self._matcher, self._vocab_size = grammar, matcher, vocab_size
         self._mask_size = mask_words(vocab_size) * MASK_WORD // 8
 
     def take(self, token: int) -> bool:
@@ -128,8 +136,10 @@ class Match:
 
     def _check(self) -> None:
         if self._matcher.is_stopped():
+            reason = _reason(self._matcher)
             raise LimitError(
-                f"the format of this answer is too complex ({_reason(self._matcher)}); ask for a simpler one"
+                f"the format of this answer is too complex ({reason}); ask for a simpler one",
+                None if _TOO_WIDE in reason else self._grammar,
             )
 
 

@@ -7,11 +7,11 @@ import re
 from collections.abc import Sequence
 
 from ..errors import UsageError
+from ..harmony.messages import FUNCTIONS
 from ..harmony.vocabulary import HarmonyTokenizer
 from ..values import shown
 from .grammars import NO_FORCING
 
-FUNCTIONS = "functions."  # begins the recipient of a call
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
 
@@ -40,7 +40,7 @@ def header(control: HarmonyTokenizer, final: bool, json_final: bool, tools: Sequ
     if tools:
         names = " | ".join(json.dumps(name) for name in tools)
         kinds.append(
-            f'({channel} "commentary to={FUNCTIONS}" ({names}) | " to={FUNCTIONS}" ({names}) {channel} "commentary")'
+            f'({channel} "commentary to={FUNCTIONS}." ({names}) | " to={FUNCTIONS}." ({names}) {channel} "commentary")'
             f' ({constrain} | " json")?'
         )
     return f'{NO_FORCING}start: {start} "assistant" ({" | ".join(kinds)}) {message}'

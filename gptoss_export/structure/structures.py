@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import UsageError
+from ..harmony.messages import FUNCTIONS
 from ..harmony.vocabulary import HarmonyTokenizer
 from ..values import shown
 from .constraint import AnswerGrammar, Constraint
 from .formats import CallableTool, Format, JsonObject, JsonSchema
 from .grammars import Grammar, Grammars
-from .headers import FUNCTIONS, check_name, header
+from .headers import check_name, header
 from .json_schema import arguments, document
 from .masks import Masks
 from .token_bytes import TokenBytes
@@ -76,7 +77,9 @@ class Structures:
             schema = _ANY_OBJECT if isinstance(final, JsonObject) else final
             body = document(grammars, schema, control.return_)
         calls = {
-            FUNCTIONS + tool.name: document(grammars, arguments(tool) if tool.strict else _ANY_OBJECT, control.call)
+            f"{FUNCTIONS}.{tool.name}": document(
+                grammars, arguments(tool) if tool.strict else _ANY_OBJECT, control.call
+            )
             for tool in tools
         }
         headers = grammars.compiled(header(control, with_final, body is not None, [tool.name for tool in tools]))
@@ -92,11 +95,12 @@ class Structures:
 
 def _callable(tools: Sequence[CallableTool], choice: str) -> Sequence[CallableTool]:
     """The tools that a choice lets the model call."""
-    names = [tool.name for tool in tools]
-    for index, name in enumerate(names):
-        check_name(name)
-        if name in names[:index]:
-            raise UsageError(f"tools: found {shown(name)} a second time, expected a name for each tool")
+    names: dict[str, CallableTool] = {}
+    for tool in tools:
+        check_name(tool.name)
+        if tool.name in names:
+            raise UsageError(f"tools: found {shown(tool.name)} a second time, expected a name for each tool")
+        names[tool.name] = tool
     if choice == "none":
         return ()
     if choice == "auto":
@@ -105,7 +109,6 @@ def _callable(tools: Sequence[CallableTool], choice: str) -> Sequence[CallableTo
         if not tools:
             raise UsageError('tool_choice: found "required" without tools, expected at least one tool')
         return tools
-    named = [tool for tool in tools if tool.name == choice]
-    if not named:
+    if choice not in names:
         raise UsageError(f"tool_choice: found {shown(choice)}, expected one of {', '.join(names) or 'no tools'}")
-    return named
+    return (names[choice],)

@@ -6,10 +6,14 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from gptoss_export.errors import UsageError
 from gptoss_export.harmony.messages import Message
 from gptoss_export.harmony.parsing import AnswerParser
 from gptoss_export.harmony.vocabulary import CONTROL_TOKENS, HarmonyTokenizer
+from gptoss_export.structure.formats import JsonSchema
+from gptoss_export.structure.structures import Structures
 
 Allowed = Callable[[Sequence[int]], bytes]
 _CONTROL = re.compile("(" + "|".join(map(re.escape, CONTROL_TOKENS.values())) + ")")
@@ -103,3 +107,12 @@ def messages_of(control: HarmonyTokenizer, tokens: Sequence[int]) -> list[Messag
 def prefixes(tokens: Sequence[int]) -> Iterator[Sequence[int]]:
     for length in range(len(tokens) + 1):
         yield tokens[:length]
+
+
+def refusal(structures: Structures, schema: Any, strict: bool = True) -> str:
+    """The error for a schema; "" where there is none."""
+    try:
+        structures.of_answer(JsonSchema(schema, strict, "text.format.schema"))
+    except UsageError as error:
+        return str(error)
+    return ""

@@ -68,6 +68,15 @@ def test_both_orders_of_a_calls_header(
         assert (call.channel, call.recipient, call.content) == ("commentary", f"functions.{name}", arguments)
 
 
+@pytest.mark.parametrize("header", HEADERS)
+def test_a_call_of_the_longest_name(small: HarmonyTokenizer, small_structures: Structures, header: str) -> None:
+    """The parser, too, takes a header so long for one, also after another message."""
+    name = "q0" * 64
+    answer = tokens_of(small, THOUGHT + header.format(name) + "{}<|call|>")
+    assert refused(small_structures.of_answer(None, [CallableTool(name)], "required"), answer) is None
+    assert messages_of(small, answer)[-1].recipient == f"functions.{name}"
+
+
 @pytest.mark.parametrize(
     "text",
     [
