@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..harmony.messages import is_call
 from ..harmony.parsing import Piece
 from ..shown_text import plain
 from .chat_session import Answer
@@ -101,7 +102,7 @@ class TextPrinter:
 
 
 def _kind(piece: Piece) -> str:
-    if piece.recipient is not None:
+    if is_call(piece.recipient):
         return "call"
     return "reasoning" if piece.channel == "analysis" else "answer"
 
@@ -110,7 +111,7 @@ def _notes(answer: Answer) -> list[str]:
     """What a user should know of how an answer ended."""
     session = answer.session
     notes = []
-    if any(message.recipient for message in answer.messages):
+    if any(message.is_call for message in answer.messages):
         notes.append("a chat has no tools: the call was not run")
     if answer.finish == "cancelled":
         notes.append("stopped")

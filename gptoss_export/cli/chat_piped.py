@@ -21,12 +21,11 @@ def answer_lines(session: ChatSession, style: Style, as_json: bool) -> None:
             if not run_command(session, text):
                 return
         elif message.strip():
-            before = session.engine.stats().reused_tokens
             answer = session.ask(message)
             if as_json:
                 for _ in answer:
                     pass
-                print_json(_facts(answer, session.engine.stats().reused_tokens - before))
+                print_json(_facts(answer))
             else:
                 _print(answer, style)
             sys.stdout.flush()
@@ -51,17 +50,17 @@ def _print(answer: Answer, style: Style) -> None:
     printer.end(answer)
 
 
-def _facts(answer: Answer, reused: int) -> dict[str, object]:
+def _facts(answer: Answer) -> dict[str, object]:
     """One turn: the texts of the answer by what they are, and counts of tokens."""
-    spoken = [message for message in answer.messages if message.recipient is None]
+    spoken = [message for message in answer.messages if not message.is_call]
     reasoning = [message.content for message in spoken if message.channel == "analysis"]
     return {
         "message": answer.asked[-1].content,
         "answer": "\n\n".join(message.content for message in spoken if message.channel != "analysis"),
         "reasoning": "\n\n".join(reasoning),
-        "calls": [message_json(message) for message in answer.messages if message.recipient is not None],
+        "calls": [message_json(message) for message in answer.messages if message.is_call],
         "finish": answer.finish,
         "prompt_tokens": len(answer.handle.request.prompt),
-        "reused_tokens": reused,
+        "reused_tokens": answer.handle.reused_tokens,
         "tokens": len(answer.handle.tokens),
     }

@@ -125,6 +125,15 @@ def check_new_file(option: str, path: Path | None, *inputs: Path | None) -> None
 
     if path is None:
         return
+    try:
+        _check_new_file(option, path, inputs)
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise UsageError(f"{option} {path}: cannot be written ({error.strerror or error})") from None
+
+
+def _check_new_file(option: str, path: Path, inputs: Sequence[Path | None]) -> None:
+    from ..errors import UsageError
+
     real = _real(path)
     if real.is_symlink():
         raise UsageError(f"{option} {path}: is a link that leads to itself, expected a file or a new name")

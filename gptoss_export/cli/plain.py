@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import click
 
@@ -15,6 +16,11 @@ def one_message(text: str) -> str:
     from ..errors import shortened
 
     return re.sub(r"\n(?=\S)", "\n  ", plain(shortened(text)))
+
+
+def for_stdout(text: str) -> str:
+    """Text of a model, with its control characters written out where stdout is a terminal."""
+    return plain(text) if sys.stdout.isatty() else text
 
 
 def say(text: str, err: bool = False) -> None:

@@ -24,6 +24,7 @@ from .params import (
     trust_option,
     trusted,
 )
+from .plain import for_stdout
 from .prompts_file import OPTION, Defaults, read_lines, run_lines
 from .tables import print_json
 from .text import open_text
@@ -237,7 +238,7 @@ def command(
             shown = f"  {text.decode([token])!r}" if text else ""
             click.echo(f"{token}\t{value:.4f}{shown}")
     else:
-        click.echo(text.decode(result.tokens) if text else ",".join(map(str, result.tokens)))
+        click.echo(for_stdout(text.decode(result.tokens)) if text else ",".join(map(str, result.tokens)))
 
 
 def _json(
@@ -272,11 +273,11 @@ def _print_stream(stream: Iterable[Token], text: Text, ending: StopStrings | Non
         waiting += parts.push(token.id)
         certain = len(waiting) if ending is None else ending.certain(ending.cut(waiting))
         if certain:
-            sys.stdout.write(waiting[:certain])
+            sys.stdout.write(for_stdout(waiting[:certain]))
             sys.stdout.flush()
             waiting = waiting[certain:]
     waiting += parts.end()
-    click.echo(waiting if ending is None else ending.cut(waiting))
+    click.echo(for_stdout(waiting if ending is None else ending.cut(waiting)))
 
 
 def _read_tokens(path: Path) -> list[int]:

@@ -116,7 +116,7 @@ def _table(report: Report) -> PageTable:
             *two_numbers(row.tie_bound),
             f"{row.top1:.1%}",
             f"{row.kl:.1e}",
-            "pass" if row.passed else Alarm("FAIL"),
+            "pass" if row.within_bounds else Alarm("FAIL"),
         )
         for row in report.rows
     )
@@ -133,7 +133,7 @@ def _table(report: Report) -> PageTable:
 
 
 def _comparison(report: Report) -> PageTable:
-    from ..pictures.page import PageTable
+    from ..pictures.page import Alarm, PageTable
     from ..pictures.verify_page import two_numbers
 
     rows = (
@@ -142,13 +142,14 @@ def _comparison(report: Report) -> PageTable:
             *two_numbers(row.comparison.gated),
             *two_numbers(row.comparison.difference),
             f"{row.comparison.top1:.1%}",
+            "pass" if row.comparison.passed else Alarm("FAIL"),
         )
         for row in report.rows
         if row.comparison is not None
     )
     return PageTable(
         f"{report.compare_with} against {report.oracle}, and its difference from {report.artifact}",
-        ("tokens", "max", "rms", "difference max", "rms", "same top-1"),
+        ("tokens", "max", "rms", "difference max", "rms", "same top-1", ""),
         tuple(rows),
         caption="All rows without a near tie; all rows where each has one. max and rms have the bounds of the table "
         "above, and the difference has twice these bounds. So have the rows with a near tie.",

@@ -1,4 +1,4 @@
-"""The tools that gpt-oss was trained with. The model knows them by these words, so that none can differ."""
+"""The tools that gpt-oss was trained with. Change no word: the model was trained with exactly these."""
 
 from __future__ import annotations
 

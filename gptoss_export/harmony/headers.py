@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from .messages import CHANNELS, CONSTRAIN
 from .vocabulary import HarmonyTokenizer
 
-LONGEST = 64  # tokens; a header has about ten
+LONGEST = 200  # tokens; a header has about ten, and at most 128 more for the name of a function
 
 _ROLE = "assistant"
 _TO = "to="
@@ -33,19 +33,25 @@ class HeaderTokens:
     channel: list[int] | None = None
     constrain: list[int] | None = None
 
-    def add(self, token: int) -> None:
-        """A token that is no control token."""
+    def take(self, token: int, control: HarmonyTokenizer) -> None:
+        """The next token: text, or the control token that begins a section. A channel replaces one before it."""
+        if token == control.channel:
+            self.channel, self.constrain = [], None
+            return
+        if token == control.constrain:
+            self.constrain = []
+            return
         for section in (self.constrain, self.channel, self.role):
             if section is not None:
                 section.append(token)
                 return
 
     def text(self, tokenizer: HarmonyTokenizer) -> str:
-        """All of it, without control tokens."""
+        """Its text, without control tokens."""
         return tokenizer.text.decode(self.tokens())
 
     def tokens(self) -> list[int]:
-        """All of it, without control tokens."""
+        """Its tokens, without control tokens."""
         return [*self.role, *(self.channel or ()), *(self.constrain or ())]
 
     def role_is_readable(self, tokenizer: HarmonyTokenizer) -> bool:
@@ -54,8 +60,8 @@ class HeaderTokens:
         return not words or words[0].startswith(_TO)
 
     def unread(self, tokenizer: HarmonyTokenizer, cut_off: bool) -> str:
-        """The text of a header without a body that says more than a header: the model forgot `<|message|>`, or all of
-        the format. `cut_off`: the rest may be missing."""
+        """Text that stands where a header should be, of a message that never got `<|message|>`: the model forgot this
+        token, or all of the format. `cut_off`: the rest may be missing."""
         words = _words_after_role(tokenizer.text.decode(self.role))
         if words and not words[0].startswith(_TO):
             begins = cut_off and len(words) == 1 and (_ROLE.startswith(words[0]) or _TO.startswith(words[0]))

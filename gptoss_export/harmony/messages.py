@@ -14,6 +14,7 @@ Role = Literal["system", "developer", "user", "assistant", "tool"]
 Effort = Literal["low", "medium", "high"]
 BuiltinTool = Literal["browser", "python"]
 
+FUNCTIONS = "functions"  # the namespace of a developer's functions
 CHANNELS = ("analysis", "commentary", "final")
 CONSTRAIN = "<|constrain|>"  # begins a content type that is written as this control token and a word
 DEFAULT_IDENTITY = "You are ChatGPT, a large language model trained by OpenAI."
@@ -36,6 +37,16 @@ class Message:
     recipient: str | None = None
     content_type: str | None = None
     name: str | None = None
+
+    @property
+    def is_call(self) -> bool:
+        """Whether the model calls something with it."""
+        return self.role == "assistant" and is_call(self.recipient)
+
+
+def is_call(recipient: str | None) -> bool:
+    """Whether a message of the model to this recipient is a call. Others are for the user."""
+    return recipient not in (None, "user", "all", "assistant")
 
 
 @dataclass(frozen=True)
@@ -82,15 +93,17 @@ def _problems(conversation: Conversation) -> Iterator[str]:
         yield f"effort: found {shown(conversation.effort)}, expected low, medium or high"
     if conversation.date is not None and not _is_date(conversation.date):
         yield f"date: found {shown(conversation.date)}, expected YYYY-MM-DD"
-    for tool in conversation.builtin_tools:
-        if tool not in get_args(BuiltinTool):
-            yield f"builtin_tools: found {shown(tool)}, expected browser or python"
-    names = [tool.name for tool in conversation.tools]
-    for index, name in enumerate(names):
+    for builtin in conversation.builtin_tools:
+        if builtin not in get_args(BuiltinTool):
+            yield f"builtin_tools: found {shown(builtin)}, expected browser or python"
+    names: set[str] = set()
+    for index, tool in enumerate(conversation.tools):
+        name = tool.name
         if not _is_word(name):
             yield f"tools[{index}].name: found {shown(name)}, expected a name without white space"
-        elif name in names[:index]:
+        elif name in names:
             yield f"tools[{index}].name: found {shown(name)} a second time, expected a name for each function"
+        names.add(name)
     for index, message in enumerate(conversation.messages):
         if message.role not in get_args(Role):
             yield f"messages[{index}].role: found {shown(message.role)}, expected one of {', '.join(get_args(Role))}"

@@ -30,18 +30,6 @@ class Piece:
     ends: bool
 
 
-@dataclass(frozen=True)
-class Body:
-    """The body of a message that is being generated: the index of the message, what its header says, and the number of
-    its tokens so far."""
-
-    message: int
-    channel: str
-    recipient: str | None
-    content_type: str | None
-    tokens: int
-
-
 @dataclass
 class _Open:
     """A message of the answer."""
@@ -49,7 +37,6 @@ class _Open:
     header: Header
     stream: TextStream
     parts: list[str] = field(default_factory=list)
-    tokens: int = 0
 
     def message(self) -> Message:
         header = self.header
@@ -63,7 +50,7 @@ class AnswerParser:
 
     - a message without a channel or with an unknown one, unless it has a recipient, whose channel is commentary then;
     - a header that is no header: its text, then the text of its body;
-    - a header of more than 64 tokens: its text, and everything up to the next message;
+    - a header of more than 200 tokens (headers.LONGEST): its text, and everything up to the next message;
     - text before `<|channel|>`, which becomes a message of its own;
     - words after the channel where the message ends without `<|message|>`.
 
@@ -88,14 +75,6 @@ class AnswerParser:
     def finished(self) -> bool:
         """Whether the model has ended its answer, with `<|return|>` or `<|call|>`."""
         return self._finished
-
-    def in_body(self) -> Body | None:
-        """The body that the next token belongs to, if it is no control token; None in a header and between messages."""
-        said = self._open
-        if said is None:
-            return None
-        header = said.header
-        return Body(len(self._messages) - 1, header.channel, header.recipient, header.content_type, said.tokens)
 
     def push(self, token: int) -> list[Piece]:
         """The next token. After the end of the answer, tokens are ignored."""
@@ -127,11 +106,9 @@ class AnswerParser:
             if not header.role_is_readable(control):
                 pieces = self._whole(header.text(control))
                 header = self._header = HeaderTokens()
-            header.channel, header.constrain = [], None
-        elif token == control.constrain:
-            header.constrain = []
-        elif not control.text.leaves_out(token):
-            header.add(token)
+            header.take(token, control)
+        elif token == control.constrain or not control.text.leaves_out(token):
+            header.take(token, control)
             if len(tokens := header.tokens()) > LONGEST:
                 pieces = self._begin(PLAIN, tokens)
         return pieces
@@ -146,7 +123,6 @@ class AnswerParser:
             # Text between messages: `<|start|>` is missing.
             self._header = HeaderTokens()
             return self._of_header(self._header, token)
-        said.tokens += 1
         return self._text(said, said.stream.push(token))
 
     def _begin(self, header: Header, tokens: Sequence[int] = ()) -> list[Piece]:

@@ -16,7 +16,8 @@ def prompt_tokens(conversation: Conversation, tokenizer: HarmonyTokenizer) -> li
     """A prompt that the model continues with its answer. It ends with `<|start|>assistant`.
 
     Reasoning before the last answer is left out, as the model was trained: messages of the channel analysis before the
-    last one of the channel final. (openai-harmony leaves out those before the first one. Those of later turns stay.)
+    last one of the channel final. (openai-harmony leaves out those before the first one, and none where the last
+    message of the model is not final, such as a call.)
 
     Raises UsageError for text that the tokenizer cannot take and for schemas that cannot be written.
     """

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .messages import FunctionTool
+from .messages import FUNCTIONS, FunctionTool
 from .typescript import typescript
-
-FUNCTIONS = "functions"  # the namespace of a developer's functions
 
 
 @dataclass(frozen=True)

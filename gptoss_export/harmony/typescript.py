@@ -52,7 +52,7 @@ def _object(schema: object, indent: str, depth: int) -> str:
     lines.append("{\n")
     properties = _get(schema, "properties")
     required = _get(schema, "required")
-    needed = [name for name in required if isinstance(name, str)] if _is_array(required) else []
+    needed = {name for name in required if isinstance(name, str)} if _is_array(required) else set()
     if isinstance(properties, Mapping):
         for name, value in properties.items():
             lines.extend(_property(name, value, name in needed, indent, depth))
@@ -121,7 +121,7 @@ def _nullable(schema: object, indent: str, depth: int) -> str:
 
 
 def _default(schema: object, quoted_enum: bool = False) -> str | None:
-    """The comment that says a default. One of an enum has no quotes, but in a variant that is no property's."""
+    """The comment that says a default. The default of an enum is written without quotes, except with `quoted_enum`."""
     value = _get(schema, "default", missing=_MISSING)
     if value is _MISSING:
         return None

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _PANELS = 6  # that are drawn; the table has all numbers
 _POINTS = 3  # that a line needs; decode_floor.py has a bar for each
+_LABEL_GAP = 6  # units between two labels of an axis
 _RIGHT = 40  # units right of a plot, for the number of its last point
 _KEYS = (Key("measured", Colour.BLUE), Key("what the floor allows", Colour.MUTED, Shape.BROKEN))
 
@@ -99,12 +100,12 @@ def _draw(paper: Paper, panels: Sequence[_Panel], unit: str, shared: bool) -> Sh
         sheet.text(x + left, y + 10, panel.title, bold=True)
         axes = sheet.axes(x + left, y + 26, width - left - _RIGHT, height - 74)
         limit = max(limits) if shared else limits[index]
-        _axes(axes, panel, limit, unit)
+        _axes(axes, panel, limit, unit, width - left - _RIGHT)
         _lines(axes, panel, width - left - _RIGHT, height - 74, limit)
     return sheet
 
 
-def _axes(axes: Axes, panel: _Panel, limit: float, unit: str) -> None:
+def _axes(axes: Axes, panel: _Panel, limit: float, unit: str, width: float) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     xs = [point.x for point in panel.points]
@@ -113,13 +114,28 @@ def _axes(axes: Axes, panel: _Panel, limit: float, unit: str) -> None:
     axes.set_ylim(0, limit)
     axes.xaxis.set_major_locator(FixedLocator(xs))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    named = {float(value): label for value, label in _labels(xs, width)}
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: named.get(value, "")))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axes.grid(axis="y")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(unit, loc="right", labelpad=2)
+
+
+def _labels(xs: Sequence[int], width: float) -> list[tuple[int, str]]:
+    """The numbers of the axis that have room for a label, the last one always."""
+    span = math.log2(xs[-1] / xs[0])
+    found: list[tuple[int, str]] = []
+    free = math.inf
+    for value in reversed(xs):
+        text = f"{value:,}"
+        at, half = math.log2(value / xs[0]) / span * width, text_width(text, small=True) / 2
+        if at + half + _LABEL_GAP <= free:
+            found.append((value, text))
+            free = at - half
+    return found
 
 
 def _lines(axes: Axes, panel: _Panel, width: float, height: float, limit: float) -> None:

@@ -52,10 +52,10 @@ class _Line:
 
 def length_picture(report: Report) -> Picture:
     """All cases of a report, one or more."""
-    lines = [_Line(row.label, row.passed, tuple(_points(row))) for row in report.rows]
+    lines = [_Line(row.label, row.within_bounds, tuple(_points(row))) for row in report.rows]
     ties = any(row.tie is not None for row in report.rows)
     keys = [_NO_TIE.key, *([_TIE.key] if ties else []), _BOUND]
-    failed = [row.label for row in report.rows if not row.passed]
+    failed = [row.label for row in report.rows if not row.within_bounds]
     outcome = f"{len(failed)} fail: {', '.join(failed)}." if failed else "All pass."
     return _picture("length", "Error of each case as a share of its bound", lines, keys, outcome)
 

@@ -49,11 +49,12 @@ def position_picture(row: Row, index: int, oracle: str) -> Picture:
     keys.append(_BOUND)
     worst = max(row.spans, key=lambda span: math.inf if math.isnan(span.error.max) else span.error.max)
     where = str(worst.first) if worst.first == worst.last else f"{worst.first} to {worst.last}"
+    with_or_without = "with" if row.near_ties == row.rows else "without"
     return make_picture(
         f"position-{index}",
         f"Error by position, prompt of {row.label} tokens",
         f"{row.rows} positions from {row.spans[0].first} to {max(span.last for span in row.spans)}. The largest error "
-        f"is {worst.error.max:.1e}, at {where}. The bound is {row.bound.max:.1e} without a near tie"
+        f"is {worst.error.max:.1e}, at {where}. The bound is {row.bound.max:.1e} {with_or_without} a near tie"
         + ("." if row.tie_bound is None else f" and {row.tie_bound.max:.1e} with one."),
         lambda paper: _draw(paper, row, keys),
     )

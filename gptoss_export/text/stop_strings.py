@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
+from .text_stream import REPLACEMENT
 from .tokenizer import Text
 
 _MORE = 8  # tokens before those that can hold a stop string: a token may hold a part of a character
@@ -18,10 +20,13 @@ class StopStrings:
     stops: tuple[str, ...]
 
     def ends(self, tokens: Sequence[int]) -> bool:
-        """Whether an answer ends with its last token. A token has at least one byte of the text, so that few tokens
-        have to be decoded, whatever the length of the answer."""
-        last = max(len(stop.encode()) for stop in self.stops) + _MORE
-        return self._found(self.text.decode(list(tokens[-last:]))) is not None
+        """Whether an answer ends with its last token. A token that is shown has at least one byte of the text, so that
+        few tokens have to be decoded, whatever the length of the answer."""
+        count = max(len(stop.encode()) for stop in self.stops) + _MORE
+        shown = (token for token in reversed(tokens) if not self.text.leaves_out(token))
+        last = [*islice(shown, count)][::-1]
+        # A part of a character reads as this at the beginning and, until the rest of it has come, at the end.
+        return self._found(self.text.decode(last).strip(REPLACEMENT)) is not None
 
     def cut(self, text: str) -> str:
         """A text up to the first stop string."""

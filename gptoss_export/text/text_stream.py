@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .tokenizer import Text
 
-_REPLACEMENT = "\ufffd"  # what bytes decode to that are no character, or not yet
+REPLACEMENT = "\ufffd"  # what bytes decode to that are no character, or not yet
 _LONGEST_WAIT = 8  # tokens that may end in a part of a character; a character has 4 bytes at most
 
 
@@ -27,12 +27,12 @@ class TextStream:
             return ""
         self._waiting.append(token)
         text = self._text.decode(self._context + self._waiting)
-        if not text.endswith(_REPLACEMENT):
+        if not text.endswith(REPLACEMENT):
             return self._give(len(self._waiting), text)
         if len(self._waiting) < _LONGEST_WAIT:
             return ""
         for count in range(len(self._waiting) - 1, 0, -1):
-            # Bytes are no character where they decode to the same without the bytes that follow.
+            # A cut is safe where both sides, decoded alone, give the same text.
             before = self._text.decode(self._context + self._waiting[:count])
             if before + self._text.decode(self._waiting[count:]) == text:
                 return self._give(count, before)

@@ -45,6 +45,10 @@ _ANSWERS = {
     "unicode": f"{_FINAL}日本 é 😀<|return|>",
     "lines": f"{_FINAL}one\ntwo\n<|return|>",
     "preamble": f"<|channel|>commentary<|message|>I look.<|end|><|start|>assistant{_FINAL}Done.<|return|>",
+    **{
+        f"to {who}": f"<|channel|>commentary to={who}<|message|>Hi there.<|end|><|start|>assistant{_FINAL}<|return|>"
+        for who in ("user", "all", "assistant")
+    },
     "endless": f"{_FINAL}" + "x" * 3 * CONTEXT,
     "slow": f"<|channel|>analysis<|message|>Slowly.<|end|><|start|>assistant{_FINAL}" + "go on " * CONTEXT,
     "slow start": f"<|channel|>analysis<|message|>{'Hm. ' * CONTEXT}",

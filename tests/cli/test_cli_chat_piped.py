@@ -79,6 +79,14 @@ def test_a_call_is_shown_and_not_run(executor: ScriptedExecutor) -> None:
     assert done.stderr == "[a chat has no tools: the call was not run]\n"
 
 
+@pytest.mark.parametrize("recipient", ["user", "all", "assistant"])
+def test_a_message_to_the_user_is_no_call(executor: ScriptedExecutor, recipient: str) -> None:
+    done = chat(f"to {recipient}\n")
+    assert (done.stdout, done.stderr) == ("Hi there.\n", "")
+    facts = json.loads(chat(f"to {recipient}\n", "--json").stdout)
+    assert (facts["answer"], facts["calls"]) == ("Hi there.", [])
+
+
 def test_json_is_one_object_a_turn(executor: ScriptedExecutor) -> None:
     done = chat("Hello\ncall\npreamble\n", "--json")
     first, second, third = (json.loads(line) for line in done.stdout.splitlines())
@@ -155,6 +163,7 @@ def test_a_full_context_ends_with_both_numbers(executor: ScriptedExecutor) -> No
         (b"/save", "/save: found no name, expected that of a file"),
         (b"/save /no/such/folder/x", "/save /no/such/folder/x: expected a file in a folder that exists"),
         (b"/save ~nobody-here/x", "/save ~nobody-here/x: found no name of a file"),
+        (b"/save " + b"a" * 300, f"/save {Path('a' * 300).absolute()}: cannot be written (File name too long)"),
         (b"/save a\0b", r"/save a\x00b: found no name of a file"),
         (b"fail", "the model fails"),
     ],

@@ -113,14 +113,14 @@ def test_what_malformed_answers_become(real: HarmonyTokenizer, tiny: HarmonyToke
 
 
 def test_a_long_header_is_text_as_soon_as_it_is_too_long(tiny: HarmonyTokenizer) -> None:
-    """A model without the format streams after 64 tokens. Characters are whole also there."""
+    """A model without the format streams then. Characters are whole also there."""
     parser = AnswerParser(tiny)
-    text = "x" + "é" * 100
+    text = "x" + "é" * LONGEST
     tokens = tiny.encode(text)
     for token in tokens[:LONGEST]:
         assert parser.push(token) == []
     (piece,) = parser.push(tokens[LONGEST])
-    assert (piece.text, piece.channel, piece.begins, piece.ends) == ("x" + "é" * 32, "final", True, False)
+    assert (piece.text, piece.channel, piece.begins, piece.ends) == ("x" + "é" * (LONGEST // 2), "final", True, False)
     for token in tokens[LONGEST + 1 :]:
         parser.push(token)
     parser.end()
@@ -140,8 +140,6 @@ def test_random_tokens_never_raise(tiny: HarmonyTokenizer, data: st.DataObject) 
     pieces = []
     for token in tokens:
         pieces += parser.push(token)
-        body = parser.in_body()
-        assert body is None or body.message == len(parser.messages) - 1
     pieces += parser.end()
     assert joined(pieces) == parser.messages
     assert all(message.channel in CHANNELS for message in parser.messages)

@@ -65,6 +65,13 @@ def test_reasoning_of_every_turn_before_the_last_final_is_dropped(real: HarmonyT
     assert prompt_tokens(Conversation(LONG), real) == prompt_tokens(Conversation(tuple(kept)), real)
 
 
+def test_reasoning_before_the_last_final_is_dropped_where_a_call_came_last(real: HarmonyTokenizer) -> None:
+    """The oracle would keep all reasoning then."""
+    call = (Message("assistant", "Now Paris.", "analysis"), *TURNS[2:4])
+    kept = tuple(message for message in TURNS if message.channel != "analysis")
+    assert prompt_tokens(Conversation((*TURNS, *call)), real) == prompt_tokens(Conversation((*kept, *call)), real)
+
+
 def test_reasoning_after_the_last_final_is_kept(real: HarmonyTokenizer) -> None:
     turns = (*TURNS, Message("assistant", "Stopped here", "analysis"), Message("user", "Go on"))
     text = real.tokenizer.decode(prompt_tokens(Conversation(turns), real), skip_special_tokens=False)

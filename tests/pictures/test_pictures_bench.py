@@ -8,12 +8,13 @@ from itertools import pairwise
 
 import pytest
 from made_pages import page_of_bench
-from parsed_page import Shown, wide
+from parsed_page import ParsedPage, Shown, wide
 from picture_facts import KERNELS, STARTUP, bench_report
 
 from gptoss_export.bench import BenchReport
 from gptoss_export.pictures.decode_floor import floor_picture
-from gptoss_export.pictures.decode_speed import speed_over_width
+from gptoss_export.pictures.decode_speed import speed_over_context, speed_over_width
+from gptoss_export.pictures.sheet import text_width
 from gptoss_export.pictures.startup import startup_picture
 from gptoss_export.pictures.step_kernels import kernels_picture
 
@@ -77,6 +78,26 @@ def test_lines_over_the_width_rise_from_zero_as_the_numbers_do() -> None:
     assert zero < bottom and picture.texts.count("0") == 1
     for text in ("64", f"{values[-1]:,.0f}", "context 1,024", "measured", "what the floor allows", "sequences"):
         assert text in picture.texts
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_labels_of_contexts_do_not_overlap(narrow: bool) -> None:
+    """Those without room are left out, and the last one stays."""
+    contexts = [2**power for power in range(10, 18)]
+    made = speed_over_context(bench_report([1, 8, 64], contexts).measurements)
+    assert made is not None
+    (picture,) = ParsedPage(made.narrow if narrow else made.wide).pictures
+    labels = {f"{context:,}" for context in contexts}
+    elements = [attributes for tag, attributes in picture.elements if tag == "text"]
+    places = sorted(
+        (round(float(attributes["y"])), float(attributes["x"]), text)
+        for attributes, text in zip(elements, picture.texts, strict=True)
+        if text in labels
+    )
+    assert [text for *_, text in places].count("131,072") == 3
+    for (y, left, before), (below, right, after) in pairwise(places):
+        half = (text_width(before, small=True) + text_width(after, small=True)) / 2
+        assert y != below or right - left >= half, (before, after)
 
 
 def test_which_pictures_there_are() -> None:

@@ -77,6 +77,31 @@ def test_what_fails_is_red_and_written_out() -> None:
     assert page_of_verify(verify_report()).facts[0] == ("result", "pass")
 
 
+def test_an_artifact_that_passes_beside_one_that_fails() -> None:
+    """Its own case is no failure: the comparison is."""
+    report = verify_report()
+    rows = list(report.rows)
+    assert rows[0].comparison is not None
+    rows[0] = replace(rows[0], comparison=replace(rows[0].comparison, passed=False))
+    report = replace(report, rows=rows)
+    assert not report.passed and "All pass." in wide(length_picture(report)).description
+    assert "The comparison fails at 1." in wide(comparison_picture(report)).description
+    tables = [table for section in page_of_verify(report).sections for table in section.tables]
+    own, comparison = (table for table in tables if not table.title.startswith(("errors by", "router")))
+    assert [row[-1] for row in own.rows] == ["pass"] * len(rows)
+    assert [row[-1] for row in comparison.rows] == [Alarm("FAIL"), *["pass"] * (len(rows) - 1)]
+
+
+def test_the_bound_of_a_case_with_near_ties_alone() -> None:
+    report = verify_report()
+    sampled = next(row for row in report.rows if row.sampled)
+    assert "without a near tie and" in wide(position_picture(sampled, 0, report.oracle)).description
+    alone = replace(sampled, near_ties=sampled.rows, tie=None, tie_bound=None)
+    assert wide(position_picture(alone, 0, report.oracle)).description.endswith(
+        f"{alone.bound.max:.1e} with a near tie."
+    )
+
+
 def test_both_artifacts_and_their_difference() -> None:
     report = verify_report()
     picture = wide(comparison_picture(report))

@@ -38,6 +38,29 @@ def test_random_texts(stops: tuple[str, ...]) -> None:
     assert ended > 10 or stops[0] == "x" * 40
 
 
+def test_special_tokens_between_the_letters_of_a_stop_string() -> None:
+    """They are no part of the text, however many there are."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens(["<|start|>"])
+    start = tokenizer.token_to_id("<|start|>")
+    first, second = tokenizer.encode("ab").ids
+    ending = StopStrings(Text(tokenizer), ("ab",))
+    assert not ending.ends([first, *[start] * 30])
+    assert ending.ends([first, *[start] * 30, second])
+    assert not StopStrings(Text(tokenizer, special_tokens=True), ("ab",)).ends([first, start, second])
+
+
+def test_a_part_of_a_character_is_no_stop_string() -> None:
+    """It reads as U+FFFD, which is a character of its own: its text ends an answer one token later."""
+    tokenizer = byte_tokenizer()
+    ending = StopStrings(Text(tokenizer), ("\ufffd",))
+    for text in ("x 🫠", "🫠" * 5 + "é"):
+        tokens = tokenizer.encode(text).ids
+        assert not any(ending.ends(tokens[:count]) for count in range(1, len(tokens) + 1))
+    tokens = tokenizer.encode("a\ufffdb").ids
+    assert [ending.ends(tokens[:count]) for count in range(1, len(tokens) + 1)] == [False] * (len(tokens) - 1) + [True]
+
+
 def test_what_may_begin_a_stop_string_is_held_back() -> None:
     ending = StopStrings(Text(byte_tokenizer(), special_tokens=False), ("STOP", "END"))
     assert [ending.certain(text) for text in ("abc", "abS", "abSTO", "STOX", "EN", "a")] == [3, 2, 2, 4, 0, 1]
