@@ -101,6 +101,12 @@ def sequence() -> list[int]:
     return torch.randint(0, 512, (600,), generator=torch.Generator().manual_seed(3)).tolist()
 
 
+@pytest.fixture
+def compiles_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs are compiled, also where `make test` has kept the objects of the same ones (kept-g++)."""
+    monkeypatch.delenv("KEPT_OBJECTS", raising=False)
+
+
 @pytest.fixture(scope="session")
 def cli() -> Callable[..., tuple[int, str, str]]:
     """Run the command in a process of its own: (exit code, stdout, stderr)."""

@@ -38,6 +38,7 @@ def tasks(folder: Path, *programs: Any) -> list[ProgramTask]:
     return found
 
 
+@pytest.mark.usefixtures("compiles_anew")
 def test_two_processes_make_the_code_of_one(tmp_path: Path) -> None:
     """Whichever process compiled which program: the names of the files are hashes of the code and of its flags."""
     programs = Prefill(16), Unembed(1), Unembed(64)

@@ -222,6 +222,7 @@ def test_the_fake_gpu_leaves_no_trace(registry_filled_before: tuple[str, ...]) -
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.usefixtures("compiles_anew")
 def test_two_builds_are_the_same(tmp_path: Path) -> None:
     """The second one finds what the first left in Inductor's cache, though the environment asks for passes that time
     code."""
