@@ -17,4 +17,5 @@ Where what is enforced differs from JSON schema:
 - `format` is enforced where the library knows the format. A date can be 29 February in any year.
 - The classes `\\d` and `\\w` of a `pattern` are those of ASCII.
 - Numbers with bounds have no exponent, and integers have no fraction.
+- Numbers beyond 2**53 cannot be enforced, as constants and as bounds: the library computes with float64.
 """

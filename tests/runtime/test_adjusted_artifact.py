@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from transformers import GptOssForCausalLM
@@ -66,8 +68,8 @@ def test_allowed_tokens_of_each_step(runner: Runner, sequence: list[int], transf
     """Token n of the answer has to be n modulo 5; a neighbour is free."""
     prompt, seen = sequence[:45], []
 
-    def allowed(tokens: tuple[int, ...]) -> bytes:
-        seen.append(tokens)
+    def allowed(tokens: Sequence[int]) -> bytes:
+        seen.append((tokens, tuple(tokens)))
         bits = sum(1 << token for token in range(512) if token % 5 == len(tokens) % 5)
         return bits.to_bytes(64, "little")
 
@@ -76,7 +78,8 @@ def test_allowed_tokens_of_each_step(runner: Runner, sequence: list[int], transf
     result = engine.submit(prompt, 8, stop_tokens=(), allowed=allowed).result()
     assert free.result().tokens == runner_alone(engine, prompt)
     engine.close()
-    assert seen == [tuple(result.tokens[:count]) for count in range(8)]
+    assert [found for _, found in seen] == [tuple(result.tokens[:count]) for count in range(8)]
+    assert len({id(tokens) for tokens, _ in seen}) == 1  # the same object, which grows
     with torch.no_grad():
         logits = transformer(torch.tensor([[*prompt, *result.tokens]])).logits[0, len(prompt) - 1 : -1]
     for at, row in enumerate(logits):
