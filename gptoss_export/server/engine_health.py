@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ..errors import RunError
 from ..runtime.engine import Engine, EngineStats
-from ..runtime.generation import Token
 from ..runtime.request_handle import RequestHandle
-from ..runtime.sampling_params import SamplingParams
 
 LONGEST_STEPS = {"cuda": 20.0, "cpu": 600.0}  # seconds, by the device of an artifact. Without a GPU it can take minutes
 _WAIT_SECONDS = 0.5  # those who ask whether a server works often give up after a second
@@ -25,28 +22,16 @@ class WatchedEngine:
     Each check is a request of the engine, one at a time: its `most_waiting` should have room for it.
 
     longest_step  seconds after which an engine that takes no step is said not to work
+    submit        Engine.submit
     """
 
     def __init__(self, engine: Engine, longest_step: float) -> None:
-        self.longest_step = longest_step
+        self.longest_step, self.submit = longest_step, engine.submit
         self._engine = engine
         self._check: _Check | None = None
         self._checking: asyncio.Task[None] | None = None
         self._checks = 0  # that have ended
         self._tokens = self._ended = 0  # tokens so far, and requests that had ended when the last of them was seen
-
-    def submit(
-        self,
-        prompt: Sequence[int],
-        max_new_tokens: int = 128,
-        sampling: SamplingParams | None = None,
-        stop_tokens: Sequence[int] | None = None,
-        *,
-        on_token: Callable[[Token], object] | None = None,
-        allowed: Callable[[Sequence[int]], bytes] | None = None,
-    ) -> RequestHandle:
-        """As Engine.submit."""
-        return self._engine.submit(prompt, max_new_tokens, sampling, stop_tokens, on_token=on_token, allowed=allowed)
 
     def stats(self) -> EngineStats:
         """As Engine.stats, without the requests of `check`."""
@@ -68,7 +53,7 @@ class WatchedEngine:
     async def _checked(self) -> None:
         if self._check is None:
             suspicious = self._suspicious()
-            self._check = _Check(self._engine.submit([0], 1, stop_tokens=()), time.monotonic())
+            self._check = _Check(self.submit([0], 1, stop_tokens=()), time.monotonic())
             if not suspicious:
                 self._check.handle.cancel()
         check = self._check
