@@ -21,6 +21,7 @@ def live(module_server: Live) -> Live:
     """The module's server, whose model says what the user said."""
     module_server.engine.script = echo
     module_server.engine.requests.clear()
+    module_server.engine.prompts.clear()
     module_server.engine.reused.clear()
     return module_server
 

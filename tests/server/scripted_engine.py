@@ -106,6 +106,7 @@ class ScriptedEngine:
         self.tokenizer = tokenizer or harmony_tokenizer()
         self.script, self.slots, self.step_seconds, self.most_waiting = script, slots, step_seconds, most_waiting
         self.requests: list[Request] = []
+        self.prompts: list[Sequence[int]] = []  # of the requests, as they were given
         self.reused: dict[int, int] = {}
         self.held = threading.Event()
         self.fails: Exception | None = None  # of all that run, in the next step
@@ -140,6 +141,7 @@ class ScriptedEngine:
             if len(self._waiting) >= self.most_waiting:
                 raise QueueFullError("too many")
             self.requests.append(request)
+            self.prompts.append(prompt)
             self._waiting.append(running)
             self._changed.notify_all()
         return running.handle
