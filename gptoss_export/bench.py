@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .artifact.keys import Trust
-from .artifact.manifest import Manifest, WeightSpec
+from .artifact.manifest import Manifest
 from .cuda.gpu import Gpu, current_gpu
 from .errors import UsageError, raise_all
 from .loading import load
 from .model.dtypes import ITEM_SIZES
 from .model.kv_cache import sequence_bytes
-from .model.parameters import EMBEDDING, is_expert_weight
+from .model.parameters import EMBEDDING, Parameter, is_expert_weight, parameters
 from .model.sampling_state import Choice
 from .progress import Progress
 from .runtime.runner import Runner
@@ -182,7 +182,7 @@ def bench(
         startup_s=startup,
         bandwidth=bandwidth,
         memory=memory,
-        weights_and_cache=sum(map(_size, manifest.weights.values())) + runner.executor.kv_cache_bytes,
+        weights_and_cache=sum(map(_size, parameters(manifest.of_rank(0).model, manifest.dtype))) + runner.executor.kv_cache_bytes,
         measurements=[
             Measurement(
                 batch=batch,
@@ -260,12 +260,12 @@ def floor_bytes(manifest: Manifest, batch: int, context: int) -> float:
 
 
 def step_bytes(manifest: Manifest, batch: int, context: int) -> StepBytes:
-    """The same in its parts."""
-    config = manifest.model
+    """The same in its parts. Of several ranks, what rank 0 reads: no other reads more."""
+    config = manifest.of_rank(0).model
     reached = 1 - (1 - config.num_experts_per_tok / config.num_local_experts) ** batch
     experts, others = 0.0, 0
-    for name, spec in manifest.weights.items():
-        size = _size(spec)
+    for spec in parameters(config, manifest.dtype):
+        name, size = spec.name, _size(spec)
         if is_expert_weight(name):
             experts += size * reached
         else:
@@ -317,7 +317,7 @@ def _times(runner: Runner, batch: int, context: int, gpu: Gpu | None) -> _Times:
     return _Times(prefill, first_token, 1 / decode_tok_s)
 
 
-def _size(spec: WeightSpec) -> int:
+def _size(spec: Parameter) -> int:
     return math.prod(spec.shape) * ITEM_SIZES[spec.dtype]
 
 

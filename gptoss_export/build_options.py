@@ -22,6 +22,7 @@ from .values import shown, whole_number
 
 MOST_SEQUENCES = 2**12  # of --max-batch
 MOST_CACHE_BYTES = 2**43  # more than any machine has
+RANKS = (1, 2, 4, 8)  # of --tensor-parallel: what divides the heads of a gpt-oss
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class BuildOptions:
     widths          sequences that a decode step takes, one program each; `max_batch` is among them. None: 1, 2, 4, ...
                     and `max_batch`, or `max_batch` alone where the target has one decode program
     max_context     tokens that a sequence can hold
+    tensor_parallel ranks that share the model, with a device each
     prefill_chunks  tokens that a prefill call takes, one program each. None: what suits the device
     stop_tokens     None: those of the checkpoint
     jobs            processes that compile side by side, where the target can. None: what cores and memory allow
@@ -51,6 +53,7 @@ class BuildOptions:
     max_batch: int = 1
     widths: tuple[int, ...] | None = None
     max_context: int = 4096
+    tensor_parallel: int = 1
     prefill_chunks: tuple[int, ...] | None = None
     stop_tokens: tuple[int, ...] | None = None
     jobs: int | None = None
@@ -81,6 +84,7 @@ class Settings:
             "max_batch": self.sizes.max_batch,
             "widths": list(self.sizes.widths),
             "max_context": self.sizes.max_context,
+            "tensor_parallel": self.sizes.ranks,
             "prefill_chunks": list(self.sizes.prefill_chunks),
             "stop_tokens": list(self.stop_tokens),
             "tuned_configs": [path.name for path in self.tuned_configs],
@@ -112,11 +116,12 @@ def resolve(options: BuildOptions) -> tuple[Compiler, Settings, dict[str, Config
         target.default_widths,
         target.default_prefill_chunks(device),
     )
+    sizes, rank_problems = _with_ranks(sizes, options.tensor_parallel, target, device)
     problems += target.size_problems(sizes)
     if options.jobs is not None and (whole_number(options.jobs) is None or options.jobs < 1):
         problems.append(f"--jobs {shown(options.jobs)}: expected 1 or more")
     stop_tokens, stop_problems = _stop_tokens(options.stop_tokens)
-    raise_all(UsageError, "options that cannot be built", problems + size_problems + stop_problems)
+    raise_all(UsageError, "options that cannot be built", problems + size_problems + rank_problems + stop_problems)
     available = target.available(device)
     if not available.ready:
         raise BuildError(f"{target.name} for {device} cannot be built here: {available.detail}; {available.fix}")
@@ -219,6 +224,15 @@ def resolve_sizes(
     used = given if chunks is not None else tuple(min(chunk, max_context) for chunk in given)
     used_widths = widths_for(max_batch) if widths is None else given_widths
     return Sizes(tuple(sorted(set(used_widths))), max_context, tuple(sorted(set(used)))), []
+
+
+def _with_ranks(sizes: Sizes, ranks: Any, target: Compiler, device: str) -> tuple[Sizes, list[str]]:
+    """The sizes for so many ranks, and what is wrong with the number."""
+    count = whole_number(ranks)
+    if count not in RANKS:
+        return sizes, [f"--tensor-parallel {shown(ranks)}: expected {', '.join(map(str, RANKS[:-1]))} or {RANKS[-1]}"]
+    problem = target.rank_problem(device) if count > 1 else None
+    return dataclasses.replace(sizes, ranks=count), [] if problem is None else [f"--tensor-parallel {count}: {problem}"]
 
 
 def _listed(values: Any) -> tuple[Any, ...]:

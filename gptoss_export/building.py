@@ -17,8 +17,8 @@ from .artifact.atomic_folder import check_new_folder, replace_folder
 from .artifact.description import describe_code
 from .artifact.files import FileSpec, background_hashes, combined_hash, describe_file
 from .artifact.keys import read_private_key
-from .artifact.manifest import Manifest, Provenance, save_manifest
-from .artifact.programs import Program, programs_of
+from .artifact.manifest import Manifest, Provenance, save_manifest, signatures
+from .artifact.programs import Program, Signature, programs_of
 from .artifact.signature import write_signature
 from .build_options import BuildOptions, Settings, context_problems, resolve
 from .checkpoint import Checkpoint, open_checkpoint
@@ -32,6 +32,7 @@ from .kernels.kernel import ConfigChooser
 from .machine_limits import check_threads, reports_limits
 from .model.config import ModelConfig
 from .model.dtypes import torch_dtype
+from .model.ranks import division_problems, program_configs
 from .progress import Progress
 from .targets.base_compiler import CompileJob, Compiler, SeparateCompilation
 from .temporary_folder import TemporaryFolder
@@ -78,17 +79,18 @@ def build(
     programs = compiler.programs(programs_of(settings.sizes, settings.device))
     if settings.tuned_configs:
         with progress.stage("check the tuned configs"):
-            _check_tuned_configs(settings, _trial(compiler, settings, choosers, checkpoint.config, programs))
+            configs = program_configs(checkpoint.config, settings.sizes.ranks)
+            _check_tuned_configs(settings, _trial(compiler, settings, choosers, configs, programs))
     with replace_folder(output, UsageError) as folder, background_hashes(folder) as hashes:
         with progress.stage("write the weights"):
             weights = write_weights(checkpoint, settings.dtype, folder, progress)
         hashes.add(weight_file_names(weights))
-        signatures = {item.name: item.signature(checkpoint.config, settings.sizes, settings.dtype) for item in programs}
-        stored_programs = signatures if compiler.stores_programs() else {}
+        named = signatures(programs, checkpoint.config, settings.sizes, settings.dtype)
+        stored_programs = named if compiler.stores_programs() else {}
         target_options = dataclasses.asdict(settings.target_options)
-        job_of = {
-            arch: CompileJob(
-                config=checkpoint.config,
+        jobs = [
+            CompileJob(
+                config=config,
                 sizes=settings.sizes,
                 device=settings.device,
                 arch=arch,
@@ -102,15 +104,16 @@ def build(
                     device=settings.device,
                     arch=arch,
                     dtype=settings.dtype,
-                    model=checkpoint.config,
+                    model=config,
                     sizes=settings.sizes,
-                    programs=stored_programs,
+                    programs=_programs_of(compiler, programs, config, settings),
                 ),
                 progress=progress,
             )
+            for config in program_configs(checkpoint.config, settings.sizes.ranks)
             for arch in settings.archs
-        }
-        hashes.add(_compile_all(compiler, settings, choosers, job_of, programs, options.jobs))
+        ]
+        hashes.add(_compile_all(compiler, settings, choosers, jobs, programs, options.jobs))
         copy_text_files(source, folder, text)
         hashes.add(text)
         with progress.stage("hash the files"):
@@ -149,6 +152,8 @@ def _complete(settings: Settings, options: BuildOptions, checkpoint: Checkpoint)
         if not 0 <= token < config.vocab_size
     ]
     problems += context_problems(settings.sizes, config)
+    ranks = settings.sizes.ranks
+    problems += [f"--tensor-parallel {ranks}: {problem}" for problem in division_problems(config, ranks)]
     raise_all(UsageError, "options that do not fit the checkpoint", problems)
     return settings
 
@@ -157,24 +162,26 @@ def _compile_all(
     compiler: Compiler,
     settings: Settings,
     choosers: Mapping[str, ConfigChooser],
-    job_of: Mapping[str, CompileJob],
+    jobs: Sequence[CompileJob],
     programs: Sequence[Program],
-    jobs: int | None,
+    processes: int | None,
 ) -> list[Path]:
-    """Compile every program for every arch; the files of the code."""
-    tasks = len(programs) * len(settings.archs)
-    jobs = min(tasks, jobs or default_jobs(tasks))
-    compilations = {arch: compiler.start(job) for arch, job in job_of.items()}
-    apart = {arch: item for arch, item in compilations.items() if isinstance(item, SeparateCompilation)}
-    if jobs > 1 and len(apart) == len(compilations):
-        return _compile_apart(settings, choosers, job_of, apart, programs, jobs)
+    """Compile every program for every job; the files of the code."""
+    tasks = len(programs) * len(jobs)
+    processes = min(tasks, processes or default_jobs(tasks))
+    compilations = [(job, compiler.start(job)) for job in jobs]
+    apart = [(job, item) for job, item in compilations if isinstance(item, SeparateCompilation)]
+    if processes > 1 and len(apart) == len(compilations):
+        return _compile_apart(settings, choosers, apart, programs, processes)
     files = []
-    for arch, compilation in compilations.items():
-        job = job_of[arch]
-        for program in _lower(compiler, settings, choosers[arch], job.config, programs, job.progress):
-            with compiler.environment(job.device, arch), job.progress.stage(f"compile {program.name} for {arch}"):
+    for job, compilation in compilations:
+        for program in _lower(compiler, settings, choosers[job.arch], job.config, programs, job.progress):
+            with (
+                compiler.environment(job.device, job.arch),
+                job.progress.stage(f"compile {program.name} for {job.label}"),
+            ):
                 compilation.compile(program)
-        with compiler.environment(job.device, arch):
+        with compiler.environment(job.device, job.arch):
             files += compilation.finish()
     return files
 
@@ -182,28 +189,38 @@ def _compile_all(
 def _compile_apart(
     settings: Settings,
     choosers: Mapping[str, ConfigChooser],
-    job_of: Mapping[str, CompileJob],
-    compilations: Mapping[str, SeparateCompilation],
+    compilations: Sequence[tuple[CompileJob, SeparateCompilation]],
     programs: Sequence[Program],
-    jobs: int,
+    processes: int,
 ) -> list[Path]:
-    """Each program in a process of its own, `jobs` of them at a time; the files of the code."""
-    job = next(iter(job_of.values()))
+    """Each program in a process of its own, `processes` of them at a time; the files of the code."""
+    progress = compilations[0][0].progress
     tuned = next(iter(choosers.values())).tuned  # the same for all archs
-    with TemporaryFolder() as scratch, job.progress.stage(f"compile in {jobs} processes"):
+    with TemporaryFolder() as scratch, progress.stage(f"compile in {processes} processes"):
         tasks = [
-            ProgramTask(program, arch, scratch.path / f"{arch}-{program.name}")
-            for arch in job_of
+            ProgramTask(program, job.config, job.arch, job.label, scratch.path / str(index) / program.name)
+            for index, (job, _) in enumerate(compilations)
             for program in programs
         ]
         for task in tasks:
-            task.folder.mkdir()
-        given = WorkerSettings(settings, job.config, tuple(tuned))
-        for task, chosen in zip(tasks, compile_side_by_side(given, tasks, jobs, job.progress.update), strict=True):
+            task.folder.mkdir(parents=True)
+        given = WorkerSettings(settings, tuple(tuned))
+        takers = [compilation for _, compilation in compilations for _ in programs]
+        answers = compile_side_by_side(given, tasks, processes, progress.update)
+        for task, taker, chosen in zip(tasks, takers, answers, strict=True):
             for call, index in chosen.items():
                 choosers[task.arch].chosen[call] = None if index is None else tuned[index]
-            compilations[task.arch].take(task.program.name, task.folder)
-        return [file for compilation in compilations.values() for file in compilation.finish()]
+            taker.take(task.program.name, task.folder)
+        return [file for _, compilation in compilations for file in compilation.finish()]
+
+
+def _programs_of(
+    compiler: Compiler, programs: Sequence[Program], config: ModelConfig, settings: Settings
+) -> dict[str, Signature]:
+    """The calls of the programs of one job."""
+    if not compiler.stores_programs():
+        return {}
+    return {program.name: program.signature(config, settings.sizes, settings.dtype) for program in programs}
 
 
 def _lower(
@@ -230,13 +247,14 @@ def _trial(
     compiler: Compiler,
     settings: Settings,
     choosers: Mapping[str, ConfigChooser],
-    config: ModelConfig,
+    configs: Sequence[ModelConfig],
     programs: Sequence[Program],
 ) -> dict[str, ConfigChooser]:
-    """The launch configs that the build will choose, by a model of a layer of each kind: that takes seconds."""
+    """The launch configs that the build will choose, by models of a layer of each kind: that takes seconds."""
     found = {arch: ConfigChooser(arch, chooser.tuned) for arch, chooser in choosers.items()}
     for chooser in found.values():
-        _lower(compiler, settings, chooser, config.shortest(), programs, Progress())
+        for config in configs:
+            _lower(compiler, settings, chooser, config.shortest(), programs, Progress())
     return found
 
 

@@ -40,21 +40,22 @@ class WorkerSettings:
     """What a worker needs to know of the build. tuned: the tuned configs to look in."""
 
     settings: Settings
-    config: ModelConfig
     tuned: tuple[TunedConfigs, ...]
 
 
 @dataclass(frozen=True)
 class ProgramTask:
-    """A program to compile for an arch, into a folder that exists."""
+    """A program to compile for an arch, into a folder that exists. purpose: what for, in messages."""
 
     program: Program
+    config: ModelConfig
     arch: str
+    purpose: str
     folder: Path
 
     @property
     def label(self) -> str:
-        return f"{self.program.name} for {self.arch}"
+        return f"{self.program.name} for {self.purpose}"
 
 
 # What a worker answers: the launch configs that were chosen, each with the number of its tuned configs, or an error.
@@ -65,9 +66,9 @@ def compile_program(compiler: Compiler, given: WorkerSettings, task: ProgramTask
     """Trace, lower and compile one program. Raises BuildError or LoweringError."""
     settings = given.settings
     chooser = ConfigChooser(task.arch, given.tuned)
-    with own_cache(f"{task.arch}-{task.program.name}"), compiler.environment(settings.device, task.arch):
+    with own_cache(f"{task.purpose}-{task.program.name}"), compiler.environment(settings.device, task.arch):
         device, dtype = compiler.trace_device(settings.device), torch_dtype(settings.dtype)
-        traced = trace(task.program, given.config, settings.sizes, dtype, device)
+        traced = trace(task.program, task.config, settings.sizes, dtype, device)
         lowered = lower(traced, compiler.implementations(settings.device, chooser))
         compiler.compile_alone(lowered, settings.device, task.folder)
     return {call: None if configs is None else given.tuned.index(configs) for call, configs in chooser.chosen.items()}

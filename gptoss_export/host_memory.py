@@ -18,11 +18,7 @@ class Memory(Protocol):
 
 
 class Source(Protocol):
-    """Bytes of the host: memory, or a file."""
-
-    @property
-    def memory(self) -> memoryview:
-        """Where they are, or where the file is mapped."""
+    """Bytes of the host: memory, or a file. Those that have `memory` lie there, or are mapped there, in one piece."""
 
     @property
     def nbytes(self) -> int: ...
@@ -50,7 +46,10 @@ def copy_from_host(copies: Sequence[tuple[Memory, Source]]) -> None:
     for tensor, source in copies:
         if tensor.nbytes != source.nbytes:
             raise ValueError(f"{tensor.nbytes} bytes cannot be filled with {source.nbytes}")
-        ctypes.memmove(tensor.data_ptr(), address_of(source.memory), source.nbytes)
+        if (memory := getattr(source, "memory", None)) is not None:
+            ctypes.memmove(tensor.data_ptr(), address_of(memory), source.nbytes)
+        else:
+            source.read(0, memoryview((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())).cast("B"))
 
 
 def address_of(memory: memoryview) -> int:

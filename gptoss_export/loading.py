@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .artifact.files import check_hashes, check_sizes
 from .artifact.keys import Trust, read_trusted_keys
-from .artifact.manifest import Manifest, load_manifest
+from .artifact.manifest import NAME, Manifest, load_manifest
 from .artifact.signature import signature_check
 from .errors import ArtifactError, UsageError, raise_all
 from .machine_limits import reports_limits
 from .progress import Progress
+from .runtime.executor import Executor
 from .runtime.runner import Runner
 from .targets import TARGETS
 from .targets.base_loader import Loader, LoadSettings, loader
+
+if TYPE_CHECKING:  # they import torch
+    from .ranks.following import LoadFacts
+    from .ranks.processes import Torchrun
+    from .ranks.torch_group import TorchGroup
 
 
 @reports_limits()
@@ -53,6 +62,7 @@ def load(
         except UsageError as error:
             raise ArtifactError(f"{folder}: {error}") from error
         settings = LoadSettings(tune_process, kv_memory)
+        torchrun = _torchrun(manifest) if manifest.sizes.ranks > 1 else None
         target.begin(manifest, settings)
         if keys is None:
             _check_machine(target, manifest, folder)
@@ -65,17 +75,65 @@ def load(
     if keys is not None:  # now, since a target reads files to find problems
         with progress.stage("check the machine"):
             _check_machine(target, manifest, folder)
+    group = None
+    if manifest.sizes.ranks > 1:
+        with progress.stage("start the ranks"):
+            from .ranks.starting import start_ranks  # it imports torch
+
+            digest = hashlib.sha256((folder / NAME).read_bytes()).hexdigest()
+            group = start_ranks(manifest, folder, digest, tune_process, kv_memory, fixed_width, torchrun)
+            settings = replace(settings, agreed=group.agreed_pages)
     with ThreadPoolExecutor(1) as background:
         if verify_hashes:
             hashing = background.submit(check_hashes, manifest.files, folder, weights)
         try:
-            executor = target.load(manifest, folder, progress, settings)
+            executor = target.load(manifest.of_rank(0), folder, progress, settings)
         finally:  # of two errors, a changed file is the cause of the other
             if verify_hashes:
                 with progress.stage("wait for the weights' hashes"):
                     hashing.result()
     executor.fixed_width = fixed_width
+    if group is not None:
+        from .ranks.leading import LeadingExecutor
+
+        with progress.stage("wait for the other ranks"):
+            group.wait_until_ready()
+        executor = LeadingExecutor(executor, group)
     return Runner(manifest, folder, executor, progress.seconds)
+
+
+def load_rank(facts: LoadFacts, rank: int, group: TorchGroup) -> Executor:
+    """What a rank other than 0 computes with. Rank 0 has checked the files. Raises as `load`."""
+    folder = Path(facts.folder)
+
+    def check(data: bytes) -> None:
+        if hashlib.sha256(data).hexdigest() != facts.manifest_sha256:
+            raise ArtifactError(f"{folder}: manifest.json was changed while it was loaded; load it again")
+
+    manifest = load_manifest(folder, check)
+    settings = LoadSettings(facts.tune_process, facts.kv_memory, group.agreed_pages)
+    executor = loader(manifest.target).load(manifest.of_rank(rank), folder, Progress(), settings)
+    executor.fixed_width = facts.fixed_width
+    return executor
+
+
+def _torchrun(manifest: Manifest) -> Torchrun | None:
+    """This process among those of torchrun; None where it is none of them.
+
+    For a rank other than 0 it does not return: it is that rank until rank 0 ends, and then ends the process.
+    """
+    from .ranks.processes import connect_to_rank_0, torchrun
+
+    given = torchrun()
+    if given is not None and given.ranks != manifest.sizes.ranks:
+        raise UsageError(
+            f"torchrun: found {given.ranks} processes, expected {manifest.sizes.ranks}, the ranks of the artifact"
+        )
+    if given is not None and given.rank:
+        from .ranks.following import serve_rank
+
+        serve_rank(connect_to_rank_0(given), load_rank)
+    return given
 
 
 def _check_machine(target: Loader, manifest: Manifest, folder: Path) -> None:

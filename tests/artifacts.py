@@ -82,7 +82,7 @@ class FakeCode(NothingCompiled):
     """Writes a package of the right name that holds no code."""
 
     def finish(self) -> list[Path]:
-        name = package_name(self.job.arch)
+        name = package_name(self.job.arch, self.job.config)
         (self.job.folder / name).write_bytes(b"no code" * 1000)
         return [Path(name)]
 

@@ -23,6 +23,7 @@ from ..json_file import elements, members, read_object
 from ..machine_limits import writes
 from ..model.config import ModelConfig, violations
 from ..model.parameters import parameters
+from ..model.ranks import MOST_RANKS, RankConfig, division_problems, program_configs, rank_configs
 from ..values import shown
 from .atomic_folder import PARTIAL
 from .files import PIECE, FileSpec
@@ -30,7 +31,7 @@ from .programs import Program, Role, Signature, Sizes, TensorSpec, programs_of, 
 
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16")  # what an artifact can compute in
-SCHEMA_VERSION = 13
+SCHEMA_VERSION = 14
 NAME = "manifest.json"
 _SHA256 = re.compile("[0-9a-f]{64}")
 # Names in a manifest that are not those of the option; "tables" is in schema 4 and earlier.
@@ -76,8 +77,11 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contents of manifest.json. `programs` is empty where the target compiles no programs but a model of its
-    own."""
+    """The contents of manifest.json.
+
+    programs  empty where the target compiles no programs but a model of its own. Where ranks share the model: the
+              programs of a rank, and behind `@` the first rank that runs it: `decode_1@0`
+    """
 
     target: str
     target_options: dict[str, Any]
@@ -103,13 +107,24 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         return {"schema_version": self.schema_version} | dataclasses.asdict(self) | {"model": self.model.to_json()}
 
+    def of_rank(self, rank: int) -> Manifest:
+        """What one rank runs: its part of the model, and the programs for it under their own names. The weights are
+        those of the whole model."""
+        if self.sizes.ranks == 1:
+            return self
+        config = rank_configs(self.model, self.sizes.ranks)[rank]
+        behind = program_suffix(config)
+        programs = {name.removesuffix(behind): found for name, found in self.programs.items() if name.endswith(behind)}
+        return dataclasses.replace(self, model=config, programs=programs)
+
     def weight_files(self) -> list[str]:
         """The files that hold weights: nearly all bytes of the artifact."""
         return sorted(name for name in self.files if name.endswith(".safetensors"))
 
     def missing_programs(self, expected: Iterable[Program]) -> list[str]:
         """Names of the expected programs that the artifact does not have."""
-        return [program.name for program in expected if program.name not in self.programs]
+        wanted = signatures(expected, self.model, self.sizes, self.dtype)
+        return [name for name in wanted if name not in self.programs]
 
 
 def save_manifest(manifest: Manifest, folder: Path) -> bytes:
@@ -187,11 +202,11 @@ def _parse(data: dict[str, Any]) -> Manifest:
         shape, dtype, parts = members(spec, "shape", "dtype", "parts")
         return WeightSpec(elements(shape), dtype, tuple(Part(**part) for part in elements(parts)))
 
-    widths, max_context, prefill_chunks = members(data["sizes"], "widths", "max_context", "prefill_chunks")
+    widths, max_context, chunks, ranks = members(data["sizes"], "widths", "max_context", "prefill_chunks", "ranks")
     fields = dict(data) | {
         "model": ModelConfig.from_json(data["model"]),
         "archs": elements(data["archs"]),
-        "sizes": Sizes(elements(widths), max_context, elements(prefill_chunks)),
+        "sizes": Sizes(elements(widths), max_context, elements(chunks), ranks),
         "stop_tokens": elements(data["stop_tokens"]),
         "programs": {name: signature(spec) for name, spec in data["programs"].items()},
         "weights": {name: weight(spec) for name, spec in data["weights"].items()},
@@ -260,6 +275,13 @@ def _size_violations(manifest: Manifest) -> Iterator[str]:
             yield f"sizes.{name}: found {values}, expected whole numbers above 0"
         elif any(later <= earlier for earlier, later in pairwise(values)):
             yield f"sizes.{name}: found {values}, expected ascending numbers"
+    if type(sizes.ranks) is not int or not 1 <= sizes.ranks <= MOST_RANKS:
+        yield f"sizes.ranks: found {shown(sizes.ranks)}, expected 1 to {MOST_RANKS}"
+    elif sizes.ranks > 1:
+        yield from (
+            f"sizes.ranks: {sizes.ranks} cannot share the model: {line}"
+            for line in division_problems(manifest.model, sizes.ranks)
+        )
     if not all(type(token) is int and 0 <= token < manifest.model.vocab_size for token in manifest.stop_tokens):
         yield f"stop_tokens: found {manifest.stop_tokens}, expected token ids"
 
@@ -297,10 +319,24 @@ def _weight_violations(manifest: Manifest) -> Iterator[str]:
 
 
 def _program_violations(manifest: Manifest) -> Iterator[str]:
-    known = {program.name: program for program in programs_of(manifest.sizes, manifest.device)}
+    known = signatures(programs_of(manifest.sizes, manifest.device), manifest.model, manifest.sizes, manifest.dtype)
     for name, signature in manifest.programs.items():
         if name not in known:
             yield f"programs: found {name}, expected {', '.join(known)}"
         else:
-            expected = known[name].signature(manifest.model, manifest.sizes, manifest.dtype)
-            yield from signature_differences(name, signature, expected)
+            yield from signature_differences(name, signature, known[name])
+
+
+def program_suffix(config: ModelConfig) -> str:
+    """What stands behind the names of programs in a manifest: of several ranks, the first that runs them."""
+    return f"@{config.program_rank}" if isinstance(config, RankConfig) else ""
+
+
+def signatures(programs: Iterable[Program], model: ModelConfig, sizes: Sizes, dtype: str) -> dict[str, Signature]:
+    """The calls of an artifact's programs, under the names that they have in its manifest."""
+    listed = list(programs)
+    return {
+        f"{program.name}{program_suffix(config)}": program.signature(config, sizes, dtype)
+        for config in program_configs(model, sizes.ranks)
+        for program in listed
+    }

@@ -9,6 +9,8 @@
                                                      -> tokens [R], logprobs [R]
   choose_limited   the same, by top_k and top_p      the same
   choose_adjusted  the same, from changed logits     -> tokens [R], logprobs [R], top [R, T], top_logprobs [R, T]
+  all_logits     of several ranks: the logits of all tokens of the model
+                                                     logits [R, those of a rank] -> logits [R, V]
   interleave     the codes of MXFP4 blocks as a GPU's kernels take them (model/mxfp4.py); runs at loading
                                                      words [R] -> interleaved [R]
 
@@ -29,6 +31,9 @@ sequences share a chunk. Position -1 is padding behind the last token of a promp
 A prefill returns hidden states and no logits: only the last token of a prompt needs the unembedding, while scoring a
 text needs it for every token. Weights and caches are inputs, so that all programs share one copy of each.
 
+Where ranks share the model (model/ranks.py), a program computes the part of one rank: its heads, and in `logits` those
+of its tokens, [R, those of a rank]. Ranks with parts of the same sizes run the same programs.
+
 Imports no torch, so that an artifact can be read where there is none.
 """
 
@@ -42,7 +47,7 @@ from typing import ClassVar
 
 from ..model.config import ModelConfig
 from ..model.kv_cache import PAGE, pages_for
-from ..model.parameters import UNEMBEDDING, parameters
+from ..model.parameters import RANK, UNEMBEDDING, parameters
 from ..model.sampling_state import DRAWING, MOST_TOP_LOGPROBS, Choice, adjusting
 
 SEGMENT = 16  # tokens of a segment: with the 8 query heads of a key head, a tile of 128 rows for attention
@@ -107,11 +112,13 @@ class Sizes:
     widths          sequences that a decode step takes, one program for each width, in ascending order
     max_context     tokens that a sequence can hold
     prefill_chunks  tokens that a prefill call takes, one program for each, in ascending order
+    ranks           processes that share the model, with a device each
     """
 
     widths: tuple[int, ...]
     max_context: int
     prefill_chunks: tuple[int, ...]
+    ranks: int = 1
 
     @property
     def max_batch(self) -> int:
@@ -182,7 +189,7 @@ class Prefill(Program):
 
     def signature(self, config: ModelConfig, sizes: Sizes, dtype: str) -> Signature:
         data = (_ids("tokens", self.chunk), _ids("positions", self.chunk), _ids("slots", self.segments))
-        weights = tuple(item for item in _weights(config, dtype) if item.name not in UNEMBEDDING)
+        weights = tuple(item for item in _weights(config, dtype) if item.name not in (*UNEMBEDDING, RANK))
         return Signature((*data, *kv_inputs(config, sizes, dtype), *weights), (_hidden(config, self.chunk),))
 
 
@@ -197,7 +204,7 @@ class Unembed(Program):
         return f"unembed_{self.rows}"
 
     def signature(self, config: ModelConfig, sizes: Sizes, dtype: str) -> Signature:
-        weights = tuple(item for item in _weights(config, dtype) if item.name in UNEMBEDDING)
+        weights = tuple(item for item in _weights(config, dtype) if item.name in (*UNEMBEDDING, RANK))
         return Signature((_hidden(config, self.rows), *weights), _unembedded(config, self.rows))
 
 
@@ -238,6 +245,23 @@ CHOICES = tuple(Choose(choice) for choice in Choice if choice != Choice.MOST_LIK
 
 
 @dataclass(frozen=True)
+class AllLogits(Program):
+    """The logits of all tokens of the model, from those of each rank, of any number of rows."""
+
+    @property
+    def name(self) -> str:
+        return "all_logits"
+
+    def signature(self, config: ModelConfig, sizes: Sizes, dtype: str) -> Signature:
+        of_rank, of_all = (
+            TensorSpec("logits", Role.DATA, (None, tokens), "float32")
+            for tokens in (config.unembedded_tokens, config.vocab_size)
+        )
+        rank = TensorSpec(RANK, Role.WEIGHT, (1,), "int64")
+        return Signature((of_rank, rank), (of_all,))
+
+
+@dataclass(frozen=True)
 class Interleave(Program):
     """MXFP4 blocks of a checkpoint, any number of 64-bit words, to blocks with interleaved codes."""
 
@@ -260,7 +284,8 @@ def default_widths(max_batch: int) -> tuple[int, ...]:
 def programs_of(sizes: Sizes, device: str) -> tuple[Program, ...]:
     """The programs of an artifact of these sizes for a device."""
     interleave = (Interleave(),) if device == "cuda" else ()
-    return (*model_programs(sizes), *CHOICES, *interleave)
+    all_logits = (AllLogits(),) if sizes.ranks > 1 else ()
+    return (*model_programs(sizes), *all_logits, *CHOICES, *interleave)
 
 
 def model_programs(sizes: Sizes) -> tuple[Program, ...]:
@@ -323,7 +348,7 @@ def _hidden(config: ModelConfig, rows: int) -> TensorSpec:
 def _unembedded(config: ModelConfig, rows: int) -> tuple[TensorSpec, ...]:
     """What gptoss::unembed returns for `rows` rows."""
     return (
-        TensorSpec("logits", Role.DATA, (rows, config.vocab_size), "float32"),
+        TensorSpec("logits", Role.DATA, (rows, config.unembedded_tokens), "float32"),
         TensorSpec("top", Role.DATA, (rows,), "int64"),
         TensorSpec("top_logprob", Role.DATA, (rows,), "float32"),
         TensorSpec("log_total", Role.DATA, (rows,), "float32"),

@@ -50,6 +50,13 @@ from .target_options import add_target_options, chosen_target_options
 )
 @click.option("--max-context", type=int, default=4096, show_default=True, help="Tokens that a sequence can hold.")
 @click.option(
+    "--tensor-parallel",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Ranks that share the model: processes with a device each, 1, 2, 4 or 8. Loading the artifact starts them.",
+)
+@click.option(
     "--prefill-chunk",
     "prefill_chunks",
     type=int,
@@ -94,6 +101,7 @@ def command(
     max_batch: int,
     widths: list[int] | None,
     max_context: int,
+    tensor_parallel: int,
     prefill_chunks: tuple[int, ...],
     jobs: int | None,
     tuned_configs: tuple[Path, ...],
@@ -118,6 +126,7 @@ def command(
         max_batch=max_batch,
         widths=None if widths is None else tuple(widths),
         max_context=max_context,
+        tensor_parallel=tensor_parallel,
         prefill_chunks=prefill_chunks or None,
         stop_tokens=stop_tokens or None,
         jobs=jobs,

@@ -117,6 +117,7 @@ def _about(manifest: Manifest, signature: str) -> PageTable:
         f"(top {model.num_experts_per_tok}), vocabulary {model.vocab_size}",
         "window": f"{model.sliding_window} on {model.layer_types.count('sliding_attention')} layers",
         "sequences": f"{manifest.sizes.max_batch} of up to {manifest.sizes.max_context} tokens",
+        "ranks": str(manifest.sizes.ranks),
         "widths of a step": ", ".join(map(str, manifest.sizes.widths)),
         "stop tokens": readable(manifest.stop_tokens),
         "signature": signature,

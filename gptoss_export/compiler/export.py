@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from ..artifact.programs import (
+    AllLogits,
     Choose,
     Decode,
     Interleave,
@@ -36,6 +38,7 @@ from ..model.decoder import GptOss
 from ..model.dtypes import dtype_name, torch_dtype
 from ..model.mxfp4 import interleave_words
 from ..model.sampling_state import Choice
+from ..model.sums_of_ranks import all_logits
 
 _Call: TypeAlias = tuple[nn.Module, tuple[Any, ...], Any]  # a program, its arguments, which of their sizes are dynamic
 
@@ -44,6 +47,7 @@ _Call: TypeAlias = tuple[nn.Module, tuple[Any, ...], Any]  # a program, its argu
 class TracedProgram:
     """A program, its call and its graph.
 
+    ranks           how many share the model
     dynamic_shapes  which sizes of its arguments are no constants of the graph, as torch.export takes it
     """
 
@@ -51,6 +55,7 @@ class TracedProgram:
     signature: Signature
     exported: ExportedProgram
     dynamic_shapes: Any
+    ranks: int = 1
 
     @property
     def name(self) -> str:
@@ -74,7 +79,10 @@ def trace(
     free = program.likely_rows  # of the pages of the caches as well, of which there may be any number from 2 on
     with fake_tensors(), torch.device(device):
         fakes = {item.name: torch.empty(item.sizes(free), dtype=torch_dtype(item.dtype)) for item in signature.inputs}
-    if isinstance(program, (Choose, Interleave)):
+    if isinstance(program, AllLogits):
+        gathered = partial(all_logits, ranks=config.ranks, tokens=config.vocab_size)
+        module, arguments, dynamic = _call_of_rows(gathered, signature, fakes)
+    elif isinstance(program, (Choose, Interleave)):
         module, arguments, dynamic = _call_of_rows(_FUNCTIONS[program], signature, fakes)
     else:
         module, arguments, dynamic = _model_call(program, config, dtype, signature, fakes)
@@ -82,7 +90,7 @@ def trace(
     raise_all(
         LoweringError, f"program {program.name}: traced with other results", _result_problems(signature, exported)
     )
-    return TracedProgram(program, signature, exported, dynamic)
+    return TracedProgram(program, signature, exported, dynamic, config.ranks)
 
 
 def _model_call(
@@ -104,9 +112,10 @@ def _model_call(
 
 
 def _call_of_rows(function: Callable[..., Any], signature: Signature, fakes: Mapping[str, torch.Tensor]) -> _Call:
-    data, state = (_of_role(role, signature, fakes) for role in (Role.DATA, Role.STATE))
+    data, state, weights = (_of_role(role, signature, fakes) for role in (Role.DATA, Role.STATE, Role.WEIGHT))
     of_data = {0: torch.export.Dim("rows", min=2)}
-    return _Function(function), (data, state), (dict.fromkeys(data, of_data), dict.fromkeys(state))
+    fixed = state | weights
+    return _Function(function), (data, fixed), (dict.fromkeys(data, of_data), dict.fromkeys(fixed))
 
 
 def _of_role(role: Role, signature: Signature, fakes: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -171,14 +180,14 @@ _FUNCTIONS: dict[Program, Callable[..., Any]] = {
 
 
 class _Function(nn.Module):
-    """A function of data and state."""
+    """A function of data, and of what has a fixed size: state, weights."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
         self._function = function
 
-    def forward(self, data: dict[str, Any], state: dict[str, Any]) -> Any:
-        return self._function(*data.values(), *state.values())
+    def forward(self, data: dict[str, Any], fixed: dict[str, Any]) -> Any:
+        return self._function(*data.values(), *fixed.values())
 
 
 class _Stateless(nn.Module):

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ..errors import CheckpointError, raise_all
 from ..json_file import elements, read_object
@@ -87,11 +87,21 @@ class ModelConfig:
     rope: Yarn
     eos_token_ids: tuple[int, ...] = ()
 
+    @property
+    def ranks(self) -> int:
+        """How many ranks share the model (`ranks.RankConfig`)."""
+        return 1
+
+    @property
+    def unembedded_tokens(self) -> int:
+        """Of how many tokens the logits are computed here."""
+        return self.vocab_size
+
     def window(self, layer: int) -> int:
         """How many positions a query of `layer` sees, its own included. 0 means all of them."""
         return self.sliding_window if self.layer_types[layer] == SLIDING else 0
 
-    def shortest(self) -> ModelConfig:
+    def shortest(self) -> Self:
         """The model with its first layers only, as many as it takes to have every kind of layer."""
         kinds = self.layer_types
         count = next(count for count in range(1, len(kinds) + 1) if set(kinds[:count]) == set(kinds))

@@ -6,7 +6,10 @@ frequencies are a parameter, because a program has no constants.
 
 A layer is two ops, one for each sublayer. The modules hold the weights under the names of the checkpoint. Each op's
 file says what it computes. Matrix products are in the dtype of the weights; the residual stream, RMSNorm, RoPE, the
-router and all softmaxes are in float32."""
+router and all softmaxes are in float32.
+
+With a `ranks.RankConfig` it is what one of several ranks computes. A sublayer then gives the rank's part, and the parts
+of all ranks are added to the residual stream (`sums_of_ranks`)."""
 
 from __future__ import annotations
 
@@ -19,6 +22,8 @@ from torch import nn
 
 from . import ops  # noqa: F401  (registers torch.ops.gptoss)
 from .config import MXFP4_GROUP, ModelConfig, Yarn
+from .ranks import tokens_of_a_rank
+from .sums_of_ranks import add_of_ranks, best_of_ranks
 
 Caches: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of each layer
 Pages: TypeAlias = Mapping[str, torch.Tensor]  # by kind of layer: the table of its pages [slots, X] int32
@@ -78,6 +83,7 @@ class Attention(nn.Module):
         self.qkv_proj = nn.Linear(config.hidden_size, width, dtype=dtype)
         self.o_proj = nn.Linear(heads * head_dim, config.hidden_size, dtype=dtype)
         self.sinks = nn.Parameter(torch.empty(heads, dtype=dtype))
+        self.ranks = config.ranks
 
     def forward(
         self,
@@ -92,7 +98,7 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         """x [T, H] float32; positions [N, L] with N L = T; caches are written in place."""
         cos, sin = rope
-        return torch.ops.gptoss.attention_sublayer(
+        found = torch.ops.gptoss.attention_sublayer(
             x=x,
             norm_weight=norm.weight,
             qkv_weight=self.qkv_proj.weight,
@@ -110,7 +116,9 @@ class Attention(nn.Module):
             window=self.window,
             scale=self.scale,
             eps=norm.eps,
+            residual=self.ranks == 1,
         )
+        return found if self.ranks == 1 else add_of_ranks(x, found, self.ranks)
 
 
 class Router(nn.Module):
@@ -149,12 +157,13 @@ class Mlp(nn.Module):
         super().__init__()
         self.router = Router(config, dtype)
         self.experts = Experts(config, dtype)
+        self.ranks = config.ranks
         self.choices, self.alpha, self.limit = config.num_experts_per_tok, config.swiglu_alpha, config.swiglu_limit
 
     def forward(self, x: torch.Tensor, norm: RMSNorm, positions: torch.Tensor) -> torch.Tensor:
         """x [T, H] float32, positions [T]."""
         experts = self.experts
-        return torch.ops.gptoss.experts_sublayer(
+        found = torch.ops.gptoss.experts_sublayer(
             x=x,
             norm_weight=norm.weight,
             router_weight=self.router.weight,
@@ -170,7 +179,9 @@ class Mlp(nn.Module):
             alpha=self.alpha,
             limit=self.limit,
             eps=norm.eps,
+            residual=self.ranks == 1,
         )
+        return found if self.ranks == 1 else add_of_ranks(x, found, self.ranks)
 
 
 class Layer(nn.Module):
@@ -213,8 +224,11 @@ class GptOss(nn.Module):
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
         super().__init__()
+        self.ranks, self.tokens_of_a_rank = config.ranks, tokens_of_a_rank(config)
         self.model = Backbone(config, dtype)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
+        if config.ranks > 1:
+            self.rank = nn.Parameter(torch.empty(1, dtype=torch.int64), requires_grad=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.unembedded_tokens, bias=False, dtype=dtype)
 
     def backbone(
         self, tokens: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, pages: Pages, caches: Caches
@@ -231,7 +245,13 @@ class GptOss(nn.Module):
         return x
 
     def unembed(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Residual stream [R, H] float32 to the results of gptoss::unembed."""
-        return torch.ops.gptoss.unembed(
+        """Residual stream [R, H] float32 to the results of gptoss::unembed. Where ranks share the model, the logits are
+        those of the rank's tokens, and the other results those of all tokens."""
+        logits, top, top_logprob, log_total = torch.ops.gptoss.unembed(
             x=hidden, norm_weight=self.model.norm.weight, weight=self.lm_head.weight, eps=self.model.norm.eps
         )
+        if self.ranks > 1:
+            top, top_logprob, log_total = best_of_ranks(
+                logits, top, log_total, self.rank, self.ranks, self.tokens_of_a_rank
+            )
+        return logits, top, top_logprob, log_total

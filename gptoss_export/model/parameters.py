@@ -13,6 +13,7 @@ from .config import MXFP4_GROUP, ModelConfig
 LAYERS = "model.layers."
 EMBEDDING = "model.embed_tokens.weight"
 INV_FREQ = "model.rotary_emb.inv_freq"  # the only parameter that no checkpoint stores: it follows from config.json
+RANK = "rank"  # of several ranks: which one it is; no checkpoint stores it
 UNEMBEDDING = ("model.norm.weight", "lm_head.weight")  # what the unembedding reads
 
 
@@ -35,7 +36,9 @@ def parameters(config: ModelConfig, dtype: str) -> tuple[Parameter, ...]:
     for layer in range(config.num_hidden_layers):
         found += _layer(config, f"{LAYERS}{layer}.", dtype)
     norm, lm_head = UNEMBEDDING
-    return (*found, Parameter(norm, (hidden,), dtype), Parameter(lm_head, (vocabulary, hidden), dtype))
+    if config.ranks > 1:
+        found.append(Parameter(RANK, (1,), "int64"))
+    return (*found, Parameter(norm, (hidden,), dtype), Parameter(lm_head, (config.unembedded_tokens, hidden), dtype))
 
 
 def layer_of(name: str) -> int | None:

@@ -67,13 +67,15 @@ def _facts(manifest: Manifest) -> tuple[tuple[str, Cell], ...]:
             f"{model.num_hidden_layers} layers, {model.num_local_experts} experts (top {model.num_experts_per_tok})",
         ),
         ("sequences", f"{sizes.max_batch:,} of up to {sizes.max_context:,} tokens"),
+        ("ranks", f"{sizes.ranks}"),
         ("files", size(sum(spec.bytes for spec in manifest.files.values()))),
     )
 
 
 def _memory_text(manifest: Manifest) -> tuple[str, ...]:
+    shared = f"The {manifest.sizes.ranks} ranks together: " if manifest.sizes.ranks > 1 else ""
     return (
-        "Weights are counted as a device holds them. Keys and values are those that the longest sequences see in all "
+        f"{shared}Weights are counted as a device holds them. Keys and values are those that the longest sequences see in all "
         "slots: a sliding layer sees its window. Fewer are kept where the memory for them is chosen at load.",
     )
 

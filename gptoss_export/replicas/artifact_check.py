@@ -25,7 +25,8 @@ def checked(options: ReplicaOptions) -> Manifest:
 
 def gpus(options: ReplicaOptions, manifest: Manifest) -> float:
     """GPUs of each replica."""
-    return float(manifest.device == "cuda") if options.gpus is None else options.gpus
+    of_ranks = manifest.sizes.ranks if manifest.device == "cuda" else 0
+    return float(of_ranks) if options.gpus is None else options.gpus
 
 
 def check_gpus(replicas: int, each: float, there: float) -> None:

@@ -52,7 +52,7 @@ class ReplicaOptions:
     artifact   its folder, which has the same path on every host
     name       what clients call the model
     replicas   how many there are
-    gpus       of each replica; None: one for an artifact for CUDA, otherwise none
+    gpus       of each replica; None: one for each rank of an artifact for CUDA, otherwise none
     cpus       of each replica, which is also the number of threads of an artifact for a CPU
     ingresses  processes that take requests from Serve's proxies. Each knows only the prompts that it has sent itself
     parts      of responses that an ingress passes on in a second, at most: each takes it about a millisecond. Of many

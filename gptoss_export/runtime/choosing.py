@@ -20,8 +20,8 @@ ChoiceProgram: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 class StepOutput(NamedTuple):
     """What a program knows of the token after each row.
 
-    logits [B, V] float32; top [B] int64, the most likely token; top_logprob [B] float32, its log probability;
-    log_total [B] float32, log sum exp of the logits."""
+    logits [B, V] float32, where ranks share the model those of the rank's tokens; top [B] int64, the most likely
+    token; top_logprob [B] float32, its log probability; log_total [B] float32, log sum exp of the logits."""
 
     logits: Tensor
     top: Tensor
@@ -51,10 +51,19 @@ class Chosen(NamedTuple):
 
 
 class Chooser:
-    """Chooses tokens by what `buffers` hold. programs: what computes a choice that is not MOST_LIKELY."""
+    """Chooses tokens by what `buffers` hold.
 
-    def __init__(self, buffers: SamplingBuffers, programs: Mapping[Choice, ChoiceProgram]) -> None:
-        self._buffers, self._programs = buffers, programs
+    programs    what computes a choice that is not MOST_LIKELY
+    all_logits  logits as a step gives them, which can be those of a rank, to those of all tokens
+    """
+
+    def __init__(
+        self,
+        buffers: SamplingBuffers,
+        programs: Mapping[Choice, ChoiceProgram],
+        all_logits: Callable[[Tensor], Tensor],
+    ) -> None:
+        self._buffers, self._programs, self._all_logits = buffers, programs, all_logits
 
     def choose(self, output: StepOutput, positions: Tensor, slots: Tensor, choice: Choice) -> Chosen:
         """Choose one token a row.
@@ -66,5 +75,5 @@ class Chooser:
         """
         if choice == Choice.MOST_LIKELY:
             return Chosen(output.top, output.top_logprob)
-        given = output.logits, output.log_total, positions, slots
+        given = self._all_logits(output.logits), output.log_total, positions, slots
         return Chosen(*self._programs[choice]([*given, *self._buffers.read_by(choice)]))

@@ -50,6 +50,7 @@ class DeviceExecutor(Executor):
     rows     by width: what the decode program of that width reads
     decode   by width: runs that program on its rows
     choices  what computes each choice but MOST_LIKELY
+    gather   of several ranks: logits [R, those of a rank] to [R, V]
     """
 
     def __init__(
@@ -59,13 +60,14 @@ class DeviceExecutor(Executor):
         rows: Mapping[int, StepRows],
         decode: Mapping[int, Callable[[], Decoded]],
         choices: Mapping[Choice, ChoiceProgram],
+        gather: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.manifest, self.tensors = manifest, tensors
+        self.manifest, self.tensors, self._gather = manifest, tensors, gather
         slots, vocabulary = manifest.sizes.max_batch, manifest.model.vocab_size
         self.overlaps_steps = tensors.on_gpu
         with tensors.working():
             self._sampling = SamplingBuffers(slots, vocabulary, tensors)
-            self._chooser = Chooser(self._sampling, choices)
+            self._chooser = Chooser(self._sampling, choices, self.all_logits)
             self.steps = {
                 width: DecodeStep(decode[width], rows[width], self._chooser, tensors) for width in manifest.sizes.widths
             }
@@ -76,6 +78,12 @@ class DeviceExecutor(Executor):
             self._pending: tuple[list[int | None], Chosen, Tensor] | None = None
             if tensors.on_gpu:  # the others are captured when they are first needed
                 self.steps[min(self.steps)].capture(Choice.MOST_LIKELY)
+
+    def all_logits(self, logits: Tensor) -> Tensor:
+        """Logits [R, V] of all tokens. Where ranks share the model, all of them call it with their own."""
+        if self._gather is None or logits.shape[-1] == self.manifest.model.vocab_size:
+            return logits
+        return self._gather(logits)
 
     @abstractmethod
     def _prefill(self, part: Part, outputs: Outputs) -> Iterator[ChunkOutput]:
@@ -107,7 +115,8 @@ class DeviceExecutor(Executor):
                 step, placed = self._place(slots, lengths)
                 output, _ = step.run(Choice.MOST_LIKELY)
                 moved = [row for row, moves in enumerate(placed.moving) if moves]
-                self.tensors.put_rows(logits, slots, self.tensors.rows(output.logits, moved))
+                found = self.all_logits(self.tensors.rows(output.logits, moved))
+                self.tensors.put_rows(logits, slots, found)
             return logits
 
     def logprobs(self, output: ChunkOutput, tokens: Sequence[int]) -> Callable[[], Any]:
@@ -157,7 +166,8 @@ class DeviceExecutor(Executor):
         assert self._pending is not None  # a choice was made before
         slots, chosen, logits = self._pending
         with self.tensors.working():
-            return FetchedTokens(slots, chosen, logits if keep_logits else None, self.tensors)
+            kept = self.all_logits(logits) if keep_logits else None
+            return FetchedTokens(slots, chosen, kept, self.tensors)
 
     def _chunk_for(self, remaining: int) -> int:
         """The smallest chunk that takes all remaining tokens, or the largest chunk there is."""

@@ -7,7 +7,7 @@ tensors where the model has both (model/kv_cache.py), so that a page serves eith
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
 from ..artifact.manifest import Manifest
@@ -75,10 +75,13 @@ class PageMemory(PagedMemory):
                         tensor[target].copy_(tensor[source])
 
 
-def allocate_pages(manifest: Manifest, tensors: Tensors, kv_memory: int | None) -> PageMemory:
+def allocate_pages(
+    manifest: Manifest, tensors: Tensors, kv_memory: int | None, agreed: Callable[[int], int] = int
+) -> PageMemory:
     """The pool of a loaded artifact, whose weights and code are on the device already.
 
     kv_memory  its bytes. None: as many pages as all slots can use, or most of what the GPU has left if that is less
+    agreed     the pages that this rank has room for, to the pages that all ranks have room for
 
     Raises UsageError where not even a short sequence fits.
     """
@@ -93,7 +96,7 @@ def allocate_pages(manifest: Manifest, tensors: Tensors, kv_memory: int | None) 
     if pages < least:
         found = f"{pages * each:,} bytes of the GPU's memory are left" if kv_memory is None else f"{kv_memory:,} bytes"
         raise UsageError(f"KV memory: found {found}, expected at least {least * each:,} for the shortest sequence")
-    return PageMemory(manifest, tensors, pages)
+    return PageMemory(manifest, tensors, agreed(pages))
 
 
 def _layout(manifest: Manifest, pages: int) -> PageLayout:

@@ -9,8 +9,9 @@ from functools import cache, partial
 from pathlib import Path
 
 from ..artifact.manifest import Manifest
-from ..artifact.programs import CHOICES, Decode, Prefill, Role, Unembed, model_programs
+from ..artifact.programs import CHOICES, AllLogits, Decode, Prefill, Role, Unembed, model_programs
 from ..errors import ArtifactError, raise_all
+from ..model.parameters import RANK
 from ..model.sampling_state import Choice
 from .captured_program import CapturedProgram
 from .choosing import ChoiceProgram, StepOutput
@@ -67,7 +68,10 @@ class ProgramExecutor(DeviceExecutor):
         self._memory = memory
         compiled = {kind.choice: programs[kind.name] for kind in CHOICES if kind.name in programs}
         decode = {width: partial(_decode, program) for width, program in decodes.items()}
-        super().__init__(manifest, tensors, rows, decode, {**choices, **compiled})
+        gather = None
+        if (all_logits := programs.get(AllLogits().name)) is not None:
+            gather = partial(_gather, all_logits, weights[RANK])
+        super().__init__(manifest, tensors, rows, decode, {**choices, **compiled}, gather)
 
     def capture_while(self, waiting: Callable[[], bool]) -> None:
         """Capture prefill programs as long as the caller has to wait for something else. The others are captured when
@@ -121,18 +125,25 @@ class ProgramExecutor(DeviceExecutor):
             yield self._unembed(rows)
 
     def _unembed(self, hidden: Tensor) -> StepOutput:
-        """The outputs of a few hidden states, by the smallest program that takes them."""
+        """The outputs of a few hidden states, by the smallest program that takes them, with the logits of all
+        tokens."""
         count = len(hidden)
         sizes = [rows for rows in self._unembeds if rows >= count]
         program = self._unembeds[max(sizes) if self.fixed_width else min(sizes)]
         program.inputs["hidden"][:count].copy_(hidden)
-        return StepOutput(**{name: output[:count] for name, output in program().items()})
+        found = StepOutput(**{name: output[:count] for name, output in program().items()})
+        return found._replace(logits=self.all_logits(found.logits))
 
 
 def _step_rows(program: BoundProgram) -> StepRows:
     rows = StepRows(*(program.inputs[name] for name in ("tokens", "positions", "slots")))
     rows.positions.fill_(-1)
     return rows
+
+
+def _gather(program: LoadedProgram, rank: Tensor, logits: Tensor) -> Tensor:
+    (found,) = program([logits, rank])
+    return found
 
 
 def _decode(program: BoundProgram) -> Decoded:

@@ -1,7 +1,9 @@
 """Loads the weights: from the artifact's safetensors files to the device.
 
 On a CPU a weight that is stored whole, and in the dtype that the programs want, is used where it is mapped.
-Everything else is copied into one allocation: weights fragment no memory and all have the same alignment."""
+Everything else is copied into one allocation: weights fragment no memory and all have the same alignment.
+
+Where ranks share the model, a rank loads its slices of each weight (rank_slices.py)."""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ from ..errors import ArtifactError, raise_all
 from ..host_memory import HostBytes, Source
 from ..machine_limits import check_threads
 from ..model.dtypes import ITEM_SIZES
+from ..model.parameters import RANK, parameters
+from ..model.ranks import RankConfig
 from .dtype_conversion import converted
+from .rank_slices import StoredColumns, stored_slices
 from .stored_tensors import StoredFile, StoredTensor
 from .tensors import Tensor, Tensors
 
@@ -61,6 +66,8 @@ class Weights:
 def load_weights(manifest: Manifest, folder: Path, tensors: Tensors) -> Weights:
     """Begin to load the weights.
 
+    manifest  what the rank runs (`Manifest.of_rank`)
+
     Raises ArtifactError naming every file that cannot be read and every stored tensor that does not match, and
     MachineError where libtorch cannot start its threads.
     """
@@ -72,7 +79,15 @@ def load_weights(manifest: Manifest, folder: Path, tensors: Tensors) -> Weights:
     stored = {
         name: [files[part.file].tensors[part.tensor] for part in spec.parts] for name, spec in manifest.weights.items()
     }
-    return _place(manifest, stored, tensors)
+    return _place(manifest, {name: _of_rank(manifest, name, found) for name, found in stored.items()}, tensors)
+
+
+def _of_rank(manifest: Manifest, name: str, stored: list[StoredTensor]) -> list[StoredTensor | StoredColumns]:
+    """What the rank has of a weight that is made of these stored tensors."""
+    config = manifest.model
+    if not isinstance(config, RankConfig):
+        return list(stored)
+    return stored_slices(stored, config.slices(name, manifest.weights[name].shape))
 
 
 def _threads() -> int:
@@ -97,13 +112,18 @@ def _mismatch(name: str, spec: WeightSpec, files: dict[str, StoredFile]) -> str 
     return None
 
 
-def _place(manifest: Manifest, stored: dict[str, list[StoredTensor]], tensors: Tensors) -> Weights:
+def _place(manifest: Manifest, stored: dict[str, list[StoredTensor | StoredColumns]], tensors: Tensors) -> Weights:
     weights: dict[str, Tensor] = {}
     offsets: dict[str, int] = {}
     size = 0
-    for name, spec in manifest.weights.items():
-        if not tensors.on_gpu and len(stored[name]) == 1 and stored[name][0].dtype == spec.dtype:
-            weights[name] = tensors.mapped(stored[name][0].memory, spec.shape, spec.dtype)
+    specs = {item.name: item for item in parameters(manifest.model, manifest.dtype)}
+    if isinstance(manifest.model, RankConfig):
+        del specs[RANK]
+        weights[RANK] = tensors.numbers([manifest.model.rank])
+    for name, spec in specs.items():
+        first = stored[name][0] if len(stored[name]) == 1 else None
+        if not tensors.on_gpu and isinstance(first, StoredTensor) and first.dtype == spec.dtype:
+            weights[name] = tensors.mapped(first.memory, spec.shape, spec.dtype)
             continue
         offsets[name] = size
         count = math.prod(spec.shape) * ITEM_SIZES[spec.dtype]
@@ -111,10 +131,12 @@ def _place(manifest: Manifest, stored: dict[str, list[StoredTensor]], tensors: T
     buffer = tensors.empty((size,), "uint8")
     pieces: list[_Piece] = []
     for name, offset in offsets.items():
-        spec = manifest.weights[name]
+        spec = specs[name]
         count = math.prod(spec.shape) * ITEM_SIZES[spec.dtype]
         weight = buffer[offset : offset + count]
         start = 0
+        if not stored[name]:
+            weight.fill_(0)
         for part in stored[name]:
             size = math.prod(part.shape) * ITEM_SIZES[spec.dtype]
             pieces.append(_Piece(weight[start : start + size], part, spec.dtype))
@@ -127,7 +149,7 @@ class _Piece(NamedTuple):
     """A stored tensor, and the memory [n] uint8 on the device that it fills with numbers of a dtype."""
 
     to: Tensor
-    stored: StoredTensor
+    stored: StoredTensor | StoredColumns
     dtype: str
 
 
@@ -138,6 +160,7 @@ def _fill(fill: Callable[[Sequence[tuple[Tensor, Source]]], None], pieces: Seque
             # In blocks: a whole one would take the memory of a matrix once more.
             of, to = _BLOCK * ITEM_SIZES[piece.stored.dtype], _BLOCK * ITEM_SIZES[piece.dtype]
             for index in range(-(-piece.stored.nbytes // of)):
-                block = piece.stored.memory[index * of : (index + 1) * of]
+                block = memoryview(bytearray(min(of, piece.stored.nbytes - index * of)))
+                piece.stored.read(index * of, block)
                 numbers = HostBytes(converted(block, piece.stored.dtype, piece.dtype))
                 fill([(piece.to[index * to : (index + 1) * to], numbers)])

@@ -17,6 +17,7 @@ from ..compiler.export import TracedProgram
 from ..compiler.lower import Implementations
 from ..kernels.kernel import ConfigChooser
 from ..model.config import ModelConfig
+from ..model.ranks import RankConfig
 from ..progress import Progress
 from . import NoOptions, target_module
 
@@ -35,6 +36,7 @@ class CompileJob:
     """What is compiled for one arch, and where the code goes. The weights lie in `folder` already and stay as they
     are.
 
+    config       of the model, or the part of the ranks that run this code
     description  goes into the file of the code (artifact/description.py)
     """
 
@@ -48,6 +50,12 @@ class CompileJob:
     folder: Path
     description: str
     progress: Progress
+
+    @property
+    def label(self) -> str:
+        """What it compiles for, in messages."""
+        of_rank = f"-rank{self.config.program_rank}" if isinstance(self.config, RankConfig) else ""
+        return f"{self.arch}{of_rank}"
 
 
 class Compilation(ABC):
@@ -110,6 +118,10 @@ class Compiler(ABC):
     def option_problems(self, device: str, arch: str | None, options: Any) -> list[str]:
         """What is wrong with the target's own options, given --device and --arch (None: not given)."""
         return []
+
+    def rank_problem(self, device: str) -> str | None:
+        """Why the target cannot compile for several ranks that share a model, and what to do; None where it can."""
+        return f"target {self.name} compiles for one rank only; leave the option out, or choose another --target"
 
     def model_problems(self, config: ModelConfig, device: str, options: Any) -> list[str]:
         """The sizes of a model that the target cannot compile for `device`, each with what to do."""

@@ -6,6 +6,7 @@ Imports no torch, which not every artifact needs.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,10 +31,12 @@ class LoadSettings:
 
     tune_process  settings of the whole process may be changed to save GPU memory
     kv_memory     bytes of the KV cache; None: the target chooses
+    agreed        the pages that a rank has room for, to the pages that all ranks have room for
     """
 
     tune_process: bool
     kv_memory: int | None
+    agreed: Callable[[int], int] = int
 
 
 class Loader(ABC):

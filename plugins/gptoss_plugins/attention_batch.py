@@ -103,9 +103,11 @@ def _project_batch_pdl(
     R: tl.constexpr,
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
+    RESIDUAL: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """R of the HIDDEN results of every token: residual + x [T, WIDTH] times the rows + bias, float32."""
+    """R of the HIDDEN results of every token: x [T, WIDTH] times the rows + bias, float32, plus the residual where
+    there is one."""
     row = (tl.program_id(0) + let_next_start(EARLY)) * R + tl.arange(0, R)
     safe = tl.minimum(row, HIDDEN - 1)
     zero = wait_for_previous(EARLY)
@@ -117,7 +119,9 @@ def _project_batch_pdl(
     token = tl.arange(0, COLUMNS)[None, :]
     there = (token < TOKENS) & (row < HIDDEN)[:, None]
     cells = token * HIDDEN + row[:, None]
-    tl.store(out + cells, y + tl.load(residual + cells, mask=there, other=0.0), mask=there)
+    if RESIDUAL:
+        y += tl.load(residual + cells, mask=there, other=0.0)
+    tl.store(out + cells, y, mask=there)
 
 
 def query_of_batch(
@@ -176,18 +180,19 @@ def project_batch(
     attended: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor,
-    residual: torch.Tensor,
+    x: torch.Tensor,
+    residual: bool,
     tile: DenseTile,
     arch: str,
 ) -> torch.Tensor:
-    """[T, H] float32: residual + attended [.., Hq D] @ weight.T + bias."""
-    tokens, hidden = residual.shape
-    out = torch.empty_like(residual)
+    """[T, H] float32: attended [.., Hq D] @ weight.T + bias, plus x [T, H] where `residual` says so."""
+    tokens, hidden = x.shape
+    out = torch.empty_like(x)
     wrap_triton(_project_batch_pdl)[(triton.cdiv(hidden, tile.rows),)](
         attended,
         weight,
         bias,
-        residual,
+        x if residual else out,
         out,
         TOKENS=tokens,
         COLUMNS=columns_for(tokens),
@@ -196,6 +201,7 @@ def project_batch(
         R=tile.rows,
         BLOCK=tile.length,
         PRECISION=dot_precision(weight.dtype),
+        RESIDUAL=residual,
         EARLY=has_dependent_launch(arch),
         num_warps=tile.warps,
         num_stages=tile.stages,

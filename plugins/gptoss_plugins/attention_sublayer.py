@@ -119,9 +119,10 @@ def _project_pdl(
     HIDDEN: tl.constexpr,
     R: tl.constexpr,
     BLOCK: tl.constexpr,
+    RESIDUAL: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """R of the HIDDEN results: residual + x [WIDTH] times the rows + bias, float32."""
+    """R of the HIDDEN results: x [WIDTH] times the rows + bias, float32, plus the residual where there is one."""
     row = (tl.program_id(0) + let_next_start(EARLY)) * R + tl.arange(0, R)
     safe = tl.minimum(row, HIDDEN - 1)
     pieces = load_rows(weight, safe, WIDTH, BLOCK)
@@ -129,9 +130,12 @@ def _project_pdl(
     zero = wait_for_previous(EARLY)
     x += zero
     residual += zero
-    before = tl.load(residual + safe)
+    if RESIDUAL:  # read before the product: the loads wait together
+        before = tl.load(residual + safe)
     y = dot_rows(pieces, x, WIDTH, BLOCK)
-    tl.store(out + row, before + y + added, mask=row < HIDDEN)
+    if RESIDUAL:
+        y = before + y
+    tl.store(out + row, y + added, mask=row < HIDDEN)
 
 
 @triton_op("gptoss_triton::attention_sublayer", mutates_args={"k_cache", "v_cache"})
@@ -153,6 +157,7 @@ def attention_sublayer(
     window: int,
     scale: float,
     eps: float,
+    residual: bool,
     config: list[int],
     arch: str,
 ) -> torch.Tensor:
@@ -177,7 +182,7 @@ def attention_sublayer(
         scale=scale,
     )
     attended = attend(inputs, inner, arch, after_its_query=True)
-    return (project_batch if batch else _project_one)(attended, o_weight, o_bias, x, project, arch)
+    return (project_batch if batch else _project_one)(attended, o_weight, o_bias, x, residual, project, arch)
 
 
 def _query_of_one(
@@ -230,20 +235,27 @@ def _query_of_one(
 
 
 def _project_one(
-    attended: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor, rows: Rows, arch: str
+    attended: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    x: torch.Tensor,
+    residual: bool,
+    rows: Rows,
+    arch: str,
 ) -> torch.Tensor:
     """As `project_batch`, for one token."""
-    hidden, out = residual.size(1), torch.empty_like(residual)
+    hidden, out = x.size(1), torch.empty_like(x)
     wrap_triton(_project_pdl)[(triton.cdiv(hidden, rows.rows),)](
         attended,
         weight,
         bias,
-        residual,
+        x if residual else out,
         out,
         WIDTH=weight.size(1),
         HIDDEN=hidden,
         R=rows.rows,
         BLOCK=rows.length,
+        RESIDUAL=residual,
         EARLY=has_dependent_launch(arch),
         num_warps=rows.warps,
     )

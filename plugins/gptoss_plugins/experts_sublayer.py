@@ -8,7 +8,7 @@ The contract is in gptoss_export/model/ops/experts_sublayer.py. By the number of
     more (a chunk): `_route_chunk_pdl` (router_chunk.py), the grouping of grouping.py, and the kernels of
         experts_many.py
 
-The last kernel adds the residual.
+The last kernel adds the residual, unless another rank does.
 
 While the router runs, the memory is idle, so the time until the logits are ready counts in full. The logits are
 therefore spread over programs of a few experts each, which have their rows in registers when x is ready. One more
@@ -115,12 +115,14 @@ def experts_sublayer(
     alpha: float,
     limit: float,
     eps: float,
+    residual: bool,
     config: list[int],
     arch: str,
 ) -> torch.Tensor:
     """`gptoss::experts_sublayer`: same result. `config` and `arch` as in gptoss_export/kernels/launch_config.py."""
     (tokens, hidden), count = x.shape, router_weight.size(0)
     x, positions = x.contiguous(), positions.contiguous()
+    added = x if residual else None
     experts = Experts(
         gate_up_blocks=gate_up_blocks,
         gate_up_scales=gate_up_scales,
@@ -137,7 +139,7 @@ def experts_sublayer(
             x, norm_weight, router_weight, router_bias, positions, choices, eps, gate_up.words, arch
         )
         grouped = Grouped(chosen, shares, *group_pairs(chosen.flatten(), count, block.pairs))
-        return launch_many_pairs(arranged_words, grouped, experts, block, gate_up, down, arch, residual=x)
+        return launch_many_pairs(arranged_words, grouped, experts, block, gate_up, down, arch, residual=added)
     many = tokens * choices > FEW_PAIRS
     if many:
         router, block, gate_up, down = unflatten(config, Rows, Block, Tile, Tile)
@@ -169,9 +171,9 @@ def experts_sublayer(
     )
     if many:
         grouped = group_by_logits(logits, positions, choices, block.pairs, arch)
-        return launch_many_pairs(arranged.x, grouped, experts, block, gate_up, down, arch, residual=x)
+        return launch_many_pairs(arranged.x, grouped, experts, block, gate_up, down, arch, residual=added)
     routing = Routing(logits, positions, choices, computed_from=count)
-    return launch_few_pairs(arranged, routing, experts, gate_up, down, arch, residual=x)
+    return launch_few_pairs(arranged, routing, experts, gate_up, down, arch, residual=added)
 
 
 def covers(arguments: Arguments) -> bool:

@@ -107,7 +107,8 @@ def device_archs(code: bytes) -> Iterator[int]:
 
 def load_package(manifest: Manifest, folder: Path, device: torch.device) -> dict[str, LoadedProgram]:
     """The programs of the package in `folder`, whatever hash the manifest has for it."""
-    specs = {name: describe_file(folder / name) for name in (package_name(arch) for arch in manifest.archs)}
+    names = [package_name(arch, manifest.model) for arch in manifest.archs]
+    specs = {name: describe_file(folder / name) for name in names}
     manifest = dataclasses.replace(manifest, files=manifest.files | specs)
     arch = runnable_arch(manifest, cpu_isa.current_arch() if device.type == "cpu" else current_gpu_arch())
     assert arch is not None

@@ -21,7 +21,7 @@ def test_every_file_is_in_the_manifest_with_its_hash(artifact: Path) -> None:
 
 def test_code_holds_no_weights_and_no_sources(artifact: Path) -> None:
     manifest = load_manifest(artifact)
-    package = artifact / package_name(manifest.arch)
+    package = artifact / package_name(manifest.arch, manifest.model)
     assert problems_of(package) == []
     stored = sum(manifest.files[name].bytes for name in manifest.weight_files())
     assert package.stat().st_size < 20 << 20 and stored > 0
@@ -29,12 +29,13 @@ def test_code_holds_no_weights_and_no_sources(artifact: Path) -> None:
 
 
 def test_code_names_no_folder_of_the_building_machine(artifact: Path) -> None:
-    assert folders_of_this_machine(artifact / package_name(load_manifest(artifact).arch)) == []
+    manifest = load_manifest(artifact)
+    assert folders_of_this_machine(artifact / package_name(manifest.arch, manifest.model)) == []
 
 
 def test_one_library_for_each_program(artifact: Path, tmp_path: Path) -> None:
     manifest = load_manifest(artifact)
-    libraries = libraries_of(artifact / package_name(manifest.arch), tmp_path)
+    libraries = libraries_of(artifact / package_name(manifest.arch, manifest.model), tmp_path)
     assert (
         set(libraries)
         == set(manifest.programs)

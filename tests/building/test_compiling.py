@@ -27,12 +27,12 @@ def ignored(_: str) -> None: ...
 
 def given() -> WorkerSettings:
     _, settings, _ = resolve(BuildOptions("aoti", "cpu", **OPTIONS))
-    return WorkerSettings(settings, TWO_LAYERS, ())
+    return WorkerSettings(settings, ())
 
 
 def tasks(folder: Path, *programs: Any) -> list[ProgramTask]:
     arch = given().settings.archs[0]
-    found = [ProgramTask(program, arch, folder / program.name) for program in programs]
+    found = [ProgramTask(program, TWO_LAYERS, arch, arch, folder / program.name) for program in programs]
     for task in found:
         task.folder.mkdir()
     return found

@@ -27,9 +27,10 @@ X86_AVX2 = cpu_isa.runs("x86_64-AVX2", cpu_isa.current_arch())
 def with_archs(artifact: Path, *archs: str) -> Manifest:
     """The manifest of the artifact, as if it had code for these archs."""
     manifest = load_manifest(artifact)
-    code = manifest.files[package_name(manifest.arch)]
+    code = manifest.files[package_name(manifest.arch, manifest.model)]
     files = {name: spec for name, spec in manifest.files.items() if not name.endswith(".pt2")}
-    return dataclasses.replace(manifest, archs=archs, files=files | {package_name(arch): code for arch in archs})
+    files |= {package_name(arch, manifest.model): code for arch in archs}
+    return dataclasses.replace(manifest, archs=archs, files=files)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def manifest(artifact: Path) -> Manifest:
 
 @pytest.fixture(scope="module")
 def members(artifact: Path, manifest: Manifest) -> Members:
-    with zipfile.ZipFile(artifact / package_name(manifest.arch)) as archive:
+    with zipfile.ZipFile(artifact / package_name(manifest.arch, manifest.model)) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
@@ -44,7 +44,7 @@ def written(members: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED)
 
 def check(manifest: Manifest, folder: Path, data: bytes) -> bytes:
     """Check a package of these bytes, whose hash the manifest has."""
-    name = package_name(manifest.arch)
+    name = package_name(manifest.arch, manifest.model)
     (folder / name).write_bytes(data)
     spec = FileSpec(len(data), hashlib.sha256(data).hexdigest())
     return checked_members(dataclasses.replace(manifest, files=manifest.files | {name: spec}), folder, manifest.arch)
@@ -93,7 +93,7 @@ def test_a_member_that_does_not_belong_there_is_refused(
     with pytest.raises(ArtifactError, match="is no package of programs"):
         check(manifest, folder, data)
     assert [path.name for path in tmp_path.iterdir()] == ["inner"]
-    assert [path.name for path in folder.iterdir()] == [package_name(manifest.arch)]
+    assert [path.name for path in folder.iterdir()] == [package_name(manifest.arch, manifest.model)]
 
 
 CHANGES: dict[str, tuple[Callable[[Members], Members], str]] = {
@@ -150,7 +150,7 @@ def test_a_cut_package_is_refused(manifest: Manifest, members: Members, tmp_path
 
 def test_the_hash_is_compared_with_the_bytes_that_are_used(artifact: Path, manifest: Manifest, tmp_path: Path) -> None:
     """Whatever `verify_hashes` says, and whenever the file changes."""
-    name = package_name(manifest.arch)
+    name = package_name(manifest.arch, manifest.model)
     data = bytearray((artifact / name).read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / name).write_bytes(data)
@@ -171,7 +171,7 @@ def test_a_library_that_is_none_is_an_error_that_names_the_program(
 
 def test_a_program_without_a_library(manifest: Manifest, members: Members, tmp_path: Path) -> None:
     left = {name: data for name, data in members.items() if not (name.endswith(".so") and "/unembed_1/" in name)}
-    name = package_name(manifest.arch)
+    name = package_name(manifest.arch, manifest.model)
     (tmp_path / name).write_bytes(written(left))
     changed = dataclasses.replace(manifest, files=manifest.files | {name: describe_file(tmp_path / name)})
     opened = LibtorchPackage(changed, tmp_path, manifest.arch, tune_process=False)

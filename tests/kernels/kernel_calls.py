@@ -64,6 +64,7 @@ def attention_sublayer(sequences: int, length: int, rows: int, window: int) -> d
         "cos": empty(tokens, HEAD_DIM // 2, dtype=torch.float32),
         "sin": empty(tokens, HEAD_DIM // 2, dtype=torch.float32),
         "eps": 1e-5,
+        "residual": True,
     }
 
 
@@ -85,6 +86,7 @@ def experts_sublayer(tokens: int, count: int = EXPERTS) -> dict[str, Any]:
         "positions": empty(tokens, dtype=torch.int64),
         "choices": CHOICES,
         "eps": 1e-5,
+        "residual": True,
     }
 
 

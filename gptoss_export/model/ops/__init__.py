@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import attention, attention_sublayer, experts, experts_sublayer, kv_write, rotary, unembed
+from . import attention, attention_sublayer, experts, experts_sublayer, kv_write, rotary, sum_ranks, unembed
 from .draw import Arguments
 from .op import Case, Op, Result
 
@@ -15,6 +15,7 @@ OPS: dict[str, Op] = {
         experts_sublayer,
         kv_write,
         rotary,
+        sum_ranks,
         unembed,
     )
 }

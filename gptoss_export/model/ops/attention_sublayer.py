@@ -4,6 +4,8 @@
     q, k    = rotated by RoPE at their positions; k and v are written to the cache
     returns   x + attention(q, cache) @ o_weight.T + o_bias  attention is gptoss::sink_attention
 
+Without `residual` x is not added: the ranks that share a model sum their results first (gptoss::sum_ranks).
+
 It is one op because at batch 1 only reading its weights should take time. Norm, bias, rotation and cache write can
 then be part of the kernel of the first product, and the residual part of the second. Where no kernel covers a call,
 the reference serves, which leaves gptoss::sink_attention and gptoss::kv_write.
@@ -20,7 +22,7 @@ Shapes (T = N L tokens, Hq query heads, Hkv key and value heads of size D)
   cos, sin     [T, D / 2] float32     of the angles, times YaRN's concentration
   slots        [N] int64              of each segment
   positions    [N, L] int64           -1: padding, whose keys go to the scratch page and whose results mean nothing
-  window       int, 0: see everything;   scale, eps   float
+  window       int, 0: see everything;   scale, eps   float;   residual   bool
   returns      [T, H] float32
 
 Products are in the dtype of the weights with float32 sums; norm, RoPE and softmax are in float32. An implementation may
@@ -69,6 +71,7 @@ def reference(
     window: int,
     scale: float,
     eps: float,
+    residual: bool,
 ) -> torch.Tensor:
     """The op's meaning in plain PyTorch, over gptoss::sink_attention and gptoss::kv_write."""
     heads, kv_heads, head_dim = sinks.size(0), k_cache.size(1), k_cache.size(3)
@@ -78,11 +81,15 @@ def reference(
     query, key = rotate(query, cos, sin).view(*positions.shape, heads, head_dim), rotate(key, cos, sin)
     torch.ops.gptoss.kv_write(k_cache, v_cache, pages, key, value, slots, positions)
     out = torch.ops.gptoss.sink_attention(query, k_cache, v_cache, pages, sinks, slots, positions, window, scale)
-    return x + F.linear(out.view(x.size(0), -1), o_weight, o_bias)
+    projected = F.linear(out.view(x.size(0), -1), o_weight, o_bias)
+    return x + projected if residual else projected.float()
 
 
 def fake(x: torch.Tensor, *_: object) -> torch.Tensor:
     return x.new_empty(x.shape)
+
+
+WITHOUT_RESIDUAL = ("one token, window", "batch, ragged, one idle", "short chunk")  # the other cases add it
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
@@ -132,6 +139,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
             "window": window,
             "scale": dim**-0.5,
             "eps": 1e-5,
+            "residual": label not in WITHOUT_RESIDUAL,
         }
         yield Case(label, arguments)
 

@@ -20,7 +20,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +29,7 @@ import torch
 from ...compat.cpp_flags import without_paths
 from ...compat.cpu_instructions import cpu_instructions
 from ...compat.mutation_analysis import cached_mutation_analysis
+from ...compat.process_group import group_to_compile
 from ...compat.pytorch import compile_to_files, write_package
 from ...compat.toolchain import links_dynamically, toolchain_problem
 from ...compat.versions import installed, version_problem
@@ -37,6 +38,7 @@ from ...compiler.lower import Implementations, kernel_implementations, reference
 from ...errors import BuildError
 from ...kernels.kernel import ConfigChooser
 from ...model.mxfp4 import LARGEST_OF_GPU_KERNELS
+from ...model.ranks import GROUP
 from ...temporary_folder import TemporaryFolder
 from ..base_compiler import Availability, Compilation, CompileJob, Compiler, SeparateCompilation
 from ..gpu import current_gpu_arch
@@ -104,6 +106,9 @@ class AotiCompiler(Compiler):
             found.append(f"--cpu-isa {options.cpu_isa}: is for {cpu_isa.X86}, this machine is {machine}; leave it out")
         return found
 
+    def rank_problem(self, device: str) -> str | None:
+        return None
+
     def versions(self) -> dict[str, str]:
         return {name: found for name in ("triton",) if (found := installed(name)) is not None}
 
@@ -135,6 +140,8 @@ class AotiCompiler(Compiler):
         arguments, _ = program.exported.example_inputs
         module = program.exported.module(check_guards=False)
         options: dict[str, Any] = {"aot_inductor.package": True}
+        if device == "cpu" and program.ranks > 1:  # which share the cores
+            options["cpp.threads"] = max(1, torch.get_num_threads() // program.ranks)
         if device == "cuda":
             options |= {
                 "aot_inductor.embed_kernel_binary": True,
@@ -142,7 +149,8 @@ class AotiCompiler(Compiler):
                 "aot_inductor.compile_wrapper_opt_level": "O0",  # the host's part only launches kernels
             }
         try:
-            files = compile_to_files(module, arguments, options)
+            with group_to_compile(GROUP, program.ranks) if program.ranks > 1 else nullcontext():
+                files = compile_to_files(module, arguments, options)
         except Exception as error:  # Inductor raises any kind; the user needs the program's name
             raise BuildError(f"AOTInductor failed on program {program.name}: {error}") from error
         _check_linked(program.name, files)
@@ -170,7 +178,7 @@ class _Package(SeparateCompilation):
         self._files[name] = [str(path) for path in sorted(folder.iterdir())]
 
     def finish(self) -> list[Path]:
-        name = package_name(self._job.arch)
+        name = package_name(self._job.arch, self._job.config)
         with self._scratch:
             write_package(self._job.folder / name, self._files, {DESCRIPTION: self._job.description})
         return [Path(name)]

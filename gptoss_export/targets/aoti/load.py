@@ -16,6 +16,7 @@ from ...artifact.programs import Interleave, programs_of
 from ...compat.versions import SUPPORTED, is_supported, minor
 from ...errors import ArtifactError, MachineError
 from ...libtorch.installation import installation
+from ...model.ranks import program_configs
 from ...progress import Progress
 from ...runtime.interleaving import interleave_weights
 from ...runtime.mapped_files import MappedFiles
@@ -34,9 +35,10 @@ class AotiLoader(Loader):
         missing = manifest.missing_programs(programs_of(manifest.sizes, manifest.device))
         found = [f"programs: {name} is missing from the manifest" for name in missing]
         found += [
-            f"files: {package_name(arch)} is missing from the manifest"
+            f"files: {name} is missing from the manifest"
+            for config in program_configs(manifest.model, manifest.sizes.ranks)
             for arch in manifest.archs
-            if package_name(arch) not in manifest.files
+            if (name := package_name(arch, config)) not in manifest.files
         ]
         built_with = manifest.versions["torch"]
         try:
@@ -94,7 +96,7 @@ class AotiLoader(Loader):
                 finish_weights()
             with progress.stage("allocate and capture" if tensors.on_gpu else "allocate"):
                 with tensors.working():
-                    memory = allocate_pages(manifest, tensors, settings.kv_memory)
+                    memory = allocate_pages(manifest, tensors, settings.kv_memory, settings.agreed)
                 executor = ProgramExecutor(manifest, folder, tensors, weights.tensors, programs, memory, choices={})
                 if tensors.captures_at_first:
                     executor.capture_while(weights.on_their_way)
@@ -105,6 +107,10 @@ class AotiLoader(Loader):
 
 def _opened(manifest: Manifest, folder: Path, arch: str, tune_process: bool) -> OpenedPackage:
     """The package for `arch`, in the way that suits this process."""
+    if manifest.sizes.ranks > 1 and manifest.device == "cpu":
+        from .with_collectives import CollectivePackage
+
+        return CollectivePackage(manifest, folder, arch)
     if "torch" in sys.modules:
         from .with_torch import TorchPackage
 

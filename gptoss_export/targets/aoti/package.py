@@ -1,4 +1,5 @@
-"""The package of an arch's programs, `programs-<arch>.pt2`: its name, its members, which archs a machine runs.
+"""The package of an arch's programs, `programs-<arch>.pt2`: its name, its members, which archs a machine runs. Where
+ranks share the model, there is one for each kind of rank, `programs-<arch>-rank<first of its kind>.pt2`.
 
 A package is a zip archive in torch's format. torch unpacks it by the names in it, wherever they lead. So a package is
 read once into memory, its bytes are compared with the manifest and its members' names are checked. torch gets an
@@ -17,6 +18,8 @@ from pathlib import Path
 from ...artifact.description import check_description
 from ...artifact.manifest import Manifest
 from ...errors import ArtifactError, raise_all
+from ...model.config import ModelConfig
+from ...model.ranks import RankConfig
 from ...values import shown
 from . import cpu_isa
 
@@ -34,8 +37,10 @@ _MEMBER = re.compile(
 )
 
 
-def package_name(arch: str) -> str:
-    return f"programs-{arch}.pt2"
+def package_name(arch: str, config: ModelConfig) -> str:
+    """The package for an arch. Where ranks share a model, `config` is the part of one of them."""
+    of_rank = f"-rank{config.program_rank}" if isinstance(config, RankConfig) else ""
+    return f"programs-{arch}{of_rank}.pt2"
 
 
 def runnable_arch(manifest: Manifest, current: str | None) -> str | None:
@@ -52,7 +57,7 @@ def checked_members(manifest: Manifest, folder: Path, arch: str) -> dict[str, by
     Raises ArtifactError for a file that cannot be read or is not the one in the manifest, for members that do not
     belong into a package, and for code that was compiled for something else than the manifest says.
     """
-    path = folder / package_name(arch)
+    path = folder / package_name(arch, manifest.model)
     try:
         data = path.read_bytes()
     except OSError as error:

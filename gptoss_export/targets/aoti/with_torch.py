@@ -36,7 +36,7 @@ class TorchPackage(OpenedPackage):
 
     def programs(self, mapped: MappedFiles) -> dict[str, LoadedProgram]:
         data = archive(checked_members(self._manifest, self._folder, self._arch))
-        name = package_name(self._arch)
+        name = package_name(self._arch, self._manifest.model)
         programs: dict[str, LoadedProgram] = {}
         # Code stays mapped when its files are removed.
         with TemporaryFolder() as temporary:

@@ -72,10 +72,14 @@ class LibtorchPackage(OpenedPackage):
             self.tensors = CpuArrays(libtorch)
 
     def programs(self, mapped: MappedFiles) -> dict[str, LoadedProgram]:
+        return {name: partial(_run, opened, self.tensors, mapped) for name, opened in self.opened_programs().items()}
+
+    def opened_programs(self) -> dict[str, Program]:
+        """The programs by name. Raises as `programs`."""
         members = checked_members(self._manifest, self._folder, self._arch)
-        name = package_name(self._arch)
+        name = package_name(self._arch, self._manifest.model)
         device = "cpu" if self.tensors.gpu_index is None else f"cuda:{self.tensors.gpu_index}"
-        programs: dict[str, LoadedProgram] = {}
+        programs: dict[str, Program] = {}
         # Code stays mapped when its files are removed.
         with TemporaryFolder() as temporary, self.tensors.working():
             check_executable(temporary.path, ArtifactError)
@@ -84,13 +88,12 @@ class LibtorchPackage(OpenedPackage):
                 if program not in libraries:
                     raise ArtifactError(f"{self._folder / name}: program {program} has no library; {ADVICE}")
                 try:
-                    opened = Program(
+                    programs[program] = Program(
                         self.tensors.libtorch, libraries[program], self._manifest.files[name].sha256, program, device,
                         len(signature.outputs),
                     )  # fmt: skip
                 except ArtifactError as error:
                     raise ArtifactError(f"{self._folder / name}: program {program} {error}") from error
-                programs[program] = partial(_run, opened, self.tensors, mapped)
         return programs
 
 

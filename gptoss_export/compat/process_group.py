@@ -1,0 +1,65 @@
+"""Process groups of torch under a name that compiled programs look up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import distributed
+
+
+@contextmanager
+def group_to_compile(name: str, size: int) -> Iterator[None]:
+    """A group of `size` members, none of which is there, is known by `name` while a graph is compiled.
+
+    Name: torch._C._distributed_c10d._register_process_group. Without it: Inductor asks for the group of each collective
+    and fails. Since: torch 2.2. It can go when a collective can be compiled without its group, or a group can be
+    registered by a public function.
+    """
+    group = distributed.ProcessGroup(distributed.HashStore(), 0, size)  # which the registry does not keep alive
+    register(name, group)
+    try:
+        yield
+    finally:
+        unregister(name)
+        del group
+
+
+def gloo_group(store: distributed.Store, rank: int, size: int, timeout: timedelta) -> distributed.ProcessGroup:
+    """A group that computes on CPUs of this host, without becoming the process's default one. Waits for all members.
+
+    Names: ProcessGroupGloo and its _Options, ProcessGroup._register_backend. Without them: only
+    `init_process_group` makes a group, and a process that trains has called it for its own. Since: torch 2.0. They can
+    go when `new_group` works without a default group.
+    """
+    group = distributed.ProcessGroup(store, rank, size)
+    gloo: Any = distributed.ProcessGroupGloo  # whose stubs lack some names
+    options = gloo._Options()
+    options._devices = [gloo.create_device(hostname="127.0.0.1")]
+    options._timeout = timeout
+    backend = gloo(store, rank, size, options)
+    group._register_backend(torch.device("cpu"), distributed.ProcessGroup.BackendType.GLOO, backend)
+    return group
+
+
+def nccl_group(store: distributed.Store, rank: int, size: int, timeout: timedelta) -> distributed.ProcessGroup:
+    """The same on torch's current GPU of each member. Private names as `gloo_group`."""
+    group = distributed.ProcessGroup(store, rank, size)
+    options = distributed.ProcessGroupNCCL.Options()
+    options._timeout = timeout
+    backend = distributed.ProcessGroupNCCL(store, rank, size, options)
+    group._register_backend(torch.device("cuda"), distributed.ProcessGroup.BackendType.NCCL, backend)
+    return group
+
+
+def register(name: Any, group: Any) -> None:
+    """Let compiled programs find a group. Private names as `group_to_compile`."""
+    torch._C._distributed_c10d._register_process_group(name, group)
+
+
+def unregister(name: Any) -> None:
+    """Forget a group. Private names as `group_to_compile`."""
+    torch._C._distributed_c10d._unregister_process_group(name)

@@ -1,0 +1,173 @@
+"""How the ranks of a machine share a model: tensor parallelism (Shoeybi et al. 2019, arXiv:1909.08053).
+
+A rank is one process with one device. Each rank computes a part of every layer, and the results of all ranks are
+summed after each sublayer, so that every rank has the whole residual stream.
+
+  attention    a rank has some of the key and value heads, and the query heads and sinks that belong to them
+  experts      a rank has some of the columns between the two matrices of every expert. They are divided in groups of
+               MXFP4_GROUP, which share a scale: the first ranks have a group more where they do not divide evenly. A
+               gate and its up stay together
+  unembedding  a rank has the logits of some consecutive tokens; the last rank has the rest
+  the others   (embedding, norms, router) are whole on every rank
+
+A bias that is added to a sum over the ranks counts once: on rank 0. The other ranks have zeros.
+
+Imports no torch: a manifest is checked where there is none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .config import MXFP4_GROUP, ModelConfig
+from .parameters import UNEMBEDDING, layer_of
+
+GROUP = "gptoss_export_ranks"  # the process group of the ranks, which compiled programs look up when they run
+MOST_RANKS = 8  # GPUs of a host that reach each other's memory
+_COUNT_ONCE = ("self_attn.o_proj.bias", "mlp.experts.down_proj_bias")
+_NOT_COMPILED = ("whole", "rank", "program_rank")
+
+
+class Slice(NamedTuple):
+    """A slice of a tensor: the indices from `start` to before `stop` of one dimension."""
+
+    dim: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class RankConfig(ModelConfig):
+    """The part of a model that one rank computes.
+
+    The heads and intermediate_size are the rank's; all other sizes are those of the whole model.
+
+    whole         the model
+    rank          0 to `sharing` - 1
+    sharing       how many ranks there are
+    tokens        those whose logits the rank computes
+    program_rank  the first rank with parts of the same sizes: they run the same programs
+    """
+
+    whole: ModelConfig | None = None
+    rank: int = 0
+    sharing: int = 1
+    tokens: int = 0
+    program_rank: int = 0
+
+    @property
+    def ranks(self) -> int:
+        return self.sharing
+
+    @property
+    def unembedded_tokens(self) -> int:
+        return self.tokens
+
+    def to_json(self) -> dict[str, Any]:
+        """What programs depend on: ranks that run the same programs have the same."""
+        return {name: value for name, value in super().to_json().items() if name not in _NOT_COMPILED}
+
+    def slices(self, name: str, shape: tuple[int, ...]) -> tuple[Slice, ...]:
+        """The parts of a weight of the model that the rank has, each along one dimension. Empty: it has zeros.
+
+        shape  of the whole weight
+        """
+        assert self.whole is not None
+        config, rank = self.whole, self.rank
+        everything = (Slice(0, 0, shape[0]),)
+        if name == UNEMBEDDING[1]:
+            tokens = _tokens(config, rank, self.ranks)
+            return (Slice(0, tokens.start, tokens.stop),)
+        kind = name.split(".", 3)[3] if layer_of(name) is not None else ""
+        if kind in _COUNT_ONCE:
+            return everything if rank == 0 else ()
+        dim, heads, kv_heads = self.head_dim, self.num_attention_heads, self.num_key_value_heads
+        groups = _groups(config, rank, self.ranks)
+        gates = (Slice(1, 2 * MXFP4_GROUP * groups.start, 2 * MXFP4_GROUP * groups.stop),)
+        columns = (Slice(2, groups.start, groups.stop),)
+        keys = config.num_attention_heads * dim
+        values = keys + config.num_key_value_heads * dim
+        qkv = (
+            _part(0, 0, heads * dim, rank),
+            _part(0, keys, kv_heads * dim, rank),
+            _part(0, values, kv_heads * dim, rank),
+        )
+        divided = {
+            "self_attn.sinks": (_part(0, 0, heads, rank),),
+            "self_attn.qkv_proj.weight": qkv,
+            "self_attn.qkv_proj.bias": qkv,
+            "self_attn.o_proj.weight": (_part(1, 0, heads * dim, rank),),
+            "mlp.experts.gate_up_proj_blocks": gates,
+            "mlp.experts.gate_up_proj_scales": gates,
+            "mlp.experts.gate_up_proj_bias": gates,
+            "mlp.experts.down_proj_blocks": columns,
+            "mlp.experts.down_proj_scales": columns,
+        }
+        return divided.get(kind, everything)
+
+
+def division_problems(config: ModelConfig, ranks: int) -> list[str]:
+    """Why so many ranks cannot share a model; empty where they can."""
+    found = []
+    if config.num_key_value_heads % ranks:
+        found.append(f"num_key_value_heads: found {config.num_key_value_heads}, expected a multiple of {ranks}")
+    groups = config.intermediate_size // MXFP4_GROUP
+    if groups < ranks:
+        found.append(
+            f"intermediate_size: found {config.intermediate_size}, expected {ranks * MXFP4_GROUP} or more, "
+            f"{MXFP4_GROUP} for each rank"
+        )
+    if len(_tokens(config, ranks - 1, ranks)) == 0:
+        found.append(f"vocab_size: found {config.vocab_size}, expected enough tokens for each rank to have some")
+    return found
+
+
+def rank_configs(config: ModelConfig, ranks: int) -> tuple[ModelConfig, ...]:
+    """What each rank computes; the config itself where one rank computes the whole model. `division_problems` found
+    nothing."""
+    return (config,) if ranks == 1 else tuple(_rank_configs(config, ranks))
+
+
+def program_configs(config: ModelConfig, ranks: int) -> tuple[ModelConfig, ...]:
+    """The parts that programs are compiled for: those of `rank_configs` that differ in their sizes."""
+    if ranks == 1:
+        return (config,)
+    return tuple(found for found in _rank_configs(config, ranks) if found.program_rank == found.rank)
+
+
+def tokens_of_a_rank(config: ModelConfig) -> int:
+    """How many tokens the first of the config's ranks has logits of: no other has more."""
+    return -(-config.vocab_size // config.ranks)
+
+
+def _rank_configs(config: ModelConfig, ranks: int) -> list[RankConfig]:
+    whole = {field.name: getattr(config, field.name) for field in dataclasses.fields(ModelConfig)}
+    found: list[RankConfig] = []
+    for rank in range(ranks):
+        sizes = {
+            "num_attention_heads": config.num_attention_heads // ranks,
+            "num_key_value_heads": config.num_key_value_heads // ranks,
+            "intermediate_size": len(_groups(config, rank, ranks)) * MXFP4_GROUP,
+        }
+        made = RankConfig(**{**whole, **sizes}, whole=config, sharing=ranks, tokens=len(_tokens(config, rank, ranks)))
+        same = [other.rank for other in found if other.to_json() == made.to_json()]
+        found.append(dataclasses.replace(made, rank=rank, program_rank=same[0] if same else rank))
+    return found
+
+
+def _part(dim: int, begin: int, size: int, rank: int) -> Slice:
+    return Slice(dim, begin + rank * size, begin + (rank + 1) * size)
+
+
+def _groups(config: ModelConfig, rank: int, ranks: int) -> range:
+    """The groups of columns between the matrices of an expert."""
+    each, more = divmod(config.intermediate_size // MXFP4_GROUP, ranks)
+    start = rank * each + min(rank, more)
+    return range(start, start + each + (rank < more))
+
+
+def _tokens(config: ModelConfig, rank: int, ranks: int) -> range:
+    each = -(-config.vocab_size // ranks)
+    return range(min(rank * each, config.vocab_size), min((rank + 1) * each, config.vocab_size))

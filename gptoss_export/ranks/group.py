@@ -1,0 +1,172 @@
+"""Rank 0's view of the other ranks: starts them, tells them the calls, and ends all of them when one fails.
+
+A rank that ends closes its socket. A rank that hangs is noticed by the others, which wait in a collective for
+`torch_group.PATIENCE` at most. Whatever happens first is followed by the end of all ranks: the processes are killed,
+which ends a collective that rank 0 waits in.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..errors import RunError
+from .channel import Sender, shared_memory
+from .control import Control
+from .following import LoadFacts, Place
+from .processes import RankProcess
+from .torch_group import PATIENCE, TorchGroup
+
+_GATHERING = 1.0  # seconds after the first sign of a failure in which its cause may show
+_LOOKING = 1.0  # seconds between two looks at the processes while rank 0 waits for them
+_ENDING = 5.0  # seconds that a rank has to end by itself
+
+
+@dataclass(frozen=True)
+class _End:
+    """That a rank has ended or failed. cause: whether that explains the end of others."""
+
+    rank: int
+    text: str
+    cause: bool
+
+
+class RankGroup:
+    """The other ranks of an artifact. Raises RunError where they cannot be started."""
+
+    def __init__(self, processes: Sequence[RankProcess], facts: LoadFacts, device: str) -> None:
+        self._processes = processes
+        self._controls = [Control(process.socket) for process in processes]
+        self._ends: list[_End] = []
+        self._changed = threading.Condition()
+        self._ready: set[int] = set()
+        self._importing = {process.rank for process in processes}
+        self._reason = ""
+        self._finish = weakref.finalize(self, _end_all, list(processes), self._controls)
+        descriptor = shared_memory(len(processes))
+        self._sender = Sender(descriptor, len(processes))
+        self._torch = TorchGroup(0, 1 + len(processes), device, None)
+        for process, control in zip(processes, self._controls, strict=True):
+            place = Place(process.rank, 1 + len(processes), device, self._torch.port)
+            with suppress(OSError):  # a process that has ended is noticed below
+                process.give(descriptor)
+                control.send(load=asdict(facts), place=asdict(place))
+            watch = threading.Thread(target=_watch, args=(weakref.ref(self), process, control), daemon=True)
+            watch.start()
+        os.close(descriptor)
+
+    def join(self) -> None:
+        """Become a member of the process group, as soon as all ranks have imported torch."""
+        self._wait_until(lambda: not self._importing)
+        with self.together():
+            self._torch.join()
+        weakref.finalize(self, self._torch.leave)
+
+    def agreed_pages(self, pages: int) -> int:
+        """How many pages all ranks have room for."""
+        return self._torch.agreed_pages(pages)
+
+    def wait_until_ready(self) -> None:
+        """Wait until all ranks have loaded the artifact. Raises the error of one that cannot."""
+        self._wait_until(lambda: len(self._ready) == len(self._processes))
+
+    def tell(self, message: bytes) -> None:
+        self._check()
+        self._sender.send(message, self._check)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not self._reason:
+                with self._changed:  # the reason of an error in a collective may be on its way
+                    self._changed.wait_for(lambda: self._reason, _GATHERING)
+                    if not self._reason:
+                        self._fail(_End(0, str(error), cause=not _in_collective(str(error))))
+            raise RunError(self._reason) from error
+
+    def _check(self) -> None:
+        if self._reason:
+            raise RunError(self._reason)
+
+    def _wait_until(self, condition: Callable[[], bool]) -> None:
+        stopped = 0.0
+        with self._changed:
+            while not self._changed.wait_for(lambda: self._reason or condition(), _LOOKING):
+                found = [process for process in self._processes if process.is_stopped()]
+                stopped = stopped + _LOOKING if found else 0.0
+                if stopped >= PATIENCE:
+                    self._fail(_End(found[0].rank, f"(process {found[0].pid}) was stopped for {PATIENCE:g} s", True))
+        self._check()
+
+    def heard(self, rank: int, message: dict[str, Any] | None, how_it_ended: str) -> None:
+        """What a rank has said; None: it has ended."""
+        with self._changed:
+            if message is None:
+                self._fail(_End(rank, how_it_ended, cause=True))
+            elif "error" in message:
+                text = f"{message['error']}"
+                self._fail(_End(rank, text, cause=not _in_collective(text)))
+            elif message.get("said") == "imported":
+                self._importing.discard(rank)
+            elif message.get("said") == "ready":
+                self._ready.add(rank)
+            self._changed.notify_all()
+
+    def _fail(self, end: _End) -> None:
+        """One rank has failed. The first who notices waits for what else shows, then ends all."""
+        self._ends.append(end)
+        if len(self._ends) > 1:
+            return
+        self._changed.wait_for(lambda: any(found.cause for found in self._ends), _GATHERING)
+        self._reason = self._explain()
+        for process in self._processes:
+            process.kill()
+        self._changed.notify_all()
+
+    def _explain(self) -> str:
+        causes = [end for end in self._ends if end.cause]
+        silent = {process.rank for process in self._processes} - {end.rank for end in self._ends}
+        if causes:
+            found = f"rank {causes[0].rank} of {1 + len(self._processes)} {causes[0].text}"
+        elif silent:
+            ranks = ", ".join(map(str, sorted(silent)))
+            found = f"rank {ranks} of {1 + len(self._processes)} did not answer for {PATIENCE:g} s"
+        else:
+            found = self._ends[0].text
+        return f"{found}; all ranks have ended: load the artifact again"
+
+
+def _in_collective(text: str) -> bool:
+    """Whether an error says that another rank was not there."""
+    return any(part in text for part in ("gloo", "NCCL", "c10d", "Connection"))
+
+
+def _watch(group: weakref.ref[RankGroup], process: RankProcess, control: Control) -> None:
+    """Hear what a rank says, until it ends or the group is dropped."""
+    while True:
+        message = control.receive()
+        how = "" if message is not None else process.how_it_ended()
+        if (found := group()) is None:
+            return
+        found.heard(process.rank, message, f"(process {process.pid}) {how}")
+        del found
+        if message is None:
+            return
+
+
+def _end_all(processes: Sequence[RankProcess], controls: Sequence[Control]) -> None:
+    """The ranks end when their sockets are closed."""
+    for control in controls:
+        control.close()
+    end = time.monotonic() + _ENDING
+    for process in processes:
+        if not process.wait(max(0.0, end - time.monotonic())):
+            process.kill()

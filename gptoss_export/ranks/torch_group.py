@@ -1,0 +1,50 @@
+"""The process group that the programs' collectives run in: gloo's on CPUs, NCCL's on GPUs. Imports torch: c10d is made
+by torch's Python alone."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from torch import distributed
+
+from ..compat.process_group import gloo_group, nccl_group, register, unregister
+from ..errors import RunError
+from ..model.ranks import GROUP
+
+PATIENCE = 8.0  # seconds that a rank waits for the others in a collective
+_START = timedelta(seconds=120)  # in which all ranks are there: they import torch first
+
+
+class TorchGroup:
+    """This process's membership.
+
+    port  of the store of rank 0 on this host; None: this is rank 0, whose `port` then says it
+    """
+
+    def __init__(self, rank: int, ranks: int, device: str, port: int | None) -> None:
+        self._store = distributed.TCPStore(
+            "127.0.0.1", port or 0, is_master=port is None, timeout=_START, wait_for_workers=False
+        )
+        self.port = self._store.port
+        self._rank, self._ranks, self._device = rank, ranks, device
+
+    def join(self) -> None:
+        """Become a member. Waits for all ranks. Raises RunError where the process is a member of such a group."""
+        make = gloo_group if self._device == "cpu" else nccl_group
+        self._group = make(self._store, self._rank, self._ranks, timedelta(seconds=PATIENCE))
+        try:
+            register(GROUP, self._group)
+        except RuntimeError:
+            raise RunError(
+                "this process has loaded an artifact of several ranks already; drop its runner before, or load the "
+                "other one in a process of its own"
+            ) from None
+
+    def agreed_pages(self, pages: int) -> int:
+        """The pages of the KV cache that all ranks have room for. Waits for all, which may take as long as loading."""
+        self._store.set(f"pages-{self._rank}", str(pages))
+        return min(int(self._store.get(f"pages-{rank}")) for rank in range(self._ranks))
+
+    def leave(self) -> None:
+        """End the membership."""
+        unregister(GROUP)
