@@ -175,6 +175,7 @@ def bench(
     if profile:
         with progress.stage("profile a decode step"):
             kernels = kernel_times(runner, batches[0], contexts[0])
+    weights = sum(map(_size, parameters(manifest.of_rank(0).model, manifest.dtype)))
     return BenchReport(
         artifact=str(artifact),
         machine=manifest.arch if gpu is None else gpu.name,
@@ -182,7 +183,7 @@ def bench(
         startup_s=startup,
         bandwidth=bandwidth,
         memory=memory,
-        weights_and_cache=sum(map(_size, parameters(manifest.of_rank(0).model, manifest.dtype))) + runner.executor.kv_cache_bytes,
+        weights_and_cache=weights + runner.executor.kv_cache_bytes,
         measurements=[
             Measurement(
                 batch=batch,

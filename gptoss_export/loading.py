@@ -81,7 +81,7 @@ def load(
             from .ranks.starting import start_ranks  # it imports torch
 
             digest = hashlib.sha256((folder / NAME).read_bytes()).hexdigest()
-            group = start_ranks(manifest, folder, digest, tune_process, kv_memory, fixed_width, torchrun)
+            group = start_ranks(manifest, folder, digest, tune_process, kv_memory, fixed_width, torchrun, progress)
             settings = replace(settings, agreed=group.agreed_pages)
     with ThreadPoolExecutor(1) as background:
         if verify_hashes:

@@ -38,6 +38,12 @@ class Gpu:
         call("cuDeviceGetName", found, _NAME, self._device)
         return found.value.decode()
 
+    def reaches(self, other: Gpu) -> bool:
+        """Whether it can read and write the memory of another GPU."""
+        found = ctypes.c_int()
+        call("cuDeviceCanAccessPeer", ctypes.byref(found), self._device, other._device)
+        return bool(found.value)
+
     def open(self) -> None:
         """Make the context, which takes some tenths of a second the first time."""
         with self._lock:
@@ -90,6 +96,15 @@ class Gpu:
 def gpu(index: int) -> Gpu:
     """The one object of a GPU: its context is retained once."""
     return Gpu(index)
+
+
+def all_gpus() -> list[Gpu]:
+    """All that the process sees; none where there is no driver."""
+    count = ctypes.c_int()
+    with suppress(MachineError, RunError):
+        call("cuInit", 0)
+        call("cuDeviceGetCount", ctypes.byref(count))
+    return [gpu(index) for index in range(count.value)]
 
 
 def current_gpu() -> Gpu | None:

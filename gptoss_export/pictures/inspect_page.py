@@ -75,8 +75,8 @@ def _facts(manifest: Manifest) -> tuple[tuple[str, Cell], ...]:
 def _memory_text(manifest: Manifest) -> tuple[str, ...]:
     shared = f"The {manifest.sizes.ranks} ranks together: " if manifest.sizes.ranks > 1 else ""
     return (
-        f"{shared}Weights are counted as a device holds them. Keys and values are those that the longest sequences see in all "
-        "slots: a sliding layer sees its window. Fewer are kept where the memory for them is chosen at load.",
+        f"{shared}Weights are counted as a device holds them. Keys and values are those that the longest sequences see "
+        "in all slots: a sliding layer sees its window. Fewer are kept where the memory for them is chosen at load.",
     )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 import torch
 
 from ..artifact.manifest import Manifest
+from ..cuda.gpu import all_gpus
+from ..progress import Progress
 from .following import LoadFacts
 from .group import RankGroup
 from .processes import Torchrun, accept_peers, start_children
@@ -20,6 +23,7 @@ def start_ranks(
     kv_memory: int | None,
     fixed_width: bool,
     torchrun: Torchrun | None,
+    progress: Progress,
 ) -> RankGroup:
     """The other ranks, on their way to load the artifact; this process is rank 0.
 
@@ -41,6 +45,17 @@ def start_ranks(
         threads=threads,
         first_gpu=torch.cuda.current_device() if on_gpu else 0,
     )
+    if on_gpu:
+        _say_what_is_out_of_reach(ranks, facts.first_gpu, progress)
     group = RankGroup(start_children(ranks) if torchrun is None else accept_peers(torchrun), facts, manifest.device)
     group.join()
     return group
+
+
+def _say_what_is_out_of_reach(ranks: int, first: int, progress: Progress) -> None:
+    """NCCL finds its own way where GPUs do not reach each other's memory."""
+    found = all_gpus()
+    used = [found[(first + rank) % len(found)] for rank in range(ranks)]
+    pairs = [f"{a.index} and {b.index}" for a, b in combinations(used, 2) if not (a.reaches(b) and b.reaches(a))]
+    if pairs:
+        progress.note(f"GPUs {', '.join(pairs)} do not reach each other's memory: their sums go through the host's")

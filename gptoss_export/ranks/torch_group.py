@@ -3,6 +3,7 @@ by torch's Python alone."""
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 
 from torch import distributed
@@ -30,6 +31,8 @@ class TorchGroup:
 
     def join(self) -> None:
         """Become a member. Waits for all ranks. Raises RunError where the process is a member of such a group."""
+        if self._device != "cpu":
+            os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # multicast, which does not work in every virtual machine
         make = gloo_group if self._device == "cpu" else nccl_group
         self._group = make(self._store, self._rank, self._ranks, timedelta(seconds=PATIENCE))
         try:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -59,10 +58,13 @@ def all_of(runner: Runner, tokens: list[int], slot: int = 0) -> torch.Tensor:
 
 def other_ranks(of: int | None = None) -> list[int]:
     """The processes of the ranks that a process has started, in the order of the ranks."""
-    parent = os.getpid() if of is None else of
-    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True, check=False)
-    lines = [line.split(maxsplit=1) for line in found.stdout.splitlines()]
-    return [int(pid) for pid, command in lines if "gptoss_export.rank_worker" in command]
+    parent, found = str(os.getpid() if of is None else of), []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            ours = (path / "stat").read_text().rpartition(")")[2].split()[1] == parent
+            if ours and b"gptoss_export.rank_worker" in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+    return sorted(found)
 
 
 def is_running(pid: int) -> bool:

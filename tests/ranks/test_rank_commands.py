@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rank_artifacts import EVEN, ODD
 
-from artifacts import SEED, FakeCode, compile_nothing
 from gptoss_export import BuildOptions, build
 from gptoss_export.artifact.manifest import load_manifest
 from gptoss_export.errors import ArtifactError, UsageError

@@ -51,7 +51,8 @@ def test_a_rank_that_dies_ends_all(of_two: Path, kind: signal.Signals) -> None:
     assert not thread.is_alive()
     (error,) = errors
     assert isinstance(error, RunError)
-    assert f"rank 1 of 2 (process {pid}) was ended by {kind.name}" in str(error) and "load the artifact again" in str(error)
+    assert f"rank 1 of 2 (process {pid}) was ended by {kind.name}" in str(error)
+    assert "all ranks have ended: load the artifact again" in str(error)
     with pytest.raises(RunError, match=f"was ended by {kind.name}"):
         runner.generate([1], 1)
 
@@ -83,7 +84,8 @@ def test_requests_of_an_engine_fail_with_the_reason(of_two: Path) -> None:
 
 
 def test_ranks_end_with_rank_0(of_two: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", LOADS, str(of_two / "artifact")], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", LOADS, str(of_two / "artifact")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "loaded\n"
     others = other_ranks(process.pid)
     assert len(others) == 1

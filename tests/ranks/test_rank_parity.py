@@ -135,7 +135,5 @@ def test_four_ranks_against_transformers(of_four: Path) -> None:
 
 
 def test_weights_are_the_checkpoints_files_once(of_two: Path) -> None:
-    stored = [path for path in (of_two / "artifact" / "weights").iterdir()]
+    stored = list((of_two / "artifact" / "weights").iterdir())
     assert stored and all(path.stat().st_nlink > 1 for path in stored)
-
-

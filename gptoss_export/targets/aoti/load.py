@@ -24,7 +24,7 @@ from ...runtime.page_memory import allocate_pages
 from ...runtime.program_executor import ProgramExecutor
 from ...runtime.weights import load_weights
 from ..base_loader import Loader, LoadSettings
-from ..gpu import current_gpu_arch
+from ..gpu import current_gpu_arch, rank_problems
 from . import cpu_isa
 from .opened_package import OpenedPackage
 from .package import package_name, runnable_arch
@@ -57,6 +57,8 @@ class AotiLoader(Loader):
                 "build it on such a machine"
             )
         current = _current_arch(manifest)
+        if manifest.device == "cuda" and current is not None and manifest.sizes.ranks > 1:
+            found += rank_problems(manifest.sizes.ranks)
         if manifest.device == "cuda" and current is None:
             found.append(f"device: artifact is for a CUDA GPU ({manifest.arch}), found none here")
         elif runnable_arch(manifest, current) is None:
