@@ -60,6 +60,15 @@ def register(name: Any, group: Any) -> None:
     torch._C._distributed_c10d._register_process_group(name, group)
 
 
+def is_registered(name: Any) -> bool:
+    """Whether the process has a group of this name. Private names as `group_to_compile`."""
+    try:
+        torch._C._distributed_c10d._resolve_process_group(name)
+    except RuntimeError:
+        return False
+    return True
+
+
 def unregister(name: Any) -> None:
     """Forget a group. Private names as `group_to_compile`."""
     torch._C._distributed_c10d._unregister_process_group(name)

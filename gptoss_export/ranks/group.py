@@ -48,6 +48,7 @@ class RankGroup:
         self._ready: set[int] = set()
         self._importing = {process.rank for process in processes}
         self._reason = ""
+        self._leave: Callable[[], object] = _nothing  # the process group, once
         self._finish = weakref.finalize(self, _end_all, list(processes), self._controls)
         descriptor = shared_memory(len(processes))
         self._sender = Sender(descriptor, len(processes))
@@ -66,7 +67,7 @@ class RankGroup:
         self._wait_until(lambda: not self._importing)
         with self.together():
             self._torch.join()
-        weakref.finalize(self, self._torch.leave)
+        self._leave = weakref.finalize(self, self._torch.leave)
 
     def agreed_pages(self, pages: int) -> int:
         """How many pages all ranks have room for."""
@@ -129,6 +130,7 @@ class RankGroup:
         self._reason = self._explain()
         for process in self._processes:
             process.kill()
+        self._leave()
         self._changed.notify_all()
 
     def _explain(self) -> str:
@@ -142,6 +144,10 @@ class RankGroup:
         else:
             found = self._ends[0].text
         return f"{found}; all ranks have ended: load the artifact again"
+
+
+def _nothing() -> None:
+    """There is no process group to leave."""
 
 
 def _in_collective(text: str) -> bool:

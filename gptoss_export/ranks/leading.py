@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Protocol
 
 from ..model.config import FULL, SLIDING
@@ -48,7 +49,7 @@ class LeadingExecutor(Executor):
     """`executor` is that of this rank."""
 
     def __init__(self, executor: Executor, followers: Followers) -> None:
-        self._executor, self._followers = executor, followers
+        self._executor, self._do = executor, partial(_do, followers)
         self.overlaps_steps = executor.overlaps_steps
         if executor.paged_memory is not None:
             self.paged_memory = _LeadingPages(executor.paged_memory, self._do)
@@ -122,10 +123,12 @@ class LeadingExecutor(Executor):
             return self._do(lambda: self._executor.pending_tokens(True), Kind.KEPT_LOGITS)
         return self._executor.pending_tokens(False)
 
-    def _do(self, call: Callable[[], Any], kind: Kind, *parts: Numbers) -> Any:
-        with self._followers.together():
-            self._followers.tell(encode(kind, *parts))
-            return call()
+
+def _do(followers: Followers, call: Callable[[], Any], kind: Kind, *parts: Numbers) -> Any:
+    """Tell a call to the other ranks, and do it here."""
+    with followers.together():
+        followers.tell(encode(kind, *parts))
+        return call()
 
 
 class _LeadingPages(PagedMemory):

@@ -13,6 +13,7 @@ from ..progress import Progress
 from .following import LoadFacts
 from .group import RankGroup
 from .processes import Torchrun, accept_peers, start_children
+from .torch_group import check_no_other_group
 
 
 def start_ranks(
@@ -32,6 +33,7 @@ def start_ranks(
 
     Raises RunError and MachineError where they do not start.
     """
+    check_no_other_group()
     ranks, on_gpu = manifest.sizes.ranks, manifest.device == "cuda"
     threads = max(1, torch.get_num_threads() // ranks)
     if tune_process and not on_gpu:

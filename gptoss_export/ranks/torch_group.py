@@ -8,12 +8,21 @@ from datetime import timedelta
 
 from torch import distributed
 
-from ..compat.process_group import gloo_group, nccl_group, register, unregister
+from ..compat.process_group import gloo_group, is_registered, nccl_group, register, unregister
 from ..errors import RunError
 from ..model.ranks import GROUP
 
 PATIENCE = 8.0  # seconds that a rank waits for the others in a collective
 _START = timedelta(seconds=120)  # in which all ranks are there: they import torch first
+
+
+def check_no_other_group() -> None:
+    """Raise RunError where the process has a runner of several ranks: compiled code knows one process group."""
+    if is_registered(GROUP):
+        raise RunError(
+            "this process has loaded an artifact of several ranks already; drop its runner before, or load the other "
+            "one in a process of its own"
+        )
 
 
 class TorchGroup:
@@ -30,18 +39,12 @@ class TorchGroup:
         self._rank, self._ranks, self._device = rank, ranks, device
 
     def join(self) -> None:
-        """Become a member. Waits for all ranks. Raises RunError where the process is a member of such a group."""
+        """Become a member. Waits for all ranks."""
         if self._device != "cpu":
             os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # multicast, which does not work in every virtual machine
         make = gloo_group if self._device == "cpu" else nccl_group
         self._group = make(self._store, self._rank, self._ranks, timedelta(seconds=PATIENCE))
-        try:
-            register(GROUP, self._group)
-        except RuntimeError:
-            raise RunError(
-                "this process has loaded an artifact of several ranks already; drop its runner before, or load the "
-                "other one in a process of its own"
-            ) from None
+        register(GROUP, self._group)
 
     def agreed_pages(self, pages: int) -> int:
         """The pages of the KV cache that all ranks have room for. Waits for all, which may take as long as loading."""

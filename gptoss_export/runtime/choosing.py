@@ -54,14 +54,14 @@ class Chooser:
     """Chooses tokens by what `buffers` hold.
 
     programs    what computes a choice that is not MOST_LIKELY
-    all_logits  logits as a step gives them, which can be those of a rank, to those of all tokens
+    all_logits  of several ranks: logits as a step gives them, to those of all tokens
     """
 
     def __init__(
         self,
         buffers: SamplingBuffers,
         programs: Mapping[Choice, ChoiceProgram],
-        all_logits: Callable[[Tensor], Tensor],
+        all_logits: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._buffers, self._programs, self._all_logits = buffers, programs, all_logits
 
@@ -75,5 +75,6 @@ class Chooser:
         """
         if choice == Choice.MOST_LIKELY:
             return Chosen(output.top, output.top_logprob)
-        given = self._all_logits(output.logits), output.log_total, positions, slots
+        logits = output.logits if self._all_logits is None else self._all_logits(output.logits)
+        given = logits, output.log_total, positions, slots
         return Chosen(*self._programs[choice]([*given, *self._buffers.read_by(choice)]))

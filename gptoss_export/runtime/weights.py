@@ -22,7 +22,7 @@ from ..errors import ArtifactError, raise_all
 from ..host_memory import HostBytes, Source
 from ..machine_limits import check_threads
 from ..model.dtypes import ITEM_SIZES
-from ..model.parameters import RANK, parameters
+from ..model.parameters import RANK, Parameter, parameters
 from ..model.ranks import RankConfig
 from .dtype_conversion import converted
 from .rank_slices import StoredColumns, stored_slices
@@ -116,9 +116,9 @@ def _place(manifest: Manifest, stored: dict[str, list[StoredTensor | StoredColum
     weights: dict[str, Tensor] = {}
     offsets: dict[str, int] = {}
     size = 0
-    specs = {item.name: item for item in parameters(manifest.model, manifest.dtype)}
+    specs: dict[str, WeightSpec | Parameter] = dict(manifest.weights)
     if isinstance(manifest.model, RankConfig):
-        del specs[RANK]
+        specs = {item.name: item for item in parameters(manifest.model, manifest.dtype) if item.name != RANK}
         weights[RANK] = tensors.numbers([manifest.model.rank])
     for name, spec in specs.items():
         first = stored[name][0] if len(stored[name]) == 1 else None

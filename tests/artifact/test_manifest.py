@@ -215,9 +215,10 @@ def test_another_schema_is_refused_with_the_command_that_builds_again(data: dict
         read(older, folder)
     command = (
         f"gptoss-export build CHECKPOINT -o '{folder}-new' --target aoti --device cuda --arch sm_80,sm_90 --dtype "
-        "bfloat16 --max-batch 3 --widths 1,3 --max-context 4400 --prefill-chunk 16 --prefill-chunk 64 --stop-token 511"
+        "bfloat16 --max-batch 3 --widths 1,3 --max-context 4400 --tensor-parallel 1 --prefill-chunk 16 "
+        "--prefill-chunk 64 --stop-token 511"
     )
-    assert f"schema_version is 4, expected 13; build the artifact again: {command}" in str(caught.value)
+    assert f"schema_version is 4, expected 14; build the artifact again: {command}" in str(caught.value)
 
 
 @pytest.mark.parametrize(

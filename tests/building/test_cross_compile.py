@@ -61,7 +61,8 @@ def cross_built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def make(root: Path) -> None:
         write_synthetic(root / "checkpoint", CONFIG, LAYOUTS["hf"], 7, torch.device("cpu"))
-        options = BuildOptions("aoti", "cuda", arch=",".join(ARCHS), max_batch=3, **dataclasses.asdict(SIZES))
+        sizes = {"widths": SIZES.widths, "max_context": SIZES.max_context, "prefill_chunks": SIZES.prefill_chunks}
+        options = BuildOptions("aoti", "cuda", arch=",".join(ARCHS), max_batch=3, **sizes)
         build(root / "checkpoint", root / "artifact", options)
 
     return made_once(tmp_path_factory, "cross", make) / "artifact"

@@ -222,8 +222,8 @@ def all_cases(name: str, device: torch.device, dtype: torch.dtype) -> Iterator[C
 
 
 def is_covered(name: str, arguments: dict[str, Any]) -> bool:
-    covers = kernels()[name].covers
-    return covers is None or covers(arguments)
+    kernel = kernels().get(name)
+    return kernel is not None and (kernel.covers is None or kernel.covers(arguments))
 
 
 def covered_cases(name: str, device: torch.device, dtype: torch.dtype) -> dict[str, dict[str, Any]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,14 @@ runner = gptoss_export.load(sys.argv[1])
 print("loaded", flush=True)
 runner.generate([1, 2, 3], 4000, stop_tokens=())
 """
+
+
+@pytest.fixture(autouse=True)
+def _no_ranks_are_left() -> Iterator[None]:
+    """A test's runner may be in the traceback of an error."""
+    yield
+    gc.collect()
+    wait_for_end(other_ranks())
 
 
 def generating(runner: Runner) -> tuple[threading.Thread, list[BaseException]]:
