@@ -39,6 +39,7 @@ class BuildOptions:
                     and `max_batch`, or `max_batch` alone where the target has one decode program
     max_context     tokens that a sequence can hold
     tensor_parallel ranks that share the model, with a device each
+    expert_parallel whether the ranks have different experts, and not parts of each expert
     prefill_chunks  tokens that a prefill call takes, one program each. None: what suits the device
     stop_tokens     None: those of the checkpoint
     jobs            processes that compile side by side, where the target can. None: what cores and memory allow
@@ -54,6 +55,7 @@ class BuildOptions:
     widths: tuple[int, ...] | None = None
     max_context: int = 4096
     tensor_parallel: int = 1
+    expert_parallel: bool = False
     prefill_chunks: tuple[int, ...] | None = None
     stop_tokens: tuple[int, ...] | None = None
     jobs: int | None = None
@@ -85,6 +87,7 @@ class Settings:
             "widths": list(self.sizes.widths),
             "max_context": self.sizes.max_context,
             "tensor_parallel": self.sizes.ranks,
+            "expert_parallel": self.sizes.expert_parallel,
             "prefill_chunks": list(self.sizes.prefill_chunks),
             "stop_tokens": list(self.stop_tokens),
             "tuned_configs": [path.name for path in self.tuned_configs],
@@ -116,7 +119,7 @@ def resolve(options: BuildOptions) -> tuple[Compiler, Settings, dict[str, Config
         target.default_widths,
         target.default_prefill_chunks(device),
     )
-    sizes, rank_problems = _with_ranks(sizes, options.tensor_parallel, target, device)
+    sizes, rank_problems = _with_ranks(sizes, options, target, device)
     problems += target.size_problems(sizes)
     if options.jobs is not None and (whole_number(options.jobs) is None or options.jobs < 1):
         problems.append(f"--jobs {shown(options.jobs)}: expected 1 or more")
@@ -226,13 +229,17 @@ def resolve_sizes(
     return Sizes(tuple(sorted(set(used_widths))), max_context, tuple(sorted(set(used)))), []
 
 
-def _with_ranks(sizes: Sizes, ranks: Any, target: Compiler, device: str) -> tuple[Sizes, list[str]]:
-    """The sizes for so many ranks, and what is wrong with the number."""
+def _with_ranks(sizes: Sizes, options: BuildOptions, target: Compiler, device: str) -> tuple[Sizes, list[str]]:
+    """The sizes for the ranks that are wanted, and what is wrong with these."""
+    ranks, by_expert = options.tensor_parallel, bool(options.expert_parallel)
     count = whole_number(ranks)
     if count not in RANKS:
         return sizes, [f"--tensor-parallel {shown(ranks)}: expected {', '.join(map(str, RANKS[:-1]))} or {RANKS[-1]}"]
+    if by_expert and count == 1:
+        return sizes, ["--expert-parallel: expected --tensor-parallel with 2, 4 or 8 ranks, which divide the experts"]
     problem = target.rank_problem(device) if count > 1 else None
-    return dataclasses.replace(sizes, ranks=count), [] if problem is None else [f"--tensor-parallel {count}: {problem}"]
+    found = [] if problem is None else [f"--tensor-parallel {count}: {problem}"]
+    return dataclasses.replace(sizes, ranks=count, expert_parallel=by_expert), found
 
 
 def _listed(values: Any) -> tuple[Any, ...]:

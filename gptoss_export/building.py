@@ -79,7 +79,7 @@ def build(
     programs = compiler.programs(programs_of(settings.sizes, settings.device))
     if settings.tuned_configs:
         with progress.stage("check the tuned configs"):
-            configs = program_configs(checkpoint.config, settings.sizes.ranks)
+            configs = program_configs(checkpoint.config, settings.sizes.sharing)
             _check_tuned_configs(settings, _trial(compiler, settings, choosers, configs, programs))
     with replace_folder(output, UsageError) as folder, background_hashes(folder) as hashes:
         with progress.stage("write the weights"):
@@ -110,7 +110,7 @@ def build(
                 ),
                 progress=progress,
             )
-            for config in program_configs(checkpoint.config, settings.sizes.ranks)
+            for config in program_configs(checkpoint.config, settings.sizes.sharing)
             for arch in settings.archs
         ]
         hashes.add(_compile_all(compiler, settings, choosers, jobs, programs, options.jobs))
@@ -152,8 +152,8 @@ def _complete(settings: Settings, options: BuildOptions, checkpoint: Checkpoint)
         if not 0 <= token < config.vocab_size
     ]
     problems += context_problems(settings.sizes, config)
-    ranks = settings.sizes.ranks
-    problems += [f"--tensor-parallel {ranks}: {problem}" for problem in division_problems(config, ranks)]
+    sharing = settings.sizes.sharing
+    problems += [f"--tensor-parallel {sharing.ranks}: {problem}" for problem in division_problems(config, sharing)]
     raise_all(UsageError, "options that do not fit the checkpoint", problems)
     return settings
 

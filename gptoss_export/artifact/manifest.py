@@ -112,7 +112,7 @@ class Manifest:
         those of the whole model."""
         if self.sizes.ranks == 1:
             return self
-        config = rank_configs(self.model, self.sizes.ranks)[rank]
+        config = rank_configs(self.model, self.sizes.sharing)[rank]
         behind = program_suffix(config)
         programs = {name.removesuffix(behind): found for name, found in self.programs.items() if name.endswith(behind)}
         return dataclasses.replace(self, model=config, programs=programs)
@@ -202,11 +202,12 @@ def _parse(data: dict[str, Any]) -> Manifest:
         shape, dtype, parts = members(spec, "shape", "dtype", "parts")
         return WeightSpec(elements(shape), dtype, tuple(Part(**part) for part in elements(parts)))
 
-    widths, max_context, chunks, ranks = members(data["sizes"], "widths", "max_context", "prefill_chunks", "ranks")
+    names = "widths", "max_context", "prefill_chunks", "ranks", "expert_parallel"
+    widths, max_context, chunks, *sharing = members(data["sizes"], *names)
     fields = dict(data) | {
         "model": ModelConfig.from_json(data["model"]),
         "archs": elements(data["archs"]),
-        "sizes": Sizes(elements(widths), max_context, elements(chunks), ranks),
+        "sizes": Sizes(elements(widths), max_context, elements(chunks), *sharing),
         "stop_tokens": elements(data["stop_tokens"]),
         "programs": {name: signature(spec) for name, spec in data["programs"].items()},
         "weights": {name: weight(spec) for name, spec in data["weights"].items()},
@@ -275,12 +276,14 @@ def _size_violations(manifest: Manifest) -> Iterator[str]:
             yield f"sizes.{name}: found {values}, expected whole numbers above 0"
         elif any(later <= earlier for earlier, later in pairwise(values)):
             yield f"sizes.{name}: found {values}, expected ascending numbers"
-    if type(sizes.ranks) is not int or not 1 <= sizes.ranks <= MOST_RANKS:
+    if not isinstance(sizes.expert_parallel, bool):
+        yield f"sizes.expert_parallel: found {shown(sizes.expert_parallel)}, expected true or false"
+    elif type(sizes.ranks) is not int or not 1 <= sizes.ranks <= MOST_RANKS:
         yield f"sizes.ranks: found {shown(sizes.ranks)}, expected 1 to {MOST_RANKS}"
     elif sizes.ranks > 1:
         yield from (
             f"sizes.ranks: {sizes.ranks} cannot share the model: {line}"
-            for line in division_problems(manifest.model, sizes.ranks)
+            for line in division_problems(manifest.model, sizes.sharing)
         )
     if not all(type(token) is int and 0 <= token < manifest.model.vocab_size for token in manifest.stop_tokens):
         yield f"stop_tokens: found {manifest.stop_tokens}, expected token ids"
@@ -337,6 +340,6 @@ def signatures(programs: Iterable[Program], model: ModelConfig, sizes: Sizes, dt
     listed = list(programs)
     return {
         f"{program.name}{program_suffix(config)}": program.signature(config, sizes, dtype)
-        for config in program_configs(model, sizes.ranks)
+        for config in program_configs(model, sizes.sharing)
         for program in listed
     }

@@ -48,6 +48,7 @@ from typing import ClassVar
 from ..model.config import ModelConfig
 from ..model.kv_cache import PAGE, pages_for
 from ..model.parameters import RANK, UNEMBEDDING, parameters
+from ..model.ranks import Sharing
 from ..model.sampling_state import DRAWING, MOST_TOP_LOGPROBS, Choice, adjusting
 
 SEGMENT = 16  # tokens of a segment: with the 8 query heads of a key head, a tile of 128 rows for attention
@@ -113,17 +114,24 @@ class Sizes:
     max_context     tokens that a sequence can hold
     prefill_chunks  tokens that a prefill call takes, one program for each, in ascending order
     ranks           processes that share the model, with a device each
+    expert_parallel whether they have different experts, and not parts of each expert
     """
 
     widths: tuple[int, ...]
     max_context: int
     prefill_chunks: tuple[int, ...]
     ranks: int = 1
+    expert_parallel: bool = False
 
     @property
     def max_batch(self) -> int:
         """Sequences that the artifact holds at a time: the largest width."""
         return self.widths[-1]
+
+    @property
+    def sharing(self) -> Sharing:
+        """How ranks share the model."""
+        return Sharing(self.ranks, self.expert_parallel)
 
     def width_for(self, sequences: int) -> int:
         """The smallest width that takes so many sequences."""
@@ -189,7 +197,7 @@ class Prefill(Program):
 
     def signature(self, config: ModelConfig, sizes: Sizes, dtype: str) -> Signature:
         data = (_ids("tokens", self.chunk), _ids("positions", self.chunk), _ids("slots", self.segments))
-        weights = tuple(item for item in _weights(config, dtype) if item.name not in (*UNEMBEDDING, RANK))
+        weights = tuple(item for item in _weights(config, dtype) if item.name not in UNEMBEDDING)
         return Signature((*data, *kv_inputs(config, sizes, dtype), *weights), (_hidden(config, self.chunk),))
 
 

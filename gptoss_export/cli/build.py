@@ -57,6 +57,11 @@ from .target_options import add_target_options, chosen_target_options
     help="Ranks that share the model: processes with a device each, 1, 2, 4 or 8. Loading the artifact starts them.",
 )
 @click.option(
+    "--expert-parallel",
+    is_flag=True,
+    help="Give the ranks different experts, and not a part of each expert: for big batches and long prompts.",
+)
+@click.option(
     "--prefill-chunk",
     "prefill_chunks",
     type=int,
@@ -102,6 +107,7 @@ def command(
     widths: list[int] | None,
     max_context: int,
     tensor_parallel: int,
+    expert_parallel: bool,
     prefill_chunks: tuple[int, ...],
     jobs: int | None,
     tuned_configs: tuple[Path, ...],
@@ -127,6 +133,7 @@ def command(
         widths=None if widths is None else tuple(widths),
         max_context=max_context,
         tensor_parallel=tensor_parallel,
+        expert_parallel=expert_parallel,
         prefill_chunks=prefill_chunks or None,
         stop_tokens=stop_tokens or None,
         jobs=jobs,

@@ -93,6 +93,16 @@ class ModelConfig:
         return 1
 
     @property
+    def by_expert(self) -> bool:
+        """Whether the ranks have different experts, and not parts of each expert."""
+        return False
+
+    @property
+    def held_experts(self) -> int:
+        """How many experts are computed here."""
+        return self.num_local_experts
+
+    @property
     def unembedded_tokens(self) -> int:
         """Of how many tokens the logits are computed here."""
         return self.vocab_size

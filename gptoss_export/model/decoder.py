@@ -22,7 +22,9 @@ from torch import nn
 
 from . import ops  # noqa: F401  (registers torch.ops.gptoss)
 from .config import MXFP4_GROUP, ModelConfig, Yarn
-from .ranks import tokens_of_a_rank
+from .ops.experts_sublayer import route
+from .ops.norm import rms_norm
+from .ranks import share_of_first
 from .sums_of_ranks import add_of_ranks, best_of_ranks
 
 Caches: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of each layer
@@ -135,7 +137,7 @@ class Experts(nn.Module):
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
         super().__init__()
-        experts, hidden, inter = config.num_local_experts, config.hidden_size, config.intermediate_size
+        experts, hidden, inter = config.held_experts, config.hidden_size, config.intermediate_size
         self.gate_up_proj_blocks, self.gate_up_proj_scales = _packed(experts, 2 * inter, hidden)
         self.gate_up_proj_bias = nn.Parameter(torch.empty(experts, 2 * inter, dtype=dtype))
         self.down_proj_blocks, self.down_proj_scales = _packed(experts, hidden, inter)
@@ -157,11 +159,16 @@ class Mlp(nn.Module):
         super().__init__()
         self.router = Router(config, dtype)
         self.experts = Experts(config, dtype)
-        self.ranks = config.ranks
+        self.ranks, self.by_expert = config.ranks, config.by_expert
+        self.experts_of_a_rank = share_of_first(config.num_local_experts, config)
         self.choices, self.alpha, self.limit = config.num_experts_per_tok, config.swiglu_alpha, config.swiglu_limit
 
-    def forward(self, x: torch.Tensor, norm: RMSNorm, positions: torch.Tensor) -> torch.Tensor:
-        """x [T, H] float32, positions [T]."""
+    def forward(
+        self, x: torch.Tensor, norm: RMSNorm, positions: torch.Tensor, rank: torch.Tensor | None
+    ) -> torch.Tensor:
+        """x [T, H] float32, positions [T]; rank [1] int64 where ranks share the model."""
+        if self.by_expert and rank is not None:
+            return add_of_ranks(x, self._of_own_experts(x, norm, positions, rank), self.ranks)
         experts = self.experts
         found = torch.ops.gptoss.experts_sublayer(
             x=x,
@@ -183,6 +190,30 @@ class Mlp(nn.Module):
         )
         return found if self.ranks == 1 else add_of_ranks(x, found, self.ranks)
 
+    def _of_own_experts(
+        self, x: torch.Tensor, norm: RMSNorm, positions: torch.Tensor, rank: torch.Tensor
+    ) -> torch.Tensor:
+        """What the experts of this rank add to x. The choices of other ranks' experts add nothing here."""
+        experts = self.experts
+        normed = rms_norm(x, norm.weight, norm.eps)
+        weights, indices = route(normed, self.router.weight, self.router.bias, self.choices)
+        own = indices - rank * self.experts_of_a_rank
+        there = (own >= 0) & (own < experts.gate_up_proj_bias.size(0)) & (positions >= 0)[:, None]
+        found = torch.ops.gptoss.mxfp4_experts(
+            x=normed.to(norm.weight.dtype),
+            routing_weights=weights,
+            expert_indices=torch.where(there, own, -1),
+            gate_up_blocks=experts.gate_up_proj_blocks,
+            gate_up_scales=experts.gate_up_proj_scales,
+            gate_up_bias=experts.gate_up_proj_bias,
+            down_blocks=experts.down_proj_blocks,
+            down_scales=experts.down_proj_scales,
+            down_bias=experts.down_proj_bias,
+            alpha=self.alpha,
+            limit=self.limit,
+        )
+        return found.float()
+
 
 class Layer(nn.Module):
     """A decoder layer: attention, then experts."""
@@ -203,9 +234,10 @@ class Layer(nn.Module):
         pages: Pages,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
+        rank: torch.Tensor | None,
     ) -> torch.Tensor:
         x = self.self_attn(x, self.input_layernorm, rope, slots, positions, pages, k_cache, v_cache)
-        return self.mlp(x, self.post_attention_layernorm, positions.flatten())
+        return self.mlp(x, self.post_attention_layernorm, positions.flatten(), rank)
 
 
 class Backbone(nn.Module):
@@ -224,8 +256,9 @@ class GptOss(nn.Module):
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
         super().__init__()
-        self.ranks, self.tokens_of_a_rank = config.ranks, tokens_of_a_rank(config)
+        self.ranks, self.tokens_of_a_rank = config.ranks, share_of_first(config.vocab_size, config)
         self.model = Backbone(config, dtype)
+        self.rank: nn.Parameter | None = None
         if config.ranks > 1:
             self.rank = nn.Parameter(torch.empty(1, dtype=torch.int64), requires_grad=False)
         self.lm_head = nn.Linear(config.hidden_size, config.unembedded_tokens, bias=False, dtype=dtype)
@@ -241,7 +274,7 @@ class GptOss(nn.Module):
         x = self.model.embed_tokens(tokens.flatten()).float()
         rope = self.model.rotary_emb(positions.flatten())
         for layer, (k_cache, v_cache) in zip(self.model.layers, caches, strict=True):
-            x = layer(x, rope, slots, positions, pages, k_cache, v_cache)
+            x = layer(x, rope, slots, positions, pages, k_cache, v_cache, self.rank)
         return x
 
     def unembed(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -250,7 +283,7 @@ class GptOss(nn.Module):
         logits, top, top_logprob, log_total = torch.ops.gptoss.unembed(
             x=hidden, norm_weight=self.model.norm.weight, weight=self.lm_head.weight, eps=self.model.norm.eps
         )
-        if self.ranks > 1:
+        if self.rank is not None:
             top, top_logprob, log_total = best_of_ranks(
                 logits, top, log_total, self.rank, self.ranks, self.tokens_of_a_rank
             )

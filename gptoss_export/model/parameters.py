@@ -59,7 +59,7 @@ def is_mxfp4_blocks(name: str) -> bool:
 
 
 def _layer(config: ModelConfig, prefix: str, dtype: str) -> Iterator[Parameter]:
-    hidden, inter, experts = config.hidden_size, config.intermediate_size, config.num_local_experts
+    hidden, inter, experts = config.hidden_size, config.intermediate_size, config.held_experts
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     width = (heads + 2 * kv_heads) * head_dim
     for name, shape, kind in (
@@ -70,8 +70,8 @@ def _layer(config: ModelConfig, prefix: str, dtype: str) -> Iterator[Parameter]:
         ("self_attn.o_proj.weight", (hidden, heads * head_dim), dtype),
         ("self_attn.o_proj.bias", (hidden,), dtype),
         ("post_attention_layernorm.weight", (hidden,), dtype),
-        ("mlp.router.weight", (experts, hidden), dtype),
-        ("mlp.router.bias", (experts,), dtype),
+        ("mlp.router.weight", (config.num_local_experts, hidden), dtype),
+        ("mlp.router.bias", (config.num_local_experts,), dtype),
         ("mlp.experts.gate_up_proj_blocks", (experts, 2 * inter, hidden // MXFP4_GROUP, MXFP4_GROUP // 2), "uint8"),
         ("mlp.experts.gate_up_proj_scales", (experts, 2 * inter, hidden // MXFP4_GROUP), "uint8"),
         ("mlp.experts.gate_up_proj_bias", (experts, 2 * inter), dtype),

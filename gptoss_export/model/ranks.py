@@ -1,4 +1,5 @@
-"""How the ranks of a machine share a model: tensor parallelism (Shoeybi et al. 2019, arXiv:1909.08053).
+"""How ranks share a model: tensor parallelism (Shoeybi et al. 2019, arXiv:1909.08053), and for the experts expert
+parallelism (Lepikhin et al. 2020, arXiv:2006.16668) if it is wanted.
 
 A rank is one process with one device. Each rank computes a part of every layer, and the results of all ranks are
 summed after each sublayer, so that every rank has the whole residual stream.
@@ -6,11 +7,14 @@ summed after each sublayer, so that every rank has the whole residual stream.
   attention    a rank has some of the key and value heads, and the query heads and sinks that belong to them
   experts      a rank has some of the columns between the two matrices of every expert. They are divided in groups of
                MXFP4_GROUP, which share a scale: the first ranks have a group more where they do not divide evenly. A
-               gate and its up stay together
+               gate and its up stay together.
+               Or (`by_expert`) a rank has some consecutive experts, whole. A token then reads its experts on the ranks
+               that have them: good where many tokens keep all ranks busy
   unembedding  a rank has the logits of some consecutive tokens; the last rank has the rest
   the others   (embedding, norms, router) are whole on every rank
 
-A bias that is added to a sum over the ranks counts once: on rank 0. The other ranks have zeros.
+A bias that is added to a sum over the ranks counts once: on rank 0. The other ranks have zeros. Those of whole experts
+are where the experts are.
 
 Imports no torch: a manifest is checked where there is none.
 """
@@ -18,7 +22,7 @@ Imports no torch: a manifest is checked where there is none.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from .config import MXFP4_GROUP, ModelConfig
@@ -28,6 +32,13 @@ GROUP = "gptoss_export_ranks"  # the process group of the ranks, which compiled 
 MOST_RANKS = 8  # GPUs of a host that reach each other's memory
 _COUNT_ONCE = ("self_attn.o_proj.bias", "mlp.experts.down_proj_bias")
 _NOT_COMPILED = ("whole", "rank", "program_rank")
+
+
+class Sharing(NamedTuple):
+    """How many ranks share a model, and whether experts are divided as a whole."""
+
+    ranks: int = 1
+    by_expert: bool = False
 
 
 class Slice(NamedTuple):
@@ -45,21 +56,31 @@ class RankConfig(ModelConfig):
     The heads and intermediate_size are the rank's; all other sizes are those of the whole model.
 
     whole         the model
-    rank          0 to `sharing` - 1
-    sharing       how many ranks there are
+    rank          0 to `ranks` - 1
+    sharing       how it is divided
     tokens        those whose logits the rank computes
+    experts       those that the rank has
     program_rank  the first rank with parts of the same sizes: they run the same programs
     """
 
     whole: ModelConfig | None = None
     rank: int = 0
-    sharing: int = 1
+    sharing: Sharing = field(default_factory=Sharing)
     tokens: int = 0
+    experts: int = 0
     program_rank: int = 0
 
     @property
     def ranks(self) -> int:
-        return self.sharing
+        return self.sharing.ranks
+
+    @property
+    def by_expert(self) -> bool:
+        return self.sharing.by_expert
+
+    @property
+    def held_experts(self) -> int:
+        return self.experts
 
     @property
     def unembedded_tokens(self) -> int:
@@ -78,9 +99,12 @@ class RankConfig(ModelConfig):
         config, rank = self.whole, self.rank
         everything = (Slice(0, 0, shape[0]),)
         if name == UNEMBEDDING[1]:
-            tokens = _tokens(config, rank, self.ranks)
+            tokens = _consecutive(config.vocab_size, rank, self.ranks)
             return (Slice(0, tokens.start, tokens.stop),)
         kind = name.split(".", 3)[3] if layer_of(name) is not None else ""
+        if self.by_expert and kind.startswith("mlp.experts."):
+            held = _consecutive(config.num_local_experts, rank, self.ranks)
+            return (Slice(0, held.start, held.stop),)
         if kind in _COUNT_ONCE:
             return everything if rank == 0 else ()
         dim, heads, kv_heads = self.head_dim, self.num_attention_heads, self.num_key_value_heads
@@ -108,50 +132,63 @@ class RankConfig(ModelConfig):
         return divided.get(kind, everything)
 
 
-def division_problems(config: ModelConfig, ranks: int) -> list[str]:
-    """Why so many ranks cannot share a model; empty where they can."""
-    found = []
+def division_problems(config: ModelConfig, sharing: Sharing) -> list[str]:
+    """Why a model cannot be shared like this; empty where it can."""
+    ranks, found = sharing.ranks, []
     if config.num_key_value_heads % ranks:
         found.append(f"num_key_value_heads: found {config.num_key_value_heads}, expected a multiple of {ranks}")
     groups = config.intermediate_size // MXFP4_GROUP
-    if groups < ranks:
+    if sharing.by_expert:
+        if not _consecutive(config.num_local_experts, ranks - 1, ranks):
+            found.append(
+                f"num_local_experts: found {config.num_local_experts}, which do not leave one for the last of {ranks} "
+                f"ranks where each has {-(-config.num_local_experts // ranks)}"
+            )
+    elif groups < ranks:
         found.append(
             f"intermediate_size: found {config.intermediate_size}, expected {ranks * MXFP4_GROUP} or more, "
             f"{MXFP4_GROUP} for each rank"
         )
-    if len(_tokens(config, ranks - 1, ranks)) == 0:
+    if not _consecutive(config.vocab_size, ranks - 1, ranks):
         found.append(f"vocab_size: found {config.vocab_size}, expected enough tokens for each rank to have some")
     return found
 
 
-def rank_configs(config: ModelConfig, ranks: int) -> tuple[ModelConfig, ...]:
+def rank_configs(config: ModelConfig, sharing: Sharing) -> tuple[ModelConfig, ...]:
     """What each rank computes; the config itself where one rank computes the whole model. `division_problems` found
     nothing."""
-    return (config,) if ranks == 1 else tuple(_rank_configs(config, ranks))
+    return (config,) if sharing.ranks == 1 else tuple(_rank_configs(config, sharing))
 
 
-def program_configs(config: ModelConfig, ranks: int) -> tuple[ModelConfig, ...]:
+def program_configs(config: ModelConfig, sharing: Sharing) -> tuple[ModelConfig, ...]:
     """The parts that programs are compiled for: those of `rank_configs` that differ in their sizes."""
-    if ranks == 1:
+    if sharing.ranks == 1:
         return (config,)
-    return tuple(found for found in _rank_configs(config, ranks) if found.program_rank == found.rank)
+    return tuple(found for found in _rank_configs(config, sharing) if found.program_rank == found.rank)
 
 
-def tokens_of_a_rank(config: ModelConfig) -> int:
-    """How many tokens the first of the config's ranks has logits of: no other has more."""
-    return -(-config.vocab_size // config.ranks)
+def share_of_first(count: int, config: ModelConfig) -> int:
+    """How many of `count` consecutive things the first of the config's ranks has: the others have as many, and the last
+    one what is left."""
+    return -(-count // config.ranks)
 
 
-def _rank_configs(config: ModelConfig, ranks: int) -> list[RankConfig]:
-    whole = {field.name: getattr(config, field.name) for field in dataclasses.fields(ModelConfig)}
+def _rank_configs(config: ModelConfig, sharing: Sharing) -> list[RankConfig]:
+    ranks = sharing.ranks
+    whole = {item.name: getattr(config, item.name) for item in dataclasses.fields(ModelConfig)}
     found: list[RankConfig] = []
     for rank in range(ranks):
         sizes = {
             "num_attention_heads": config.num_attention_heads // ranks,
             "num_key_value_heads": config.num_key_value_heads // ranks,
-            "intermediate_size": len(_groups(config, rank, ranks)) * MXFP4_GROUP,
         }
-        made = RankConfig(**{**whole, **sizes}, whole=config, sharing=ranks, tokens=len(_tokens(config, rank, ranks)))
+        if not sharing.by_expert:
+            sizes["intermediate_size"] = len(_groups(config, rank, ranks)) * MXFP4_GROUP
+        experts = config.num_local_experts
+        if sharing.by_expert:
+            experts = len(_consecutive(experts, rank, ranks))
+        tokens = len(_consecutive(config.vocab_size, rank, ranks))
+        made = RankConfig(**{**whole, **sizes}, whole=config, sharing=sharing, tokens=tokens, experts=experts)
         same = [other.rank for other in found if other.to_json() == made.to_json()]
         found.append(dataclasses.replace(made, rank=rank, program_rank=same[0] if same else rank))
     return found
@@ -168,6 +205,7 @@ def _groups(config: ModelConfig, rank: int, ranks: int) -> range:
     return range(start, start + each + (rank < more))
 
 
-def _tokens(config: ModelConfig, rank: int, ranks: int) -> range:
-    each = -(-config.vocab_size // ranks)
-    return range(min(rank * each, config.vocab_size), min((rank + 1) * each, config.vocab_size))
+def _consecutive(count: int, rank: int, ranks: int) -> range:
+    """Those of a rank among `count` things, as `share_of_first` divides them."""
+    each = -(-count // ranks)
+    return range(min(rank * each, count), min((rank + 1) * each, count))

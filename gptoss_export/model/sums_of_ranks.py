@@ -8,7 +8,7 @@ import torch
 
 def add_of_ranks(x: torch.Tensor, part: torch.Tensor, ranks: int) -> torch.Tensor:
     """The residual stream x [T, H] float32 plus the part [T, H] float32 of every rank."""
-    return x + torch.ops.gptoss.sum_ranks(x=part, ranks=ranks)
+    return x + _summed(part, ranks)
 
 
 def best_of_ranks(
@@ -43,4 +43,8 @@ def all_logits(logits: torch.Tensor, rank: torch.Tensor, ranks: int, tokens: int
 def _of_each_rank(x: torch.Tensor, rank: torch.Tensor, ranks: int) -> torch.Tensor:
     """x of each rank [ranks, *shape of x]: a sum of which all terms but one are zero."""
     is_own = (torch.arange(ranks, device=x.device) == rank).view(-1, *(1 for _ in x.shape))
-    return torch.ops.gptoss.sum_ranks(x=torch.where(is_own, x, 0.0), ranks=ranks)
+    return _summed(torch.where(is_own, x, 0.0), ranks)
+
+
+def _summed(x: torch.Tensor, ranks: int) -> torch.Tensor:
+    return torch.ops.gptoss.sum_ranks(x=x, ranks=ranks)

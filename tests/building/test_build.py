@@ -42,6 +42,7 @@ def test_the_manifest_says_what_was_asked_for(uncompiled: Path, checkpoints: dic
         "widths": [1, 3],
         "max_context": 4400,
         "tensor_parallel": 1,
+        "expert_parallel": False,
         "prefill_chunks": [16, 64],
         "stop_tokens": [511],
         "tuned_configs": [],

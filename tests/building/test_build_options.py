@@ -203,6 +203,7 @@ def test_every_default_is_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
         "widths": [1],
         "max_context": 4096,
         "tensor_parallel": 1,
+        "expert_parallel": False,
         "prefill_chunks": [128, 512, 1024, 2048, 4096],
         "stop_tokens": [3],
         "tuned_configs": [],

@@ -36,7 +36,7 @@ class AotiLoader(Loader):
         found = [f"programs: {name} is missing from the manifest" for name in missing]
         found += [
             f"files: {name} is missing from the manifest"
-            for config in program_configs(manifest.model, manifest.sizes.ranks)
+            for config in program_configs(manifest.model, manifest.sizes.sharing)
             for arch in manifest.archs
             if (name := package_name(arch, config)) not in manifest.files
         ]
