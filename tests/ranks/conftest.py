@@ -19,10 +19,12 @@ from gptoss_export.model.config import ModelConfig
 SIZES: dict[str, Any] = {"max_batch": 2, "widths": (2,), "max_context": 4400, "prefill_chunks": (64,)}
 
 
-def _made(tmp_path_factory: pytest.TempPathFactory, name: str, config: ModelConfig, ranks: int) -> Path:
+def _made(
+    tmp_path_factory: pytest.TempPathFactory, name: str, config: ModelConfig, ranks: int, by_expert: bool
+) -> Path:
     def make(root: Path) -> None:
         write_synthetic(root / "checkpoint", config, LAYOUTS["hf"], SEED, torch.device("cpu"), tokenizer=True)
-        options = BuildOptions("aoti", "cpu", tensor_parallel=ranks, jobs=1, **SIZES)
+        options = BuildOptions("aoti", "cpu", tensor_parallel=ranks, expert_parallel=by_expert, jobs=1, **SIZES)
         build(root / "checkpoint", root / "artifact", options)
 
     return made_once(tmp_path_factory, name, make)
@@ -31,13 +33,13 @@ def _made(tmp_path_factory: pytest.TempPathFactory, name: str, config: ModelConf
 @pytest.fixture(scope="session")
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `checkpoint`, of ODD, and its `artifact` for two ranks."""
-    return _made(tmp_path_factory, "two-ranks", ODD, 2)
+    return _made(tmp_path_factory, "two-ranks", ODD, 2, by_expert=False)
 
 
 @pytest.fixture(scope="session")
 def of_four(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of EVEN, for four ranks."""
-    return _made(tmp_path_factory, "four-ranks", EVEN, 4)
+    """The same of EVEN, for four ranks with two experts each."""
+    return _made(tmp_path_factory, "four-ranks", EVEN, 4, by_expert=True)
 
 
 @pytest.fixture(scope="module")

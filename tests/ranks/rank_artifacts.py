@@ -26,8 +26,10 @@ ODD = dataclasses.replace(
     num_local_experts=5,
     num_experts_per_tok=2,
 )
-# Four ranks with parts of the same sizes, but for the vocabulary of the last one.
-EVEN = dataclasses.replace(ODD, num_attention_heads=8, num_key_value_heads=4, intermediate_size=128, vocab_size=516)
+# Four ranks with parts of the same sizes, which run the same programs.
+EVEN = dataclasses.replace(
+    ODD, num_attention_heads=8, num_key_value_heads=4, intermediate_size=128, vocab_size=516, num_local_experts=8
+)
 
 
 def transformer_of(checkpoint: Path) -> GptOssForCausalLM:
