@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,6 @@ from .targets.base_loader import Loader, LoadSettings, loader
 if TYPE_CHECKING:  # they import torch
     from .ranks.following import LoadFacts
     from .ranks.processes import Torchrun
-    from .ranks.torch_group import TorchGroup
 
 
 @reports_limits()
@@ -102,7 +102,7 @@ def load(
     return Runner(manifest, folder, executor, progress.seconds)
 
 
-def load_rank(facts: LoadFacts, rank: int, group: TorchGroup) -> Executor:
+def load_rank(facts: LoadFacts, rank: int, agreed: Callable[[int], int]) -> Executor:
     """What a rank other than 0 computes with. Rank 0 has checked the files. Raises as `load`."""
     folder = Path(facts.folder)
 
@@ -111,7 +111,7 @@ def load_rank(facts: LoadFacts, rank: int, group: TorchGroup) -> Executor:
             raise ArtifactError(f"{folder}: manifest.json was changed while it was loaded; load it again")
 
     manifest = load_manifest(folder, check)
-    settings = LoadSettings(facts.tune_process, facts.kv_memory, group.agreed_pages)
+    settings = LoadSettings(facts.tune_process, facts.kv_memory, agreed)
     executor = loader(manifest.target).load(manifest.of_rank(rank), folder, Progress(), settings)
     executor.fixed_width = facts.fixed_width
     return executor

@@ -13,12 +13,16 @@ from torch import distributed
 
 @contextmanager
 def group_to_compile(name: str, size: int) -> Iterator[None]:
-    """A group of `size` members, none of which is there, is known by `name` while a graph is compiled.
+    """A group is known by `name` while a graph is compiled: that of a runner which this process has loaded, or else one
+    of `size` members, none of which is there. Inductor writes neither its size nor its members into the code.
 
     Name: torch._C._distributed_c10d._register_process_group. Without it: Inductor asks for the group of each collective
     and fails. Since: torch 2.2. It can go when a collective can be compiled without its group, or a group can be
     registered by a public function.
     """
+    if is_registered(name):
+        yield
+        return
     group = distributed.ProcessGroup(distributed.HashStore(), 0, size)  # which the registry does not keep alive
     register(name, group)
     try:

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -53,11 +54,11 @@ class Place:
     port: int
 
 
-def serve_rank(connected: socket.socket, load: Callable[[LoadFacts, int, TorchGroup], Executor]) -> NoReturn:
+def serve_rank(connected: socket.socket, load: Callable[[LoadFacts, int, Callable[[int], int]], Executor]) -> NoReturn:
     """Be a rank until rank 0 ends, or drops its runner, or an error. Ends the process.
 
     connected  to rank 0
-    load       loads the part of a rank
+    load       loads the part of a rank; the last argument is for LoadSettings.agreed
     """
     _, (descriptor, *_), _, _ = socket.recv_fds(connected, 1, 1)
     control = Control(connected)
@@ -65,22 +66,31 @@ def serve_rank(connected: socket.socket, load: Callable[[LoadFacts, int, TorchGr
     if given is None:
         os._exit(0)
     facts, place = LoadFacts(**given["load"]), Place(**given["place"])
+    begin = time.monotonic()
     try:
         threading.Thread(target=_end_with_rank_0, args=(control,), daemon=True).start()
         _use_device(facts, place)
         group = TorchGroup(place.rank, place.ranks, place.device, place.port)
         control.send(said="imported")
         group.join()
-        executor = load(facts, place.rank, group)
+
+        def agreed(pages: int) -> int:
+            control.send(said="room", pages=pages)
+            return group.announced_pages()
+
+        executor = load(facts, place.rank, agreed)
         receiver = Receiver(descriptor, place.ranks - 1, place.rank - 1)
         control.send(said="ready")
         follower = _Follower(executor)
         while True:
-            follower.do(decode(receiver.receive()))
+            message = receiver.receive()
+            begin = time.monotonic()
+            follower.do(decode(message))
     except BaseException as error:
+        waited = time.monotonic() - begin
         known = isinstance(error, GptOssExportError | OSError)
         with suppress(OSError):
-            control.send(error=str(error) if known else f"{type(error).__name__}: {error}")
+            control.send(error=str(error) if known else f"{type(error).__name__}: {error}", waited=waited)
         os._exit(1)
 
 

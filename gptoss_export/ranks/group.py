@@ -30,11 +30,16 @@ _ENDING = 5.0  # seconds that a rank has to end by itself
 
 @dataclass(frozen=True)
 class _End:
-    """That a rank has ended or failed. cause: whether that explains the end of others."""
+    """That a rank has ended or failed.
+
+    cause   whether that explains the end of others
+    waited  seconds since it began with the call that failed
+    """
 
     rank: int
     text: str
     cause: bool
+    waited: float = 0.0
 
 
 class RankGroup:
@@ -46,6 +51,7 @@ class RankGroup:
         self._ends: list[_End] = []
         self._changed = threading.Condition()
         self._ready: set[int] = set()
+        self._pages: dict[int, int] = {}  # that a rank has room for
         self._importing = {process.rank for process in processes}
         self._reason = ""
         self._leave: Callable[[], object] = _nothing  # the process group, once
@@ -71,7 +77,10 @@ class RankGroup:
 
     def agreed_pages(self, pages: int) -> int:
         """How many pages all ranks have room for."""
-        return self._torch.agreed_pages(pages)
+        self._wait_until(lambda: len(self._pages) == len(self._processes))
+        found = min(pages, *self._pages.values())
+        self._torch.announce(found)
+        return found
 
     def wait_until_ready(self) -> None:
         """Wait until all ranks have loaded the artifact. Raises the error of one that cannot."""
@@ -83,14 +92,16 @@ class RankGroup:
 
     @contextmanager
     def together(self) -> Iterator[None]:
+        begin = time.monotonic()
         try:
             yield
         except Exception as error:
+            waited = time.monotonic() - begin
             if not self._reason:
                 with self._changed:  # the reason of an error in a collective may be on its way
                     self._changed.wait_for(lambda: self._reason, _GATHERING)
                     if not self._reason:
-                        self._fail(_End(0, str(error), cause=not _in_collective(str(error))))
+                        self._fail(_End(0, str(error), not _of_another_rank(str(error)), waited))
             raise RunError(self._reason) from error
 
     def _check(self) -> None:
@@ -110,13 +121,17 @@ class RankGroup:
     def heard(self, rank: int, message: dict[str, Any] | None, how_it_ended: str) -> None:
         """What a rank has said; None: it has ended."""
         with self._changed:
-            if message is None:
+            if message is None and any(end.rank == rank for end in self._ends):
+                pass  # it has said why
+            elif message is None:
                 self._fail(_End(rank, how_it_ended, cause=True))
             elif "error" in message:
                 text = f"{message['error']}"
-                self._fail(_End(rank, text, cause=not _in_collective(text)))
+                self._fail(_End(rank, text, not _of_another_rank(text), message["waited"]))
             elif message.get("said") == "imported":
                 self._importing.discard(rank)
+            elif message.get("said") == "room":
+                self._pages[rank] = message["pages"]
             elif message.get("said") == "ready":
                 self._ready.add(rank)
             self._changed.notify_all()
@@ -134,25 +149,22 @@ class RankGroup:
         self._changed.notify_all()
 
     def _explain(self) -> str:
-        causes = [end for end in self._ends if end.cause]
+        first = next((end for end in self._ends if end.cause), self._ends[0])
         silent = {process.rank for process in self._processes} - {end.rank for end in self._ends}
-        if causes:
-            found = f"rank {causes[0].rank} of {1 + len(self._processes)} {causes[0].text}"
-        elif silent:
-            ranks = ", ".join(map(str, sorted(silent)))
-            found = f"rank {ranks} of {1 + len(self._processes)} did not answer for {PATIENCE:g} s"
+        if first.waited >= PATIENCE and silent:
+            found = f"rank {', '.join(map(str, sorted(silent)))}", f"did not answer for {PATIENCE:g} s"
         else:
-            found = self._ends[0].text
-        return f"{found}; all ranks have ended: load the artifact again"
+            found = f"rank {first.rank}", first.text
+        return f"{found[0]} of {1 + len(self._processes)} {found[1]}; all ranks have ended: load the artifact again"
 
 
 def _nothing() -> None:
     """There is no process group to leave."""
 
 
-def _in_collective(text: str) -> bool:
-    """Whether an error says that another rank was not there."""
-    return any(part in text for part in ("gloo", "NCCL", "c10d", "Connection"))
+def _of_another_rank(text: str) -> bool:
+    """Whether an error may say that another rank was not there. libtorch prints the reason of a program's error."""
+    return any(part in text for part in ("gloo", "NCCL", "c10d", "Connection", "stderr says why"))
 
 
 def _watch(group: weakref.ref[RankGroup], process: RankProcess, control: Control) -> None:

@@ -13,6 +13,7 @@ from ..errors import RunError
 from ..model.ranks import GROUP
 
 PATIENCE = 8.0  # seconds that a rank waits for the others in a collective
+_PAGES = "pages"
 _START = timedelta(seconds=120)  # in which all ranks are there: they import torch first
 
 
@@ -46,10 +47,13 @@ class TorchGroup:
         self._group = make(self._store, self._rank, self._ranks, timedelta(seconds=PATIENCE))
         register(GROUP, self._group)
 
-    def agreed_pages(self, pages: int) -> int:
-        """The pages of the KV cache that all ranks have room for. Waits for all, which may take as long as loading."""
-        self._store.set(f"pages-{self._rank}", str(pages))
-        return min(int(self._store.get(f"pages-{rank}")) for rank in range(self._ranks))
+    def announce(self, pages: int) -> None:
+        """On rank 0: the pages of the KV cache that all ranks have room for."""
+        self._store.set(_PAGES, str(pages))
+
+    def announced_pages(self) -> int:
+        """On the other ranks. Waits for rank 0."""
+        return int(self._store.get(_PAGES))
 
     def leave(self) -> None:
         """End the membership."""

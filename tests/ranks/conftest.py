@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rank_artifacts import EVEN, ODD
+from rank_artifacts import EVEN, ODD, other_ranks, wait_for_end
 
 from artifacts import SEED, made_once
 from gptoss_export import BuildOptions, Runner, build, load
@@ -42,7 +43,17 @@ def of_four(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _made(tmp_path_factory, "four-ranks", EVEN, 4, by_expert=True)
 
 
+@pytest.fixture
+def no_ranks_are_left() -> Iterator[None]:
+    """Other tests' runners may be in the traceback of an error, or in a circle of references."""
+    gc.collect()
+    yield
+    gc.collect()
+    wait_for_end(other_ranks())
+
+
 @pytest.fixture(scope="module")
 def two(of_two: Path) -> Iterator[Runner]:
     """The artifact of two ranks, loaded."""
+    gc.collect()
     yield load(of_two / "artifact")
