@@ -23,7 +23,7 @@ from .following import LoadFacts, Place
 from .processes import RankProcess
 from .torch_group import PATIENCE, TorchGroup
 
-_GATHERING = 1.0  # seconds after the first sign of a failure in which its cause may show
+_GATHERING = 0.7  # seconds after the first sign of a failure in which its cause may show
 _LOOKING = 1.0  # seconds between two looks at the processes while rank 0 waits for them
 _ENDING = 5.0  # seconds that a rank has to end by itself
 
@@ -97,11 +97,11 @@ class RankGroup:
             yield
         except Exception as error:
             waited = time.monotonic() - begin
-            if not self._reason:
-                with self._changed:  # the reason of an error in a collective may be on its way
-                    self._changed.wait_for(lambda: self._reason, _GATHERING)
-                    if not self._reason:
-                        self._fail(_End(0, str(error), not _of_another_rank(str(error)), waited))
+            with self._changed:  # the reason of an error in a collective may be on its way
+                self._changed.wait_for(lambda: self._reason, _GATHERING)
+                if not self._reason:
+                    self._fail(_End(0, str(error), not _of_another_rank(str(error)), waited))
+                self._changed.wait_for(lambda: self._reason)  # which another thread may be gathering
             raise RunError(self._reason) from error
 
     def _check(self) -> None:

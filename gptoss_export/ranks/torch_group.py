@@ -12,7 +12,7 @@ from ..compat.process_group import gloo_group, is_registered, nccl_group, regist
 from ..errors import RunError
 from ..model.ranks import GROUP
 
-PATIENCE = 8.0  # seconds that a rank waits for the others in a collective
+PATIENCE = 7.0  # seconds that a rank waits for the others in a collective
 _PAGES = "pages"
 _START = timedelta(seconds=120)  # in which all ranks are there: they import torch first
 
