@@ -103,6 +103,10 @@ class RankGroup:
                     self._fail(_End(0, str(error), not _of_another_rank(str(error)), waited))
                 self._changed.wait_for(lambda: self._reason)  # which another thread may be gathering
             raise RunError(self._reason) from error
+        except BaseException:  # Ctrl-C: the others may have done what this rank has not
+            with self._changed:
+                self._fail(_End(0, "was interrupted in the middle of a call", cause=True))
+            raise
 
     def _check(self) -> None:
         if self._reason:

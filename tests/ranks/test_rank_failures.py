@@ -15,6 +15,7 @@ from rank_artifacts import ended_afterwards, is_running, other_ranks, wait_for_e
 
 from gptoss_export import Engine, Runner, load
 from gptoss_export.errors import GptOssExportError, RunError
+from gptoss_export.ranks.leading import LeadingExecutor
 
 pytestmark = pytest.mark.usefixtures("no_ranks_are_left")
 ENDLESS = 4000  # tokens: more than a test waits for
@@ -70,6 +71,23 @@ def test_a_rank_that_hangs_ends_all(of_four: Path) -> None:
         assert not thread.is_alive() and time.monotonic() - begin < 10
         assert isinstance(errors[0], RunError) and "rank 2 of 4 did not answer for 7 s" in str(errors[0])
         wait_for_end(pids, 2)
+
+
+def test_an_interrupted_call_ends_all(of_two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other rank has done what this one has not: the next answer would be wrong."""
+    runner = load(of_two / "artifact")
+
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    executor = runner.executor
+    assert isinstance(executor, LeadingExecutor)
+    monkeypatch.setattr(executor._executor, "prefill_shared", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runner.generate([1, 2], 3)
+    monkeypatch.undo()
+    with pytest.raises(RunError, match="rank 0 of 2 was interrupted in the middle of a call"):
+        runner.generate([1, 2], 3)
 
 
 def test_requests_of_an_engine_fail_with_the_reason(of_two: Path) -> None:
