@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .artifact.files import check_hashes, check_sizes
 from .artifact.keys import Trust, read_trusted_keys
-from .artifact.manifest import NAME, Manifest, load_manifest
+from .artifact.manifest import Manifest, load_manifest
 from .artifact.signature import signature_check
 from .errors import ArtifactError, UsageError, raise_all
 from .machine_limits import reports_limits
@@ -54,7 +54,14 @@ def load(
     folder, progress = Path(path), progress or Progress()
     keys = read_trusted_keys(trust, verify_hashes)
     with progress.stage("check files"):
-        manifest = load_manifest(folder, signature_check(folder, keys))
+        signed, contents = signature_check(folder, keys), hashlib.sha256()
+
+        def check(data: bytes) -> None:
+            contents.update(data)
+            if signed is not None:
+                signed(data)
+
+        manifest = load_manifest(folder, check)
         if manifest.target not in TARGETS:
             raise ArtifactError(f"{folder}: built for target {manifest.target!r}, expected {', '.join(TARGETS)}")
         try:
@@ -80,7 +87,7 @@ def load(
         with progress.stage("start the ranks"):
             from .ranks.starting import start_ranks  # it imports torch
 
-            digest = hashlib.sha256((folder / NAME).read_bytes()).hexdigest()
+            digest = contents.hexdigest()
             group = start_ranks(manifest, folder, digest, tune_process, kv_memory, fixed_width, torchrun, progress)
             settings = replace(settings, agreed=group.agreed_pages)
     with ThreadPoolExecutor(1) as background:

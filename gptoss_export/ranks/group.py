@@ -155,7 +155,7 @@ class RankGroup:
     def _explain(self) -> str:
         first = next((end for end in self._ends if end.cause), self._ends[0])
         silent = {process.rank for process in self._processes} - {end.rank for end in self._ends}
-        if first.waited >= PATIENCE and silent:
+        if not first.cause and first.waited >= PATIENCE and silent:
             found = f"rank {', '.join(map(str, sorted(silent)))}", f"did not answer for {PATIENCE:g} s"
         else:
             found = f"rank {first.rank}", first.text
