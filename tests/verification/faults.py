@@ -123,7 +123,7 @@ def reverse_choices(model: Any) -> None:
     """The routing weights of a token's experts are in the opposite order: the best expert gets the least weight."""
 
     def forward(mlp: Any) -> Callable[..., torch.Tensor]:
-        def run(x: torch.Tensor, norm: Any, positions: torch.Tensor) -> torch.Tensor:
+        def run(x: torch.Tensor, norm: Any, positions: torch.Tensor, _: None) -> torch.Tensor:
             normed, experts = rms_norm(x, norm.weight, norm.eps), mlp.experts
             weights, indices = route(normed, mlp.router.weight, mlp.router.bias, mlp.choices)
             return x + torch.ops.gptoss.mxfp4_experts(
