@@ -130,6 +130,7 @@ def test_ctrl_c_at_the_prompt_gives_up_the_line(tmp_path: Path, kind: str) -> No
     with chat(tmp_path, env=KINDS[kind]) as opened:
         opened.type("never sent")
         opened.wait_for("never sent")
+        time.sleep(0.3)  # the terminal itself may have shown it, before the program waits for the line
         opened.type(CTRL_C)
         if kind == "dumb":
             opened.prompt()
