@@ -18,7 +18,7 @@ from .artifact.description import describe_code
 from .artifact.files import FileSpec, background_hashes, combined_hash, describe_file
 from .artifact.keys import read_private_key
 from .artifact.manifest import Manifest, Provenance, save_manifest, signatures
-from .artifact.programs import Program, Signature, programs_of
+from .artifact.programs import Program, programs_of
 from .artifact.signature import write_signature
 from .build_options import BuildOptions, Settings, context_problems, resolve
 from .checkpoint import Checkpoint, open_checkpoint
@@ -85,8 +85,7 @@ def build(
         with progress.stage("write the weights"):
             weights = write_weights(checkpoint, settings.dtype, folder, progress)
         hashes.add(weight_file_names(weights))
-        named = signatures(programs, checkpoint.config, settings.sizes, settings.dtype)
-        stored_programs = named if compiler.stores_programs() else {}
+        stored = programs if compiler.stores_programs() else ()
         target_options = dataclasses.asdict(settings.target_options)
         jobs = [
             CompileJob(
@@ -106,7 +105,7 @@ def build(
                     dtype=settings.dtype,
                     model=config,
                     sizes=settings.sizes,
-                    programs=_programs_of(compiler, programs, config, settings),
+                    programs={item.name: item.signature(config, settings.sizes, settings.dtype) for item in stored},
                 ),
                 progress=progress,
             )
@@ -127,7 +126,7 @@ def build(
             model=checkpoint.config,
             sizes=settings.sizes,
             stop_tokens=settings.stop_tokens,
-            programs=stored_programs,
+            programs=signatures(stored, checkpoint.config, settings.sizes, settings.dtype),
             weights=weights,
             files=files,
             versions={"gptoss_export": VERSION, "python": platform.python_version(), "torch": torch.__version__}
@@ -212,15 +211,6 @@ def _compile_apart(
                 choosers[task.arch].chosen[call] = None if index is None else tuned[index]
             taker.take(task.program.name, task.folder)
         return [file for _, compilation in compilations for file in compilation.finish()]
-
-
-def _programs_of(
-    compiler: Compiler, programs: Sequence[Program], config: ModelConfig, settings: Settings
-) -> dict[str, Signature]:
-    """The calls of the programs of one job."""
-    if not compiler.stores_programs():
-        return {}
-    return {program.name: program.signature(config, settings.sizes, settings.dtype) for program in programs}
 
 
 def _lower(

@@ -143,6 +143,17 @@ class Experts(nn.Module):
         self.down_proj_blocks, self.down_proj_scales = _packed(experts, hidden, inter)
         self.down_proj_bias = nn.Parameter(torch.empty(experts, hidden, dtype=dtype))
 
+    def by_argument(self) -> dict[str, torch.Tensor]:
+        """The weights by the names that ops have for them."""
+        return {
+            "gate_up_blocks": self.gate_up_proj_blocks,
+            "gate_up_scales": self.gate_up_proj_scales,
+            "gate_up_bias": self.gate_up_proj_bias,
+            "down_blocks": self.down_proj_blocks,
+            "down_scales": self.down_proj_scales,
+            "down_bias": self.down_proj_bias,
+        }
+
 
 def _packed(experts: int, rows: int, columns: int) -> tuple[nn.Parameter, nn.Parameter]:
     """Blocks and scales of one matrix of every expert."""
@@ -169,18 +180,12 @@ class Mlp(nn.Module):
         """x [T, H] float32, positions [T]; rank [1] int64 where ranks share the model."""
         if self.by_expert and rank is not None:
             return add_of_ranks(x, self._of_own_experts(x, norm, positions, rank), self.ranks)
-        experts = self.experts
         found = torch.ops.gptoss.experts_sublayer(
             x=x,
             norm_weight=norm.weight,
             router_weight=self.router.weight,
             router_bias=self.router.bias,
-            gate_up_blocks=experts.gate_up_proj_blocks,
-            gate_up_scales=experts.gate_up_proj_scales,
-            gate_up_bias=experts.gate_up_proj_bias,
-            down_blocks=experts.down_proj_blocks,
-            down_scales=experts.down_proj_scales,
-            down_bias=experts.down_proj_bias,
+            **self.experts.by_argument(),
             positions=positions,
             choices=self.choices,
             alpha=self.alpha,
@@ -194,21 +199,15 @@ class Mlp(nn.Module):
         self, x: torch.Tensor, norm: RMSNorm, positions: torch.Tensor, rank: torch.Tensor
     ) -> torch.Tensor:
         """What the experts of this rank add to x. The choices of other ranks' experts add nothing here."""
-        experts = self.experts
         normed = rms_norm(x, norm.weight, norm.eps)
         weights, indices = route(normed, self.router.weight, self.router.bias, self.choices)
         own = indices - rank * self.experts_of_a_rank
-        there = (own >= 0) & (own < experts.gate_up_proj_bias.size(0)) & (positions >= 0)[:, None]
+        there = (own >= 0) & (own < self.experts.gate_up_proj_bias.size(0)) & (positions >= 0)[:, None]
         found = torch.ops.gptoss.mxfp4_experts(
             x=normed.to(norm.weight.dtype),
             routing_weights=weights,
             expert_indices=torch.where(there, own, -1),
-            gate_up_blocks=experts.gate_up_proj_blocks,
-            gate_up_scales=experts.gate_up_proj_scales,
-            gate_up_bias=experts.gate_up_proj_bias,
-            down_blocks=experts.down_proj_blocks,
-            down_scales=experts.down_proj_scales,
-            down_bias=experts.down_proj_bias,
+            **self.experts.by_argument(),
             alpha=self.alpha,
             limit=self.limit,
         )

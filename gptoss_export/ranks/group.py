@@ -130,7 +130,7 @@ class RankGroup:
             elif message is None:
                 self._fail(_End(rank, how_it_ended, cause=True))
             elif "error" in message:
-                text = f"{message['error']}"
+                text = message["error"]
                 self._fail(_End(rank, text, not _of_another_rank(text), message["waited"]))
             elif message.get("said") == "imported":
                 self._importing.discard(rank)

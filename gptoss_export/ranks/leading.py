@@ -50,18 +50,10 @@ class LeadingExecutor(Executor):
 
     def __init__(self, executor: Executor, followers: Followers) -> None:
         self._executor, self._do = executor, partial(_do, followers)
-        self.overlaps_steps = executor.overlaps_steps
+        self.overlaps_steps, self.fixed_width = executor.overlaps_steps, executor.fixed_width
         if executor.paged_memory is not None:
             self.paged_memory = _LeadingPages(executor.paged_memory, self._do)
         self._outputs: list[ChunkOutput | None] = []  # of the last prefill
-
-    @property
-    def fixed_width(self) -> bool:
-        return self._executor.fixed_width
-
-    @fixed_width.setter
-    def fixed_width(self, value: bool) -> None:
-        self._executor.fixed_width = value
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -101,7 +93,7 @@ class LeadingExecutor(Executor):
         return self._executor.joined(arrays)
 
     def set_sampling(self, given: Mapping[int, Sampling]) -> None:
-        data = json.dumps({slot: sampling_to_json(sampling) for slot, sampling in given.items()}).encode()
+        data = json.dumps({slot: _sampling_to_json(sampling) for slot, sampling in given.items()}).encode()
         self._do(lambda: self._executor.set_sampling(given), Kind.SET_SAMPLING, data)
 
     def allow(self, masks: Mapping[int, bytes]) -> None:
@@ -150,11 +142,10 @@ class _LeadingPages(PagedMemory):
             self._do(lambda: self._memory.copy_pages(copies), Kind.COPY_PAGES, *zip(*copies, strict=True))
 
 
-def sampling_to_json(sampling: Sampling) -> dict[str, Any]:
+def _sampling_to_json(sampling: Sampling) -> dict[str, Any]:
     """How a sequence chooses its tokens, as an object of JSON."""
-    params = dataclasses.asdict(sampling.params)
     return {
-        "params": params | {"logit_bias": dict(sampling.params.logit_bias)},
+        "params": dataclasses.asdict(sampling.params),
         "prompt": list(sampling.prompt),
         "tokens": list(sampling.tokens),
         "stop_tokens": sorted(sampling.stop_tokens),

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from ..artifact.manifest import Manifest
@@ -62,8 +63,10 @@ class DeviceExecutor(Executor):
         choices: Mapping[Choice, ChoiceProgram],
         gather: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.manifest, self.tensors, self._gather = manifest, tensors, gather
+        self.manifest, self.tensors = manifest, tensors
         slots, vocabulary = manifest.sizes.max_batch, manifest.model.vocab_size
+        # No method: the chooser has it, and a circle would free graphs and code in any order, and late.
+        self.all_logits = partial(_all_logits, gather, vocabulary)
         self.overlaps_steps = tensors.on_gpu
         with tensors.working():
             self._sampling = SamplingBuffers(slots, vocabulary, tensors)
@@ -78,12 +81,6 @@ class DeviceExecutor(Executor):
             self._pending: tuple[list[int | None], Chosen, Tensor] | None = None
             if tensors.on_gpu:  # the others are captured when they are first needed
                 self.steps[min(self.steps)].capture(Choice.MOST_LIKELY)
-
-    def all_logits(self, logits: Tensor) -> Tensor:
-        """Logits [R, V] of all tokens. Where ranks share the model, all of them call it with their own."""
-        if self._gather is None or logits.shape[-1] == self.manifest.model.vocab_size:
-            return logits
-        return self._gather(logits)
 
     @abstractmethod
     def _prefill(self, part: Part, outputs: Outputs) -> Iterator[ChunkOutput]:
@@ -212,3 +209,8 @@ class DeviceExecutor(Executor):
                 return
             yield output
             del output
+
+
+def _all_logits(gather: Callable[[Tensor], Tensor] | None, vocabulary: int, logits: Tensor) -> Tensor:
+    """Logits [R, V] of all tokens. Where ranks share the model, all of them call it with their own."""
+    return logits if gather is None or logits.shape[-1] == vocabulary else gather(logits)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from gptoss_export import BuildOptions, build
 from gptoss_export.artifact.manifest import load_manifest
 from gptoss_export.errors import ArtifactError, UsageError
+from gptoss_export.targets import gpu
 
 Cli = Callable[..., tuple[int, str, str]]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -76,6 +78,25 @@ def test_targets_for_one_rank_only(target: str, of_two: Path, tmp_path: Path, cl
 def test_numbers_of_ranks(ranks: int, of_two: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"--tensor-parallel {ranks}: expected 1, 2, 4 or 8"):
         build(of_two / "checkpoint", tmp_path / "x", BuildOptions("aoti", "cpu", tensor_parallel=ranks))
+
+
+def test_experts_of_one_rank(of_two: Path, tmp_path: Path, cli: Cli) -> None:
+    code, _, err = cli("build", of_two / "checkpoint", "-o", tmp_path / "x", "--device", "cpu", "--expert-parallel")
+    assert code == 2 and not (tmp_path / "x").exists()
+    assert "--expert-parallel: expected --tensor-parallel with 2, 4 or 8 ranks" in err
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["H200"], ["GPUs: found 1, expected 2, one for each rank of the artifact"]),
+        (["H200", "H100"], ["GPUs: found H200, H100, expected 2 of a kind; name those to use in CUDA_VISIBLE_DEVICES"]),
+        (["H200", "H200"], []),
+    ],
+)
+def test_gpus_of_ranks(names: list[str], expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "all_gpus", lambda: [SimpleNamespace(name=name) for name in names])
+    assert gpu.rank_problems(2) == expected
 
 
 def test_what_four_ranks_cannot_share(of_two: Path, tmp_path: Path) -> None:

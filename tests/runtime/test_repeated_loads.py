@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
+import weakref
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,17 @@ def test_nothing_stays_in_the_temporary_folder(artifact: Path, tmp_path: Path, m
     runner = load(artifact, verify_hashes=False)
     assert list(tmp_path.iterdir()) == []
     assert len(runner.generate([1, 2, 3], 2).tokens) == 2
+
+
+def test_a_dropped_runner_is_freed_at_once(artifact: Path) -> None:
+    """Without a circle of references: its memory is there for the next one, and graphs go before their code."""
+    runner = load(artifact)
+    runner.generate([1, 2], 2, stop_tokens=())
+    executor = weakref.ref(runner.executor)
+    gc.collect()
+    gc.disable()
+    try:
+        del runner
+        assert executor() is None
+    finally:
+        gc.enable()
