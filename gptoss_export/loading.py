@@ -85,11 +85,15 @@ def load(
     group = None
     if manifest.sizes.ranks > 1:
         with progress.stage("start the ranks"):
-            from .ranks.starting import start_ranks  # it imports torch
+            from .ranks.processes import killed_after_errors, start_children
 
-            digest = contents.hexdigest()
-            group = start_ranks(manifest, folder, digest, tune_process, kv_memory, fixed_width, torchrun, progress)
-            settings = replace(settings, agreed=group.agreed_pages)
+            started = torchrun or start_children(manifest.sizes.ranks)  # they import torch at the same time
+            with killed_after_errors(started if isinstance(started, list) else []):
+                from .ranks.starting import start_ranks
+
+                digest = contents.hexdigest()
+                group = start_ranks(manifest, folder, digest, tune_process, kv_memory, fixed_width, started, progress)
+            settings = replace(settings, agreed=group.agreed_pages, places=group.places)
     with ThreadPoolExecutor(1) as background:
         if verify_hashes:
             hashing = background.submit(check_hashes, manifest.files, folder, weights)
@@ -109,8 +113,11 @@ def load(
     return Runner(manifest, folder, executor, progress.seconds)
 
 
-def load_rank(facts: LoadFacts, rank: int, agreed: Callable[[int], int]) -> Executor:
-    """What a rank other than 0 computes with. Rank 0 has checked the files. Raises as `load`."""
+def load_rank(facts: LoadFacts, rank: int, agreed: Callable[[int], int], places: tuple[int, ...]) -> Executor:
+    """What a rank other than 0 computes with. Rank 0 has checked the files. Raises as `load`.
+
+    agreed, places  of LoadSettings
+    """
     folder = Path(facts.folder)
 
     def check(data: bytes) -> None:
@@ -118,7 +125,7 @@ def load_rank(facts: LoadFacts, rank: int, agreed: Callable[[int], int]) -> Exec
             raise ArtifactError(f"{folder}: manifest.json was changed while it was loaded; load it again")
 
     manifest = load_manifest(folder, check)
-    settings = LoadSettings(facts.tune_process, facts.kv_memory, agreed)
+    settings = LoadSettings(facts.tune_process, facts.kv_memory, agreed, places)
     executor = loader(manifest.target).load(manifest.of_rank(rank), folder, Progress(), settings)
     executor.fixed_width = facts.fixed_width
     return executor

@@ -16,6 +16,8 @@ from gptoss_export.artifact.manifest import Manifest
 from gptoss_export.artifact.programs import Program
 from gptoss_export.checkpoint.synthetic import PRESETS, with_layers
 from gptoss_export.compiler.export import TracedProgram
+from gptoss_export.model.ranks import RankConfig
+from gptoss_export.ranks.exchange import NoExchange
 from gptoss_export.runtime.weights import load_weights
 from gptoss_export.runtime.with_torch.tensors import TorchTensors
 from gptoss_export.targets.aoti.compile import AotiCompiler
@@ -47,8 +49,10 @@ def compile_artifact(checkpoint: Path, output: Path, **options: Any) -> Path:
 
 
 def loaded_weights(manifest: Manifest, folder: Path) -> dict[str, torch.Tensor]:
-    """The weights of an artifact on the CPU, by name."""
-    with load_weights(manifest, folder, TorchTensors(torch.device("cpu"))) as loading:
+    """The weights of an artifact on the CPU, by name; of several ranks, those of the manifest's rank."""
+    config = manifest.model
+    places = NoExchange(config.rank, config.ranks).places if isinstance(config, RankConfig) else ()
+    with load_weights(manifest, folder, TorchTensors(torch.device("cpu")), places) as loading:
         loading.wait()
     return {name: torch.as_tensor(tensor) for name, tensor in loading.tensors.items()}
 

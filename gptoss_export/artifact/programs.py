@@ -47,7 +47,8 @@ from typing import ClassVar
 
 from ..model.config import ModelConfig
 from ..model.kv_cache import PAGE, pages_for
-from ..model.parameters import RANK, UNEMBEDDING, parameters
+from ..model.parameters import PLACES, UNEMBEDDING, parameters
+from ..model.places import FIRST_MEMORY
 from ..model.ranks import Sharing
 from ..model.sampling_state import DRAWING, MOST_TOP_LOGPROBS, Choice, adjusting
 
@@ -212,7 +213,7 @@ class Unembed(Program):
         return f"unembed_{self.rows}"
 
     def signature(self, config: ModelConfig, sizes: Sizes, dtype: str) -> Signature:
-        weights = tuple(item for item in _weights(config, dtype) if item.name in (*UNEMBEDDING, RANK))
+        weights = tuple(item for item in _weights(config, dtype) if item.name in (*UNEMBEDDING, PLACES))
         return Signature((_hidden(config, self.rows), *weights), _unembedded(config, self.rows))
 
 
@@ -265,8 +266,8 @@ class AllLogits(Program):
             TensorSpec("logits", Role.DATA, (None, tokens), "float32")
             for tokens in (config.unembedded_tokens, config.vocab_size)
         )
-        rank = TensorSpec(RANK, Role.WEIGHT, (1,), "int64")
-        return Signature((of_rank, rank), (of_all,))
+        places = TensorSpec(PLACES, Role.WEIGHT, (FIRST_MEMORY + config.ranks,), "int64")
+        return Signature((of_rank, places), (of_all,))
 
 
 @dataclass(frozen=True)

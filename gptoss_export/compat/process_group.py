@@ -50,12 +50,14 @@ def gloo_group(store: distributed.Store, rank: int, size: int, timeout: timedelt
 
 
 def nccl_group(store: distributed.Store, rank: int, size: int, timeout: timedelta) -> distributed.ProcessGroup:
-    """The same on torch's current GPU of each member. Private names as `gloo_group`."""
+    """The same on torch's current GPU of each member, which are connected at once: the first sum of a prompt does not
+    wait for it. Private names as `gloo_group`."""
     group = distributed.ProcessGroup(store, rank, size)
     options = distributed.ProcessGroupNCCL.Options()
     options._timeout = timeout
     backend = distributed.ProcessGroupNCCL(store, rank, size, options)
     group._register_backend(torch.device("cuda"), distributed.ProcessGroup.BackendType.NCCL, backend)
+    backend.eager_connect_single_device(torch.device("cuda", torch.cuda.current_device()))
     return group
 
 

@@ -24,6 +24,7 @@ from . import ops  # noqa: F401  (registers torch.ops.gptoss)
 from .config import MXFP4_GROUP, ModelConfig, Yarn
 from .ops.experts_sublayer import route
 from .ops.norm import rms_norm
+from .places import FIRST_MEMORY, WHICH
 from .ranks import share_of_first
 from .sums_of_ranks import add_of_ranks, best_of_ranks
 
@@ -97,8 +98,10 @@ class Attention(nn.Module):
         pages: Pages,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
+        places: torch.Tensor | None,
     ) -> torch.Tensor:
-        """x [T, H] float32; positions [N, L] with N L = T; caches are written in place."""
+        """x [T, H] float32; positions [N, L] with N L = T; caches are written in place. places: where ranks share the
+        model, model/places.py."""
         cos, sin = rope
         found = torch.ops.gptoss.attention_sublayer(
             x=x,
@@ -118,9 +121,9 @@ class Attention(nn.Module):
             window=self.window,
             scale=self.scale,
             eps=norm.eps,
-            residual=self.ranks == 1,
+            residual=places is None,
         )
-        return found if self.ranks == 1 else add_of_ranks(x, found, self.ranks)
+        return found if places is None else add_of_ranks(x, found, places, self.ranks, norm.weight.dtype)
 
 
 class Router(nn.Module):
@@ -175,12 +178,20 @@ class Mlp(nn.Module):
         self.choices, self.alpha, self.limit = config.num_experts_per_tok, config.swiglu_alpha, config.swiglu_limit
 
     def forward(
-        self, x: torch.Tensor, norm: RMSNorm, positions: torch.Tensor, rank: torch.Tensor | None
+        self, x: torch.Tensor, norm: RMSNorm, positions: torch.Tensor, places: torch.Tensor | None
     ) -> torch.Tensor:
-        """x [T, H] float32, positions [T]; rank [1] int64 where ranks share the model."""
-        if self.by_expert and rank is not None:
-            return add_of_ranks(x, self._of_own_experts(x, norm, positions, rank), self.ranks)
-        found = torch.ops.gptoss.experts_sublayer(
+        """x [T, H] float32, positions [T]; places: where ranks share the model, model/places.py."""
+        if places is None:
+            return self._of_all_experts(x, norm, positions, residual=True)
+        if self.by_expert:
+            found = self._of_own_experts(x, norm, positions, places[WHICH])
+        else:
+            found = self._of_all_experts(x, norm, positions, residual=False)
+        return add_of_ranks(x, found, places, self.ranks, norm.weight.dtype)
+
+    def _of_all_experts(self, x: torch.Tensor, norm: RMSNorm, positions: torch.Tensor, residual: bool) -> torch.Tensor:
+        """What all experts add to x, or their part of this rank; plus x where `residual` says so."""
+        return torch.ops.gptoss.experts_sublayer(
             x=x,
             norm_weight=norm.weight,
             router_weight=self.router.weight,
@@ -191,14 +202,13 @@ class Mlp(nn.Module):
             alpha=self.alpha,
             limit=self.limit,
             eps=norm.eps,
-            residual=self.ranks == 1,
+            residual=residual,
         )
-        return found if self.ranks == 1 else add_of_ranks(x, found, self.ranks)
 
     def _of_own_experts(
         self, x: torch.Tensor, norm: RMSNorm, positions: torch.Tensor, rank: torch.Tensor
     ) -> torch.Tensor:
-        """What the experts of this rank add to x. The choices of other ranks' experts add nothing here."""
+        """What the experts of this rank, a number [], add to x. The choices of other ranks' experts add nothing."""
         normed = rms_norm(x, norm.weight, norm.eps)
         weights, indices = route(normed, self.router.weight, self.router.bias, self.choices)
         own = indices - rank * self.experts_of_a_rank
@@ -233,10 +243,10 @@ class Layer(nn.Module):
         pages: Pages,
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
-        rank: torch.Tensor | None,
+        places: torch.Tensor | None,
     ) -> torch.Tensor:
-        x = self.self_attn(x, self.input_layernorm, rope, slots, positions, pages, k_cache, v_cache)
-        return self.mlp(x, self.post_attention_layernorm, positions.flatten(), rank)
+        x = self.self_attn(x, self.input_layernorm, rope, slots, positions, pages, k_cache, v_cache, places)
+        return self.mlp(x, self.post_attention_layernorm, positions.flatten(), places)
 
 
 class Backbone(nn.Module):
@@ -257,9 +267,9 @@ class GptOss(nn.Module):
         super().__init__()
         self.ranks, self.tokens_of_a_rank = config.ranks, share_of_first(config.vocab_size, config)
         self.model = Backbone(config, dtype)
-        self.rank: nn.Parameter | None = None
+        self.places: nn.Parameter | None = None
         if config.ranks > 1:
-            self.rank = nn.Parameter(torch.empty(1, dtype=torch.int64), requires_grad=False)
+            self.places = nn.Parameter(torch.empty(FIRST_MEMORY + config.ranks, dtype=torch.int64), requires_grad=False)
         self.lm_head = nn.Linear(config.hidden_size, config.unembedded_tokens, bias=False, dtype=dtype)
 
     def backbone(
@@ -273,7 +283,7 @@ class GptOss(nn.Module):
         x = self.model.embed_tokens(tokens.flatten()).float()
         rope = self.model.rotary_emb(positions.flatten())
         for layer, (k_cache, v_cache) in zip(self.model.layers, caches, strict=True):
-            x = layer(x, rope, slots, positions, pages, k_cache, v_cache, self.rank)
+            x = layer(x, rope, slots, positions, pages, k_cache, v_cache, self.places)
         return x
 
     def unembed(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -282,8 +292,8 @@ class GptOss(nn.Module):
         logits, top, top_logprob, log_total = torch.ops.gptoss.unembed(
             x=hidden, norm_weight=self.model.norm.weight, weight=self.lm_head.weight, eps=self.model.norm.eps
         )
-        if self.rank is not None:
+        if self.places is not None:
             top, top_logprob, log_total = best_of_ranks(
-                logits, top, log_total, self.rank, self.ranks, self.tokens_of_a_rank
+                logits, top, log_total, self.places, self.ranks, self.tokens_of_a_rank
             )
         return logits, top, top_logprob, log_total

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .config import MXFP4_GROUP, ModelConfig
+from .places import FIRST_MEMORY
 
 LAYERS = "model.layers."
 EMBEDDING = "model.embed_tokens.weight"
 INV_FREQ = "model.rotary_emb.inv_freq"  # the only parameter that no checkpoint stores: it follows from config.json
-RANK = "rank"  # of several ranks: which one it is; no checkpoint stores it
+PLACES = "places"  # what a program knows of the ranks (places.py); no checkpoint stores it
 UNEMBEDDING = ("model.norm.weight", "lm_head.weight")  # what the unembedding reads
 
 
@@ -37,7 +38,7 @@ def parameters(config: ModelConfig, dtype: str) -> tuple[Parameter, ...]:
         found += _layer(config, f"{LAYERS}{layer}.", dtype)
     norm, lm_head = UNEMBEDDING
     if config.ranks > 1:
-        found.append(Parameter(RANK, (1,), "int64"))
+        found.append(Parameter(PLACES, (FIRST_MEMORY + config.ranks,), "int64"))
     return (*found, Parameter(norm, (hidden,), dtype), Parameter(lm_head, (config.unembedded_tokens, hidden), dtype))
 
 

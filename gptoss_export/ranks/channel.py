@@ -56,6 +56,11 @@ class Sender(_Shared):
         super().__init__(descriptor, readers)
         self._written = 0
 
+    def read(self, reader: int) -> int | None:
+        """The bytes that a reader has read so far; None where it has read all."""
+        found = self._counter(1 + reader)
+        return None if found == self._written else found
+
     def send(self, message: bytes, check: Callable[[], None]) -> None:
         """Write a message for all readers. Where they are far behind it waits, and calls `check` meanwhile, which
         raises an error to stop waiting."""

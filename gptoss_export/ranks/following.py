@@ -33,6 +33,7 @@ class LoadFacts:
     tune_process, kv_memory, fixed_width   of `loading.load`
     threads                   of torch, on a CPU
     first_gpu                 that of rank 0; the others have those behind it
+    through_host              whether GPUs send through the memory of the host
     """
 
     folder: str
@@ -42,6 +43,7 @@ class LoadFacts:
     fixed_width: bool
     threads: int
     first_gpu: int
+    through_host: bool
 
 
 @dataclass(frozen=True)
@@ -54,23 +56,28 @@ class Place:
     port: int
 
 
-def serve_rank(connected: socket.socket, load: Callable[[LoadFacts, int, Callable[[int], int]], Executor]) -> NoReturn:
+def serve_rank(
+    connected: socket.socket,
+    load: Callable[[LoadFacts, int, Callable[[int], int], tuple[int, ...]], Executor],
+) -> NoReturn:
     """Be a rank until rank 0 ends, or drops its runner, or an error. Ends the process.
 
     connected  to rank 0
-    load       loads the part of a rank; the last argument is for LoadSettings.agreed
+    load       loads the part of a rank; the last arguments are for LoadSettings.agreed and places
     """
-    _, (descriptor, *_), _, _ = socket.recv_fds(connected, 1, 1)
+    with suppress(OSError):
+        _, descriptors, _, _ = socket.recv_fds(connected, 1, 2)
     control = Control(connected)
     given = control.receive()
     if given is None:
         os._exit(0)
+    descriptor, *through = descriptors
     facts, place = LoadFacts(**given["load"]), Place(**given["place"])
     begin = time.monotonic()
     try:
         threading.Thread(target=_end_with_rank_0, args=(control,), daemon=True).start()
         _use_device(facts, place)
-        group = TorchGroup(place.rank, place.ranks, place.device, place.port)
+        group = TorchGroup(place.rank, place.ranks, place.device, place.port, through[0] if through else None)
         control.send(said="imported")
         group.join()
 
@@ -78,7 +85,7 @@ def serve_rank(connected: socket.socket, load: Callable[[LoadFacts, int, Callabl
             control.send(said="room", pages=pages)
             return group.announced_pages()
 
-        executor = load(facts, place.rank, agreed)
+        executor = load(facts, place.rank, agreed, group.places)
         receiver = Receiver(descriptor, place.ranks - 1, place.rank - 1)
         control.send(said="ready")
         follower = _Follower(executor)

@@ -1,8 +1,8 @@
 """Rank 0's view of the other ranks: starts them, tells them the calls, and ends all of them when one fails.
 
-A rank that ends closes its socket. A rank that hangs is noticed by the others, which wait in a collective for
-`torch_group.PATIENCE` at most. Whatever happens first is followed by the end of all ranks: the processes are killed,
-which ends a collective that rank 0 waits in.
+A rank that ends closes its socket. A rank that hangs is noticed by the others, which wait in a sum for
+`torch_group.PATIENCE` at most, or because it reads no calls any more. Whatever happens first is followed by the end of
+all ranks: the processes are killed, and a collective that rank 0 waits in is ended.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from typing import Any
 from ..errors import RunError
 from .channel import Sender, shared_memory
 from .control import Control
+from .exchange import shared_file
 from .following import LoadFacts, Place
 from .processes import RankProcess
 from .torch_group import PATIENCE, TorchGroup
 
 _GATHERING = 0.7  # seconds after the first sign of a failure in which its cause may show
 _LOOKING = 1.0  # seconds between two looks at the processes while rank 0 waits for them
+_MISSED = "a rank did not answer in a sum"
 _ENDING = 5.0  # seconds that a rank has to end by itself
 
 
@@ -56,17 +58,20 @@ class RankGroup:
         self._reason = ""
         self._leave: Callable[[], object] = _nothing  # the process group, once
         self._finish = weakref.finalize(self, _end_all, list(processes), self._controls)
-        descriptor = shared_memory(len(processes))
-        self._sender = Sender(descriptor, len(processes))
-        self._torch = TorchGroup(0, 1 + len(processes), device, None)
+        descriptors = [shared_memory(len(processes))]
+        self._sender = Sender(descriptors[0], len(processes))
+        if facts.through_host:
+            descriptors.append(shared_file(1 + len(processes)))
+        self._torch = TorchGroup(0, 1 + len(processes), device, None, descriptors[1] if facts.through_host else None)
         for process, control in zip(processes, self._controls, strict=True):
             place = Place(process.rank, 1 + len(processes), device, self._torch.port)
             with suppress(OSError):  # a process that has ended is noticed below
-                process.give(descriptor)
+                process.give(descriptors)
                 control.send(load=asdict(facts), place=asdict(place))
             watch = threading.Thread(target=_watch, args=(weakref.ref(self), process, control), daemon=True)
             watch.start()
-        os.close(descriptor)
+        os.close(descriptors[0])
+        threading.Thread(target=_look, args=(weakref.ref(self),), daemon=True).start()
 
     def join(self) -> None:
         """Become a member of the process group, as soon as all ranks have imported torch."""
@@ -74,6 +79,11 @@ class RankGroup:
         with self.together():
             self._torch.join()
         self._leave = weakref.finalize(self, self._torch.leave)
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """What the programs of rank 0 know of the ranks (model/places.py), after `join`."""
+        return self._torch.places
 
     def agreed_pages(self, pages: int) -> int:
         """How many pages all ranks have room for."""
@@ -92,9 +102,25 @@ class RankGroup:
 
     @contextmanager
     def together(self) -> Iterator[None]:
+        try:
+            with self.waiting():
+                yield
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C
+            with self._changed:
+                self._fail(_End(0, "was interrupted in the middle of a call", cause=True))
+            raise
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
         begin = time.monotonic()
         try:
             yield
+            self._check()
+            if self._torch.missed():
+                begin -= PATIENCE  # in which this rank may have done other things
+                raise RunError(_MISSED)
         except Exception as error:
             waited = time.monotonic() - begin
             with self._changed:  # the reason of an error in a collective may be on its way
@@ -103,10 +129,10 @@ class RankGroup:
                     self._fail(_End(0, str(error), not _of_another_rank(str(error)), waited))
                 self._changed.wait_for(lambda: self._reason)  # which another thread may be gathering
             raise RunError(self._reason) from error
-        except BaseException:  # Ctrl-C: the others may have done what this rank has not
-            with self._changed:
-                self._fail(_End(0, "was interrupted in the middle of a call", cause=True))
-            raise
+
+    def settle(self) -> None:
+        with self.waiting():
+            self._torch.settle()
 
     def _check(self) -> None:
         if self._reason:
@@ -149,17 +175,39 @@ class RankGroup:
         self._reason = self._explain()
         for process in self._processes:
             process.kill()
+        threading.Thread(target=self._torch.abort, daemon=True).start()  # it waits for the device
         self._leave()
         self._changed.notify_all()
 
     def _explain(self) -> str:
         first = next((end for end in self._ends if end.cause), self._ends[0])
         silent = {process.rank for process in self._processes} - {end.rank for end in self._ends}
+        stopped = {process.rank for process in self._processes if process.is_stopped()}
+        silent = silent & stopped or silent
         if not first.cause and first.waited >= PATIENCE and silent:
             found = f"rank {', '.join(map(str, sorted(silent)))}", f"did not answer for {PATIENCE:g} s"
         else:
             found = f"rank {first.rank}", first.text
         return f"{found[0]} of {1 + len(self._processes)} {found[1]}; all ranks have ended: load the artifact again"
+
+    @property
+    def has_failed(self) -> bool:
+        return bool(self._reason)
+
+    def look(self, known: dict[int, tuple[int | None, float]]) -> None:
+        """End all ranks where one has read no calls for too long.
+
+        known  what each rank had read at earlier looks, and since when
+        """
+        now = time.monotonic()
+        for process in self._processes:
+            read = self._sender.read(process.rank - 1)
+            before, since = known.get(process.rank, (None, now))
+            since = since if read is not None and read == before else now
+            known[process.rank] = read, since
+            if now - since >= PATIENCE:
+                with self._changed:
+                    self._fail(_End(process.rank, f"did not answer for {PATIENCE:g} s", cause=True))
 
 
 def _nothing() -> None:
@@ -168,7 +216,16 @@ def _nothing() -> None:
 
 def _of_another_rank(text: str) -> bool:
     """Whether an error may say that another rank was not there. libtorch prints the reason of a program's error."""
-    return any(part in text for part in ("gloo", "NCCL", "c10d", "Connection", "stderr says why"))
+    return any(part in text for part in ("gloo", "NCCL", "c10d", "Connection", "stderr says why", _MISSED))
+
+
+def _look(group: weakref.ref[RankGroup]) -> None:
+    """Look at the ranks now and then, until the group is dropped."""
+    known: dict[int, tuple[int | None, float]] = {}
+    while (found := group()) is not None and not found.has_failed:
+        found.look(known)
+        del found
+        time.sleep(_LOOKING)
 
 
 def _watch(group: weakref.ref[RankGroup], process: RankProcess, control: Control) -> None:

@@ -42,14 +42,21 @@ class Followers(Protocol):
 
     def together(self) -> AbstractContextManager[None]:
         """In this context, an error of a program is RunError with the reason of the rank that failed, and ends all
-        ranks."""
+        ranks. So does an interrupt: the others may have done what this rank has not."""
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """In this context, which waits for results of a call of before, errors are as in `together`. Its end raises
+        RunError where the results mean nothing, because a rank did not answer."""
+
+    def settle(self) -> None:
+        """Wait until the device of this rank has done everything. Raises RunError as the end of `waiting`."""
 
 
 class LeadingExecutor(Executor):
     """`executor` is that of this rank."""
 
     def __init__(self, executor: Executor, followers: Followers) -> None:
-        self._executor, self._do = executor, partial(_do, followers)
+        self._executor, self._followers, self._do = executor, followers, partial(_do, followers)
         self.overlaps_steps, self.fixed_width = executor.overlaps_steps, executor.fixed_width
         if executor.paged_memory is not None:
             self.paged_memory = _LeadingPages(executor.paged_memory, self._do)
@@ -74,6 +81,7 @@ class LeadingExecutor(Executor):
     def _each(self, blocks: Iterator[ChunkOutput]) -> Iterator[ChunkOutput]:
         while (block := self._do(lambda: next(blocks, None), Kind.NEXT_OUTPUT)) is not None:
             self._outputs.append(block)
+            self._followers.settle()
             yield block
 
     def prefill_shared(self, parts: Sequence[Part]) -> list[ChunkOutput | None]:
@@ -84,10 +92,12 @@ class LeadingExecutor(Executor):
 
     def decode(self, tokens: dict[int, int], lengths: Sequence[int]) -> Any:
         given = list(tokens), list(tokens.values()), lengths
-        return self._do(lambda: self._executor.decode(tokens, lengths), Kind.DECODE, *given)
+        logits = self._do(lambda: self._executor.decode(tokens, lengths), Kind.DECODE, *given)
+        self._followers.settle()
+        return logits
 
     def logprobs(self, output: ChunkOutput, tokens: Sequence[int]) -> Callable[[], Any]:
-        return self._executor.logprobs(output, tokens)
+        return self._executor.logprobs(output, tokens)  # of an output that is there
 
     def joined(self, arrays: Sequence[Any]) -> Any:
         return self._executor.joined(arrays)
@@ -111,9 +121,9 @@ class LeadingExecutor(Executor):
         self._do(lambda: self._executor.step(slots, lengths, choice), Kind.STEP, (choice,), slots, lengths)
 
     def pending_tokens(self, keep_logits: bool) -> PendingTokens:
-        if keep_logits:
-            return self._do(lambda: self._executor.pending_tokens(True), Kind.KEPT_LOGITS)
-        return self._executor.pending_tokens(False)
+        if not keep_logits:
+            return _Pending(self._executor.pending_tokens(False), self._followers)
+        return _Pending(self._do(lambda: self._executor.pending_tokens(True), Kind.KEPT_LOGITS), self._followers)
 
 
 def _do(followers: Followers, call: Callable[[], Any], kind: Kind, *parts: Numbers) -> Any:
@@ -121,6 +131,18 @@ def _do(followers: Followers, call: Callable[[], Any], kind: Kind, *parts: Numbe
     with followers.together():
         followers.tell(encode(kind, *parts))
         return call()
+
+
+class _Pending(PendingTokens):
+    def __init__(self, pending: PendingTokens, followers: Followers) -> None:
+        self._pending, self._followers = pending, followers
+
+    def top_logprobs(self) -> Mapping[int, Sequence[tuple[int, float]]]:
+        return self._pending.top_logprobs()
+
+    def wait(self) -> tuple[Mapping[int, int], Mapping[int, float], Mapping[int, Any] | None]:
+        with self._followers.waiting():
+            return self._pending.wait()
 
 
 class _LeadingPages(PagedMemory):

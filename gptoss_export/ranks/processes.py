@@ -10,8 +10,8 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +27,9 @@ class RankProcess(ABC):
     def __init__(self, rank: int, pid: int, connected: socket.socket) -> None:
         self.rank, self.pid, self.socket = rank, pid, connected
 
-    def give(self, descriptor: int) -> None:
-        """Hand an open file to the process. Raises OSError where it is gone."""
-        socket.send_fds(self.socket, [b"\0"], [descriptor])
+    def give(self, descriptors: Sequence[int]) -> None:
+        """Hand open files to the process. Raises OSError where it is gone."""
+        socket.send_fds(self.socket, [b"\0"], descriptors)
 
     def is_stopped(self) -> bool:
         """Whether somebody has stopped the process (SIGSTOP)."""
@@ -132,6 +132,17 @@ def start_children(ranks: int) -> list[RankProcess]:
             started.kill()
         raise
     return found
+
+
+@contextmanager
+def killed_after_errors(processes: Sequence[RankProcess]) -> Iterator[None]:
+    """An error in this context ends the processes."""
+    try:
+        yield
+    except BaseException:
+        for process in processes:
+            process.kill()
+        raise
 
 
 def accept_peers(given: Torchrun) -> list[RankProcess]:

@@ -6,11 +6,14 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 
+import torch
 from torch import distributed
 
 from ..compat.process_group import gloo_group, is_registered, nccl_group, register, unregister
+from ..cuda.gpu import current_gpu
 from ..errors import RunError
 from ..model.ranks import GROUP
+from .exchange import Exchange, NoExchange
 
 PATIENCE = 7.0  # seconds that a rank waits for the others in a collective
 _PAGES = "pages"
@@ -29,23 +32,46 @@ def check_no_other_group() -> None:
 class TorchGroup:
     """This process's membership.
 
-    port  of the store of rank 0 on this host; None: this is rank 0, whose `port` then says it
+    port     of the store of rank 0 on this host; None: this is rank 0, whose `port` then says it
+    through  a file that GPUs send through (`Exchange`); None: they reach each other's memory
     """
 
-    def __init__(self, rank: int, ranks: int, device: str, port: int | None) -> None:
+    def __init__(self, rank: int, ranks: int, device: str, port: int | None, through: int | None) -> None:
         self._store = distributed.TCPStore(
             "127.0.0.1", port or 0, is_master=port is None, timeout=_START, wait_for_workers=False
         )
         self.port = self._store.port
-        self._rank, self._ranks, self._device = rank, ranks, device
+        self._rank, self._ranks, self._device, self._through = rank, ranks, device, through
+        self._exchange: Exchange | NoExchange = NoExchange(rank, ranks)
 
     def join(self) -> None:
-        """Become a member. Waits for all ranks."""
+        """Become a member. Waits for all ranks. Raises RunError where memory cannot be shared."""
         if self._device != "cpu":
             os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # multicast, which does not work in every virtual machine
         make = gloo_group if self._device == "cpu" else nccl_group
         self._group = make(self._store, self._rank, self._ranks, timedelta(seconds=PATIENCE))
         register(GROUP, self._group)
+        if (gpu := current_gpu()) is not None and self._device != "cpu":
+            self._exchange = Exchange(self._store, self._rank, self._ranks, gpu, self._through)
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """What this rank's programs know of the ranks (model/places.py), after `join`."""
+        return self._exchange.places
+
+    def missed(self) -> bool:
+        """Whether a rank did not answer in a sum. No result means anything since."""
+        return self._exchange.missed()
+
+    def settle(self) -> None:
+        """Wait until the device has done everything."""
+        if self._device != "cpu":
+            torch.cuda.synchronize()
+
+    def abort(self) -> None:
+        """End the collectives that wait for ranks which are gone."""
+        if self._device != "cpu":
+            self._group.abort()
 
     def announce(self, pages: int) -> None:
         """On rank 0: the pages of the KV cache that all ranks have room for."""

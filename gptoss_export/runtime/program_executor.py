@@ -11,7 +11,7 @@ from pathlib import Path
 from ..artifact.manifest import Manifest
 from ..artifact.programs import CHOICES, AllLogits, Decode, Prefill, Role, Unembed, model_programs
 from ..errors import ArtifactError, raise_all
-from ..model.parameters import RANK
+from ..model.parameters import PLACES
 from ..model.sampling_state import Choice
 from .captured_program import CapturedProgram
 from .choosing import ChoiceProgram, StepOutput
@@ -70,7 +70,7 @@ class ProgramExecutor(DeviceExecutor):
         decode = {width: partial(_decode, program) for width, program in decodes.items()}
         gather = None
         if (all_logits := programs.get(AllLogits().name)) is not None:
-            gather = partial(_gather, all_logits, weights[RANK])
+            gather = partial(_gather, all_logits, weights[PLACES])
         super().__init__(manifest, tensors, rows, decode, {**choices, **compiled}, gather)
 
     def capture_while(self, waiting: Callable[[], bool]) -> None:
@@ -141,8 +141,8 @@ def _step_rows(program: BoundProgram) -> StepRows:
     return rows
 
 
-def _gather(program: LoadedProgram, rank: Tensor, logits: Tensor) -> Tensor:
-    (found,) = program([logits, rank])
+def _gather(program: LoadedProgram, places: Tensor, logits: Tensor) -> Tensor:
+    (found,) = program([logits, places])
     return found
 
 

@@ -22,7 +22,7 @@ from ..errors import ArtifactError, raise_all
 from ..host_memory import HostBytes, Source
 from ..machine_limits import check_threads
 from ..model.dtypes import ITEM_SIZES
-from ..model.parameters import RANK, Parameter, parameters
+from ..model.parameters import PLACES, Parameter, parameters
 from ..model.ranks import RankConfig
 from .dtype_conversion import converted
 from .rank_slices import StoredColumns, stored_slices
@@ -63,10 +63,11 @@ class Weights:
         self._thread.shutdown()
 
 
-def load_weights(manifest: Manifest, folder: Path, tensors: Tensors) -> Weights:
+def load_weights(manifest: Manifest, folder: Path, tensors: Tensors, places: Sequence[int] = ()) -> Weights:
     """Begin to load the weights.
 
     manifest  what the rank runs (`Manifest.of_rank`)
+    places    where ranks share the model: model/places.py
 
     Raises ArtifactError naming every file that cannot be read and every stored tensor that does not match, and
     MachineError where libtorch cannot start its threads.
@@ -79,7 +80,7 @@ def load_weights(manifest: Manifest, folder: Path, tensors: Tensors) -> Weights:
     stored = {
         name: [files[part.file].tensors[part.tensor] for part in spec.parts] for name, spec in manifest.weights.items()
     }
-    return _place(manifest, {name: _of_rank(manifest, name, found) for name, found in stored.items()}, tensors)
+    return _place(manifest, {name: _of_rank(manifest, name, found) for name, found in stored.items()}, tensors, places)
 
 
 def _of_rank(manifest: Manifest, name: str, stored: list[StoredTensor]) -> list[StoredTensor | StoredColumns]:
@@ -112,14 +113,16 @@ def _mismatch(name: str, spec: WeightSpec, files: dict[str, StoredFile]) -> str 
     return None
 
 
-def _place(manifest: Manifest, stored: dict[str, list[StoredTensor | StoredColumns]], tensors: Tensors) -> Weights:
+def _place(
+    manifest: Manifest, stored: dict[str, list[StoredTensor | StoredColumns]], tensors: Tensors, places: Sequence[int]
+) -> Weights:
     weights: dict[str, Tensor] = {}
     offsets: dict[str, int] = {}
     size = 0
     specs: dict[str, WeightSpec | Parameter] = dict(manifest.weights)
     if isinstance(manifest.model, RankConfig):
-        specs = {item.name: item for item in parameters(manifest.model, manifest.dtype) if item.name != RANK}
-        weights[RANK] = tensors.numbers([manifest.model.rank])
+        specs = {item.name: item for item in parameters(manifest.model, manifest.dtype) if item.name != PLACES}
+        weights[PLACES] = tensors.numbers(places)
     for name, spec in specs.items():
         first = stored[name][0] if len(stored[name]) == 1 else None
         if not tensors.on_gpu and isinstance(first, StoredTensor) and first.dtype == spec.dtype:

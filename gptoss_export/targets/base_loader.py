@@ -32,11 +32,13 @@ class LoadSettings:
     tune_process  settings of the whole process may be changed to save GPU memory
     kv_memory     bytes of the KV cache; None: the target chooses
     agreed        the pages that a rank has room for, to the pages that all ranks have room for
+    places        where ranks share the model: model/places.py
     """
 
     tune_process: bool
     kv_memory: int | None
     agreed: Callable[[int], int] = int
+    places: tuple[int, ...] = ()
 
 
 class Loader(ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gptoss_export.kernels.kernel import Kernel
 
-from . import attention, attention_sublayer, experts, experts_sublayer, kv_write, rotary, unembed
+from . import attention, attention_sublayer, experts, experts_sublayer, kv_write, rotary, sum_ranks, unembed
 
 KERNELS: dict[str, Kernel] = {
     "attention_sublayer": attention_sublayer.KERNEL,
@@ -13,5 +13,6 @@ KERNELS: dict[str, Kernel] = {
     "mxfp4_experts": experts.KERNEL,
     "rotary": rotary.KERNEL,
     "sink_attention": attention.KERNEL,
+    "sum_ranks": sum_ranks.KERNEL,
     "unembed": unembed.KERNEL,
 }

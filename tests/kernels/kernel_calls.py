@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from gptoss_export.model.kv_cache import PAGE
+from gptoss_export.model.places import FIRST_MEMORY
 
 HIDDEN, INTER, EXPERTS, CHOICES, VOCABULARY = 2880, 2880, 32, 4, 201088
 KV_HEADS, GROUP, HEAD_DIM = 8, 8, 64
@@ -103,6 +104,12 @@ def rotary(tokens: int) -> dict[str, Any]:
     }
 
 
+def sum_ranks(ranks: int, tokens: int, residual: bool) -> dict[str, Any]:
+    x = empty(tokens, HIDDEN, dtype=torch.float32)
+    places = empty(FIRST_MEMORY + ranks, dtype=torch.int64)
+    return {"x": x, "residual": x if residual else None, "places": places, "ranks": ranks}
+
+
 FEW = ["_gate_up_pdl", "_down_pdl"]
 GROUPING = ["_count_pairs", "_place_pairs", "_arrange_words"]
 MANY = ["gate_up_many_pdl", "down_many_pdl", "sum_many_pdl"]
@@ -125,6 +132,8 @@ LAUNCHES: dict[str, tuple[str, Callable[[], dict[str, Any]], list[str]]] = {
     "cache write, one token": ("kv_write", lambda: kv_write(1, 8192), ["_write_kv"]),
     "cache write, chunk": ("kv_write", lambda: kv_write(512, 8192), ["_write_kv"]),
     "rotary": ("rotary", lambda: rotary(512), ["_rotary"]),
+    "sum, one token": ("sum_ranks", lambda: sum_ranks(2, 1, True), ["_sum_ranks_pdl"]),
+    "sum of 8 ranks, 64 tokens": ("sum_ranks", lambda: sum_ranks(8, 64, False), ["_sum_ranks_pdl"]),
     "attention half, one token": ("attention_sublayer", lambda: attention_sublayer(1, 1, 8192, 0), STEP),
     "attention half, chunk": (
         "attention_sublayer",

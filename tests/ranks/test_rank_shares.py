@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.model.config import ModelConfig
 from gptoss_export.model.decoder import GptOss
-from gptoss_export.model.parameters import RANK, parameters
+from gptoss_export.model.parameters import PLACES, parameters
 from gptoss_export.model.ranks import RankConfig, Sharing, division_problems, program_configs, rank_configs
 
 TWENTY_B = PRESETS["20b"]
@@ -45,7 +45,7 @@ def test_each_number_belongs_to_one_rank(shared: tuple[ModelConfig, Sharing]) ->
     for part in rank_configs(config, sharing):
         assert isinstance(part, RankConfig)
         for item in parameters(part, "float32"):
-            if item.name == RANK:
+            if item.name == PLACES:
                 continue
             found = part.slices(item.name, whole[item.name])
             sizes = [(s.stop - s.start) * math.prod(whole[item.name]) // whole[item.name][s.dim] for s in found]

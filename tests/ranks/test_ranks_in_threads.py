@@ -24,6 +24,7 @@ from gptoss_export.model import sums_of_ranks
 from gptoss_export.model.config import ModelConfig
 from gptoss_export.model.kv_cache import pages_for
 from gptoss_export.model.ranks import rank_configs
+from gptoss_export.ranks.exchange import NoExchange
 from gptoss_export.verification.metric import TOLERANCES, deviation
 
 LENGTH = 90  # past the window of 32
@@ -37,8 +38,8 @@ class Together:
         self._barrier, self._parts = threading.Barrier(ranks, timeout=60), [torch.empty(0)] * ranks
         self.here = threading.local()
 
-    def summed(self, x: torch.Tensor, ranks: int) -> torch.Tensor:
-        """The sum of what all threads give."""
+    def summed(self, x: torch.Tensor, residual: torch.Tensor | None, places: torch.Tensor, ranks: int) -> torch.Tensor:
+        """The residual, and the sum of what all threads give."""
         assert ranks == len(self._parts)
         self._parts[self.here.rank] = x
         self._barrier.wait()
@@ -46,7 +47,7 @@ class Together:
         for part in self._parts[1:]:
             found += part
         self._barrier.wait()
-        return found
+        return found if residual is None else residual + found
 
     def run(self, work: Callable[[int], torch.Tensor]) -> list[torch.Tensor]:
         """What a function of each rank gives, all at the same time."""
@@ -76,8 +77,8 @@ def computed(config: ModelConfig, weights: dict[str, torch.Tensor], folder: Path
         [(caches[k], caches[v]) for k, v in kv_cache_names(config)],
     )
     logits, top, top_logprob, _ = model.unembed(hidden)
-    assert model.rank is not None
-    every = sums_of_ranks.all_logits(logits, model.rank, config.ranks, config.vocab_size)
+    assert model.places is not None
+    every = sums_of_ranks.all_logits(logits, model.places, config.ranks, config.vocab_size)
     return torch.cat((top[:, None].float(), top_logprob[:, None], every), dim=1)
 
 
@@ -119,7 +120,7 @@ def test_equal_logits_of_two_ranks() -> None:
     def best(rank: int) -> torch.Tensor:
         own = logits[:, 2 * rank : 2 * rank + 2]
         found = sums_of_ranks.best_of_ranks(
-            own, own.argmax(dim=-1), own.logsumexp(dim=-1), torch.tensor([rank]), ranks=2, tokens=2
+            own, own.argmax(dim=-1), own.logsumexp(dim=-1), torch.tensor(NoExchange(rank, 2).places), ranks=2, tokens=2
         )
         return torch.stack([found[0].float(), *found[1:]])
 

@@ -82,7 +82,7 @@ class AotiLoader(Loader):
         # On CUDA the weights are copied to the GPU.
         mapped = MappedFiles(folder / name for name in manifest.weight_files() if not tensors.on_gpu)
         with progress.stage("begin to load weights"), tensors.working():
-            loading = load_weights(manifest, folder, tensors)
+            loading = load_weights(manifest, folder, tensors, settings.places)
         with loading as weights:
             with progress.stage("load programs"):
                 programs = package.programs(mapped)

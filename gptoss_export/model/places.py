@@ -1,0 +1,22 @@
+"""What a program knows of the ranks that share a model: its input `places`, int64 [FIRST_MEMORY + ranks].
+
+  places[WHICH]             which rank this is
+  places[COUNTERS]          address of int32 [COUNTS] in the memory of this GPU
+  places[LATE]              address of int32 [1] in the memory of the host
+  places[FIRST_MEMORY + r]  address of int64 [2, ranks, CELLS], what rank r receives, in memory that all GPUs reach
+
+The addresses are 0 on a CPU. model/ops/sum_ranks.py says what a kernel does with this memory, which is zeros at first.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+WHICH, COUNTERS, LATE, FIRST_MEMORY = range(4)
+COUNTS = 3
+CELLS = 1 << 18  # numbers that a kernel sums over the ranks at a time, at most: 90 tokens of 2,880
+
+
+def received_bytes(ranks: int) -> int:
+    """Size of the memory that a rank receives in."""
+    return 2 * ranks * CELLS * 8
