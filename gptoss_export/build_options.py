@@ -231,15 +231,19 @@ def resolve_sizes(
 
 def _with_ranks(sizes: Sizes, options: BuildOptions, target: Compiler, device: str) -> tuple[Sizes, list[str]]:
     """The sizes for the ranks that are wanted, and what is wrong with these."""
-    ranks, by_expert = options.tensor_parallel, bool(options.expert_parallel)
+    sizes, found = with_ranks(sizes, options.tensor_parallel, bool(options.expert_parallel))
+    problem = target.rank_problem(device) if sizes.ranks > 1 else None
+    return sizes, found if problem is None else [*found, f"--tensor-parallel {sizes.ranks}: {problem}"]
+
+
+def with_ranks(sizes: Sizes, ranks: Any, by_expert: bool) -> tuple[Sizes, list[str]]:
+    """The sizes for so many ranks, and what is wrong with these. Then the sizes are as they were."""
     count = whole_number(ranks)
     if count not in RANKS:
         return sizes, [f"--tensor-parallel {shown(ranks)}: expected {', '.join(map(str, RANKS[:-1]))} or {RANKS[-1]}"]
     if by_expert and count == 1:
         return sizes, ["--expert-parallel: expected --tensor-parallel with 2, 4 or 8 ranks, which divide the experts"]
-    problem = target.rank_problem(device) if count > 1 else None
-    found = [] if problem is None else [f"--tensor-parallel {count}: {problem}"]
-    return dataclasses.replace(sizes, ranks=count, expert_parallel=by_expert), found
+    return dataclasses.replace(sizes, ranks=count, expert_parallel=by_expert), []
 
 
 def _listed(values: Any) -> tuple[Any, ...]:

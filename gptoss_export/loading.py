@@ -16,14 +16,21 @@ from .artifact.signature import signature_check
 from .errors import ArtifactError, UsageError, raise_all
 from .machine_limits import reports_limits
 from .progress import Progress
+from .ranks.processes import (
+    RankProcess,
+    Torchrun,
+    connect_to_rank_0,
+    killed_after_errors,
+    start_children,
+    torchrun,
+)
 from .runtime.executor import Executor
 from .runtime.runner import Runner
 from .targets import TARGETS
 from .targets.base_loader import Loader, LoadSettings, loader
 
-if TYPE_CHECKING:  # they import torch
+if TYPE_CHECKING:  # it imports torch
     from .ranks.following import LoadFacts
-    from .ranks.processes import Torchrun
 
 
 @reports_limits()
@@ -53,7 +60,7 @@ def load(
     """
     folder, progress = Path(path), progress or Progress()
     keys = read_trusted_keys(trust, verify_hashes)
-    with progress.stage("check files"):
+    with progress.stage("read the manifest"):
         signed, contents = signature_check(folder, keys), hashlib.sha256()
 
         def check(data: bytes) -> None:
@@ -69,31 +76,29 @@ def load(
         except UsageError as error:
             raise ArtifactError(f"{folder}: {error}") from error
         settings = LoadSettings(tune_process, kv_memory)
-        torchrun = _torchrun(manifest) if manifest.sizes.ranks > 1 else None
+        started = _started_ranks(manifest)
         target.begin(manifest, settings)
-        if keys is None:
-            _check_machine(target, manifest, folder)
-        check_sizes(manifest.files, folder)
-    # Code is hashed before it is loaded. Weights are hashed while they are copied, from the same pages.
-    weights = manifest.weight_files()
-    if verify_hashes:
-        with progress.stage("hash the code"):
-            check_hashes(manifest.files, folder, manifest.files.keys() - set(weights))
-    if keys is not None:  # now, since a target reads files to find problems
-        with progress.stage("check the machine"):
-            _check_machine(target, manifest, folder)
-    group = None
-    if manifest.sizes.ranks > 1:
-        with progress.stage("start the ranks"):
-            from .ranks.processes import killed_after_errors, start_children
-
-            started = torchrun or start_children(manifest.sizes.ranks)  # they import torch at the same time
-            with killed_after_errors(started if isinstance(started, list) else []):
-                from .ranks.starting import start_ranks
+    with killed_after_errors(started if isinstance(started, list) else []):
+        with progress.stage("check files"):
+            if keys is None:
+                _check_machine(target, manifest, folder)
+            check_sizes(manifest.files, folder)
+        # Code is hashed before it is loaded. Weights are hashed while they are copied, from the same pages.
+        weights = manifest.weight_files()
+        if verify_hashes:
+            with progress.stage("hash the code"):
+                check_hashes(manifest.files, folder, manifest.files.keys() - set(weights))
+        if keys is not None:  # now, since a target reads files to find problems
+            with progress.stage("check the machine"):
+                _check_machine(target, manifest, folder)
+        group = None
+        if started:
+            with progress.stage("start the ranks"):
+                from .ranks.starting import start_ranks  # it imports torch
 
                 digest = contents.hexdigest()
                 group = start_ranks(manifest, folder, digest, tune_process, kv_memory, fixed_width, started, progress)
-            settings = replace(settings, agreed=group.agreed_pages, places=group.places)
+                settings = replace(settings, agreed=group.agreed_pages, places=group.places)
     with ThreadPoolExecutor(1) as background:
         if verify_hashes:
             hashing = background.submit(check_hashes, manifest.files, folder, weights)
@@ -131,20 +136,22 @@ def load_rank(facts: LoadFacts, rank: int, agreed: Callable[[int], int], places:
     return executor
 
 
-def _torchrun(manifest: Manifest) -> Torchrun | None:
-    """This process among those of torchrun; None where it is none of them.
+def _started_ranks(manifest: Manifest) -> list[RankProcess] | Torchrun:
+    """The processes of the other ranks, which import torch beside the checks, or how those of torchrun are found.
 
-    For a rank other than 0 it does not return: it is that rank until rank 0 ends, and then ends the process.
+    In a process of torchrun for a rank other than 0 it does not return: it is that rank until rank 0 ends, and then
+    ends the process.
     """
-    from .ranks.processes import connect_to_rank_0, torchrun
-
+    ranks = manifest.sizes.ranks
+    if ranks == 1:
+        return []
     given = torchrun()
-    if given is not None and given.ranks != manifest.sizes.ranks:
-        raise UsageError(
-            f"torchrun: found {given.ranks} processes, expected {manifest.sizes.ranks}, the ranks of the artifact"
-        )
-    if given is not None and given.rank:
-        from .ranks.following import serve_rank
+    if given is None:
+        return start_children(ranks)
+    if given.ranks != ranks:
+        raise UsageError(f"torchrun: found {given.ranks} processes, expected {ranks}, the ranks of the artifact")
+    if given.rank:
+        from .ranks.following import serve_rank  # it imports torch
 
         serve_rank(connect_to_rank_0(given), load_rank)
     return given

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     multiple=True,
     help="As for `build`.  [default: those of a build for cuda]",
 )
+@click.option("--tensor-parallel", type=int, default=1, show_default=True, help="As for `build`.")
+@click.option("--expert-parallel", is_flag=True, help="As for `build`.")
 @click.option(
     "--only", multiple=True, metavar="KERNEL", help="Tune this kernel only, such as attention. May be repeated."
 )
@@ -53,6 +55,8 @@ def command(
     widths: list[int] | None,
     max_context: int,
     prefill_chunks: tuple[int, ...],
+    tensor_parallel: int,
+    expert_parallel: bool,
     only: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -62,10 +66,11 @@ def command(
     Only config.json of CHECKPOINT is read.
     """
     from ..artifact.programs import default_widths
-    from ..build_options import context_problems, resolve_sizes
+    from ..build_options import context_problems, resolve_sizes, with_ranks
     from ..errors import UsageError, raise_all
     from ..kernels.tuned_configs import write_tuned_configs
     from ..model.config import read_config
+    from ..model.ranks import division_problems
     from ..targets.base_compiler import default_prefill_chunks
     from ..targets.gpu import current_gpu_arch
 
@@ -77,10 +82,13 @@ def command(
         default_widths,
         default_prefill_chunks("cuda"),
     )
-    raise_all(UsageError, "options that cannot be tuned for", problems)
+    sizes, of_ranks = with_ranks(sizes, tensor_parallel, expert_parallel)
+    raise_all(UsageError, "options that cannot be tuned for", [*problems, *of_ranks])
     check_new_file("--output", output, checkpoint)
     config = read_config(checkpoint)
-    raise_all(UsageError, "options that do not fit the checkpoint", context_problems(sizes, config))
+    undivided = division_problems(config, sizes.sharing)
+    unfit = [*context_problems(sizes, config), *(f"--tensor-parallel {sizes.ranks}: {line}" for line in undivided)]
+    raise_all(UsageError, "options that do not fit the checkpoint", unfit)
     arch = current_gpu_arch()
     if arch is None:
         raise UsageError("tune: torch finds no CUDA GPU here; run it on a GPU of the kind that you build for")

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import distributed
+
+_OF_NCCL = {
+    "NCCL_NVLS_ENABLE": "0",  # multicast, which does not work in every virtual machine
+    "NCCL_PROTO": "^LL",  # for prompts: messages are large, and LL sends each number with a flag
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",  # torch would end the process of a member that waits for too long
+    "TORCH_NCCL_ENABLE_MONITORING": "0",  # and write to stderr when another member ends
+}
 
 
 @contextmanager
@@ -51,14 +59,28 @@ def gloo_group(store: distributed.Store, rank: int, size: int, timeout: timedelt
 
 def nccl_group(store: distributed.Store, rank: int, size: int, timeout: timedelta) -> distributed.ProcessGroup:
     """The same on torch's current GPU of each member, which are connected at once: the first sum of a prompt does not
-    wait for it. Private names as `gloo_group`."""
+    wait for it. A member that waits for too long waits on: who made the group ends it (`ProcessGroup.abort`). Private
+    names as `gloo_group`."""
     group = distributed.ProcessGroup(store, rank, size)
     options = distributed.ProcessGroupNCCL.Options()
     options._timeout = timeout
-    backend = distributed.ProcessGroupNCCL(store, rank, size, options)
-    group._register_backend(torch.device("cuda"), distributed.ProcessGroup.BackendType.NCCL, backend)
-    backend.eager_connect_single_device(torch.device("cuda", torch.cuda.current_device()))
+    with _environment(_OF_NCCL):
+        backend = distributed.ProcessGroupNCCL(store, rank, size, options)
+        group._register_backend(torch.device("cuda"), distributed.ProcessGroup.BackendType.NCCL, backend)
+        backend.eager_connect_single_device(torch.device("cuda", torch.cuda.current_device()))
     return group
+
+
+@contextmanager
+def _environment(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Variables of the environment, as far as the user has not set them."""
+    added = wanted.keys() - os.environ.keys()
+    os.environ.update({name: wanted[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def register(name: Any, group: Any) -> None:

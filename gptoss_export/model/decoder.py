@@ -8,8 +8,8 @@ A layer is two ops, one for each sublayer. The modules hold the weights under th
 file says what it computes. Matrix products are in the dtype of the weights; the residual stream, RMSNorm, RoPE, the
 router and all softmaxes are in float32.
 
-With a `ranks.RankConfig` it is what one of several ranks computes. A sublayer then gives the rank's part, and the parts
-of all ranks are added to the residual stream (`sums_of_ranks`)."""
+With a `ranks.RankConfig` it is what one of several ranks computes. A sublayer then computes the rank's part, and adds
+the parts of all ranks to the residual stream."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from . import ops  # noqa: F401  (registers torch.ops.gptoss)
 from .config import MXFP4_GROUP, ModelConfig, Yarn
 from .ops.experts_sublayer import route
 from .ops.norm import rms_norm
-from .places import FIRST_MEMORY, WHICH
+from .places import FIRST_MEMORY, WHICH, Box
 from .ranks import share_of_first
-from .sums_of_ranks import add_of_ranks, best_of_ranks
+from .sums_of_ranks import best_of_ranks
 
 Caches: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of each layer
 Pages: TypeAlias = Mapping[str, torch.Tensor]  # by kind of layer: the table of its pages [slots, X] int32
@@ -103,7 +103,7 @@ class Attention(nn.Module):
         """x [T, H] float32; positions [N, L] with N L = T; caches are written in place. places: where ranks share the
         model, model/places.py."""
         cos, sin = rope
-        found = torch.ops.gptoss.attention_sublayer(
+        return torch.ops.gptoss.attention_sublayer(
             x=x,
             norm_weight=norm.weight,
             qkv_weight=self.qkv_proj.weight,
@@ -121,9 +121,9 @@ class Attention(nn.Module):
             window=self.window,
             scale=self.scale,
             eps=norm.eps,
-            residual=places is None,
+            places=places,
+            ranks=self.ranks,
         )
-        return found if places is None else add_of_ranks(x, found, places, self.ranks, norm.weight.dtype)
 
 
 class Router(nn.Module):
@@ -181,16 +181,9 @@ class Mlp(nn.Module):
         self, x: torch.Tensor, norm: RMSNorm, positions: torch.Tensor, places: torch.Tensor | None
     ) -> torch.Tensor:
         """x [T, H] float32, positions [T]; places: where ranks share the model, model/places.py."""
-        if places is None:
-            return self._of_all_experts(x, norm, positions, residual=True)
-        if self.by_expert:
+        if self.by_expert and places is not None:
             found = self._of_own_experts(x, norm, positions, places[WHICH])
-        else:
-            found = self._of_all_experts(x, norm, positions, residual=False)
-        return add_of_ranks(x, found, places, self.ranks, norm.weight.dtype)
-
-    def _of_all_experts(self, x: torch.Tensor, norm: RMSNorm, positions: torch.Tensor, residual: bool) -> torch.Tensor:
-        """What all experts add to x, or their part of this rank; plus x where `residual` says so."""
+            return torch.ops.gptoss.sum_ranks(x=found, residual=x, places=places, ranks=self.ranks, box=Box.EXPERTS)
         return torch.ops.gptoss.experts_sublayer(
             x=x,
             norm_weight=norm.weight,
@@ -202,7 +195,8 @@ class Mlp(nn.Module):
             alpha=self.alpha,
             limit=self.limit,
             eps=norm.eps,
-            residual=residual,
+            places=places,
+            ranks=self.ranks,
         )
 
     def _of_own_experts(
@@ -213,7 +207,7 @@ class Mlp(nn.Module):
         weights, indices = route(normed, self.router.weight, self.router.bias, self.choices)
         own = indices - rank * self.experts_of_a_rank
         there = (own >= 0) & (own < self.experts.gate_up_proj_bias.size(0)) & (positions >= 0)[:, None]
-        found = torch.ops.gptoss.mxfp4_experts(
+        return torch.ops.gptoss.mxfp4_experts(
             x=normed.to(norm.weight.dtype),
             routing_weights=weights,
             expert_indices=torch.where(there, own, -1),
@@ -221,7 +215,6 @@ class Mlp(nn.Module):
             alpha=self.alpha,
             limit=self.limit,
         )
-        return found.float()
 
 
 class Layer(nn.Module):

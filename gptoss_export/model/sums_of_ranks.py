@@ -1,22 +1,11 @@
-"""What the ranks that share a model make of their results together: sums over the ranks. Every rank has the same bits
+"""What the ranks that share a model make of their logits together: sums over the ranks. Every rank has the same bits
 afterwards."""
 
 from __future__ import annotations
 
 import torch
 
-from .places import CELLS, WHICH
-
-
-def add_of_ranks(
-    x: torch.Tensor, part: torch.Tensor, places: torch.Tensor, ranks: int, dtype: torch.dtype
-) -> torch.Tensor:
-    """The residual stream x [T, H] float32 plus the part [T, H] float32 of every rank.
-
-    places  model/places.py
-    dtype   of the weights. The many numbers of a chunk travel in it, since their number limits the speed
-    """
-    return _summed(part if part.numel() <= CELLS else part.to(dtype), x, places, ranks)
+from .places import WHICH, Box
 
 
 def best_of_ranks(
@@ -51,8 +40,5 @@ def all_logits(logits: torch.Tensor, places: torch.Tensor, ranks: int, tokens: i
 def _of_each_rank(x: torch.Tensor, places: torch.Tensor, ranks: int) -> torch.Tensor:
     """x of each rank [ranks, *shape of x]: a sum of which all terms but one are zero."""
     is_own = (torch.arange(ranks, device=x.device) == places[WHICH]).view(-1, *(1 for _ in x.shape))
-    return _summed(torch.where(is_own, x, 0.0), None, places, ranks)
-
-
-def _summed(x: torch.Tensor, residual: torch.Tensor | None, places: torch.Tensor, ranks: int) -> torch.Tensor:
-    return torch.ops.gptoss.sum_ranks(x=x, residual=residual, places=places, ranks=ranks)
+    part = torch.where(is_own, x, 0.0)
+    return torch.ops.gptoss.sum_ranks(x=part, residual=None, places=places, ranks=ranks, box=Box.IN_TURN)

@@ -56,7 +56,6 @@ class RankGroup:
         self._pages: dict[int, int] = {}  # that a rank has room for
         self._importing = {process.rank for process in processes}
         self._reason = ""
-        self._leave: Callable[[], object] = _nothing  # the process group, once
         self._finish = weakref.finalize(self, _end_all, list(processes), self._controls)
         descriptors = [shared_memory(len(processes))]
         self._sender = Sender(descriptors[0], len(processes))
@@ -78,7 +77,7 @@ class RankGroup:
         self._wait_until(lambda: not self._importing)
         with self.together():
             self._torch.join()
-        self._leave = weakref.finalize(self, self._torch.leave)
+        weakref.finalize(self, self._torch.leave)
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -175,8 +174,7 @@ class RankGroup:
         self._reason = self._explain()
         for process in self._processes:
             process.kill()
-        threading.Thread(target=self._torch.abort, daemon=True).start()  # it waits for the device
-        self._leave()
+        self._torch.leave(in_background=True)
         self._changed.notify_all()
 
     def _explain(self) -> str:
@@ -208,10 +206,6 @@ class RankGroup:
             if now - since >= PATIENCE:
                 with self._changed:
                     self._fail(_End(process.rank, f"did not answer for {PATIENCE:g} s", cause=True))
-
-
-def _nothing() -> None:
-    """There is no process group to leave."""
 
 
 def _of_another_rank(text: str) -> bool:

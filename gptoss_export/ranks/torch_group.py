@@ -3,7 +3,7 @@ by torch's Python alone."""
 
 from __future__ import annotations
 
-import os
+import threading
 from datetime import timedelta
 
 import torch
@@ -42,12 +42,12 @@ class TorchGroup:
         )
         self.port = self._store.port
         self._rank, self._ranks, self._device, self._through = rank, ranks, device, through
+        self._group: distributed.ProcessGroup | None = None
+        self._has_left = False
         self._exchange: Exchange | NoExchange = NoExchange(rank, ranks)
 
     def join(self) -> None:
         """Become a member. Waits for all ranks. Raises RunError where memory cannot be shared."""
-        if self._device != "cpu":
-            os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # multicast, which does not work in every virtual machine
         make = gloo_group if self._device == "cpu" else nccl_group
         self._group = make(self._store, self._rank, self._ranks, timedelta(seconds=PATIENCE))
         register(GROUP, self._group)
@@ -68,11 +68,6 @@ class TorchGroup:
         if self._device != "cpu":
             torch.cuda.synchronize()
 
-    def abort(self) -> None:
-        """End the collectives that wait for ranks which are gone."""
-        if self._device != "cpu":
-            self._group.abort()
-
     def announce(self, pages: int) -> None:
         """On rank 0: the pages of the KV cache that all ranks have room for."""
         self._store.set(_PAGES, str(pages))
@@ -81,6 +76,18 @@ class TorchGroup:
         """On the other ranks. Waits for rank 0."""
         return int(self._store.get(_PAGES))
 
-    def leave(self) -> None:
-        """End the membership."""
+    def leave(self, in_background: bool = False) -> None:
+        """End the membership, and the collectives that wait for ranks which are gone; once.
+
+        in_background  return at once, though the device may work on for as long as a rank is waited for
+        """
+        if self._group is None or self._has_left:
+            return
+        self._has_left = True
         unregister(GROUP)
+        if self._device == "cpu":
+            return
+        if in_background:
+            threading.Thread(target=self._group.abort).start()  # which the end of the process waits for
+        else:
+            self._group.abort()

@@ -3,6 +3,9 @@
 Every program is traced and lowered as a build does it, with kernels that record their calls. A composed op has a
 kernel of its own, and some targets compile its reference instead, whose smaller ops have kernels too. So each program
 is lowered twice: with the references of the composed ops, and with their kernels.
+
+Where ranks share the model, the calls are those of every kind of rank, without what the ranks exchange: a GPU is tuned
+alone.
 """
 
 from __future__ import annotations
@@ -21,7 +24,10 @@ from ..kernels.launch_config import ConfigSpace
 from ..kernels.registry import kernels
 from ..model.config import ModelConfig
 from ..model.ops import OPS, Arguments, Op
+from ..model.ranks import program_configs
 from ..progress import Progress
+
+_EXCHANGE = "sum_ranks"  # the op that is nothing but an exchange
 
 
 @dataclass(frozen=True)
@@ -49,14 +55,15 @@ def op_calls(
     """
     progress = progress or Progress()
     recorder = _Recorder(kernels(), ConfigChooser(arch))
-    short = config.shortest()
-    for program in model_programs(sizes):
-        progress.update(f"trace {program.name}")
-        traced = trace(program, short, sizes, dtype, torch.device("cpu"))
-        lower(traced, recorder.implementations(composed_by_reference=True))
-        lower(traced, recorder.implementations(composed_by_reference=False))
+    for part in program_configs(config.shortest(), sizes.sharing):
+        for program in model_programs(sizes):
+            progress.update(f"trace {program.name}")
+            traced = trace(program, part, sizes, dtype, torch.device("cpu"))
+            lower(traced, recorder.implementations(composed_by_reference=True))
+            lower(traced, recorder.implementations(composed_by_reference=False))
     pages = 1 + sizes.table[0] * sizes.table[1]
-    return [replace(call, arguments=_on_meta(call.arguments, pages)) for call in recorder.calls.values()]
+    calls = (_of_one_rank(call) for call in recorder.calls.values() if call.op.name != _EXCHANGE)
+    return [replace(call, arguments=_on_meta(call.arguments, pages)) for call in calls]
 
 
 class _Recorder:
@@ -87,6 +94,13 @@ class _Recorder:
             return space
 
         return replace(kernel, config_space=recorded)
+
+
+def _of_one_rank(call: OpCall) -> OpCall:
+    """The call without what ranks exchange at its end."""
+    if call.arguments.get("places") is None:
+        return call
+    return replace(call, arguments=call.arguments | {"places": None, "ranks": 1})
 
 
 def _on_meta(arguments: Arguments, pages: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from .arch import has_dependent_launch
 from .dense_tiles import DenseTile, columns_for, dense_product, dot_precision, normalise
 from .dependent_launch import let_next_start, wait_for_previous, wait_then_let_next_start
 from .online_softmax import cell
+from .rank_cells import Shared, sum_over_ranks
 
 
 @triton.jit
@@ -95,6 +96,7 @@ def _project_batch_pdl(
     weight,
     bias,
     residual,
+    places,
     out,
     TOKENS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -103,11 +105,13 @@ def _project_batch_pdl(
     R: tl.constexpr,
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
-    RESIDUAL: tl.constexpr,
+    RANKS: tl.constexpr,
+    BOX: tl.constexpr,
+    CLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """R of the HIDDEN results of every token: x [T, WIDTH] times the rows + bias, float32, plus the residual where
-    there is one."""
+    """R of the HIDDEN results of every token: x [T, WIDTH] times the rows + bias, float32, summed over the ranks, plus
+    the residual."""
     row = (tl.program_id(0) + let_next_start(EARLY)) * R + tl.arange(0, R)
     safe = tl.minimum(row, HIDDEN - 1)
     zero = wait_for_previous(EARLY)
@@ -119,8 +123,9 @@ def _project_batch_pdl(
     token = tl.arange(0, COLUMNS)[None, :]
     there = (token < TOKENS) & (row < HIDDEN)[:, None]
     cells = token * HIDDEN + row[:, None]
-    if RESIDUAL:
-        y += tl.load(residual + cells, mask=there, other=0.0)
+    if RANKS > 1:
+        y = sum_over_ranks(y, cells, there, places, BOX, zero, RANKS, CLOCK)
+    y += tl.load(residual + cells, mask=there, other=0.0)
     tl.store(out + cells, y, mask=there)
 
 
@@ -181,18 +186,19 @@ def project_batch(
     weight: torch.Tensor,
     bias: torch.Tensor,
     x: torch.Tensor,
-    residual: bool,
+    shared: Shared,
     tile: DenseTile,
     arch: str,
 ) -> torch.Tensor:
-    """[T, H] float32: attended [.., Hq D] @ weight.T + bias, plus x [T, H] where `residual` says so."""
+    """[T, H] float32: attended [.., Hq D] @ weight.T + bias, summed over the ranks, plus x [T, H]."""
     tokens, hidden = x.shape
     out = torch.empty_like(x)
     wrap_triton(_project_batch_pdl)[(triton.cdiv(hidden, tile.rows),)](
         attended,
         weight,
         bias,
-        x if residual else out,
+        x,
+        x if shared.places is None else shared.places,
         out,
         TOKENS=tokens,
         COLUMNS=columns_for(tokens),
@@ -201,9 +207,9 @@ def project_batch(
         R=tile.rows,
         BLOCK=tile.length,
         PRECISION=dot_precision(weight.dtype),
-        RESIDUAL=residual,
         EARLY=has_dependent_launch(arch),
         num_warps=tile.warps,
         num_stages=tile.stages,
+        **shared.constants(arch),
     )
     return out

@@ -9,7 +9,7 @@ to:
     _qkv_pdl       norm, product, bias, RoPE, cache write. A program has PAIRS pairs of rows of one head, d and
                    d + D / 2, which RoPE rotates against each other.
     _attend_next_pdl (or _attend_pdl), _combine_pdl   see attention.py
-    _project_pdl   product, bias, residual
+    _project_pdl   product, bias, sum over the ranks that share the model, residual
 
 More tokens are a batch: attention_batch.py has the kernels of its products.
 
@@ -26,6 +26,7 @@ from torch.library import triton_op, wrap_triton
 from gptoss_export.kernels.kernel import Kernel
 from gptoss_export.kernels.launch_config import ConfigSpace, unflatten
 from gptoss_export.model.ops import Arguments
+from gptoss_export.model.places import Box
 
 from .arch import has_dependent_launch
 from .attention import AttentionInputs, attend
@@ -34,6 +35,7 @@ from .attention_config import Attend, attention_space
 from .dense_tiles import DENSE_OPTIONS, MOST_TOKENS, DenseTile, dense_default
 from .dependent_launch import let_next_start, wait_for_previous, wait_then_let_next_start
 from .online_softmax import cell
+from .rank_cells import Shared, fits, sum_over_ranks
 from .rows import ROW_OPTIONS, Rows, dot_rows, dot_rows_of_norm, load_rows
 
 QKV = Rows(rows=4, length=1024, warps=4)
@@ -114,15 +116,18 @@ def _project_pdl(
     weight,
     bias,
     residual,
+    places,
     out,
     WIDTH: tl.constexpr,
     HIDDEN: tl.constexpr,
     R: tl.constexpr,
     BLOCK: tl.constexpr,
-    RESIDUAL: tl.constexpr,
+    RANKS: tl.constexpr,
+    BOX: tl.constexpr,
+    CLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """R of the HIDDEN results: x [WIDTH] times the rows + bias, float32, plus the residual where there is one."""
+    """R of the HIDDEN results: x [WIDTH] times the rows + bias, float32, summed over the ranks, plus the residual."""
     row = (tl.program_id(0) + let_next_start(EARLY)) * R + tl.arange(0, R)
     safe = tl.minimum(row, HIDDEN - 1)
     pieces = load_rows(weight, safe, WIDTH, BLOCK)
@@ -130,12 +135,13 @@ def _project_pdl(
     zero = wait_for_previous(EARLY)
     x += zero
     residual += zero
-    if RESIDUAL:  # read before the product: the loads wait together
-        before = tl.load(residual + safe)
+    before = tl.load(residual + safe)  # read before the product: the loads wait together
     y = dot_rows(pieces, x, WIDTH, BLOCK)
-    if RESIDUAL:
-        y = before + y
-    tl.store(out + row, y + added, mask=row < HIDDEN)
+    if RANKS > 1:
+        y = before + sum_over_ranks(y + added, row, row < HIDDEN, places, BOX, zero, RANKS, CLOCK)
+    else:
+        y = before + y + added
+    tl.store(out + row, y, mask=row < HIDDEN)
 
 
 @triton_op("gptoss_triton::attention_sublayer", mutates_args={"k_cache", "v_cache"})
@@ -157,7 +163,8 @@ def attention_sublayer(
     window: int,
     scale: float,
     eps: float,
-    residual: bool,
+    places: torch.Tensor | None,
+    ranks: int,
     config: list[int],
     arch: str,
 ) -> torch.Tensor:
@@ -182,7 +189,8 @@ def attention_sublayer(
         scale=scale,
     )
     attended = attend(inputs, inner, arch, after_its_query=True)
-    return (project_batch if batch else _project_one)(attended, o_weight, o_bias, x, residual, project, arch)
+    shared = Shared(places, ranks, Box.ATTENTION)
+    return (project_batch if batch else _project_one)(attended, o_weight, o_bias, x, shared, project, arch)
 
 
 def _query_of_one(
@@ -239,7 +247,7 @@ def _project_one(
     weight: torch.Tensor,
     bias: torch.Tensor,
     x: torch.Tensor,
-    residual: bool,
+    shared: Shared,
     rows: Rows,
     arch: str,
 ) -> torch.Tensor:
@@ -249,15 +257,16 @@ def _project_one(
         attended,
         weight,
         bias,
-        x if residual else out,
+        x,
+        x if shared.places is None else shared.places,
         out,
         WIDTH=weight.size(1),
         HIDDEN=hidden,
         R=rows.rows,
         BLOCK=rows.length,
-        RESIDUAL=residual,
         EARLY=has_dependent_launch(arch),
         num_warps=rows.warps,
+        **shared.constants(arch),
     )
     return out
 
@@ -272,7 +281,7 @@ _TILES = (
 
 def covers(arguments: Arguments) -> bool:
     """Whether x [T, H] has few enough tokens. For more, the reference calls the smaller ops and matrix products."""
-    return arguments["x"].size(0) <= MOST_TOKENS
+    return arguments["x"].size(0) <= MOST_TOKENS and fits(arguments)
 
 
 def config_space(arguments: Arguments, arch: str) -> ConfigSpace:

@@ -1,4 +1,4 @@
-"""The second product of the experts for many pairs, and the sum over the choices of a token.
+"""The second product of the experts for many pairs, and the sum over the choices of a token and over the ranks.
 
 experts_many.py says how pairs are grouped and in which order the programs run. The sum is a kernel of its own: there
 are no atomic additions, so that equal inputs have equal results.
@@ -12,6 +12,7 @@ import triton.language as tl
 from .dependent_launch import let_next_start, wait_for_previous, wait_then_let_next_start
 from .grouping import is_half
 from .mxfp4_words import words_product
+from .rank_cells import sum_over_ranks
 
 
 @triton.jit
@@ -119,14 +120,18 @@ def sum_many_pdl(
     chosen,
     shares,
     residual,
+    places,
     sums,
     CHOICES: tl.constexpr,
     HIDDEN: tl.constexpr,
     WIDTH: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    RANKS: tl.constexpr,
+    BOX: tl.constexpr,
+    CLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """WIDTH results of one token [T, H]: the sum over its choices, plus the residual."""
+    """WIDTH results of one token [T, H]: the sum over its choices and over the ranks, plus the residual."""
     zero = wait_then_let_next_start(EARLY)
     out += zero
     chosen += zero
@@ -136,13 +141,17 @@ def sum_many_pdl(
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     inside = column < HIDDEN
+    before = tl.zeros([WIDTH], tl.float32)
     total = tl.zeros([WIDTH], tl.float32)
     if RESIDUAL:
-        total += tl.load(residual + token * HIDDEN + column, mask=inside, other=0.0)
+        before += tl.load(residual + token * HIDDEN + column, mask=inside, other=0.0)
     for choice in tl.static_range(CHOICES):
         pair = token * CHOICES + choice
         # Loaded whether it was written or not: so the loads of all choices wait together.
         result = tl.load(out + pair * HIDDEN + column, mask=inside, other=0.0).to(tl.float32)
         share = tl.load(shares + pair)
         total += tl.where(tl.load(chosen + pair) >= 0, share * result, 0.0)
-    tl.store(sums + token * HIDDEN + column, total, mask=inside)
+    cell = token * HIDDEN + column
+    if RANKS > 1:
+        total = sum_over_ranks(total, cell, inside, places, BOX, zero, RANKS, CLOCK)
+    tl.store(sums + cell, before + total, mask=inside)

@@ -8,7 +8,7 @@ SwiGLU is bounded by (limit + 1) * limit, so the power of two of `act` is known 
 
 `_gate_up_pdl` starts to work when the routing is known. `_down_pdl` may read the routing before it waits, since
 `_gate_up_pdl` lets it start only after its own wait. So `_down_pdl` has its weights in registers when `act` is ready.
-It sums over the choices and adds the residual.
+It sums over the choices, and over the ranks that share the model, and adds the residual.
 
 Limits: H and I are multiples of 32, as in MXFP4. Weights, scales and biases are contiguous.
 """
@@ -31,8 +31,12 @@ from .arranged import UNIT, Arranged, place_of
 from .dependent_launch import wait_then_let_next_start
 from .mxfp4 import Experts, swiglu
 from .mxfp4_rows import LANES, dot_groups, load_groups
+from .rank_cells import ALONE, Shared, sum_over_ranks
 
 FEW_PAIRS = 4  # one token of 4 choices: for more, tensor cores are faster
+
+
+_EVEN = 1440  # programs of a warp: 11 for each SM of a large GPU
 
 
 class GateUp(NamedTuple):
@@ -53,12 +57,17 @@ class Down(NamedTuple):
 def few_pairs_space(
     tokens: int, choices: int, experts: int, hidden: int, inter: int, dtype: torch.dtype
 ) -> ConfigSpace:
-    """The launch configs of the two kernels for tokens * choices pairs."""
+    """The launch configs of the two kernels for tokens * choices pairs.
+
+    By default the first product has so many programs that they fill the SMs evenly; a rank has a part of its rows.
+    """
+    rows = 4
+    tiles = 2 * inter * tokens * choices // (rows * _EVEN)
     return ConfigSpace(
         name="experts_few",
         shape=shape_of(dtype, tokens=tokens, choices=choices, experts=experts, hidden=hidden, inter=inter),
         scaled=("tokens",),
-        default={"gate_up": GateUp(rows=4, tiles=3, warps=1), "down": Down(rows=4, warps=2)},
+        default={"gate_up": GateUp(rows, tiles=max(1, min(3, tiles)), warps=1), "down": Down(rows=4, warps=2)},
         options={
             "gate_up": {"rows": (2, 4, 8), "tiles": (1, 2, 3, 4, 6), "warps": (1, 2, 4)},
             "down": {"rows": (1, 2, 4, 8), "warps": (1, 2, 4)},
@@ -166,6 +175,7 @@ def _down_pdl(
     scales,
     bias,
     residual,
+    places,
     out,
     EXPERTS: tl.constexpr,
     COUNT: tl.constexpr,
@@ -177,9 +187,12 @@ def _down_pdl(
     R: tl.constexpr,
     EXACT: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    RANKS: tl.constexpr,
+    BOX: tl.constexpr,
+    CLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """R of the H results of one token: the sum over its choices, plus the residual."""
+    """R of the H results of one token: the sum over its choices and over the ranks, plus the residual."""
     token = tl.program_id(1)
     row = tl.program_id(0) * R + tl.arange(0, R)
     safe = tl.minimum(row, HIDDEN - 1)
@@ -195,8 +208,9 @@ def _down_pdl(
         factors = factors + (bytes_,)
         added = tl.load(bias + line).to(tl.float32)
         total += tl.where(expert >= 0, _pick(share, j, WIDTH) * added, 0.0)
+    before = tl.zeros([R], tl.float32)
     if RESIDUAL:
-        total += tl.load(residual + token * HIDDEN + safe)
+        before += tl.load(residual + token * HIDDEN + safe)
     zero = wait_then_let_next_start(EARLY)
     act += zero
     out += zero
@@ -206,7 +220,10 @@ def _down_pdl(
         dots = dot_groups(packed[j], factors[j], act + (token * CHOICES + j) * INTER, there, INTER, EXACT)
         acc += tl.where(there, dots * _pick(share, j, WIDTH), 0.0)
     total += tl.sum(acc, 1) * (UNIT / ACT_POWER)
-    tl.store(out + token * HIDDEN + row, total, mask=row < HIDDEN)
+    cell = token * HIDDEN + row
+    if RANKS > 1:
+        total = sum_over_ranks(total, cell, row < HIDDEN, places, BOX, zero, RANKS, CLOCK)
+    tl.store(out + cell, before + total, mask=row < HIDDEN)
 
 
 @dataclass(frozen=True)
@@ -231,8 +248,9 @@ def launch_few_pairs(
     down: Down,
     arch: str,
     residual: torch.Tensor | None = None,
+    ranks: Shared = ALONE,
 ) -> torch.Tensor:
-    """[T, H] float32: the sum of the routed experts, plus `residual` [T, H] float32."""
+    """[T, H] float32: the sum of the routed experts, over the ranks, plus `residual` [T, H] float32."""
     (tokens, hidden), inter, choices = arranged.x.shape, experts.inter, routing.choices
     exact = arranged.x.dtype == torch.float32
     bound = (experts.limit + 1) * experts.limit  # of SwiGLU
@@ -273,10 +291,12 @@ def launch_few_pairs(
         experts.down_scales,
         experts.down_bias,
         out if residual is None else residual,
+        out if ranks.places is None else ranks.places,
         out,
         R=down.rows,
         RESIDUAL=residual is not None,
         num_warps=down.warps,
+        **ranks.constants(arch),
         **shared,
     )
     return out

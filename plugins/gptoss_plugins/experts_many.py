@@ -41,6 +41,7 @@ from .experts_gate_up import gate_up_many_pdl
 from .grouping import Grouped, halves_for
 from .mxfp4 import Experts, product_constants
 from .mxfp4_words import padded
+from .rank_cells import ALONE, Shared
 
 
 class Block(NamedTuple):
@@ -94,6 +95,7 @@ _TILES = (
     (320, 128, Tile(rows=128, words=8, warps=4, stages=4), Tile(rows=64, words=16, warps=4, stages=3)),
     (math.inf, 128, *2 * (Tile(rows=128, words=8, warps=4, stages=4),)),
 )
+_SUM_WARPS = 4
 _TILE = {"rows": (32, 64, 128, 256), "words": (8, 16, 32, 64), "warps": (2, 4, 8), "stages": (2, 3, 4)}
 
 
@@ -106,8 +108,9 @@ def launch_many_pairs(
     down: Tile,
     arch: str,
     residual: torch.Tensor | None = None,
+    ranks: Shared = ALONE,
 ) -> torch.Tensor:
-    """[T, H] float32: the sum of the routed experts, plus `residual` [T, H] float32.
+    """[T, H] float32: the sum of the routed experts, over the ranks, plus `residual` [T, H] float32.
 
     x  [T, padded(H, gate_up.words)] in the order of the words, in the dtype of the weights
     """
@@ -155,19 +158,21 @@ def launch_many_pairs(
         **shared,
     )
     sums = grouped.shares.new_empty((tokens, hidden))
-    width = min(1024, triton.next_power_of_2(hidden))
+    width = max(32 * _SUM_WARPS, min(1024, triton.next_power_of_2(hidden)))  # rank_cells.py says why no less
     wrap_triton(sum_many_pdl)[(tokens, triton.cdiv(hidden, width))](
         out,
         grouped.chosen,
         grouped.shares,
         sums if residual is None else residual,
+        sums if ranks.places is None else ranks.places,
         sums,
         CHOICES=choices,
         HIDDEN=hidden,
         WIDTH=width,
         RESIDUAL=residual is not None,
         EARLY=early,
-        num_warps=4,
+        num_warps=_SUM_WARPS,
+        **ranks.constants(arch),
     )
     return sums
 

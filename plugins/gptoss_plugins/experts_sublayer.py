@@ -8,7 +8,8 @@ The contract is in gptoss_export/model/ops/experts_sublayer.py. By the number of
     more (a chunk): `_route_chunk_pdl` (router_chunk.py), the grouping of grouping.py, and the kernels of
         experts_many.py
 
-The last kernel adds the residual, unless another rank does.
+The last kernel sums over the ranks that share the model, and adds the residual. Of a chunk with more than CELLS numbers
+gptoss::sum_ranks does both.
 
 While the router runs, the memory is idle, so the time until the logits are ready counts in full. The logits are
 therefore spread over programs of a few experts each, which have their rows in registers when x is ready. One more
@@ -29,6 +30,8 @@ from torch.library import triton_op, wrap_triton
 from gptoss_export.kernels.kernel import Kernel
 from gptoss_export.kernels.launch_config import ConfigSpace, unflatten
 from gptoss_export.model.ops import Arguments
+from gptoss_export.model.ops.sum_ranks import reference as sum_of_chunk
+from gptoss_export.model.places import CELLS, Box
 
 from .arch import has_dependent_launch
 from .arranged import UNIT, Arranged, empty_arranged, is_exact, place_of, power_for
@@ -39,6 +42,7 @@ from .experts_many import Block, Tile, launch_many_pairs, many_pairs_space
 from .grouping import Grouped, group_pairs
 from .mxfp4 import Experts
 from .mxfp4_words import padded, word_place
+from .rank_cells import ALONE, Shared
 from .router_chunk import MOST_EXPERTS, route_chunk
 from .router_groups import group_by_logits
 from .rows import ROW_OPTIONS, Rows, dot_rows_of_norm, load_rows
@@ -115,14 +119,12 @@ def experts_sublayer(
     alpha: float,
     limit: float,
     eps: float,
-    residual: bool,
+    places: torch.Tensor | None,
+    ranks: int,
     config: list[int],
     arch: str,
 ) -> torch.Tensor:
     """`gptoss::experts_sublayer`: same result. `config` and `arch` as in gptoss_export/kernels/launch_config.py."""
-    (tokens, hidden), count = x.shape, router_weight.size(0)
-    x, positions = x.contiguous(), positions.contiguous()
-    added = x if residual else None
     experts = Experts(
         gate_up_blocks=gate_up_blocks,
         gate_up_scales=gate_up_scales,
@@ -133,13 +135,37 @@ def experts_sublayer(
         alpha=alpha,
         limit=limit,
     )
+    given = x.contiguous(), norm_weight, router_weight, router_bias, experts, positions.contiguous(), choices, eps
+    if places is None or x.numel() <= CELLS:
+        return _experts_half(*given, x.contiguous(), Shared(places, ranks, Box.EXPERTS), config, arch)
+    part = _experts_half(*given, None, ALONE, config, arch)
+    # In the dtype of the weights: the time of so large a sum is that of its bytes.
+    return sum_of_chunk(part.to(norm_weight.dtype), x, places, ranks, Box.EXPERTS)
+
+
+def _experts_half(
+    x: torch.Tensor,
+    norm_weight: torch.Tensor,
+    router_weight: torch.Tensor,
+    router_bias: torch.Tensor,
+    experts: Experts,
+    positions: torch.Tensor,
+    choices: int,
+    eps: float,
+    residual: torch.Tensor | None,
+    shared: Shared,
+    config: list[int],
+    arch: str,
+) -> torch.Tensor:
+    """What the experts make of x, summed over the ranks of `shared`, plus the residual."""
+    (tokens, hidden), count = x.shape, router_weight.size(0)
     if tokens > MOST_TOKENS:
         block, gate_up, down = unflatten(config, Block, Tile, Tile)
         arranged_words, chosen, shares = route_chunk(
             x, norm_weight, router_weight, router_bias, positions, choices, eps, gate_up.words, arch
         )
         grouped = Grouped(chosen, shares, *group_pairs(chosen.flatten(), count, block.pairs))
-        return launch_many_pairs(arranged_words, grouped, experts, block, gate_up, down, arch, residual=added)
+        return launch_many_pairs(arranged_words, grouped, experts, block, gate_up, down, arch, residual, shared)
     many = tokens * choices > FEW_PAIRS
     if many:
         router, block, gate_up, down = unflatten(config, Rows, Block, Tile, Tile)
@@ -171,9 +197,9 @@ def experts_sublayer(
     )
     if many:
         grouped = group_by_logits(logits, positions, choices, block.pairs, arch)
-        return launch_many_pairs(arranged.x, grouped, experts, block, gate_up, down, arch, residual=added)
+        return launch_many_pairs(arranged.x, grouped, experts, block, gate_up, down, arch, residual, shared)
     routing = Routing(logits, positions, choices, computed_from=count)
-    return launch_few_pairs(arranged, routing, experts, gate_up, down, arch, residual=added)
+    return launch_few_pairs(arranged, routing, experts, gate_up, down, arch, residual, shared)
 
 
 def covers(arguments: Arguments) -> bool:

@@ -82,7 +82,7 @@ def test_a_signed_artifact_runs(artifact: Path, tmp_path: Path, keys: tuple[Path
     sign(folder, keys[0])
     runner = load(folder, trust=keys[1])
     assert runner.generate([1, 2, 3], 3).tokens == load(artifact).generate([1, 2, 3], 3).tokens
-    assert list(runner.load_seconds)[:3] == ["check files", "hash the code", "check the machine"]
+    assert list(runner.load_seconds)[1:4] == ["check files", "hash the code", "check the machine"]
 
 
 def test_the_signature_is_ed25519_over_the_bytes_of_the_manifest(signed: Path, keys: tuple[Path, Path]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from gptoss_export.model.places import Box
 from gptoss_export.model.ranks import GROUP
 
 pytestmark = [
@@ -137,7 +138,7 @@ def summing(group: Any, ranks: int) -> Callable[[torch.Tensor, torch.Tensor | No
     major, minor = torch.cuda.get_device_capability()
     bound = kernels()["sum_ranks"].bind(OPS["sum_ranks"], ConfigChooser(f"sm_{major}{minor}"))
     places = torch.tensor(group.places, device="cuda")
-    return lambda x, residual: bound(x=x, residual=residual, places=places, ranks=ranks)
+    return lambda x, residual: bound(x=x, residual=residual, places=places, ranks=ranks, box=Box.IN_TURN)
 
 
 def numbers(shape: tuple[int, int], seed: int) -> torch.Tensor:

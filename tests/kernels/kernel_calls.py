@@ -65,7 +65,8 @@ def attention_sublayer(sequences: int, length: int, rows: int, window: int) -> d
         "cos": empty(tokens, HEAD_DIM // 2, dtype=torch.float32),
         "sin": empty(tokens, HEAD_DIM // 2, dtype=torch.float32),
         "eps": 1e-5,
-        "residual": True,
+        "places": None,
+        "ranks": 1,
     }
 
 
@@ -87,7 +88,8 @@ def experts_sublayer(tokens: int, count: int = EXPERTS) -> dict[str, Any]:
         "positions": empty(tokens, dtype=torch.int64),
         "choices": CHOICES,
         "eps": 1e-5,
-        "residual": True,
+        "places": None,
+        "ranks": 1,
     }
 
 
@@ -107,7 +109,12 @@ def rotary(tokens: int) -> dict[str, Any]:
 def sum_ranks(ranks: int, tokens: int, residual: bool) -> dict[str, Any]:
     x = empty(tokens, HIDDEN, dtype=torch.float32)
     places = empty(FIRST_MEMORY + ranks, dtype=torch.int64)
-    return {"x": x, "residual": x if residual else None, "places": places, "ranks": ranks}
+    return {"x": x, "residual": x if residual else None, "places": places, "ranks": ranks, "box": 2}
+
+
+def of_two_ranks(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A call of one of them. The sizes are left as they are."""
+    return arguments | {"places": empty(FIRST_MEMORY + 2, dtype=torch.int64), "ranks": 2}
 
 
 FEW = ["_gate_up_pdl", "_down_pdl"]
@@ -132,6 +139,26 @@ LAUNCHES: dict[str, tuple[str, Callable[[], dict[str, Any]], list[str]]] = {
     "cache write, one token": ("kv_write", lambda: kv_write(1, 8192), ["_write_kv"]),
     "cache write, chunk": ("kv_write", lambda: kv_write(512, 8192), ["_write_kv"]),
     "rotary": ("rotary", lambda: rotary(512), ["_rotary"]),
+    "attention half of two ranks, one token": (
+        "attention_sublayer",
+        lambda: of_two_ranks(attention_sublayer(1, 1, 8192, 0)),
+        STEP,
+    ),
+    "attention half of two ranks, batch of 64": (
+        "attention_sublayer",
+        lambda: of_two_ranks(attention_sublayer(64, 1, 8192, 128)),
+        BATCH_STEP,
+    ),
+    "experts half of two ranks, one token": (
+        "experts_sublayer",
+        lambda: of_two_ranks(experts_sublayer(1)),
+        ["_router_pdl", *FEW],
+    ),
+    "experts half of two ranks, batch of 64": (
+        "experts_sublayer",
+        lambda: of_two_ranks(experts_sublayer(64)),
+        ["_router_pdl", "_group_pdl", *MANY],
+    ),
     "sum, one token": ("sum_ranks", lambda: sum_ranks(2, 1, True), ["_sum_ranks_pdl"]),
     "sum of 8 ranks, 64 tokens": ("sum_ranks", lambda: sum_ranks(8, 64, False), ["_sum_ranks_pdl"]),
     "attention half, one token": ("attention_sublayer", lambda: attention_sublayer(1, 1, 8192, 0), STEP),

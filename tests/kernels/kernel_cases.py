@@ -187,7 +187,8 @@ def _router_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
             "positions": torch.arange(tokens, device=device),
             "choices": choices,
             "eps": 1e-5,
-            "residual": True,
+            "places": None,
+            "ranks": 1,
         }
         yield Case(label, OPS["experts_sublayer"].arguments((), arguments))
 

@@ -72,7 +72,8 @@ def sublayer_cases() -> dict[str, dict[str, Any]]:
             "cos": normal(tokens, 8),
             "sin": normal(tokens, 8),
             "eps": 1e-5,
-            "residual": True,
+            "places": None,
+            "ranks": 1,
         }
         del arguments["query"]
         found[label] = OPS["attention_sublayer"].arguments((), arguments)
@@ -99,7 +100,8 @@ def router_cases() -> dict[str, dict[str, Any]]:
         "positions": torch.tensor([4, -1, 5]),
         "choices": 1,
         "eps": 1e-5,
-        "residual": True,
+        "places": None,
+        "ranks": 1,
     }
     return {"one is padding": OPS["experts_sublayer"].arguments((), arguments)}
 

@@ -23,6 +23,7 @@ from gptoss_export.compiler.export import build_model
 from gptoss_export.model import sums_of_ranks
 from gptoss_export.model.config import ModelConfig
 from gptoss_export.model.kv_cache import pages_for
+from gptoss_export.model.ops import sum_ranks
 from gptoss_export.model.ranks import rank_configs
 from gptoss_export.ranks.exchange import NoExchange
 from gptoss_export.verification.metric import TOLERANCES, deviation
@@ -38,16 +39,15 @@ class Together:
         self._barrier, self._parts = threading.Barrier(ranks, timeout=60), [torch.empty(0)] * ranks
         self.here = threading.local()
 
-    def summed(self, x: torch.Tensor, residual: torch.Tensor | None, places: torch.Tensor, ranks: int) -> torch.Tensor:
-        """The residual, and the sum of what all threads give."""
-        assert ranks == len(self._parts)
+    def summed(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of what all threads give."""
         self._parts[self.here.rank] = x
         self._barrier.wait()
         found = self._parts[0].clone()
         for part in self._parts[1:]:
             found += part
         self._barrier.wait()
-        return found if residual is None else residual + found
+        return found
 
     def run(self, work: Callable[[int], torch.Tensor]) -> list[torch.Tensor]:
         """What a function of each rank gives, all at the same time."""
@@ -100,7 +100,7 @@ def test_ranks_against_transformers(
     tokens = torch.randint(0, config.vocab_size, (LENGTH,), generator=torch.Generator().manual_seed(1)).tolist()
     parts = rank_configs(manifest.model, manifest.sizes.sharing)
     together = Together(ranks)
-    monkeypatch.setattr(sums_of_ranks, "_summed", together.summed)
+    monkeypatch.setattr(sum_ranks, "_all_reduced", together.summed)
     found = together.run(
         lambda rank: computed(parts[rank], loaded_weights(manifest.of_rank(rank), artifact), artifact, tokens)
     )
@@ -125,7 +125,7 @@ def test_equal_logits_of_two_ranks() -> None:
         return torch.stack([found[0].float(), *found[1:]])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sums_of_ranks, "_summed", together.summed)
+        patch.setattr(sum_ranks, "_all_reduced", together.summed)
         found = together.run(best)
     assert torch.equal(found[0], found[1])
     assert found[0][0].tolist() == [1, 0, 3]

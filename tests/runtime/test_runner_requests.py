@@ -142,6 +142,7 @@ def test_a_changed_weight_is_refused_although_the_code_runs(artifact: Path, tmp_
 
 def test_loading_is_timed_by_stage(loaded: Runner) -> None:
     assert list(loaded.load_seconds) == [
+        "read the manifest",
         "check files",
         "hash the code",
         "open the device",

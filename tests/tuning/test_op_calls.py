@@ -124,3 +124,13 @@ def test_a_build_names_the_tuned_configs_that_it_uses(called: list[OpCall]) -> N
     wrong = {"logits": config["logits"] | {"rows": 3}}
     with pytest.raises(UsageError, match=r"entry unembed has the numbers .*'rows': 3.*run gptoss-export tune again"):
         chosen(replace(own, entries=(TunedConfig("unembed", dict(space.shape), wrong, 1.0, 1.0),)))
+
+
+def test_calls_of_ranks_have_their_sizes_and_exchange_nothing() -> None:
+    """Of four ranks that share a 20b two kinds: with 23 and with 22 groups of columns."""
+    sizes = Sizes((1,), 8192, (128,), ranks=4)
+    found = op_calls(PRESETS["20b"], sizes, torch.bfloat16, "sm_90")
+    assert {call.space.shape["inter"] for call in found if "inter" in call.space.shape} == {23 * 32, 22 * 32}
+    assert {call.space.shape["heads"] for call in found if "heads" in call.space.shape} == {16}
+    assert all(call.arguments.get("places") is None and call.arguments.get("ranks", 1) == 1 for call in found)
+    assert "sum_ranks" not in {call.op.name for call in found}

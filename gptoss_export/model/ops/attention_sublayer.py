@@ -4,7 +4,8 @@
     q, k    = rotated by RoPE at their positions; k and v are written to the cache
     returns   x + attention(q, cache) @ o_weight.T + o_bias  attention is gptoss::sink_attention
 
-Without `residual` x is not added: the ranks that share a model sum their results first (gptoss::sum_ranks).
+Where ranks share the model, each has a part of the weights and computes a part of what is added to x. They add the
+parts of all (gptoss::sum_ranks), so that every rank has the same result.
 
 It is one op because at batch 1 only reading its weights should take time. Norm, bias, rotation and cache write can
 then be part of the kernel of the first product, and the residual part of the second. Where no kernel covers a call,
@@ -22,7 +23,9 @@ Shapes (T = N L tokens, Hq query heads, Hkv key and value heads of size D)
   cos, sin     [T, D / 2] float32     of the angles, times YaRN's concentration
   slots        [N] int64              of each segment
   positions    [N, L] int64           -1: padding, whose keys go to the scratch page and whose results mean nothing
-  window       int, 0: see everything;   scale, eps   float;   residual   bool
+  window       int, 0: see everything;   scale, eps   float
+  places       [.] int64, model/places.py; None where one rank has the whole model
+  ranks        int
   returns      [T, H] float32
 
 Products are in the dtype of the weights with float32 sums; norm, RoPE and softmax are in float32. An implementation may
@@ -41,6 +44,7 @@ import torch
 from torch.nn import functional as F
 
 from ..kv_cache import live_pages
+from ..places import Box
 from . import draw
 from .norm import rms_norm
 from .op import Case, Op
@@ -71,7 +75,8 @@ def reference(
     window: int,
     scale: float,
     eps: float,
-    residual: bool,
+    places: torch.Tensor | None,
+    ranks: int,
 ) -> torch.Tensor:
     """The op's meaning in plain PyTorch, over gptoss::sink_attention and gptoss::kv_write."""
     heads, kv_heads, head_dim = sinks.size(0), k_cache.size(1), k_cache.size(3)
@@ -82,14 +87,13 @@ def reference(
     torch.ops.gptoss.kv_write(k_cache, v_cache, pages, key, value, slots, positions)
     out = torch.ops.gptoss.sink_attention(query, k_cache, v_cache, pages, sinks, slots, positions, window, scale)
     projected = F.linear(out.view(x.size(0), -1), o_weight, o_bias)
-    return x + projected if residual else projected.float()
+    if places is None:
+        return x + projected
+    return torch.ops.gptoss.sum_ranks(projected, x, places, ranks, Box.ATTENTION)
 
 
 def fake(x: torch.Tensor, *_: object) -> torch.Tensor:
     return x.new_empty(x.shape)
-
-
-WITHOUT_RESIDUAL = ("one token, window", "batch, ragged, one idle", "short chunk")  # the other cases add it
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
@@ -139,7 +143,8 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
             "window": window,
             "scale": dim**-0.5,
             "eps": 1e-5,
-            "residual": label not in WITHOUT_RESIDUAL,
+            "places": None,
+            "ranks": 1,
         }
         yield Case(label, arguments)
 
@@ -150,7 +155,7 @@ OP = Op(
     fake=fake,
     cases=cases,
     mutates=("k_cache", "v_cache"),
-    parts=("sink_attention", "kv_write"),
+    parts=("sink_attention", "kv_write", "sum_ranks"),
     realistic={
         "qkv_weight": draw.matrix,
         "o_weight": draw.matrix,

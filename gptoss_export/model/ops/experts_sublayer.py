@@ -4,7 +4,8 @@
     weights, indices = the `choices` largest of  normed @ router_weight.T + router_bias,  softmax over them
     returns            x + experts(normed, weights, indices)            gptoss::mxfp4_experts
 
-Without `residual` x is not added: the ranks that share a model sum their results first (gptoss::sum_ranks).
+Where ranks share the model, each has a part of the weights and computes a part of what is added to x. They add the
+parts of all (gptoss::sum_ranks), so that every rank has the same result.
 
 It is one op because at batch 1 norm, router, top-k, weighted sum and residual would be a dozen small kernels around
 two that take time. Where no kernel covers a call, the reference serves, which leaves gptoss::mxfp4_experts.
@@ -16,7 +17,9 @@ Shapes
   gate_up_blocks to down_bias   as in gptoss::mxfp4_experts
   positions      [T] int64      -1: padding, which goes to no expert
   choices        int            experts a token goes to, 1 to E
-  alpha, limit, eps   float;   residual   bool
+  alpha, limit, eps   float
+  places         [.] int64, model/places.py; None where one rank has the whole model
+  ranks          int
   returns        [T, H] float32
 
 The router is computed in float32. Of equal logits the lower expert index wins. The experts get `normed` in the dtype
@@ -29,6 +32,7 @@ from collections.abc import Iterator
 import torch
 from torch.nn import functional as F
 
+from ..places import Box
 from . import draw, experts
 from .norm import rms_norm
 from .op import Case, Op
@@ -60,7 +64,8 @@ def reference(
     alpha: float,
     limit: float,
     eps: float,
-    residual: bool,
+    places: torch.Tensor | None,
+    ranks: int,
 ) -> torch.Tensor:
     """The op's meaning in plain PyTorch, over gptoss::mxfp4_experts."""
     normed = rms_norm(x, norm_weight, eps)
@@ -79,14 +84,13 @@ def reference(
         alpha,
         limit,
     )
-    return x + mixed if residual else mixed.float()
+    if places is None:
+        return x + mixed
+    return torch.ops.gptoss.sum_ranks(mixed, x, places, ranks, Box.EXPERTS)
 
 
 def fake(x: torch.Tensor, *_: object) -> torch.Tensor:
     return x.new_empty(x.shape)
-
-
-WITHOUT_RESIDUAL = ("one token", "chunk, mostly padding")  # the other cases add it
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
@@ -113,7 +117,8 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
             "alpha": given["alpha"],
             "limit": given["limit"],
             "eps": 1e-5,
-            "residual": label not in WITHOUT_RESIDUAL,
+            "places": None,
+            "ranks": 1,
         }
         yield Case(label, arguments)
 
@@ -124,6 +129,6 @@ OP = Op(
     reference=reference,
     fake=fake,
     cases=cases,
-    parts=("mxfp4_experts",),
+    parts=("mxfp4_experts", "sum_ranks"),
     realistic={**experts.PACKED_WEIGHTS, "router_weight": draw.matrix, "positions": draw.positions},
 )

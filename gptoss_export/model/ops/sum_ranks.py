@@ -9,6 +9,7 @@ Shapes
   residual  as x, float32, the same on all ranks; or None
   places    [FIRST_MEMORY + ranks] int64: which rank this is, and addresses (model/places.py)
   ranks     int, how many there are
+  box       int, a Box of model/places.py
   returns   the shape of x; float32, or the dtype of x where there is no residual
 
 The reference is c10d's functional all-reduce in the process group GROUP (model/ranks.py), which a compiled program
@@ -18,10 +19,10 @@ else. It reads no address.
 A kernel sums up to CELLS numbers through memory that all GPUs reach. It sends the numbers of this rank into the
 memory of every rank, and waits for those of the others in its own:
 
-  what a rank receives   [2, ranks, CELLS] int64, by half, sender and number. A cell is 0 while it is empty. Otherwise
-                         its low 32 bits are a float32 and its high ones are FULL
-  the counters           which half the next sum uses, 0 or 1; how many programs of the kernel have read that; 1 as soon
-                         as a rank did not answer, which ends all waiting
+  what a rank receives   [BOXES, ranks, CELLS] int64, by box, sender and number. A cell is 0 while it is empty. In one
+                         with a number the low 32 bits are a float32 and the high ones are FULL
+  the counters           which of the boxes IN_TURN is next, 0 or 1; how many programs of the kernel have read that; 1
+                         as soon as a rank did not answer, which ends all waiting
   late                   1 as soon as a rank did not answer: the results mean nothing from then on
 """
 
@@ -31,22 +32,27 @@ from collections.abc import Iterator
 
 import torch
 
-from ..places import CELLS, COUNTERS, COUNTS, FIRST_MEMORY, LATE
+from ..places import BOXES, CELLS, COUNTERS, COUNTS, FIRST_MEMORY, LATE, Box
 from ..ranks import GROUP
 from .op import Case, Op
 
 FULL = 1  # the high half of a cell with a number
 
 
-def reference(x: torch.Tensor, residual: torch.Tensor | None, places: torch.Tensor, ranks: int) -> torch.Tensor:
+def reference(
+    x: torch.Tensor, residual: torch.Tensor | None, places: torch.Tensor, ranks: int, box: int
+) -> torch.Tensor:
     if ranks == 1:
         return x.clone() if residual is None else residual + x
-    summed = torch.ops._c10d_functional.all_reduce(x.contiguous(), "sum", GROUP)
-    found = torch.ops._c10d_functional.wait_tensor(summed)
+    found = _all_reduced(x.contiguous())
     return found if residual is None else residual + found
 
 
-def fake(x: torch.Tensor, residual: torch.Tensor | None, places: torch.Tensor, ranks: int) -> torch.Tensor:
+def _all_reduced(x: torch.Tensor) -> torch.Tensor:
+    return torch.ops._c10d_functional.wait_tensor(torch.ops._c10d_functional.all_reduce(x, "sum", GROUP))
+
+
+def fake(x: torch.Tensor, residual: torch.Tensor | None, places: torch.Tensor, ranks: int, box: int) -> torch.Tensor:
     return x.new_empty(x.shape, dtype=x.dtype if residual is None else residual.dtype)
 
 
@@ -61,14 +67,15 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         random = torch.Generator().manual_seed(len(shape))
         x = torch.randn(shape, generator=random).to(device, dtype)
         for residual in None, torch.randn(shape, generator=random).to(device):
-            arguments = {"x": x, "residual": residual, "places": own_places(device), "ranks": 1}
+            box = Box.IN_TURN if residual is None else Box.EXPERTS
+            arguments = {"x": x, "residual": residual, "places": own_places(device), "ranks": 1, "box": box}
             yield Case(f"{label}, {'no residual' if residual is None else 'residual'}", arguments)
 
 
 def own_places(device: torch.device) -> torch.Tensor:
     """The places of a rank that shares with none. They lie in one piece of memory with what they point to."""
     counters = FIRST_MEMORY + 1
-    whole = torch.zeros(counters + COUNTS + 1 + 2 * CELLS, dtype=torch.int64, device=device)
+    whole = torch.zeros(counters + COUNTS + 1 + BOXES * CELLS, dtype=torch.int64, device=device)
     for place, index in {COUNTERS: counters, LATE: counters + COUNTS, FIRST_MEMORY: counters + COUNTS + 1}.items():
         whole[place] = whole.data_ptr() + whole.element_size() * index
     return whole[:counters]

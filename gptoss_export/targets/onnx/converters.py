@@ -56,7 +56,8 @@ def _attention_sublayer(
     window: int,
     scale: float,
     eps: float,
-    residual: bool,
+    places: None,
+    ranks: int,
 ) -> Stream:
     config = writer.config
     heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
@@ -85,7 +86,8 @@ def _experts_sublayer(
     alpha: float,
     limit: float,
     eps: float,
-    residual: bool,
+    places: None,
+    ranks: int,
 ) -> Stream:
     normed, x = writer.norm(x, norm_weight, eps)
     packed = ExpertWeights(gate_up_blocks, gate_up_scales, gate_up_bias, down_blocks, down_scales, down_bias)
