@@ -13,7 +13,7 @@ from ..model.dtypes import ITEM_SIZES
 from ..model.ranks import Slice
 from .stored_tensors import StoredTensor
 
-_MOST = 4 << 20  # bytes that are read at once to take some out of them
+_MOST = 1 << 20  # bytes that are read at once to take some out of them
 _LARGE = 64 << 10  # bytes of a run from which on each run is read by itself
 
 
@@ -40,6 +40,9 @@ class StoredColumns:
 
     def read(self, start: int, to: memoryview) -> None:
         """Fill `to` with the slice's bytes from `start` on. Raises ArtifactError as StoredTensor.read."""
+        around = np.empty(
+            max(_MOST, self.step) if self.run < _LARGE else 0, np.uint8
+        )  # for all rounds: making it takes time
         done = 0
         while done < to.nbytes:
             index, skipped = divmod(start + done, self.run)
@@ -52,9 +55,8 @@ class StoredColumns:
                 runs = min(left // self.run, max(1, _MOST // self.step))
                 count = runs * self.run
                 # Behind the last run the file may end.
-                around = bytearray(runs * self.step)
-                self.whole.read(at, memoryview(around)[: (runs - 1) * self.step + self.run])
-                taken = np.frombuffer(around, np.uint8).reshape(runs, self.step)[:, : self.run]
+                self.whole.read(at, around.data[: (runs - 1) * self.step + self.run])
+                taken = around[: runs * self.step].reshape(runs, self.step)[:, : self.run]
                 np.frombuffer(to[done : done + count], np.uint8).reshape(runs, self.run)[:] = taken
             done += count
 
