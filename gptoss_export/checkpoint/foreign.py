@@ -43,7 +43,7 @@ class _Kind(NamedTuple):
 # The first that matches any tensor counts.
 _KINDS = (
     _Kind("a LoRA adapter", r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b", "", _MERGE),
-    _Kind("bitsandbytes NF4", r"\.quant_state\.bitsandbytes__nf4$", "", _SAVE_16_BIT),
+    _Kind("bitsandbytes NF4 in another arrangement", r"\.quant_state\.bitsandbytes__nf4$", "", _SAVE_16_BIT),
     _Kind("bitsandbytes FP4", r"\.quant_state\.bitsandbytes__fp4$", "", _SAVE_16_BIT),
     _Kind("bitsandbytes 4-bit", r"\.((nested_)?absmax|(nested_)?quant_map)$", "", _SAVE_16_BIT),
     _Kind("bitsandbytes 8-bit", r"\.SCB$", "", _SAVE_16_BIT),
@@ -59,7 +59,6 @@ _KINDS = (
 _ARRANGEMENTS = (
     _Kind("experts of a tensor each", r"\.mlp\.experts\.((gate_up|gate|up|down)_projs?\.)?\d+\.", "", _STACK),
     _Kind("gate and up of the experts apart", r"\.mlp\.experts\.(gate|up)_proj\b", "", _STACK),
-    _Kind("experts with names of MLX", r"\.mlp\.experts\.(gate_up|down)_proj\.(weight|bias)$", "", _STACK),
     _Kind(
         "names of a training wrapper",
         r"^(module|_orig_mod|_fsdp_wrapped_module|base_model|model\.model|language_model)\.",

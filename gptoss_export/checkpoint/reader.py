@@ -20,7 +20,8 @@ from ..model.parameters import layer_of
 from .finite import not_finite, too_large
 from .foreign import refuse_other_files, refuse_other_tensors
 from .layouts import Layout, layout_of
-from .layouts.layout import Recipe, StoredTensor
+from .layouts.layout import Recipe, Rounding, Shape, StoredTensor
+from .layouts.nf4 import with_nf4
 from .shards import read_shards
 
 
@@ -60,8 +61,9 @@ class Checkpoint:
                 return self._make(stem)[name]
         raise KeyError(name)
 
-    def converted_groups(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-        """All parameters, grouped by layer: the stem of a file name, such as layer-003, and tensors by name.
+    def converted_groups(self, rounding: Rounding | None = None) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        """All parameters, grouped by layer: the stem of a file name, such as layer-003, and tensors by name. What is
+        rounded on the way is added to `rounding`.
 
         A parameter outside of the layers is a group of its own, named as the parameter. The iterator keeps no
         reference to a group: a caller that deletes one before it takes the next holds one layer in memory.
@@ -71,7 +73,7 @@ class Checkpoint:
             layer = layer_of(name)
             groups.setdefault(name if layer is None else f"layer-{layer:03}", []).append(name)
         for group, names in groups.items():
-            yield group, {key: value for name in names for key, value in self._make(name).items()}
+            yield group, {key: value for name in names for key, value in self._make(name, rounding).items()}
 
     def check_finite(
         self,
@@ -110,7 +112,7 @@ class Checkpoint:
     def _where(self, part: StoredTensor) -> str:
         return f"{part.name} ({self.files[part.name].name})"
 
-    def _make(self, stem: str) -> dict[str, torch.Tensor]:
+    def _make(self, stem: str, rounding: Rounding | None = None) -> dict[str, torch.Tensor]:
         """The parameters of the recipe listed under `stem`. Raises CheckpointError if converted ones are not finite."""
         recipe = self.recipes[stem]
         names = [part.name for part in recipe.parts]
@@ -120,7 +122,8 @@ class Checkpoint:
         with ExitStack() as stack:
             paths = dict.fromkeys(self.files[name] for name in names)
             shards = {path: stack.enter_context(safe_open(path, framework="pt")) for path in paths}
-            made = recipe.convert.convert([shards[self.files[name]].get_slice(name) for name in names])
+            slices = [shards[self.files[name]].get_slice(name) for name in names]
+            made = recipe.convert.convert(slices, Rounding() if rounding is None else rounding)
         parameters = dict(zip(recipe.parameters(stem), made, strict=True))
         where = ", ".join(map(self._where, recipe.parts))
         problems = (problem for name, tensor in parameters.items() for problem in not_finite(where, name, tensor))
@@ -141,15 +144,15 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     for path, tensors in shards.items():
         for name in tensors:
             holders.setdefault(name, []).append(path.name)
-    layout = layout_of(holders)
     found = {name: tensor for tensors in shards.values() for name, tensor in tensors.items()}
+    layout = layout_of(found)
     if layout is None:
         refuse_other_tensors(folder, found)
         raise CheckpointError(
             f"{folder}: tensors of no known layout (such as {', '.join(sorted(holders)[:3]) or 'none at all'}); "
             "expected names like model.layers.0.self_attn.q_proj.weight or block.0.attn.qkv.weight"
         )
-    recipes = layout.recipes(config)
+    recipes = with_nf4(layout.recipes(config, found), found)
     wanted = {part.name: part for recipe in recipes.values() for part in recipe.parts}
     problems = [
         f"{name}: in {len(held)} files ({', '.join(held)}), expected in one"
@@ -159,13 +162,16 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     problems += [f"{name}: missing" for name in wanted if name not in holders]
     problems += [f"{name}: unknown to the {layout.name} layout" for name in holders if name not in wanted]
     files: dict[str, Path] = {}
+    foreign: dict[str, tuple[Shape, str]] = {}
     for path, tensors in shards.items():
         for name, (shape, dtype) in tensors.items():
             files[name] = path
-            if name in wanted:
-                problems += _mismatch(path, wanted[name], shape, dtype)
+            wrong = list(_mismatch(path, wanted[name], shape, dtype)) if name in wanted else [""]
+            problems += filter(None, wrong)
+            if wrong:
+                foreign[name] = shape, dtype
     if problems:
-        refuse_other_tensors(folder, found)
+        refuse_other_tensors(folder, foreign)
     raise_all(CheckpointError, f"{folder}: not a complete gpt-oss checkpoint (layout {layout.name})", problems)
     return Checkpoint(folder, config, layout, recipes, files)
 

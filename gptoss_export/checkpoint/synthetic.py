@@ -122,7 +122,7 @@ def write_synthetic(
     single bytes is written too. `progress` is called after each shard with the number of shards written and of all.
     """
     check_threads(torch.get_num_threads())
-    shards = _shards(layout.recipes(config))
+    shards = _shards(layout.recipes(config, {}))
     shapes = {parameter.name: parameter.shape for parameter in parameters(config, "bfloat16")}
     random = _RandomParameters(seed, device, residual_writes=2 * config.num_hidden_layers)
     with replace_folder(folder, UsageError) as partial:

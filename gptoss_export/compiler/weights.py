@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from ..artifact.manifest import Part, WeightSpec
 from ..checkpoint import Checkpoint
+from ..checkpoint.layouts.layout import Rounding
 from ..machine_limits import writes
 from ..model.decoder import yarn_inv_freq
 from ..model.parameters import INV_FREQ, parameters
@@ -76,11 +77,17 @@ def _link_shards(checkpoint: Checkpoint, folder: Path, progress: Progress) -> di
 def _write_converted(checkpoint: Checkpoint, folder: Path, progress: Progress) -> dict[str, tuple[Part, ...]]:
     parts: dict[str, tuple[Part, ...]] = {}
     tensors: dict[str, torch.Tensor]
-    for stem, tensors in checkpoint.converted_groups():
+    rounding = Rounding()
+    for stem, tensors in checkpoint.converted_groups(rounding):
         progress.update(f"convert {stem}")
         file = f"{WEIGHTS}/{stem}.safetensors"
         with writes(folder / file):
             save_file(tensors, folder / file)
         parts |= {name: (Part(file, name),) for name in tensors}
         del tensors  # so that one layer is in memory at a time
+    if rounding.relative:
+        progress.note(
+            f"the experts' weights ({checkpoint.layout.experts}) were rounded to MXFP4: the root mean square of the "
+            f"errors is {rounding.relative:.1%} of that of the weights"
+        )
     return parts

@@ -18,7 +18,6 @@ from gptoss_export.errors import CheckpointError
 BYTES, FLOATS, E4M3 = torch.zeros(2, dtype=torch.uint8), torch.zeros(2), torch.zeros(2).to(torch.float8_e4m3fn)
 WORDS = torch.zeros(2, dtype=torch.int32)
 EXPERTS = "model.layers.0.mlp.experts."
-NF4 = f"{EXPERTS}gate_up_projs.3.weight"
 Q = "model.layers.0.self_attn.q_proj."
 
 
@@ -45,18 +44,18 @@ def set_config(folder: Path, **changes: Any) -> None:
 
 
 KINDS: list[tuple[str, Mapping[str, torch.Tensor], str]] = [
-    ("bitsandbytes NF4", {NF4: BYTES, f"{NF4}.absmax": BYTES, f"{NF4}.quant_state.bitsandbytes__nf4": BYTES}, "nf4"),
+    (
+        "bitsandbytes NF4 in another arrangement",
+        {f"{EXPERTS}gate_up_proj": BYTES, f"{EXPERTS}gate_up_proj.quant_state.bitsandbytes__nf4": BYTES},
+        "nf4",
+    ),
     ("bitsandbytes FP4", {f"{Q}weight.absmax": FLOATS, f"{Q}weight.quant_state.bitsandbytes__fp4": BYTES}, "fp4"),
     ("bitsandbytes 4-bit", {f"{Q}weight.absmax": FLOATS, f"{Q}weight": BYTES}, "absmax"),
     ("bitsandbytes 8-bit", {f"{Q}SCB": FLOATS, f"{Q}weight": torch.zeros(2, dtype=torch.int8)}, "SCB"),
     (
         "ModelOpt NVFP4",
-        {
-            f"{EXPERTS}gate_up_proj": BYTES,
-            f"{EXPERTS}gate_up_proj_weight_scale": E4M3,
-            f"{EXPERTS}gate_up_proj_weight_scale_2": FLOATS,
-        },
-        "gate_up_proj_weight_scale_2",
+        {f"{Q}weight": BYTES, f"{Q}weight_scale": E4M3, f"{Q}weight_scale_2": FLOATS},
+        "q_proj.weight_scale_2",
     ),
     ("compressed-tensors", {f"{Q}weight_packed": WORDS, f"{Q}weight_scale": FLOATS}, "weight_packed"),
     ("GPTQ", {f"{Q}qweight": WORDS, f"{Q}qzeros": WORDS, f"{Q}g_idx": WORDS, f"{Q}scales": FLOATS}, "g_idx"),
@@ -66,8 +65,7 @@ KINDS: list[tuple[str, Mapping[str, torch.Tensor], str]] = [
     ("FP8", {f"{Q}weight": BYTES, f"{Q}weight_scale_inv": FLOATS}, "weight_scale_inv"),
     ("quantized MLX", {f"{Q}weight": torch.zeros(2, dtype=torch.uint32), f"{Q}scales": FLOATS}, "weight'"),
     ("a LoRA adapter", {f"base_model.model.{Q}lora_A.weight": FLOATS}, "lora_A"),
-    ("experts of a tensor each", {NF4: FLOATS, f"{Q}weight": FLOATS}, "gate_up_projs.3"),
-    ("experts with names of MLX", {f"{EXPERTS}gate_up_proj.weight": FLOATS}, "gate_up_proj.weight"),
+    ("experts of a tensor each", {f"{EXPERTS}3.gate_proj.weight": FLOATS, f"{Q}weight": FLOATS}, "3.gate_proj"),
     ("gate and up of the experts apart", {f"{EXPERTS}gate_proj.weight": FLOATS}, "gate_proj"),
     ("names of a training wrapper", {f"module.{Q}weight": FLOATS}, "module."),
 ]

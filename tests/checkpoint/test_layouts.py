@@ -41,7 +41,7 @@ class StackExperts:
     def parameters(self, name):
         return f"{name}_blocks", f"{name}_scales"
 
-    def convert(self, stored):
+    def convert(self, stored, rounding):
         pairs = [mxfp4.quantize(matrix[:]) for matrix in stored]
         return torch.stack([blocks for blocks, _ in pairs]), torch.stack([scales for _, scales in pairs])
 
@@ -49,7 +49,7 @@ class StackExperts:
         return tuple(mxfp4.dequantize(*parameters).to(torch.bfloat16).unbind())
 
 
-def recipes(config):
+def recipes(config, tensors):
     found = {}
     for name, recipe in dense_recipes(config).items():
         parts = tuple(StoredTensor(f"net.{part.name}", part.shape, part.dtypes) for part in recipe.parts)
@@ -141,7 +141,7 @@ def test_a_layout_is_one_file_and_one_line(
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "expert_a_tensor", module)
     spec.loader.exec_module(module)
-    with pytest.raises(UsageError, match="--layout net: expected original or hf"):
+    with pytest.raises(UsageError, match="--layout net: expected original or hf or hf-separate or hf-transposed"):
         layout_for("net", "bf16")
     monkeypatch.setitem(LAYOUTS, module.LAYOUT.name, module.LAYOUT)
 
@@ -170,9 +170,9 @@ def test_registry() -> None:
     assert len(pairs) == len(LAYOUTS)
     assert all(layout_for(*pair) is layout for pair, layout in pairs.items())
     for layout in LAYOUTS.values():
-        recipes = layout.recipes(PRESETS["tiny"])
-        assert layout_of([part.name for recipe in recipes.values() for part in recipe.parts]) is layout
-    assert layout_of(["foreign"]) is None
+        parts = [part for recipe in layout.recipes(PRESETS["tiny"], {}).values() for part in recipe.parts]
+        assert layout_of({part.name: (part.shape, part.dtypes[0]) for part in parts}) is layout
+    assert layout_of({"foreign": ((1,), "F32")}) is None
 
 
 def test_the_option_offers_every_preset() -> None:

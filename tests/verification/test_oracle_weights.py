@@ -101,7 +101,7 @@ class Changed:
         for group in self._groups.values():
             change(group)
 
-    def converted_groups(self) -> Any:
+    def converted_groups(self, rounding: Any = None) -> Any:
         yield from self._groups.items()
 
 

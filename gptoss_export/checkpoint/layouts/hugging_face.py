@@ -6,7 +6,7 @@ spells it, and how Hugging Face's model is filled.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,17 @@ from safetensors import safe_open
 
 from ...errors import CheckpointError, raise_all
 from ...model.config import ModelConfig
-from .layout import Layout, LazyTensor, ParameterSource, Recipe, StoredTensor, expert_matrices, stored, stored_mxfp4
+from .layout import (
+    Layout,
+    LazyTensor,
+    ParameterSource,
+    Recipe,
+    StoredTensor,
+    Tensors,
+    expert_matrices,
+    stored,
+    stored_mxfp4,
+)
 
 if TYPE_CHECKING:
     from transformers import GptOssForCausalLM
@@ -39,8 +49,11 @@ _CONFIG_KEYS = (
 )
 
 
-def dense_recipes(config: ModelConfig) -> dict[str, Recipe]:
-    """Recipes of all parameters except for the experts' weight matrices. q, k and v become one parameter."""
+def dense_recipes(config: ModelConfig, router: str = "mlp.router") -> dict[str, Recipe]:
+    """Recipes of all parameters except for the experts' weight matrices. q, k and v become one parameter.
+
+    router  what the checkpoint calls the router
+    """
     hidden, experts, inter = config.hidden_size, config.num_local_experts, config.intermediate_size
     q, kv = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
     recipes = {
@@ -68,7 +81,7 @@ def dense_recipes(config: ModelConfig) -> dict[str, Recipe]:
             "mlp.experts.gate_up_proj_bias": (experts, 2 * inter),
             "mlp.experts.down_proj_bias": (experts, hidden),
         }.items():
-            recipes[prefix + name] = stored(prefix + name, *shape)
+            recipes[prefix + name] = stored(prefix + name.replace("mlp.router", router), *shape)
     return recipes
 
 
@@ -183,11 +196,11 @@ def _fill_transformers(
     return filled
 
 
-def _matches(names: Collection[str]) -> bool:
-    return any(name.startswith("model.layers.") for name in names)
+def _matches(tensors: Tensors) -> bool:
+    return any(name.startswith("model.layers.") for name in tensors)
 
 
-def _recipes(config: ModelConfig) -> dict[str, Recipe]:
+def _recipes(config: ModelConfig, tensors: Tensors) -> dict[str, Recipe]:
     recipes = dense_recipes(config)
     for layer in range(config.num_hidden_layers):
         for matrix in expert_matrices(config):

@@ -7,10 +7,10 @@ and scales from plain matrices. A converter also goes the other way, which is ho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 
@@ -25,6 +25,7 @@ FLOATS = tuple(name for name, dtype in STORED.items() if "float" in dtype)
 PACKED = tuple(name for name in STORED if name not in FLOATS)
 
 Shape = tuple[int, ...]
+Tensors: TypeAlias = Mapping[str, tuple[Shape, str]]  # the tensors of a checkpoint: shape and dtype by name
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,38 @@ class LazyTensor(Protocol):
     def __getitem__(self, index: Any, /) -> torch.Tensor: ...
 
 
+@dataclass
+class Rounding:
+    """How much weights lost that were rounded to another format."""
+
+    errors: float = 0.0  # the sum of their squares
+    weights: float = 0.0
+
+    def add(self, exact: torch.Tensor, rounded: torch.Tensor) -> None:
+        """Count some weights. Those that are not finite are an error elsewhere."""
+        known = torch.isfinite(exact) & torch.isfinite(rounded)
+        exact = torch.where(known, exact, 0.0).double()
+        self.weights += float(exact.square().sum())
+        self.errors += float((torch.where(known, rounded, 0.0) - exact).square().sum())
+
+    @property
+    def relative(self) -> float:
+        """The root mean square of the errors over that of the weights."""
+        return (self.errors / self.weights) ** 0.5 if self.weights else 0.0
+
+
 class Converter(Protocol):
     """Computes model parameters from stored tensors, and the stored tensors from model parameters."""
 
     def parameters(self, name: str) -> tuple[str, ...]:
         """Names of the model parameters that a recipe listed under `name` makes."""
 
-    def convert(self, stored: Sequence[LazyTensor]) -> tuple[torch.Tensor, ...]:
+    def convert(self, stored: Sequence[LazyTensor], rounding: Rounding) -> tuple[torch.Tensor, ...]:
         """The parameters, in the order of `parameters`, from the stored tensors, in the order of the recipe's parts.
 
-        Reads one expert at a time, so that memory stays flat.
+        Reads one expert at a time, so that memory stays flat. What is rounded is added to `rounding`.
+
+        Raises CheckpointError where the stored tensors contradict each other.
         """
 
     def invert(self, parameters: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -107,9 +130,10 @@ class Layout:
 
     name               what the project calls it, for example in the manifest
     names, experts     the values of --layout and --experts of make-checkpoint that mean this layout
-    matches            whether a checkpoint with these tensor names is in this layout
-    recipes            the recipe of every parameter, by the parameter's name. A recipe that makes several parameters
-                       is listed under the name that they begin with
+    matches            whether a checkpoint with these tensors is in this layout
+    recipes            the recipe of every parameter, by the parameter's name, for a checkpoint with these tensors. A
+                       recipe that makes several parameters is listed under the name that they begin with. Without
+                       tensors: how the layout is written
     config_json        what config.json holds in this layout
     load_transformers  takes an opened checkpoint, a dtype and a device; returns Hugging Face's model with the weights
                        that a build of the checkpoint has, and with eager attention. Imports transformers
@@ -118,8 +142,8 @@ class Layout:
     name: str
     names: str
     experts: str
-    matches: Callable[[Collection[str]], bool]
-    recipes: Callable[[ModelConfig], dict[str, Recipe]]
+    matches: Callable[[Tensors], bool]
+    recipes: Callable[[ModelConfig, Tensors], dict[str, Recipe]]
     config_json: Callable[[ModelConfig], dict[str, Any]]
     load_transformers: Callable[[ParameterSource, torch.dtype, torch.device], GptOssForCausalLM]
 

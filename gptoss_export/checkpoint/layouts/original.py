@@ -5,12 +5,11 @@ The folder `original/` of openai/gpt-oss-20b and -120b is stored so.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 from ...model.config import ModelConfig
 from .hugging_face import load_from_parameters
-from .layout import Layout, Recipe, expert_matrices, stored, stored_mxfp4
+from .layout import Layout, Recipe, Tensors, expert_matrices, stored, stored_mxfp4
 
 _CONFIG_KEYS = (
     "num_hidden_layers",
@@ -25,11 +24,11 @@ _CONFIG_KEYS = (
 )
 
 
-def _matches(names: Collection[str]) -> bool:
-    return any(name.startswith("block.") for name in names)
+def _matches(tensors: Tensors) -> bool:
+    return any(name.startswith("block.") for name in tensors)
 
 
-def _recipes(config: ModelConfig) -> dict[str, Recipe]:
+def _recipes(config: ModelConfig, tensors: Tensors) -> dict[str, Recipe]:
     hidden, experts, inter = config.hidden_size, config.num_local_experts, config.intermediate_size
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     width = (heads + 2 * kv_heads) * config.head_dim

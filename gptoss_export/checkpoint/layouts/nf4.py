@@ -1,0 +1,180 @@
+"""Weights in NF4, as bitsandbytes stores them: with and without double quantization.
+
+QLoRA (Dettmers et al. 2023, arXiv:2305.14314), sections 3 and 4; the tensors are those that bitsandbytes' QuantState
+packs. For a matrix [rows, columns] called W:
+
+  W                                  uint8 [rows columns / 2, 1]  two weights a byte, in the order of the matrix; the
+                                                                  high half is the first
+  W.absmax                           float32 [blocks]             of each block of weights
+                                     or uint8 [blocks], where these are quantized too
+  W.quant_map                        float32 [16]                 the value of each code
+  W.nested_absmax                    float32                      of each block of absmax
+  W.nested_quant_map                 float32 [256]                the value of each code of absmax
+  W.quant_state.bitsandbytes__nf4    uint8                        JSON: the shape, the sizes of the blocks, and the
+                                                                  offset that was taken from absmax
+
+A weight is quant_map[code] * absmax of its block.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...errors import CheckpointError
+from ...json_file import parse_object
+from ...model import mxfp4
+from ...values import shown
+from .layout import LazyTensor, Recipe, Rounding, StoredTensor, Tensors
+
+_STATE = ".quant_state.bitsandbytes__nf4"
+_WRITTEN_BLOCK = 32  # weights that share an absmax where we write: MXFP4's groups, so that its values are held exactly
+_BYTES, _FLOAT = ("U8",), ("F32",)
+
+
+def is_nf4(name: str, tensors: Tensors) -> bool:
+    """Whether the weight `name` of a checkpoint is in NF4."""
+    return f"{name}{_STATE}" in tensors
+
+
+@dataclass(frozen=True)
+class Nf4Matrix:
+    """A matrix [rows, columns] in NF4.
+
+    nested  whether its absmax are quantized too
+    sizes   the shapes of the tensors that the matrix does not tell, by the end of their names
+    """
+
+    name: str
+    rows: int
+    columns: int
+    nested: bool
+    sizes: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @staticmethod
+    def of(name: str, rows: int, columns: int, tensors: Tensors) -> Nf4Matrix:
+        """How a checkpoint with these tensors stores the matrix; without them, how it is written."""
+        ends = ".absmax", ".nested_absmax", _STATE
+        sizes = {end: tensors[name + end][0] for end in ends if name + end in tensors}
+        nested = f"{name}.nested_absmax" in tensors
+        if not sizes:
+            blocks = rows * columns // _WRITTEN_BLOCK
+            sizes = {".absmax": (blocks,), _STATE: (len(_packed(_written_state(rows, columns))),)}
+        return Nf4Matrix(name, rows, columns, nested, tuple(sizes.items()))
+
+    @property
+    def parts(self) -> tuple[StoredTensor, ...]:
+        """The tensors, in the order of `read`."""
+        sizes, count = dict(self.sizes), self.rows * self.columns
+        found = [
+            StoredTensor(self.name, (count // 2, 1), _BYTES),
+            StoredTensor(f"{self.name}.absmax", sizes.get(".absmax", ()), _BYTES if self.nested else _FLOAT),
+            StoredTensor(f"{self.name}.quant_map", (16,), _FLOAT),
+            StoredTensor(f"{self.name}{_STATE}", sizes.get(_STATE, ()), _BYTES),
+        ]
+        if self.nested:
+            found.append(StoredTensor(f"{self.name}.nested_absmax", sizes.get(".nested_absmax", ()), _FLOAT))
+            found.append(StoredTensor(f"{self.name}.nested_quant_map", (256,), _FLOAT))
+        return tuple(found)
+
+    def read(self, stored: Sequence[LazyTensor]) -> torch.Tensor:
+        """The matrix in float32. Raises CheckpointError where the tensors contradict each other."""
+        packed, absmax, values, state, *nested = (tensor[:] for tensor in stored)
+        facts = self._facts(bytes(state.tolist()))
+        if nested:
+            peaks, table = nested
+            absmax = _blocks(table[absmax.int()], peaks, facts["nested_blocksize"], self._wrong("nested_absmax"))
+            absmax = absmax + facts["nested_offset"]
+        codes = torch.stack((packed >> 4, packed & 15), dim=-1).flatten().int()
+        weights = _blocks(values[codes], absmax, facts["blocksize"], self._wrong("absmax"))
+        return weights.view(self.rows, self.columns)
+
+    def _facts(self, state: bytes) -> dict[str, Any]:
+        facts = parse_object(state, CheckpointError, subject=f"{self.name}{_STATE}")
+        try:
+            if list(facts["shape"]) != [self.rows, self.columns]:
+                raise ValueError(f"shape {shown(facts['shape'])}, expected [{self.rows}, {self.columns}]")
+            numbers = [facts["blocksize"], *([facts["nested_blocksize"]] if self.nested else [])]
+            if not all(type(number) is int and number > 0 for number in numbers):
+                raise ValueError(f"blocks of {shown(numbers)} weights, expected whole numbers above 0")
+            if self.nested:
+                float(facts["nested_offset"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise CheckpointError(f"{self.name}{_STATE}: does not describe the weight ({error})") from None
+        return facts
+
+    def _wrong(self, what: str) -> str:
+        return f"{self.name}.{what}"
+
+    def store(self, matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The tensors of a matrix of MXFP4 values: exactly, with codes and blocks as MXFP4 has them."""
+        blocks, scales = mxfp4.quantize(matrix)
+        packed = (blocks & 15) << 4 | blocks >> 4
+        values = mxfp4.code_values(torch.arange(16))
+        state = torch.tensor(list(_packed(_written_state(self.rows, self.columns))), dtype=torch.uint8)
+        return packed.reshape(-1, 1), mxfp4.scale_values(scales).flatten(), values, state
+
+
+def _blocks(values: torch.Tensor, peaks: torch.Tensor, size: int, name: str) -> torch.Tensor:
+    """Values [n] times the peak of their block of `size`."""
+    blocks = -(-values.numel() // size)
+    if peaks.numel() != blocks:
+        raise CheckpointError(f"{name}: found {peaks.numel()} numbers, expected {blocks}, one for {size}")
+    filled = torch.nn.functional.pad(values, (0, blocks * size - values.numel())).view(blocks, size)
+    return (filled * peaks[:, None]).flatten()[: values.numel()]
+
+
+def _written_state(rows: int, columns: int) -> dict[str, Any]:
+    return {"quant_type": "nf4", "blocksize": _WRITTEN_BLOCK, "dtype": "bfloat16", "shape": [rows, columns]}
+
+
+def _packed(state: Mapping[str, Any]) -> bytes:
+    return json.dumps(state).encode()
+
+
+@dataclass(frozen=True)
+class FromNf4:
+    """Converts matrices of which some are in NF4, concatenated along dimension 0, to bfloat16, in which bitsandbytes
+    computes with them. A part that is no Nf4Matrix is stored as it is."""
+
+    pieces: tuple[Nf4Matrix | StoredTensor, ...]
+
+    def parameters(self, name: str) -> tuple[str, ...]:
+        return (name,)
+
+    def convert(self, stored: Sequence[LazyTensor], rounding: Rounding) -> tuple[torch.Tensor, ...]:
+        found, left = [], list(stored)
+        for piece in self.pieces:
+            count = len(piece.parts) if isinstance(piece, Nf4Matrix) else 1
+            taken, left = left[:count], left[count:]
+            found.append(piece.read(taken) if isinstance(piece, Nf4Matrix) else taken[0][:])
+        return (torch.cat([part.to(torch.bfloat16) for part in found]),)
+
+    def invert(self, parameters: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """No layout is written so: weights outside of the experts would be rounded. Raises CheckpointError."""
+        raise CheckpointError("weights outside of the experts are not written in NF4")
+
+
+def _piece(part: StoredTensor, tensors: Tensors) -> Nf4Matrix | StoredTensor:
+    if not is_nf4(part.name, tensors):
+        return part
+    rows, columns = part.shape
+    return Nf4Matrix.of(part.name, rows, columns, tensors)
+
+
+def with_nf4(recipes: Mapping[str, Recipe], tensors: Tensors) -> dict[str, Recipe]:
+    """The recipes, where some of the plain matrices are in NF4."""
+    return {name: _with_nf4(recipe, tensors) for name, recipe in recipes.items()}
+
+
+def _with_nf4(recipe: Recipe, tensors: Tensors) -> Recipe:
+    matrices = [part for part in recipe.parts if len(part.shape) == 2]
+    if recipe.convert is not None or not any(is_nf4(part.name, tensors) for part in matrices):
+        return recipe
+    pieces = tuple(_piece(part, tensors) for part in recipe.parts)
+    parts = [found for piece in pieces for found in (piece.parts if isinstance(piece, Nf4Matrix) else (piece,))]
+    return Recipe(tuple(parts), FromNf4(pieces))
