@@ -27,14 +27,15 @@ from gptoss_export.model.ops.sum_ranks import FULL
 from gptoss_export.model.places import BOXES, CELLS, COUNTERS, COUNTS, FIRST_MEMORY, LATE, WHICH, Box
 from gptoss_export.verification.metric import TOLERANCES, Deviation, deviation
 
-# The kernels that end a sublayer, of one token, of few and of a batch.
+# The kernels that end a sublayer, of one token and of a batch, and the sum alone; and which rank this is.
 CASES = (
-    ("attention_sublayer", "one token"),
-    ("attention_sublayer", "batch, ragged, one idle"),
-    ("experts_sublayer", "one token"),
-    ("experts_sublayer", "chunk, more experts than pairs"),
-    ("sum_ranks", "a row, residual"),
-    ("sum_ranks", "few, no residual"),
+    ("attention_sublayer", "one token, the first", 0),
+    ("attention_sublayer", "batch, ragged, one idle", 1),
+    ("experts_sublayer", "one token, one choice", 1),
+    ("experts_sublayer", "chunk, all to one expert", 0),
+    ("sum_ranks", "a row, residual", 0),
+    ("sum_ranks", "a row, residual", 1),
+    ("sum_ranks", "few, no residual", 1),
 )
 BOX = {"attention_sublayer": Box.ATTENTION, "experts_sublayer": Box.EXPERTS}
 
@@ -84,8 +85,7 @@ def found() -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize(("name", "label"), CASES)
+@pytest.mark.parametrize(("name", "label", "rank"), CASES)
 def test_the_sum_over_two_ranks(found: dict[str, Any], name: str, label: str, rank: int) -> None:
     """Twice, so that boxes in turn are both used."""
     for time in range(2):
@@ -129,7 +129,6 @@ def _numbers(deviation: Deviation) -> tuple[float, float]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
-    for name, label in CASES:
-        for rank in range(2):
-            results |= interpreted(name, label, rank)
+    for case in CASES:
+        results |= interpreted(*case)
     print(json.dumps(results))

@@ -139,14 +139,16 @@ class AotiCompiler(Compiler):
     def compile_alone(self, program: TracedProgram, device: str, folder: Path) -> None:
         arguments, _ = program.exported.example_inputs
         module = program.exported.module(check_guards=False)
-        options: dict[str, Any] = {"aot_inductor.package": True}
+        options: dict[str, Any] = {
+            "aot_inductor.package": True,
+            "aot_inductor.compile_wrapper_opt_level": "O0",  # the wrapper only calls kernels, which are compiled apart
+        }
         if device == "cpu" and program.ranks > 1:  # which share the cores
             options["cpp.threads"] = max(1, torch.get_num_threads() // program.ranks)
         if device == "cuda":
             options |= {
                 "aot_inductor.embed_kernel_binary": True,
                 "memory_planning": True,  # intermediates share one allocation
-                "aot_inductor.compile_wrapper_opt_level": "O0",  # the host's part only launches kernels
             }
         try:
             with group_to_compile(GROUP, program.ranks) if program.ranks > 1 else nullcontext():
