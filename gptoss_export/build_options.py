@@ -44,6 +44,7 @@ class BuildOptions:
     stop_tokens     None: those of the checkpoint
     jobs            processes that compile side by side, where the target can. None: what cores and memory allow
     tuned_configs   files of tuned configs, which are looked in before those that are shipped
+    adapter         folder of a LoRA adapter that is merged into the weights (checkpoint/adapter.py)
     target_options  the target's own options, of its options class. None: their defaults
     """
 
@@ -60,6 +61,7 @@ class BuildOptions:
     stop_tokens: tuple[int, ...] | None = None
     jobs: int | None = None
     tuned_configs: tuple[Path, ...] = ()
+    adapter: Path | None = None
     target_options: Any = None
 
 
@@ -74,6 +76,7 @@ class Settings:
     sizes: Sizes
     stop_tokens: tuple[int, ...]
     tuned_configs: tuple[Path, ...]
+    adapter: Path | None
     target_options: Any
 
     def to_json(self) -> dict[str, Any]:
@@ -91,6 +94,7 @@ class Settings:
             "prefill_chunks": list(self.sizes.prefill_chunks),
             "stop_tokens": list(self.stop_tokens),
             "tuned_configs": [path.name for path in self.tuned_configs],
+            "adapter": None if self.adapter is None else self.adapter.resolve().name,
         } | dataclasses.asdict(self.target_options)
 
 
@@ -138,6 +142,7 @@ def resolve(options: BuildOptions) -> tuple[Compiler, Settings, dict[str, Config
         sizes=sizes,
         stop_tokens=stop_tokens,
         tuned_configs=options.tuned_configs,
+        adapter=None if options.adapter is None else Path(options.adapter),
         target_options=target_options,
     )
     return target, settings, {arch: ConfigChooser(arch, tuned) for arch in archs}

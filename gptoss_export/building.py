@@ -61,7 +61,7 @@ def build(
     check_threads(torch.get_num_threads())
     private_key = None if sign_key is None else read_private_key(sign_key, "--sign-key")
     with progress.stage("read the checkpoint"):
-        checkpoint = open_checkpoint(source)
+        checkpoint = open_checkpoint(source, settings.adapter)
         settings = _complete(settings, options, checkpoint)
         text = text_files(source)
         raise_all(
@@ -269,10 +269,8 @@ def _provenance(
     choosers: Mapping[str, ConfigChooser],
 ) -> Provenance:
     shards = {path.name: path for path in checkpoint.files.values()}
-    if checkpoint.converts:
-        specs = {name: describe_file(path) for name, path in shards.items()}
-    else:  # the shards were linked, and have been hashed as files of the artifact
-        specs = {name: files[f"{WEIGHTS}/{name}"] for name in shards}
+    # Shards that were linked have been hashed as files of the artifact.
+    specs = {name: files.get(f"{WEIGHTS}/{name}") or describe_file(path) for name, path in shards.items()}
     return Provenance(
         machine=platform.machine(),
         system=f"{platform.system()} {platform.release()}",

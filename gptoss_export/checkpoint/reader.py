@@ -10,35 +10,52 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
 
 from ..errors import CheckpointError, raise_all
 from ..model.config import ModelConfig, read_config
-from ..model.parameters import layer_of
+from ..model.parameters import is_mxfp4_blocks, layer_of
+from .adapter import Adapter, open_adapter
 from .finite import not_finite, too_large
 from .foreign import refuse_other_files, refuse_other_tensors
 from .layouts import Layout, layout_of
+from .layouts.hugging_face import load_from_parameters
 from .layouts.layout import Recipe, Rounding, Shape, StoredTensor
 from .layouts.nf4 import with_nf4
 from .shards import read_shards
 
+if TYPE_CHECKING:
+    from transformers import GptOssForCausalLM
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checked checkpoint. `files` gives the shard of each stored tensor, `recipes` is what the layout says."""
+    """A checked checkpoint. `files` gives the shard of each stored tensor, `recipes` is what the layout says.
+
+    With an adapter, the recipes merge it, and its tensors are among the files.
+    """
 
     folder: Path
     config: ModelConfig
     layout: Layout
     recipes: dict[str, Recipe]
     files: dict[str, Path]
+    adapter: Adapter | None = None
 
     @property
-    def converts(self) -> bool:
-        """Whether any parameter has to be computed, so that a build cannot use the shards as they are."""
-        return any(recipe.convert is not None for recipe in self.recipes.values())
+    def keeps_experts(self) -> bool:
+        """Whether the experts' MXFP4 is used as stored, so that a build links the shards and writes the rest."""
+        return all(recipe.convert is None for name, recipe in self.recipes.items() if is_mxfp4_blocks(name)) and any(
+            map(is_mxfp4_blocks, self.recipes)
+        )
+
+    def transformers_model(self, dtype: torch.dtype, device: torch.device) -> GptOssForCausalLM:
+        """Hugging Face's model with the weights that a build has, and with eager attention. Imports transformers."""
+        load = self.layout.load_transformers if self.adapter is None else load_from_parameters
+        return load(self, dtype, device)
 
     def stored(self, name: str) -> torch.Tensor:
         """A stored tensor by its name in the checkpoint, memory-mapped."""
@@ -61,16 +78,22 @@ class Checkpoint:
                 return self._make(stem)[name]
         raise KeyError(name)
 
-    def converted_groups(self, rounding: Rounding | None = None) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    def converted_groups(
+        self, rounding: Rounding | None = None, computed_alone: bool = False
+    ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
         """All parameters, grouped by layer: the stem of a file name, such as layer-003, and tensors by name. What is
         rounded on the way is added to `rounding`.
+
+        computed_alone  leave out those that are stored as they are
 
         A parameter outside of the layers is a group of its own, named as the parameter. The iterator keeps no
         reference to a group: a caller that deletes one before it takes the next holds one layer in memory.
         """
         groups: dict[str, list[str]] = {}
-        for name in self.recipes:
+        for name, recipe in self.recipes.items():
             layer = layer_of(name)
+            if computed_alone and recipe.convert is None:
+                continue
             groups.setdefault(name if layer is None else f"layer-{layer:03}", []).append(name)
         for group, names in groups.items():
             yield group, {key: value for name in names for key, value in self._make(name, rounding).items()}
@@ -131,8 +154,10 @@ class Checkpoint:
         return parameters
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path, adapter: Path | None = None) -> Checkpoint:
     """Check `folder` and return its Checkpoint.
+
+    adapter  folder of a LoRA adapter that is merged
 
     Raises CheckpointError. It names every tensor that is missing, unknown, stored twice, or of the wrong shape or
     dtype, and every shard that is missing or cannot be read.
@@ -173,7 +198,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if problems:
         refuse_other_tensors(folder, foreign)
     raise_all(CheckpointError, f"{folder}: not a complete gpt-oss checkpoint (layout {layout.name})", problems)
-    return Checkpoint(folder, config, layout, recipes, files)
+    if adapter is None:
+        return Checkpoint(folder, config, layout, recipes, files)
+    opened = open_adapter(adapter, config)
+    files |= dict.fromkeys(opened.tensors, opened.file)
+    return Checkpoint(folder, config, layout, opened.merged(recipes), files, opened)
 
 
 def _mismatch(path: Path, wanted: StoredTensor, shape: tuple[int, ...], dtype: str) -> Iterator[str]:

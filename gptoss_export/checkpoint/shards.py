@@ -51,6 +51,16 @@ def read_shards(folder: Path) -> dict[Path, Header]:
     return shards
 
 
+def read_header(path: Path) -> Header:
+    """The header of one file. Raises CheckpointError where it cannot be read."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: not found")
+    try:
+        return _header(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read as safetensors ({error})") from None
+
+
 def _paths(folder: Path, index: dict[str, str]) -> list[Path]:
     if index:
         return [folder / name for name in sorted(set(index.values()))]

@@ -88,6 +88,12 @@ from .target_options import add_target_options, chosen_target_options
     help="Token id that ends a sequence. May be repeated.  [default: those of the checkpoint]",
 )
 @click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Merge a LoRA adapter of PEFT, of attention and the unembedding.",
+)
+@click.option(
     "--sign-key",
     type=click.Path(path_type=Path),
     metavar="KEYFILE",
@@ -111,6 +117,7 @@ def command(
     prefill_chunks: tuple[int, ...],
     jobs: int | None,
     tuned_configs: tuple[Path, ...],
+    adapter: Path | None,
     stop_tokens: tuple[int, ...],
     sign_key: Path | None,
     as_json: bool,
@@ -138,6 +145,7 @@ def command(
         stop_tokens=stop_tokens or None,
         jobs=jobs,
         tuned_configs=tuned_configs,
+        adapter=adapter,
         target_options=target_options,
     )
     start = time.perf_counter()

@@ -41,6 +41,12 @@ if TYPE_CHECKING:
     metavar="ARTIFACT",
     help="Another artifact of the checkpoint, compared with the oracle and with the first one on the same tokens.",
 )
+@click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="The LoRA adapter that ARTIFACT was built with.",
+)
 @html_option
 @hashes_option
 @trust_option
@@ -52,6 +58,7 @@ def command(
     oracle: str,
     lengths: list[int] | None,
     compare_with: Path | None,
+    adapter: Path | None,
     html: Path | None,
     verify_hashes: bool,
     trust: tuple[Path, ...],
@@ -65,7 +72,9 @@ def command(
     from ..verification.verify import verify
 
     with progress() as shown:
-        report = verify(artifact, checkpoint, oracle, lengths, verify_hashes, shown, compare_with, trusted(trust))
+        report = verify(
+            artifact, checkpoint, oracle, lengths, verify_hashes, shown, compare_with, trusted(trust), adapter
+        )
     if as_json:
         print_json(report.to_json())
     else:

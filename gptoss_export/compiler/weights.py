@@ -1,8 +1,8 @@
 """Puts a checkpoint's weights into an artifact.
 
-A checkpoint whose tensors are used as stored is linked, shard by shard, so that it costs no space. Where the file
-system cannot link, the shards are copied, and a note says how much. A layout with a converter is written again,
-one layer at a time."""
+A checkpoint whose experts are used as stored is linked, shard by shard, so that it costs no space. Where the file
+system cannot link, the shards are copied, and a note says how much. What is computed (an adapter that is merged, NF4)
+is written beside them. A checkpoint whose experts are rounded is written again, one layer at a time."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def write_weights(checkpoint: Checkpoint, dtype: str, folder: Path, progress: Pr
     """Write the weights below `folder`; returns for each weight which stored tensors it is made of. Raises OSError,
     and CheckpointError for weights that are not finite after they were converted."""
     (folder / WEIGHTS).mkdir()
-    write = _write_converted if checkpoint.converts else _link_shards
-    parts = write(checkpoint, folder, progress)
+    parts = _link_shards(checkpoint, folder, progress) if checkpoint.keeps_experts else {}
+    parts |= _write_computed(checkpoint, folder, progress)
     inv_freq = yarn_inv_freq(checkpoint.config.rope, checkpoint.config.head_dim)
     with writes(folder / DERIVED):
         save_file({INV_FREQ: inv_freq}, folder / DERIVED)
@@ -49,7 +49,8 @@ def weight_file_names(weights: dict[str, WeightSpec]) -> set[Path]:
 
 
 def _link_shards(checkpoint: Checkpoint, folder: Path, progress: Progress) -> dict[str, tuple[Part, ...]]:
-    shards = sorted(set(checkpoint.files.values()))
+    recipes = {name: recipe for name, recipe in checkpoint.recipes.items() if recipe.convert is None}
+    shards = sorted({checkpoint.files[part.name] for recipe in recipes.values() for part in recipe.parts})
     for index, path in enumerate(shards):
         source, destination = path.resolve(), folder / WEIGHTS / path.name
         try:
@@ -70,15 +71,16 @@ def _link_shards(checkpoint: Checkpoint, folder: Path, progress: Progress) -> di
             break
     return {
         name: tuple(Part(f"{WEIGHTS}/{checkpoint.files[part.name].name}", part.name) for part in recipe.parts)
-        for name, recipe in checkpoint.recipes.items()
+        for name, recipe in recipes.items()
     }
 
 
-def _write_converted(checkpoint: Checkpoint, folder: Path, progress: Progress) -> dict[str, tuple[Part, ...]]:
+def _write_computed(checkpoint: Checkpoint, folder: Path, progress: Progress) -> dict[str, tuple[Part, ...]]:
+    """Write what is computed; everything, where the shards are not linked."""
     parts: dict[str, tuple[Part, ...]] = {}
     tensors: dict[str, torch.Tensor]
     rounding = Rounding()
-    for stem, tensors in checkpoint.converted_groups(rounding):
+    for stem, tensors in checkpoint.converted_groups(rounding, computed_alone=checkpoint.keeps_experts):
         progress.update(f"convert {stem}")
         file = f"{WEIGHTS}/{stem}.safetensors"
         with writes(folder / file):

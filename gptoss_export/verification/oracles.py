@@ -63,10 +63,14 @@ def check_oracle(name: str) -> None:
         )
 
 
-def open_oracle(name: str, folder: Path, dtype: torch.dtype, device: torch.device) -> Oracle:
-    """The oracle called `name` for the checkpoint in `folder`. Raises UsageError as `check_oracle`, CheckpointError."""
+def open_oracle(
+    name: str, folder: Path, dtype: torch.dtype, device: torch.device, adapter: Path | None = None
+) -> Oracle:
+    """The oracle called `name` for the checkpoint in `folder`, with the adapter in the folder `adapter` merged.
+
+    Raises UsageError as `check_oracle`, CheckpointError."""
     check_oracle(name)
-    return _ORACLES[name](open_checkpoint(folder), dtype, device)
+    return _ORACLES[name](open_checkpoint(folder, adapter), dtype, device)
 
 
 @contextmanager
@@ -90,7 +94,7 @@ class TransformersOracle(Oracle):
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
         with _quiet_transformers():
-            self._model: Any = checkpoint.layout.load_transformers(checkpoint, dtype, device).eval()
+            self._model: Any = checkpoint.transformers_model(dtype, device).eval()
         self._device = device
         self._layers: list[Routing] = []
         self._near_tie = 0.0

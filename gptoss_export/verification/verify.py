@@ -51,6 +51,7 @@ def verify(
     progress: Progress | None = None,
     compare_with: Path | str | None = None,
     trust: Trust = None,
+    adapter: Path | str | None = None,
 ) -> Report:
     """Compare the artifact with an oracle on the checkpoint that it was built from. `Report.passed` is the answer.
 
@@ -60,16 +61,17 @@ def verify(
     compare_with   another artifact of the checkpoint, which is compared with the oracle and with the first one. Only
                    cases that both can run are used
     trust          as of `load`, for both artifacts
+    adapter        the adapter that the artifact was built with
 
     Raises UsageError for options that do not fit, CheckpointError, ArtifactError, MachineError.
     """
     progress = progress or Progress()
     folders = [Path(folder) for folder in (artifact, compare_with) if folder is not None]
-    checkpoint = Path(checkpoint)
+    checkpoint, merged = Path(checkpoint), None if adapter is None else Path(adapter)
     check_oracle(oracle)
     keys = read_trusted_keys(trust, verify_hashes)
     manifests = [load_manifest(folder, signature_check(folder, keys)) for folder in folders]
-    _check_manifests(folders, manifests, open_checkpoint(checkpoint).config)
+    _check_manifests(folders, manifests, open_checkpoint(checkpoint, merged).config)
     manifest = manifests[0]
     cases = make_cases(manifests, lengths)
     tokens = _random_tokens(max(case.longest for case in cases) + DECODED, manifest.model.vocab_size)
@@ -79,14 +81,14 @@ def verify(
 
     device, dtype = torch.device(manifest.device), torch_dtype(manifest.dtype)
     with progress.stage(f"run {oracle} in float32"):
-        model = open_oracle(oracle, checkpoint, torch.float32, device)
+        model = open_oracle(oracle, checkpoint, torch.float32, device, merged)
         exact = model.run(tokens, rows)
     near_tie, rounded, other_side = FLOAT32_MARGIN, None, None
     if dtype != torch.float32:
         del model
         _free_memory()
         with progress.stage(f"run {oracle} in {dtype_name(dtype)}"):
-            model = open_oracle(oracle, checkpoint, dtype, device)
+            model = open_oracle(oracle, checkpoint, dtype, device, merged)
             rounded = model.run(tokens, rows)
         near_tie = near_tie_margin(exact.routing, rounded.routing)
     no_tie = (exact.routing.margin >= near_tie).tolist()

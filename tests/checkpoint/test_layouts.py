@@ -149,7 +149,7 @@ def test_a_layout_is_one_file_and_one_line(
     original = open_checkpoint(checkpoints["original"])
     write_synthetic(folder, PRESETS["tiny"], layout_for("net", "bf16"), 7, CPU)
     checkpoint = open_checkpoint(folder)
-    assert checkpoint.layout is module.LAYOUT and checkpoint.converts
+    assert checkpoint.layout is module.LAYOUT and not checkpoint.keeps_experts
     assert checkpoint.stored("net.0.down_proj.3").shape == (96, 64)
     assert_equal(unpacked(folder), unpacked(checkpoints["original"]))
     theirs = [opened.layout.load_transformers(opened, torch.float32, CPU) for opened in (checkpoint, original)]

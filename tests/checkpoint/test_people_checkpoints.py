@@ -160,7 +160,7 @@ def test_attention_in_nf4_beside_other_experts(checkpoints: dict[str, Path], tmp
     for layout in "hf", "hf-bf16":
         folder = rewritten(checkpoints[layout], tmp_path / layout, change)
         checkpoint = open_checkpoint(folder)
-        assert checkpoint.layout.name == layout and checkpoint.converts
+        assert checkpoint.layout.name == layout and checkpoint.keeps_experts == (layout == "hf")
         assert torch.equal(checkpoint.parameter(name), expected[name])
 
 

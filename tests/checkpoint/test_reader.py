@@ -28,7 +28,7 @@ def test_groups_are_the_layers(checkpoints: dict[str, Path], layout: str) -> Non
     assert_equal(
         {name: value for group in groups.values() for name, value in group.items()}, read_parameters(checkpoint)
     )
-    assert checkpoint.converts == (layout not in ("hf", "original"))
+    assert checkpoint.keeps_experts == (layout in ("hf", "original"))
 
 
 def test_a_group_that_is_deleted_is_freed(checkpoints: dict[str, Path]) -> None:
