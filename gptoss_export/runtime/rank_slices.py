@@ -40,9 +40,9 @@ class StoredColumns:
 
     def read(self, start: int, to: memoryview) -> None:
         """Fill `to` with the slice's bytes from `start` on. Raises ArtifactError as StoredTensor.read."""
-        around = np.empty(
-            max(_MOST, self.step) if self.run < _LARGE else 0, np.uint8
-        )  # for all rounds: making it takes time
+        # One buffer for all rounds: to make it takes time.
+        size = min(max(_MOST, self.step), (to.nbytes // self.run + 1) * self.step)
+        around = np.empty(size if self.run < _LARGE else 0, np.uint8)
         done = 0
         while done < to.nbytes:
             index, skipped = divmod(start + done, self.run)

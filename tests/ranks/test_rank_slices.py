@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -42,6 +42,7 @@ def test_any_bytes_of_any_slice(
     monkeypatch.setattr(rank_slices, "_LARGE", large)
     tensor, at = stored
 
+    @settings(deadline=None)
     @given(parts())
     def check(wanted: tuple[Slice, float, float]) -> None:
         part, begin, end = wanted
