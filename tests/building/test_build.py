@@ -46,6 +46,7 @@ def test_the_manifest_says_what_was_asked_for(uncompiled: Path, checkpoints: dic
         "prefill_chunks": [16, 64],
         "stop_tokens": [511],
         "tuned_configs": [],
+        "adapter": None,
         "cpu_isa": None,
     }
     assert manifest.versions["torch"] == torch.__version__

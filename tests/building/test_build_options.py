@@ -207,6 +207,7 @@ def test_every_default_is_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
         "prefill_chunks": [128, 512, 1024, 2048, 4096],
         "stop_tokens": [3],
         "tuned_configs": [],
+        "adapter": None,
         "cpu_isa": None,
     }
     assert choosers.keys() == {"sm_90"}
