@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,21 +17,14 @@ from .artifact.signature import signature_check
 from .errors import ArtifactError, UsageError, raise_all
 from .machine_limits import reports_limits
 from .progress import Progress
-from .ranks.processes import (
-    RankProcess,
-    Torchrun,
-    connect_to_rank_0,
-    killed_after_errors,
-    start_children,
-    torchrun,
-)
 from .runtime.executor import Executor
 from .runtime.runner import Runner
 from .targets import TARGETS
 from .targets.base_loader import Loader, LoadSettings, loader
 
-if TYPE_CHECKING:  # it imports torch
+if TYPE_CHECKING:  # only artifacts of several ranks need them
     from .ranks.following import LoadFacts
+    from .ranks.processes import RankProcess, Torchrun
 
 
 @reports_limits()
@@ -76,10 +70,9 @@ def load(
         except UsageError as error:
             raise ArtifactError(f"{folder}: {error}") from error
         settings = LoadSettings(tune_process, kv_memory)
-        started = _started_ranks(manifest)
-        target.begin(manifest, settings)
-    with killed_after_errors(started if isinstance(started, list) else []):
+    with _started_ranks(manifest) as started:
         with progress.stage("check files"):
+            target.begin(manifest, settings)
             if keys is None:
                 _check_machine(target, manifest, folder)
             check_sizes(manifest.files, folder)
@@ -92,7 +85,7 @@ def load(
             with progress.stage("check the machine"):
                 _check_machine(target, manifest, folder)
         group = None
-        if started:
+        if started is not None:
             with progress.stage("start the ranks"):
                 from .ranks.starting import start_ranks  # it imports torch
 
@@ -136,25 +129,33 @@ def load_rank(facts: LoadFacts, rank: int, agreed: Callable[[int], int], places:
     return executor
 
 
-def _started_ranks(manifest: Manifest) -> list[RankProcess] | Torchrun:
-    """The processes of the other ranks, which import torch beside the checks, or how those of torchrun are found.
+@contextmanager
+def _started_ranks(manifest: Manifest) -> Iterator[list[RankProcess] | Torchrun | None]:
+    """The processes of the other ranks, which import torch beside the checks, or how those of torchrun are found. None:
+    there is one rank. An error in this context ends the processes.
 
     In a process of torchrun for a rank other than 0 it does not return: it is that rank until rank 0 ends, and then
     ends the process.
     """
     ranks = manifest.sizes.ranks
     if ranks == 1:
-        return []
+        yield None
+        return
+    from .ranks.processes import connect_to_rank_0, killed_after_errors, start_children, torchrun
+
     given = torchrun()
     if given is None:
-        return start_children(ranks)
+        children = start_children(ranks)
+        with killed_after_errors(children):
+            yield children
+        return
     if given.ranks != ranks:
         raise UsageError(f"torchrun: found {given.ranks} processes, expected {ranks}, the ranks of the artifact")
     if given.rank:
         from .ranks.following import serve_rank  # it imports torch
 
         serve_rank(connect_to_rank_0(given), load_rank)
-    return given
+    yield given
 
 
 def _check_machine(target: Loader, manifest: Manifest, folder: Path) -> None:

@@ -77,7 +77,7 @@ class AddDeltas:
     def parameters(self, name: str) -> tuple[str, ...]:
         return self.base.parameters(name)
 
-    def convert(self, stored: Sequence[LazyTensor], rounding: Rounding) -> tuple[torch.Tensor, ...]:
+    def convert(self, stored: Sequence[LazyTensor], rounding: Rounding | None) -> tuple[torch.Tensor, ...]:
         count = len(self.base.parts)
         if self.base.convert is not None:
             (weight,) = self.base.convert.convert(stored[:count], rounding)

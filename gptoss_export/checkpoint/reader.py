@@ -146,7 +146,7 @@ class Checkpoint:
             paths = dict.fromkeys(self.files[name] for name in names)
             shards = {path: stack.enter_context(safe_open(path, framework="pt")) for path in paths}
             slices = [shards[self.files[name]].get_slice(name) for name in names]
-            made = recipe.convert.convert(slices, Rounding() if rounding is None else rounding)
+            made = recipe.convert.convert(slices, rounding)
         parameters = dict(zip(recipe.parameters(stem), made, strict=True))
         where = ", ".join(map(self._where, recipe.parts))
         problems = (problem for name, tensor in parameters.items() for problem in not_finite(where, name, tensor))
@@ -191,9 +191,9 @@ def open_checkpoint(folder: Path, adapter: Path | None = None) -> Checkpoint:
     for path, tensors in shards.items():
         for name, (shape, dtype) in tensors.items():
             files[name] = path
-            wrong = list(_mismatch(path, wanted[name], shape, dtype)) if name in wanted else [""]
-            problems += filter(None, wrong)
-            if wrong:
+            mismatched = list(_mismatch(path, wanted[name], shape, dtype)) if name in wanted else []
+            problems += mismatched
+            if mismatched or name not in wanted:
                 foreign[name] = shape, dtype
     if problems:
         refuse_other_tensors(folder, foreign)

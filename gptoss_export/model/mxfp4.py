@@ -55,10 +55,14 @@ def code_values(codes: torch.Tensor) -> torch.Tensor:
     return torch.where(codes > 7, -0.5, 0.5) * twice
 
 
+def packed_values(packed: torch.Tensor) -> torch.Tensor:
+    """Bytes of two codes each, uint8 [..., n], to float32 [..., 2 n]; the lower nibble is the first."""
+    return torch.stack((code_values(packed & 15), code_values(packed >> 4)), dim=-1).flatten(-2)
+
+
 def dequantize(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """blocks uint8 [..., G, 16] and scales uint8 [..., G] to float32 [..., G * 32]."""
-    pairs = torch.stack((code_values(blocks & 15), code_values(blocks >> 4)), dim=-1)
-    groups = pairs.flatten(-2) * scale_values(scales).unsqueeze(-1)
+    groups = packed_values(blocks) * scale_values(scales).unsqueeze(-1)
     return groups.flatten(-2)
 
 

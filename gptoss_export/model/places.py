@@ -20,6 +20,7 @@ from enum import IntEnum
 WHICH, COUNTERS, LATE, FIRST_MEMORY = range(4)
 COUNTS = 3
 BOXES = 4
+PATIENCE = 7.0  # seconds that a rank waits for the others in a sum
 CELLS = 1 << 18  # numbers that a kernel sums over the ranks at a time, at most: 90 tokens of 2,880
 
 

@@ -1,7 +1,7 @@
 """Rank 0's view of the other ranks: starts them, tells them the calls, and ends all of them when one fails.
 
 A rank that ends closes its socket. A rank that hangs is noticed by the others, which wait in a sum for
-`torch_group.PATIENCE` at most, or because it reads no calls any more. Whatever happens first is followed by the end of
+PATIENCE at most, or because it reads no calls any more. Whatever happens first is followed by the end of
 all ranks: the processes are killed, and a collective that rank 0 waits in is ended.
 """
 
@@ -17,12 +17,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import RunError
+from ..model.places import PATIENCE
 from .channel import Sender, shared_memory
 from .control import Control
 from .exchange import shared_file
 from .following import LoadFacts, Place
 from .processes import RankProcess
-from .torch_group import PATIENCE, TorchGroup
+from .torch_group import TorchGroup
 
 _GATHERING = 0.7  # seconds after the first sign of a failure in which its cause may show
 _LOOKING = 1.0  # seconds between two looks at the processes while rank 0 waits for them

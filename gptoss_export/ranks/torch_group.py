@@ -12,10 +12,10 @@ from torch import distributed
 from ..compat.process_group import gloo_group, is_registered, nccl_group, register, unregister
 from ..cuda.gpu import current_gpu
 from ..errors import RunError
+from ..model.places import PATIENCE
 from ..model.ranks import GROUP
 from .exchange import Exchange, NoExchange
 
-PATIENCE = 7.0  # seconds that a rank waits for the others in a collective
 _PAGES = "pages"
 _START = timedelta(seconds=120)  # in which all ranks are there: they import torch first
 

@@ -37,13 +37,12 @@ import triton.language as tl
 
 from gptoss_export.model.ops import Arguments
 from gptoss_export.model.ops.sum_ranks import FULL
-from gptoss_export.model.places import CELLS, COUNTERS, FIRST_MEMORY, LATE, WHICH, Box
+from gptoss_export.model.places import CELLS, COUNTERS, FIRST_MEMORY, LATE, PATIENCE, WHICH, Box
 
 from .arch import has_inline_assembly
 
-PATIENCE = 7_000_000_000  # nanoseconds that a program waits for another rank
-
-_FULL, _CELLS, _PATIENCE = map(tl.constexpr, (FULL, CELLS, PATIENCE))
+_FULL, _CELLS = map(tl.constexpr, (FULL, CELLS))
+_PATIENCE = tl.constexpr(round(PATIENCE * 1e9))  # nanoseconds
 _WHICH, _COUNTERS, _LATE, _FIRST_MEMORY = map(tl.constexpr, (WHICH, COUNTERS, LATE, FIRST_MEMORY))
 
 

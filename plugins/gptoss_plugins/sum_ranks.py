@@ -24,9 +24,9 @@ from gptoss_export.kernels.launch_config import ConfigSpace, shape_of, unflatten
 from gptoss_export.model.ops import Arguments
 from gptoss_export.model.places import CELLS, COUNTERS, Box
 
-from .arch import has_dependent_launch, has_inline_assembly
+from .arch import has_dependent_launch
 from .dependent_launch import wait_then_let_next_start
-from .rank_cells import sum_over_ranks
+from .rank_cells import Shared, sum_over_ranks
 
 _COUNTERS = tl.constexpr(COUNTERS)
 
@@ -102,14 +102,12 @@ def sum_ranks(
         places,
         out,
         COUNT=x.numel(),
-        RANKS=ranks,
-        BOX=box,
         IN_TURN=box == Box.IN_TURN,
         BLOCK=launch.numbers,
         RESIDUAL=residual is not None,
-        CLOCK=has_inline_assembly(arch),
         EARLY=has_dependent_launch(arch),
         num_warps=launch.warps,
+        **Shared(places, ranks, Box(box)).constants(arch),
     )
     return out
 

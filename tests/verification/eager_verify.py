@@ -31,8 +31,10 @@ FEW, MANY = Rows(Sizes((1,), 256, (16,)), [65]), Rows(Sizes((1,), 256, (16, 32))
 class _Remembered:
     """An oracle that runs the same sequence once."""
 
-    def __init__(self, name: str, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
-        oracle = open_oracle(name, folder, dtype, device)
+    def __init__(
+        self, name: str, folder: Path, dtype: torch.dtype, device: torch.device, adapter: Path | None
+    ) -> None:
+        oracle = open_oracle(name, folder, dtype, device, adapter)
 
         @cache
         def run(tokens: tuple[int, ...], rows: tuple[int, ...], near_tie: float) -> OracleOutput:

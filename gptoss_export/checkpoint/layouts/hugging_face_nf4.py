@@ -22,9 +22,9 @@ class _Nf4Experts:
     matrices: tuple[Nf4Matrix, ...]
 
     def matrix(self, stored: Sequence[LazyTensor], expert: int) -> torch.Tensor:
-        begin = sum(len(matrix.parts) for matrix in self.matrices[:expert])
+        begin = sum(matrix.count for matrix in self.matrices[:expert])
         found = self.matrices[expert]
-        return found.read(stored[begin : begin + len(found.parts)])
+        return found.read(stored[begin : begin + found.count])
 
     def store(self, matrices: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(part for each, matrix in zip(self.matrices, matrices, strict=True) for part in each.store(matrix))

@@ -41,8 +41,7 @@ class _NvFp4:
         packed, scale, factor = stored[0][expert], stored[1][expert].float(), stored[2][...]
         if self.inputs_first:
             packed, scale = packed.T, scale.T
-        codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
-        values = mxfp4.code_values(codes).unflatten(-1, (-1, _GROUP)) * scale[..., None]
+        values = mxfp4.packed_values(packed).unflatten(-1, (-1, _GROUP)) * scale[..., None]
         return values.flatten(-2) * (factor.flatten()[expert] if factor.numel() > 1 else factor)
 
     def store(self, matrices: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -77,13 +76,11 @@ def _recipes(config: ModelConfig, tensors: Tensors) -> dict[str, Recipe]:
             parts = [
                 StoredTensor(stem, packed, ("U8",)),
                 StoredTensor(f"{stem}_weight_scale", scale, ("F8_E4M3",)),
-                *(_factor(f"{stem}_{kind}_scale{end}", experts, tensors) for kind, end in _FACTORS),
+                _factor(f"{stem}_weight_scale_2", experts, tensors),
+                _factor(f"{stem}_input_scale", experts, tensors),
             ]
             recipes[stem] = Recipe(tuple(parts), QuantizeExperts(experts, rows, columns, _NvFp4(inputs_first)))
     return recipes
-
-
-_FACTORS = (("weight", "_2"), ("input", ""))
 
 
 def _factor(name: str, experts: int, tensors: Tensors) -> StoredTensor:

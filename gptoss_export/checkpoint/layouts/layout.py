@@ -69,10 +69,11 @@ class Converter(Protocol):
     def parameters(self, name: str) -> tuple[str, ...]:
         """Names of the model parameters that a recipe listed under `name` makes."""
 
-    def convert(self, stored: Sequence[LazyTensor], rounding: Rounding) -> tuple[torch.Tensor, ...]:
+    def convert(self, stored: Sequence[LazyTensor], rounding: Rounding | None) -> tuple[torch.Tensor, ...]:
         """The parameters, in the order of `parameters`, from the stored tensors, in the order of the recipe's parts.
 
-        Reads one expert at a time, so that memory stays flat. What is rounded is added to `rounding`.
+        Reads one expert at a time, so that memory stays flat. What is rounded is added to `rounding`, if
+        it is asked for.
 
         Raises CheckpointError where the stored tensors contradict each other.
         """

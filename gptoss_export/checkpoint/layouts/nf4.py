@@ -29,9 +29,10 @@ from ...errors import CheckpointError
 from ...json_file import parse_object
 from ...model import mxfp4
 from ...values import shown
-from .layout import LazyTensor, Recipe, Rounding, StoredTensor, Tensors
+from .layout import LazyTensor, Recipe, Rounding, Shape, StoredTensor, Tensors
 
 _STATE = ".quant_state.bitsandbytes__nf4"
+_SIZED = (".absmax", _STATE, ".nested_absmax")  # whose shapes the matrix does not tell
 _WRITTEN_BLOCK = 32  # weights that share an absmax where we write: MXFP4's groups, so that its values are held exactly
 _BYTES, _FLOAT = ("U8",), ("F32",)
 
@@ -45,41 +46,51 @@ def is_nf4(name: str, tensors: Tensors) -> bool:
 class Nf4Matrix:
     """A matrix [rows, columns] in NF4.
 
-    nested  whether its absmax are quantized too
-    sizes   the shapes of the tensors that the matrix does not tell, by the end of their names
+    absmax, state  shapes of the tensors that the matrix does not tell
+    nested_absmax  the same, where absmax are quantized too; else None
     """
 
     name: str
     rows: int
     columns: int
-    nested: bool
-    sizes: tuple[tuple[str, tuple[int, ...]], ...]
+    absmax: Shape
+    state: Shape
+    nested_absmax: Shape | None
 
     @staticmethod
     def of(name: str, rows: int, columns: int, tensors: Tensors) -> Nf4Matrix:
         """How a checkpoint with these tensors stores the matrix; without them, how it is written."""
-        ends = ".absmax", ".nested_absmax", _STATE
-        sizes = {end: tensors[name + end][0] for end in ends if name + end in tensors}
-        nested = f"{name}.nested_absmax" in tensors
-        if not sizes:
-            blocks = rows * columns // _WRITTEN_BLOCK
-            sizes = {".absmax": (blocks,), _STATE: (len(_packed(_written_state(rows, columns))),)}
-        return Nf4Matrix(name, rows, columns, nested, tuple(sizes.items()))
+        found = {end: tensors[name + end][0] for end in _SIZED if name + end in tensors}
+        return Nf4Matrix(
+            name,
+            rows,
+            columns,
+            absmax=found.get(".absmax", (rows * columns // _WRITTEN_BLOCK,)),
+            state=found.get(_STATE, (len(_written_state(rows, columns)),)),
+            nested_absmax=found.get(".nested_absmax"),
+        )
+
+    @property
+    def count(self) -> int:
+        """How many tensors it is."""
+        return 4 if self.nested_absmax is None else 6
 
     @property
     def parts(self) -> tuple[StoredTensor, ...]:
         """The tensors, in the order of `read`."""
-        sizes, count = dict(self.sizes), self.rows * self.columns
-        found = [
-            StoredTensor(self.name, (count // 2, 1), _BYTES),
-            StoredTensor(f"{self.name}.absmax", sizes.get(".absmax", ()), _BYTES if self.nested else _FLOAT),
+        found = (
+            StoredTensor(self.name, (self.rows * self.columns // 2, 1), _BYTES),
+            StoredTensor(f"{self.name}.absmax", self.absmax, _FLOAT if self.nested_absmax is None else _BYTES),
             StoredTensor(f"{self.name}.quant_map", (16,), _FLOAT),
-            StoredTensor(f"{self.name}{_STATE}", sizes.get(_STATE, ()), _BYTES),
-        ]
-        if self.nested:
-            found.append(StoredTensor(f"{self.name}.nested_absmax", sizes.get(".nested_absmax", ()), _FLOAT))
-            found.append(StoredTensor(f"{self.name}.nested_quant_map", (256,), _FLOAT))
-        return tuple(found)
+            StoredTensor(f"{self.name}{_STATE}", self.state, _BYTES),
+        )
+        if self.nested_absmax is None:
+            return found
+        return (
+            *found,
+            StoredTensor(f"{self.name}.nested_absmax", self.nested_absmax, _FLOAT),
+            StoredTensor(f"{self.name}.nested_quant_map", (256,), _FLOAT),
+        )
 
     def read(self, stored: Sequence[LazyTensor]) -> torch.Tensor:
         """The matrix in float32. Raises CheckpointError where the tensors contradict each other."""
@@ -87,10 +98,10 @@ class Nf4Matrix:
         facts = self._facts(bytes(state.tolist()))
         if nested:
             peaks, table = nested
-            absmax = _blocks(table[absmax.int()], peaks, facts["nested_blocksize"], self._wrong("nested_absmax"))
+            absmax = _blocks(table[absmax.int()], peaks, facts["nested_blocksize"], f"{self.name}.nested_absmax")
             absmax = absmax + facts["nested_offset"]
         codes = torch.stack((packed >> 4, packed & 15), dim=-1).flatten().int()
-        weights = _blocks(values[codes], absmax, facts["blocksize"], self._wrong("absmax"))
+        weights = _blocks(values[codes], absmax, facts["blocksize"], f"{self.name}.absmax")
         return weights.view(self.rows, self.columns)
 
     def _facts(self, state: bytes) -> dict[str, Any]:
@@ -98,24 +109,22 @@ class Nf4Matrix:
         try:
             if list(facts["shape"]) != [self.rows, self.columns]:
                 raise ValueError(f"shape {shown(facts['shape'])}, expected [{self.rows}, {self.columns}]")
-            numbers = [facts["blocksize"], *([facts["nested_blocksize"]] if self.nested else [])]
+            nested = self.nested_absmax is not None
+            numbers = [facts["blocksize"], *([facts["nested_blocksize"]] if nested else [])]
             if not all(type(number) is int and number > 0 for number in numbers):
                 raise ValueError(f"blocks of {shown(numbers)} weights, expected whole numbers above 0")
-            if self.nested:
+            if nested:
                 float(facts["nested_offset"])
         except (ValueError, LookupError, TypeError) as error:
             raise CheckpointError(f"{self.name}{_STATE}: does not describe the weight ({error})") from None
         return facts
-
-    def _wrong(self, what: str) -> str:
-        return f"{self.name}.{what}"
 
     def store(self, matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The tensors of a matrix of MXFP4 values: exactly, with codes and blocks as MXFP4 has them."""
         blocks, scales = mxfp4.quantize(matrix)
         packed = (blocks & 15) << 4 | blocks >> 4
         values = mxfp4.code_values(torch.arange(16))
-        state = torch.tensor(list(_packed(_written_state(self.rows, self.columns))), dtype=torch.uint8)
+        state = torch.tensor(list(_written_state(self.rows, self.columns)), dtype=torch.uint8)
         return packed.reshape(-1, 1), mxfp4.scale_values(scales).flatten(), values, state
 
 
@@ -128,11 +137,8 @@ def _blocks(values: torch.Tensor, peaks: torch.Tensor, size: int, name: str) -> 
     return (filled * peaks[:, None]).flatten()[: values.numel()]
 
 
-def _written_state(rows: int, columns: int) -> dict[str, Any]:
-    return {"quant_type": "nf4", "blocksize": _WRITTEN_BLOCK, "dtype": "bfloat16", "shape": [rows, columns]}
-
-
-def _packed(state: Mapping[str, Any]) -> bytes:
+def _written_state(rows: int, columns: int) -> bytes:
+    state = {"quant_type": "nf4", "blocksize": _WRITTEN_BLOCK, "dtype": "bfloat16", "shape": [rows, columns]}
     return json.dumps(state).encode()
 
 
@@ -146,10 +152,10 @@ class FromNf4:
     def parameters(self, name: str) -> tuple[str, ...]:
         return (name,)
 
-    def convert(self, stored: Sequence[LazyTensor], rounding: Rounding) -> tuple[torch.Tensor, ...]:
+    def convert(self, stored: Sequence[LazyTensor], rounding: Rounding | None) -> tuple[torch.Tensor, ...]:
         found, left = [], list(stored)
         for piece in self.pieces:
-            count = len(piece.parts) if isinstance(piece, Nf4Matrix) else 1
+            count = piece.count if isinstance(piece, Nf4Matrix) else 1
             taken, left = left[:count], left[count:]
             found.append(piece.read(taken) if isinstance(piece, Nf4Matrix) else taken[0][:])
         return (torch.cat([part.to(torch.bfloat16) for part in found]),)

@@ -38,14 +38,15 @@ class QuantizeExperts:
         """The blocks and the scales."""
         return f"{name}_blocks", f"{name}_scales"
 
-    def convert(self, stored: Sequence[LazyTensor], rounding: Rounding) -> tuple[torch.Tensor, ...]:
+    def convert(self, stored: Sequence[LazyTensor], rounding: Rounding | None) -> tuple[torch.Tensor, ...]:
         """Quantize an expert at a time. Values that MXFP4 holds stay the same."""
         shapes = mxfp4_shapes(self.experts, self.rows, self.columns)
         blocks, scales = (torch.empty(shape, dtype=torch.uint8) for shape in shapes)
         for expert in range(self.experts):
             matrix = self.storage.matrix(stored, expert).float()
             blocks[expert], scales[expert] = mxfp4.quantize(matrix)
-            rounding.add(matrix, mxfp4.dequantize(blocks[expert], scales[expert]))
+            if rounding is not None:
+                rounding.add(matrix, mxfp4.dequantize(blocks[expert], scales[expert]))
         return blocks, scales
 
     def invert(self, parameters: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -89,7 +90,7 @@ class Stack:
     def parameters(self, name: str) -> tuple[str, ...]:
         return (name,)
 
-    def convert(self, stored: Sequence[LazyTensor], rounding: Rounding) -> tuple[torch.Tensor, ...]:
+    def convert(self, stored: Sequence[LazyTensor], rounding: Rounding | None) -> tuple[torch.Tensor, ...]:
         return (torch.stack([part[:] for part in stored]),)
 
     def invert(self, parameters: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
