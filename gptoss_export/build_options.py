@@ -15,6 +15,7 @@ from .kernels.kernel import ConfigChooser
 from .kernels.registry import shipped_tuned_configs
 from .kernels.tuned_configs import TunedConfigs, read_tuned_configs
 from .model.config import ModelConfig
+from .model.expert_formats import EXPERTS
 from .model.kv_cache import sequence_bytes
 from .targets import TARGETS
 from .targets.base_compiler import Compiler, compiler
@@ -45,6 +46,8 @@ class BuildOptions:
     jobs            processes that compile side by side, where the target can. None: what cores and memory allow
     tuned_configs   files of tuned configs, which are looked in before those that are shipped
     adapter         folder of a LoRA adapter that is merged into the weights (checkpoint/adapter.py)
+    experts         "mxfp4", "nf4" or "bf16": the format of the experts' weights (model/expert_formats.py). None: NF4 is
+                    kept, and everything else becomes MXFP4
     target_options  the target's own options, of its options class. None: their defaults
     """
 
@@ -62,6 +65,7 @@ class BuildOptions:
     jobs: int | None = None
     tuned_configs: tuple[Path, ...] = ()
     adapter: Path | None = None
+    experts: str | None = None
     target_options: Any = None
 
 
@@ -77,6 +81,7 @@ class Settings:
     stop_tokens: tuple[int, ...]
     tuned_configs: tuple[Path, ...]
     adapter: Path | None
+    experts: str | None
     target_options: Any
 
     def to_json(self) -> dict[str, Any]:
@@ -95,6 +100,7 @@ class Settings:
             "stop_tokens": list(self.stop_tokens),
             "tuned_configs": [path.name for path in self.tuned_configs],
             "adapter": None if self.adapter is None else self.adapter.resolve().name,
+            "experts": self.experts,
         } | dataclasses.asdict(self.target_options)
 
 
@@ -125,6 +131,8 @@ def resolve(options: BuildOptions) -> tuple[Compiler, Settings, dict[str, Config
     )
     sizes, rank_problems = _with_ranks(sizes, options, target, device)
     problems += target.size_problems(sizes)
+    if options.experts not in (None, *EXPERTS):
+        problems.append(f"--experts {shown(options.experts)}: expected {', '.join(EXPERTS[:-1])} or {EXPERTS[-1]}")
     if options.jobs is not None and (whole_number(options.jobs) is None or options.jobs < 1):
         problems.append(f"--jobs {shown(options.jobs)}: expected 1 or more")
     stop_tokens, stop_problems = _stop_tokens(options.stop_tokens)
@@ -143,6 +151,7 @@ def resolve(options: BuildOptions) -> tuple[Compiler, Settings, dict[str, Config
         stop_tokens=stop_tokens,
         tuned_configs=options.tuned_configs,
         adapter=None if options.adapter is None else Path(options.adapter),
+        experts=options.experts,
         target_options=target_options,
     )
     return target, settings, {arch: ConfigChooser(arch, tuned) for arch in archs}

@@ -61,8 +61,8 @@ def build(
     check_threads(torch.get_num_threads())
     private_key = None if sign_key is None else read_private_key(sign_key, "--sign-key")
     with progress.stage("read the checkpoint"):
-        checkpoint = open_checkpoint(source, settings.adapter)
-        settings = _complete(settings, options, checkpoint)
+        checkpoint = open_checkpoint(source, settings.adapter, settings.experts)
+        settings = _complete(compiler, settings, options, checkpoint)
         text = text_files(source)
         raise_all(
             BuildError,
@@ -140,9 +140,11 @@ def build(
     return manifest
 
 
-def _complete(settings: Settings, options: BuildOptions, checkpoint: Checkpoint) -> Settings:
+def _complete(compiler: Compiler, settings: Settings, options: BuildOptions, checkpoint: Checkpoint) -> Settings:
     """The settings with what the checkpoint says. Raises UsageError for options that do not fit it."""
     config = checkpoint.config
+    experts = config.expert_format.option
+    settings = dataclasses.replace(settings, experts=experts)
     if options.stop_tokens is None:
         settings = dataclasses.replace(settings, stop_tokens=default_stop_tokens(checkpoint.folder, config))
     problems = [
@@ -151,6 +153,9 @@ def _complete(settings: Settings, options: BuildOptions, checkpoint: Checkpoint)
         if not 0 <= token < config.vocab_size
     ]
     problems += context_problems(settings.sizes, config)
+    if experts not in compiler.expert_formats:
+        known = " or ".join(compiler.expert_formats)
+        problems.append(f"--experts {experts}: target {compiler.name} compiles for {known}")
     sharing = settings.sizes.sharing
     problems += [f"--tensor-parallel {sharing.ranks}: {problem}" for problem in division_problems(config, sharing)]
     raise_all(UsageError, "options that do not fit the checkpoint", problems)

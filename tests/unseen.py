@@ -20,11 +20,11 @@ TOKEN_INPUTS = {
     "sink_attention": ("query",),
     "attention_sublayer": ("x", "cos", "sin"),
     "kv_write": ("key", "value"),
-    "mxfp4_experts": ("x", "routing_weights"),
+    "experts": ("x", "routing_weights"),
     "experts_sublayer": ("x",),
     "unembed": ("x",),
 }
-ZERO_FOR_PADDING = "sink_attention", "mxfp4_experts"
+ZERO_FOR_PADDING = "sink_attention", "experts"
 
 
 class Unseen:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import torch
 
-from ..model.config import MXFP4_GROUP
 from ..model.dtypes import dtype_name
+from ..model.expert_formats import MXFP4_GROUP
 from ..model.mxfp4 import NAN_SCALE, dequantize
 
 _EXPERTS = ".mlp.experts."  # in the names of parameters whose first dimension is the expert

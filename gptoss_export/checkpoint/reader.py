@@ -6,6 +6,7 @@ that a build needs about as much memory for a large model as for a small one.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import safe_open
 
-from ..errors import CheckpointError, raise_all
+from ..errors import CheckpointError, UsageError, raise_all
 from ..model.config import ModelConfig, read_config
 from ..model.parameters import is_mxfp4_blocks, layer_of
 from .adapter import Adapter, open_adapter
@@ -154,13 +155,14 @@ class Checkpoint:
         return parameters
 
 
-def open_checkpoint(folder: Path, adapter: Path | None = None) -> Checkpoint:
+def open_checkpoint(folder: Path, adapter: Path | None = None, experts: str | None = None) -> Checkpoint:
     """Check `folder` and return its Checkpoint.
 
     adapter  folder of a LoRA adapter that is merged
+    experts  the format that a build has the experts' weights in, as `--experts` names it; None: what suits the layout
 
-    Raises CheckpointError. It names every tensor that is missing, unknown, stored twice, or of the wrong shape or
-    dtype, and every shard that is missing or cannot be read.
+    Raises UsageError for a format that the experts cannot have, and CheckpointError, which names every tensor that is
+    missing, unknown, stored twice, or of the wrong shape or dtype, and every shard that is missing or cannot be read.
     """
     refuse_other_files(folder)
     config = read_config(folder)
@@ -177,6 +179,14 @@ def open_checkpoint(folder: Path, adapter: Path | None = None) -> Checkpoint:
             f"{folder}: tensors of no known layout (such as {', '.join(sorted(holders)[:3]) or 'none at all'}); "
             "expected names like model.layers.0.self_attn.q_proj.weight or block.0.attn.qkv.weight"
         )
+    formats = layout.formats(config, found)
+    if experts is not None and experts not in formats:
+        raise UsageError(
+            f"experts in {experts.upper()}: those of {folder} are {layout.experts.upper()}, "
+            f"expected --experts {' or '.join(formats)} of a build"
+        )
+    chosen = next(iter(formats.values())) if experts is None else formats[experts]
+    config = dataclasses.replace(config, experts_format=chosen.name)
     recipes = with_nf4(layout.recipes(config, found), found)
     wanted = {part.name: part for recipe in recipes.values() for part in recipe.parts}
     problems = [

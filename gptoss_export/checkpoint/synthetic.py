@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from ..artifact.atomic_folder import replace_folder
 from ..errors import UsageError
 from ..machine_limits import check_threads, reports_limits, writes
-from ..model.config import FULL, MXFP4_GROUP, SLIDING, ModelConfig, Yarn, alternating
+from ..model.config import FULL, SLIDING, ModelConfig, Yarn, alternating
+from ..model.expert_formats import MXFP4_GROUP
 from ..model.parameters import EMBEDDING, layer_of, parameters
 from .layouts import LAYOUTS, Layout
 from .layouts.layout import Recipe

@@ -94,6 +94,12 @@ from .target_options import add_target_options, chosen_target_options
     help="Merge a LoRA adapter of PEFT, of attention and the unembedding.",
 )
 @click.option(
+    "--experts",
+    type=click.Choice(["mxfp4", "nf4", "bf16"]),
+    help="Format of the experts' weights in the artifact. nf4 is for NF4 checkpoints alone, and keeps them.  "
+    "[default: nf4 for NF4 checkpoints, mxfp4 for all others]",
+)
+@click.option(
     "--sign-key",
     type=click.Path(path_type=Path),
     metavar="KEYFILE",
@@ -118,6 +124,7 @@ def command(
     jobs: int | None,
     tuned_configs: tuple[Path, ...],
     adapter: Path | None,
+    experts: str | None,
     stop_tokens: tuple[int, ...],
     sign_key: Path | None,
     as_json: bool,
@@ -146,6 +153,7 @@ def command(
         jobs=jobs,
         tuned_configs=tuned_configs,
         adapter=adapter,
+        experts=experts,
         target_options=target_options,
     )
     start = time.perf_counter()

@@ -62,10 +62,13 @@ def _kernels_of_a_gpu() -> Mapping[str, Kernel]:
     offered = kernels()
     wrong = []
     for name, op in OPS.items():
-        blocks = tuple(argument for argument in op.argument_names if argument.endswith("_blocks"))
-        if name in offered and offered[name].interleaved != blocks:
-            wrong.append(f"{name}: its kernel declares interleaved={offered[name].interleaved!r}, expected {blocks!r}")
-        elif name not in offered and blocks and not op.parts:
+        matrices = tuple(
+            argument.removesuffix("_table") for argument in op.argument_names if argument.endswith("_table")
+        )
+        if name in offered and offered[name].interleaved != matrices:
+            found = offered[name].interleaved
+            wrong.append(f"{name}: its kernel declares interleaved={found!r}, expected {matrices!r}")
+        elif name not in offered and matrices and not op.parts:
             wrong.append(f"{name}: has no kernel, and its reference takes no interleaved blocks; install one")
     raise_all(LoweringError, "kernels of a GPU take interleaved MXFP4 blocks", wrong)
     return offered

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..compat.pytorch import triton_op_body
+from ..model.expert_weights import is_mxfp4
 from ..model.mxfp4 import interleave
 from ..model.ops import Arguments, Op
 from .launch_config import ConfigSpace, LaunchConfig, flatten
@@ -49,7 +50,8 @@ class Kernel:
                   the op takes `config` and `arch` as well
     covers        arguments to whether the kernels are made for the call. Other calls are computed by the op's
                   reference, whose smaller ops may have kernels of their own. None: all calls
-    interleaved   names of the MXFP4 blocks that the kernels take with interleaved codes (model/mxfp4.py)
+    interleaved   the matrices, such as down, whose weights the kernels take with interleaved codes (model/mxfp4.py) if
+                  they are MXFP4
     """
 
     op: Callable[..., Any]
@@ -59,7 +61,8 @@ class Kernel:
 
     def given(self, arguments: Arguments) -> dict[str, Any]:
         """The arguments of a call of the op as the kernels take them. Loading a runner does the same with weights."""
-        return {**arguments, **{name: interleave(arguments[name]) for name in self.interleaved}}
+        names = [f"{matrix}_weight" for matrix in self.interleaved if is_mxfp4(arguments[f"{matrix}_scales"])]
+        return {**arguments, **{name: interleave(arguments[name]) for name in names}}
 
     def bind(self, op: Op, chooser: ConfigChooser, as_launches: bool = False) -> Callable[..., Any]:
         """The implementation of `op` with the launch configs that `chooser` chooses.

@@ -15,6 +15,7 @@ from typing import Any, Self
 from ..errors import CheckpointError, raise_all
 from ..json_file import elements, read_object
 from ..values import shown
+from .expert_formats import FORMATS, MXFP4, ExpertFormat
 from .spellings import ROPE_SECTIONS, contradictions
 
 SLIDING = "sliding_attention"
@@ -42,7 +43,6 @@ BELIEVED: dict[str, tuple[float, float]] = {
     "rope.beta_slow": (1e-3, 1e6),
     "rope.attention_factor": (1e-3, 1e3),
 }
-MXFP4_GROUP = 32  # weights that share one scale; OCP Microscaling Formats 1.0, section 5.2
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,10 @@ class Yarn:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything about the model that the programs depend on. The names are those of Hugging Face."""
+    """Everything about the model that the programs depend on. The names are those of Hugging Face.
+
+    experts_format  of the experts' weights, a name of FORMATS. A build chooses it; no config.json has it
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -86,6 +89,12 @@ class ModelConfig:
     swiglu_limit: float
     rope: Yarn
     eos_token_ids: tuple[int, ...] = ()
+    experts_format: str = MXFP4.name
+
+    @property
+    def expert_format(self) -> ExpertFormat:
+        """How the experts' weights are stored."""
+        return FORMATS[self.experts_format]
 
     @property
     def ranks(self) -> int:
@@ -355,11 +364,16 @@ def violations(config: ModelConfig) -> list[str]:
                 found.append(f"{prefix}{field.name}: found {shown(value)}, expected {least:g} to {most:g}")
     if not isinstance(config.rope.truncate, bool):
         found.append(f"rope.truncate: found {shown(config.rope.truncate)}, expected true or false")
+    if not isinstance(config.experts_format, str) or config.experts_format not in FORMATS:
+        found.append(f"experts_format: found {shown(config.experts_format)}, expected {', '.join(FORMATS)}")
     if found:
         return found
+    group = config.expert_format.group
     for name in ("hidden_size", "intermediate_size"):
-        if (size := getattr(config, name)) % MXFP4_GROUP:
-            found.append(f"{name}: found {size}, expected a multiple of {MXFP4_GROUP} (one MXFP4 scale)")
+        if (size := getattr(config, name)) % group:
+            found.append(
+                f"{name}: found {size}, expected a multiple of {group} (experts in {config.experts_format.upper()})"
+            )
     if config.num_attention_heads % config.num_key_value_heads:
         found.append(
             f"num_attention_heads: found {config.num_attention_heads}, expected a multiple of "

@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from . import ops  # noqa: F401  (registers torch.ops.gptoss)
-from .config import MXFP4_GROUP, ModelConfig, Yarn
+from .config import ModelConfig, Yarn
+from .dtypes import torch_dtype
 from .ops.experts_sublayer import route
 from .ops.norm import rms_norm
 from .places import FIRST_MEMORY, WHICH, Box
@@ -136,34 +137,28 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """The MXFP4 weights of all experts of a layer, as the checkpoint packs them."""
+    """The weights of all experts of a layer, in the format of the config."""
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
         super().__init__()
-        experts, hidden, inter = config.held_experts, config.hidden_size, config.intermediate_size
-        self.gate_up_proj_blocks, self.gate_up_proj_scales = _packed(experts, 2 * inter, hidden)
-        self.gate_up_proj_bias = nn.Parameter(torch.empty(experts, 2 * inter, dtype=dtype))
-        self.down_proj_blocks, self.down_proj_scales = _packed(experts, hidden, inter)
-        self.down_proj_bias = nn.Parameter(torch.empty(experts, hidden, dtype=dtype))
+        hidden, inter = config.hidden_size, config.intermediate_size
+        self.format = config.expert_format
+        for name, rows, columns in (("gate_up_proj", 2 * inter, hidden), ("down_proj", hidden, inter)):
+            for tensor in self.format.tensors:
+                shape = tensor.shape(config.held_experts, rows, columns)
+                kind = dtype if tensor.dtype is None else torch_dtype(tensor.dtype)
+                self.register_parameter(
+                    name + tensor.suffix, nn.Parameter(torch.empty(shape, dtype=kind), requires_grad=False)
+                )
+            self.register_parameter(f"{name}_bias", nn.Parameter(torch.empty(config.held_experts, rows, dtype=dtype)))
 
-    def by_argument(self) -> dict[str, torch.Tensor]:
+    def by_argument(self) -> dict[str, torch.Tensor | None]:
         """The weights by the names that ops have for them."""
         return {
-            "gate_up_blocks": self.gate_up_proj_blocks,
-            "gate_up_scales": self.gate_up_proj_scales,
-            "gate_up_bias": self.gate_up_proj_bias,
-            "down_blocks": self.down_proj_blocks,
-            "down_scales": self.down_proj_scales,
-            "down_bias": self.down_proj_bias,
+            f"{matrix}_{argument}": None if name is None else self.get_parameter(name)
+            for matrix in ("gate_up", "down")
+            for argument, name in {**self.format.by_argument(f"{matrix}_proj"), "bias": f"{matrix}_proj_bias"}.items()
         }
-
-
-def _packed(experts: int, rows: int, columns: int) -> tuple[nn.Parameter, nn.Parameter]:
-    """Blocks and scales of one matrix of every expert."""
-    groups = columns // MXFP4_GROUP
-    blocks = torch.empty((experts, rows, groups, MXFP4_GROUP // 2), dtype=torch.uint8)
-    scales = torch.empty((experts, rows, groups), dtype=torch.uint8)
-    return nn.Parameter(blocks, requires_grad=False), nn.Parameter(scales, requires_grad=False)
 
 
 class Mlp(nn.Module):
@@ -206,8 +201,8 @@ class Mlp(nn.Module):
         normed = rms_norm(x, norm.weight, norm.eps)
         weights, indices = route(normed, self.router.weight, self.router.bias, self.choices)
         own = indices - rank * self.experts_of_a_rank
-        there = (own >= 0) & (own < self.experts.gate_up_proj_bias.size(0)) & (positions >= 0)[:, None]
-        return torch.ops.gptoss.mxfp4_experts(
+        there = (own >= 0) & (own < self.experts.get_parameter("down_proj_bias").size(0)) & (positions >= 0)[:, None]
+        return torch.ops.gptoss.experts(
             x=normed.to(norm.weight.dtype),
             routing_weights=weights,
             expert_indices=torch.where(there, own, -1),

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import torch
 
-from .config import MXFP4_GROUP
+from .expert_formats import MXFP4_GROUP
 
 NAN_SCALE = 255  # the scale that means NaN
 LARGEST_OF_GPU_KERNELS = 160  # the largest scale, 2^33, that the kernels for GPUs take in bfloat16

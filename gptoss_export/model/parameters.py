@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .config import MXFP4_GROUP, ModelConfig
+from .config import ModelConfig
+from .expert_formats import MXFP4
 from .places import FIRST_MEMORY
 
 LAYERS = "model.layers."
@@ -28,7 +29,7 @@ class Parameter:
 
 
 def parameters(config: ModelConfig, dtype: str) -> tuple[Parameter, ...]:
-    """All parameters of the decoder. Matrices are in `dtype`, MXFP4 blocks and scales in uint8."""
+    """All parameters of the decoder. Matrices are in `dtype`, those of experts in the format of the config."""
     hidden, vocabulary = config.hidden_size, config.vocab_size
     found = [
         Parameter(EMBEDDING, (vocabulary, hidden), dtype),
@@ -56,7 +57,7 @@ def is_expert_weight(name: str) -> bool:
 
 def is_mxfp4_blocks(name: str) -> bool:
     """Whether a parameter holds the codes of MXFP4 weights."""
-    return is_expert_weight(name) and name.endswith("_blocks")
+    return is_expert_weight(name) and name.endswith(MXFP4.tensors[0].suffix)
 
 
 def _layer(config: ModelConfig, prefix: str, dtype: str) -> Iterator[Parameter]:
@@ -73,11 +74,17 @@ def _layer(config: ModelConfig, prefix: str, dtype: str) -> Iterator[Parameter]:
         ("post_attention_layernorm.weight", (hidden,), dtype),
         ("mlp.router.weight", (config.num_local_experts, hidden), dtype),
         ("mlp.router.bias", (config.num_local_experts,), dtype),
-        ("mlp.experts.gate_up_proj_blocks", (experts, 2 * inter, hidden // MXFP4_GROUP, MXFP4_GROUP // 2), "uint8"),
-        ("mlp.experts.gate_up_proj_scales", (experts, 2 * inter, hidden // MXFP4_GROUP), "uint8"),
+        *_expert_matrix(config, "gate_up_proj", 2 * inter, hidden, dtype),
         ("mlp.experts.gate_up_proj_bias", (experts, 2 * inter), dtype),
-        ("mlp.experts.down_proj_blocks", (experts, hidden, inter // MXFP4_GROUP, MXFP4_GROUP // 2), "uint8"),
-        ("mlp.experts.down_proj_scales", (experts, hidden, inter // MXFP4_GROUP), "uint8"),
+        *_expert_matrix(config, "down_proj", hidden, inter, dtype),
         ("mlp.experts.down_proj_bias", (experts, hidden), dtype),
     ):
         yield Parameter(prefix + name, shape, kind)
+
+
+def _expert_matrix(
+    config: ModelConfig, name: str, rows: int, columns: int, dtype: str
+) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    for tensor in config.expert_format.tensors:
+        shape = tensor.shape(config.held_experts, rows, columns)
+        yield f"mlp.experts.{name}{tensor.suffix}", shape, tensor.dtype or dtype

@@ -5,9 +5,9 @@ A rank is one process with one device. Each rank computes a part of every layer,
 summed after each sublayer, so that every rank has the whole residual stream.
 
   attention    a rank has some of the key and value heads, and the query heads and sinks that belong to them
-  experts      a rank has some of the columns between the two matrices of every expert. They are divided in groups of
-               MXFP4_GROUP, which share a scale: the first ranks have a group more where they do not divide evenly. A
-               gate and its up stay together.
+  experts      a rank has some of the columns between the two matrices of every expert. They are divided in groups
+               (`ExpertFormat.group`) that share a scale: the first ranks have a group more where they do not divide
+               evenly. A gate and its up stay together.
                Or (`by_expert`) a rank has some consecutive experts, whole. A token then reads its experts on the ranks
                that have them: good where many tokens keep all ranks busy
   unembedding  a rank has the logits of some consecutive tokens; the last rank has the rest
@@ -25,7 +25,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .config import MXFP4_GROUP, ModelConfig
+from .config import ModelConfig
+from .expert_formats import ExpertTensor
 from .parameters import UNEMBEDDING, layer_of
 
 GROUP = "gptoss_export_ranks"  # the process group of the ranks, which compiled programs look up when they run
@@ -102,15 +103,22 @@ class RankConfig(ModelConfig):
             tokens = _consecutive(config.vocab_size, rank, self.ranks)
             return (Slice(0, tokens.start, tokens.stop),)
         kind = name.split(".", 3)[3] if layer_of(name) is not None else ""
+        of_experts = self._of_experts(kind)
         if self.by_expert and kind.startswith("mlp.experts."):
             held = _consecutive(config.num_local_experts, rank, self.ranks)
-            return (Slice(0, held.start, held.stop),)
+            whole = of_experts is not None and not of_experts.columns
+            return everything if whole else (Slice(0, held.start, held.stop),)
         if kind in _COUNT_ONCE:
             return everything if rank == 0 else ()
         dim, heads, kv_heads = self.head_dim, self.num_attention_heads, self.num_key_value_heads
-        groups = _groups(config, rank, self.ranks)
-        gates = (Slice(1, 2 * MXFP4_GROUP * groups.start, 2 * MXFP4_GROUP * groups.stop),)
-        columns = (Slice(2, groups.start, groups.stop),)
+        inner = _inner_columns(config, rank, self.ranks)
+        gates = (Slice(1, 2 * inner.start, 2 * inner.stop),)
+        if of_experts is not None:
+            if not of_experts.columns:
+                return everything
+            if kind.startswith("mlp.experts.gate_up_proj"):
+                return gates
+            return (Slice(2, inner.start // of_experts.columns, inner.stop // of_experts.columns),)
         keys = config.num_attention_heads * dim
         values = keys + config.num_key_value_heads * dim
         qkv = (
@@ -123,13 +131,16 @@ class RankConfig(ModelConfig):
             "self_attn.qkv_proj.weight": qkv,
             "self_attn.qkv_proj.bias": qkv,
             "self_attn.o_proj.weight": (_part(1, 0, heads * dim, rank),),
-            "mlp.experts.gate_up_proj_blocks": gates,
-            "mlp.experts.gate_up_proj_scales": gates,
             "mlp.experts.gate_up_proj_bias": gates,
-            "mlp.experts.down_proj_blocks": columns,
-            "mlp.experts.down_proj_scales": columns,
         }
         return divided.get(kind, everything)
+
+    def _of_experts(self, kind: str) -> ExpertTensor | None:
+        """The tensor of the experts' format that a weight of a layer is."""
+        stems = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+        return next(
+            (item for item in self.expert_format.tensors if kind in [stem + item.suffix for stem in stems]), None
+        )
 
 
 def division_problems(config: ModelConfig, sharing: Sharing) -> list[str]:
@@ -137,17 +148,17 @@ def division_problems(config: ModelConfig, sharing: Sharing) -> list[str]:
     ranks, found = sharing.ranks, []
     if config.num_key_value_heads % ranks:
         found.append(f"num_key_value_heads: found {config.num_key_value_heads}, expected a multiple of {ranks}")
-    groups = config.intermediate_size // MXFP4_GROUP
+    group = config.expert_format.group
     if sharing.by_expert:
         if not _consecutive(config.num_local_experts, ranks - 1, ranks):
             found.append(
                 f"num_local_experts: found {config.num_local_experts}, which do not leave one for the last of {ranks} "
                 f"ranks where each has {-(-config.num_local_experts // ranks)}"
             )
-    elif groups < ranks:
+    elif config.intermediate_size < ranks * group:
         found.append(
-            f"intermediate_size: found {config.intermediate_size}, expected {ranks * MXFP4_GROUP} or more, "
-            f"{MXFP4_GROUP} for each rank"
+            f"intermediate_size: found {config.intermediate_size}, expected {ranks * group} or more, "
+            f"{group} for each rank"
         )
     if not _consecutive(config.vocab_size, ranks - 1, ranks):
         found.append(f"vocab_size: found {config.vocab_size}, expected enough tokens for each rank to have some")
@@ -183,7 +194,7 @@ def _rank_configs(config: ModelConfig, sharing: Sharing) -> list[RankConfig]:
             "num_key_value_heads": config.num_key_value_heads // ranks,
         }
         if not sharing.by_expert:
-            sizes["intermediate_size"] = len(_groups(config, rank, ranks)) * MXFP4_GROUP
+            sizes["intermediate_size"] = len(_inner_columns(config, rank, ranks))
         experts = config.num_local_experts
         if sharing.by_expert:
             experts = len(_consecutive(experts, rank, ranks))
@@ -198,11 +209,12 @@ def _part(dim: int, begin: int, size: int, rank: int) -> Slice:
     return Slice(dim, begin + rank * size, begin + (rank + 1) * size)
 
 
-def _groups(config: ModelConfig, rank: int, ranks: int) -> range:
-    """The groups of columns between the matrices of an expert."""
-    each, more = divmod(config.intermediate_size // MXFP4_GROUP, ranks)
+def _inner_columns(config: ModelConfig, rank: int, ranks: int) -> range:
+    """The columns between the matrices of an expert that a rank has: whole groups."""
+    group = config.expert_format.group
+    each, more = divmod(config.intermediate_size // group, ranks)
     start = rank * each + min(rank, more)
-    return range(start, start + each + (rank < more))
+    return range(start * group, (start + each + (rank < more)) * group)
 
 
 def _consecutive(count: int, rank: int, ranks: int) -> range:

@@ -16,13 +16,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..artifact.programs import Sizes, kv_cache_names, kv_inputs, page_table_names
-from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint import Checkpoint
 from ..compiler.export import build_model
 from ..errors import UsageError
 from ..model.decoder import Caches, GptOss, Pages, yarn_inv_freq
@@ -63,14 +62,12 @@ def check_oracle(name: str) -> None:
         )
 
 
-def open_oracle(
-    name: str, folder: Path, dtype: torch.dtype, device: torch.device, adapter: Path | None = None
-) -> Oracle:
-    """The oracle called `name` for the checkpoint in `folder`, with the adapter in the folder `adapter` merged.
+def open_oracle(name: str, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Oracle:
+    """The oracle called `name` with the weights that a build of the checkpoint has.
 
     Raises UsageError as `check_oracle`, CheckpointError."""
     check_oracle(name)
-    return _ORACLES[name](open_checkpoint(folder, adapter), dtype, device)
+    return _ORACLES[name](checkpoint, dtype, device)
 
 
 @contextmanager
@@ -149,18 +146,13 @@ class ReferenceOracle(Oracle):
         chosen = logits.sort(dim=-1, descending=True, stable=True).indices[:, : self._config.num_experts_per_tok]
         if self._near_tie:
             chosen = other_side(logits, chosen, self._near_tie)
-            outputs = x + torch.ops.gptoss.mxfp4_experts(
-                normed.to(norm.weight.dtype),
-                logits.gather(-1, chosen).softmax(dim=-1),
-                chosen,
-                mlp.experts.gate_up_proj_blocks,
-                mlp.experts.gate_up_proj_scales,
-                mlp.experts.gate_up_proj_bias,
-                mlp.experts.down_proj_blocks,
-                mlp.experts.down_proj_scales,
-                mlp.experts.down_proj_bias,
-                mlp.alpha,
-                mlp.limit,
+            outputs = x + torch.ops.gptoss.experts(
+                x=normed.to(norm.weight.dtype),
+                routing_weights=logits.gather(-1, chosen).softmax(dim=-1),
+                expert_indices=chosen,
+                **mlp.experts.by_argument(),
+                alpha=mlp.alpha,
+                limit=mlp.limit,
             )
         self._layers.append(Routing.of_layer(logits, chosen))
         return outputs

@@ -67,12 +67,13 @@ def verify(
     """
     progress = progress or Progress()
     folders = [Path(folder) for folder in (artifact, compare_with) if folder is not None]
-    checkpoint, merged = Path(checkpoint), None if adapter is None else Path(adapter)
     check_oracle(oracle)
     keys = read_trusted_keys(trust, verify_hashes)
     manifests = [load_manifest(folder, signature_check(folder, keys)) for folder in folders]
-    _check_manifests(folders, manifests, open_checkpoint(checkpoint, merged).config)
     manifest = manifests[0]
+    merged = None if adapter is None else Path(adapter)
+    opened = open_checkpoint(Path(checkpoint), merged, manifest.model.expert_format.option)
+    _check_manifests(folders, manifests, opened.config)
     cases = make_cases(manifests, lengths)
     tokens = _random_tokens(max(case.longest for case in cases) + DECODED, manifest.model.vocab_size)
 
@@ -81,14 +82,14 @@ def verify(
 
     device, dtype = torch.device(manifest.device), torch_dtype(manifest.dtype)
     with progress.stage(f"run {oracle} in float32"):
-        model = open_oracle(oracle, checkpoint, torch.float32, device, merged)
+        model = open_oracle(oracle, opened, torch.float32, device)
         exact = model.run(tokens, rows)
     near_tie, rounded, other_side = FLOAT32_MARGIN, None, None
     if dtype != torch.float32:
         del model
         _free_memory()
         with progress.stage(f"run {oracle} in {dtype_name(dtype)}"):
-            model = open_oracle(oracle, checkpoint, dtype, device, merged)
+            model = open_oracle(oracle, opened, dtype, device)
             rounded = model.run(tokens, rows)
         near_tie = near_tie_margin(exact.routing, rounded.routing)
     no_tie = (exact.routing.margin >= near_tie).tolist()

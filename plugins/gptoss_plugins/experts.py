@@ -1,4 +1,4 @@
-"""gptoss_triton::mxfp4_experts: `gptoss::mxfp4_experts` for NVIDIA GPUs, in Triton.
+"""gptoss_triton::experts: `gptoss::experts` for NVIDIA GPUs, in Triton.
 
 The contract (shapes, SwiGLU, routing, -1) is in gptoss_export/model/ops/experts.py, the MXFP4 layout in
 gptoss_export/model/mxfp4.py. The blocks have interleaved codes, and the kernels unpack them in registers. Up to
@@ -12,6 +12,7 @@ from torch.library import triton_op
 
 from gptoss_export.kernels.kernel import Kernel
 from gptoss_export.kernels.launch_config import ConfigSpace, unflatten
+from gptoss_export.model.expert_weights import is_mxfp4
 from gptoss_export.model.ops import Arguments
 
 from .arranged import arrange
@@ -22,29 +23,33 @@ from .mxfp4 import Experts
 from .mxfp4_words import arrange_words
 
 
-@triton_op("gptoss_triton::mxfp4_experts", mutates_args={})
-def mxfp4_experts(
+@triton_op("gptoss_triton::experts", mutates_args={})
+def experts(
     x: torch.Tensor,
     routing_weights: torch.Tensor,
     expert_indices: torch.Tensor,
-    gate_up_blocks: torch.Tensor,
-    gate_up_scales: torch.Tensor,
+    gate_up_weight: torch.Tensor,
+    gate_up_scales: torch.Tensor | None,
+    gate_up_table: torch.Tensor | None,
     gate_up_bias: torch.Tensor,
-    down_blocks: torch.Tensor,
-    down_scales: torch.Tensor,
+    down_weight: torch.Tensor,
+    down_scales: torch.Tensor | None,
+    down_table: torch.Tensor | None,
     down_bias: torch.Tensor,
     alpha: float,
     limit: float,
     config: list[int],
     arch: str,
 ) -> torch.Tensor:
-    """`gptoss::mxfp4_experts`: same result. `config` and `arch` as in gptoss_export/kernels/launch_config.py."""
+    """`gptoss::experts`: same result. `config` and `arch` as in gptoss_export/kernels/launch_config.py."""
     experts = Experts(
-        gate_up_blocks=gate_up_blocks,
+        gate_up_weight=gate_up_weight,
         gate_up_scales=gate_up_scales,
+        gate_up_table=gate_up_table,
         gate_up_bias=gate_up_bias,
-        down_blocks=down_blocks,
+        down_weight=down_weight,
         down_scales=down_scales,
+        down_table=down_table,
         down_bias=down_bias,
         alpha=alpha,
         limit=limit,
@@ -65,10 +70,15 @@ def mxfp4_experts(
 def config_space(arguments: Arguments, arch: str) -> ConfigSpace:
     """The launch configs of a call: of the kernels for few pairs, or for many."""
     (tokens, choices), dtype = arguments["expert_indices"].shape, arguments["x"].dtype
-    experts, hidden, groups, _ = arguments["down_blocks"].shape
+    (experts, hidden), inter = arguments["down_bias"].shape, arguments["gate_up_bias"].size(1) // 2
     if tokens * choices <= FEW_PAIRS:
-        return few_pairs_space(tokens, choices, experts, hidden, groups * 32, dtype)
-    return many_pairs_space(tokens, choices, experts, hidden, groups * 32, dtype)
+        return few_pairs_space(tokens, choices, experts, hidden, inter, dtype)
+    return many_pairs_space(tokens, choices, experts, hidden, inter, dtype)
 
 
-KERNEL = Kernel(mxfp4_experts, config_space, interleaved=("gate_up_blocks", "down_blocks"))
+def covers(arguments: Arguments) -> bool:
+    """Whether the weights are MXFP4."""
+    return is_mxfp4(arguments["down_scales"])
+
+
+KERNEL = Kernel(experts, config_space, covers, interleaved=("gate_up", "down"))

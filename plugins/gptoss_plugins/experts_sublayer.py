@@ -29,6 +29,7 @@ from torch.library import triton_op, wrap_triton
 
 from gptoss_export.kernels.kernel import Kernel
 from gptoss_export.kernels.launch_config import ConfigSpace, unflatten
+from gptoss_export.model.expert_weights import is_mxfp4
 from gptoss_export.model.ops import Arguments
 from gptoss_export.model.ops.sum_ranks import reference as sum_of_chunk
 from gptoss_export.model.places import CELLS, Box
@@ -108,11 +109,13 @@ def experts_sublayer(
     norm_weight: torch.Tensor,
     router_weight: torch.Tensor,
     router_bias: torch.Tensor,
-    gate_up_blocks: torch.Tensor,
-    gate_up_scales: torch.Tensor,
+    gate_up_weight: torch.Tensor,
+    gate_up_scales: torch.Tensor | None,
+    gate_up_table: torch.Tensor | None,
     gate_up_bias: torch.Tensor,
-    down_blocks: torch.Tensor,
-    down_scales: torch.Tensor,
+    down_weight: torch.Tensor,
+    down_scales: torch.Tensor | None,
+    down_table: torch.Tensor | None,
     down_bias: torch.Tensor,
     positions: torch.Tensor,
     choices: int,
@@ -126,11 +129,13 @@ def experts_sublayer(
 ) -> torch.Tensor:
     """`gptoss::experts_sublayer`: same result. `config` and `arch` as in gptoss_export/kernels/launch_config.py."""
     experts = Experts(
-        gate_up_blocks=gate_up_blocks,
+        gate_up_weight=gate_up_weight,
         gate_up_scales=gate_up_scales,
+        gate_up_table=gate_up_table,
         gate_up_bias=gate_up_bias,
-        down_blocks=down_blocks,
+        down_weight=down_weight,
         down_scales=down_scales,
+        down_table=down_table,
         down_bias=down_bias,
         alpha=alpha,
         limit=limit,
@@ -204,14 +209,16 @@ def _experts_half(
 
 def covers(arguments: Arguments) -> bool:
     """Whether there are few enough tokens or experts. For more, the reference calls the smaller ops."""
+    if not is_mxfp4(arguments["down_scales"]):
+        return False
     return arguments["x"].size(0) <= MOST_TOKENS or arguments["router_weight"].size(0) <= MOST_EXPERTS
 
 
 def config_space(arguments: Arguments, arch: str) -> ConfigSpace:
     """The launch configs of a call: those of the experts, and rows and warps of the router of a batch."""
     (tokens, hidden), dtype, choices = arguments["x"].shape, arguments["norm_weight"].dtype, arguments["choices"]
-    experts, _, groups, _ = arguments["down_blocks"].shape
-    sizes = tokens, choices, experts, hidden, groups * 32, dtype
+    experts, inter = arguments["down_bias"].size(0), arguments["gate_up_bias"].size(1) // 2
+    sizes = tokens, choices, experts, hidden, inter, dtype
     many = tokens * choices > FEW_PAIRS
     inner = (many_pairs_space if many else few_pairs_space)(*sizes)
     if tokens > MOST_TOKENS:
@@ -224,4 +231,4 @@ def config_space(arguments: Arguments, arch: str) -> ConfigSpace:
     )
 
 
-KERNEL = Kernel(experts_sublayer, config_space, covers, interleaved=("gate_up_blocks", "down_blocks"))
+KERNEL = Kernel(experts_sublayer, config_space, covers, interleaved=("gate_up", "down"))

@@ -10,7 +10,7 @@ KERNELS: dict[str, Kernel] = {
     "attention_sublayer": attention_sublayer.KERNEL,
     "experts_sublayer": experts_sublayer.KERNEL,
     "kv_write": kv_write.KERNEL,
-    "mxfp4_experts": experts.KERNEL,
+    "experts": experts.KERNEL,
     "rotary": rotary.KERNEL,
     "sink_attention": attention.KERNEL,
     "sum_ranks": sum_ranks.KERNEL,

@@ -14,25 +14,27 @@ from .dense_tiles import dot_precision
 
 @dataclass(frozen=True)
 class Experts:
-    """The weights of all experts and the numbers of SwiGLU, as gptoss::mxfp4_experts takes them, but for the codes of
-    the blocks, which are interleaved (gptoss_export/model/mxfp4.py)."""
+    """The weights of all experts and the numbers of SwiGLU, as gptoss::experts takes them, but for the codes of MXFP4,
+    which are interleaved (gptoss_export/model/mxfp4.py)."""
 
-    gate_up_blocks: torch.Tensor  # [E, 2 I, H // 32, 16] uint8
-    gate_up_scales: torch.Tensor  # [E, 2 I, H // 32] uint8
+    gate_up_weight: torch.Tensor
+    gate_up_scales: torch.Tensor | None
+    gate_up_table: torch.Tensor | None
     gate_up_bias: torch.Tensor  # [E, 2 I]
-    down_blocks: torch.Tensor  # [E, H, I // 32, 16] uint8
-    down_scales: torch.Tensor  # [E, H, I // 32] uint8
+    down_weight: torch.Tensor
+    down_scales: torch.Tensor | None
+    down_table: torch.Tensor | None
     down_bias: torch.Tensor  # [E, H]
     alpha: float
     limit: float
 
     @property
     def count(self) -> int:
-        return self.down_blocks.size(0)
+        return self.down_bias.size(0)
 
     @property
     def inter(self) -> int:
-        return self.down_blocks.size(2) * 32
+        return self.gate_up_bias.size(1) // 2
 
 
 def product_constants(dtype: torch.dtype, arch: str) -> dict[str, bool | str]:

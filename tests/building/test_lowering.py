@@ -88,10 +88,10 @@ def test_on_a_gpu_every_op_with_mxfp4_blocks_has_a_kernel_that_takes_them_interl
 ) -> None:
     pytest.importorskip("triton")
     offered = dict(kernels())
-    del offered["mxfp4_experts"]
+    del offered["experts"]
     offered["experts_sublayer"] = dataclasses.replace(offered["experts_sublayer"], interleaved=())
     monkeypatch.setattr(lowering, "kernels", lambda: offered)
     with pytest.raises(LoweringError) as caught:
         kernel_implementations(ConfigChooser("sm_90"))
-    assert "mxfp4_experts: has no kernel" in str(caught.value)
+    assert "experts: has no kernel" in str(caught.value)
     assert "experts_sublayer: its kernel declares interleaved=()" in str(caught.value)

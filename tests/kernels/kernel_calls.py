@@ -33,10 +33,11 @@ def attention(sequences: int, length: int, rows: int, window: int) -> dict[str, 
 
 
 def experts(tokens: int, count: int = EXPERTS) -> dict[str, Any]:
-    def packed(name: str, rows: int, columns: int) -> dict[str, torch.Tensor]:
+    def packed(name: str, rows: int, columns: int) -> dict[str, torch.Tensor | None]:
         return {
-            f"{name}_blocks": empty(count, rows, columns // 32, 16, dtype=torch.uint8),
+            f"{name}_weight": empty(count, rows, columns // 32, 16, dtype=torch.uint8),
             f"{name}_scales": empty(count, rows, columns // 32, dtype=torch.uint8),
+            f"{name}_table": None,
             f"{name}_bias": empty(count, rows),
         }
 
@@ -130,12 +131,12 @@ LAUNCHES: dict[str, tuple[str, Callable[[], dict[str, Any]], list[str]]] = {
     "decode, window": ("sink_attention", lambda: attention(1, 1, 8192, 128), ["_attend_pdl"]),
     "prefill": ("sink_attention", lambda: attention(1, 512, 8192, 0), ["_attend_pdl"]),
     "prefill, window": ("sink_attention", lambda: attention(1, 512, 8192, 128), ["_attend_pdl"]),
-    "experts, one token": ("mxfp4_experts", lambda: experts(1), ["_arrange", *FEW]),
-    "experts, batch of 64": ("mxfp4_experts", lambda: experts(64), [*GROUPING, *MANY]),
-    "experts, chunk of 256": ("mxfp4_experts", lambda: experts(256), CHUNK),
-    "experts, chunk of 512": ("mxfp4_experts", lambda: experts(512), CHUNK),
-    "experts, chunk": ("mxfp4_experts", lambda: experts(2048), CHUNK),
-    "experts, chunk of 8192": ("mxfp4_experts", lambda: experts(8192), CHUNK),
+    "experts, one token": ("experts", lambda: experts(1), ["_arrange", *FEW]),
+    "experts, batch of 64": ("experts", lambda: experts(64), [*GROUPING, *MANY]),
+    "experts, chunk of 256": ("experts", lambda: experts(256), CHUNK),
+    "experts, chunk of 512": ("experts", lambda: experts(512), CHUNK),
+    "experts, chunk": ("experts", lambda: experts(2048), CHUNK),
+    "experts, chunk of 8192": ("experts", lambda: experts(8192), CHUNK),
     "cache write, one token": ("kv_write", lambda: kv_write(1, 8192), ["_write_kv"]),
     "cache write, chunk": ("kv_write", lambda: kv_write(512, 8192), ["_write_kv"]),
     "rotary": ("rotary", lambda: rotary(512), ["_rotary"]),
@@ -212,7 +213,7 @@ def calls_of_20b(batch: int) -> list[tuple[str, dict[str, Any]]]:
     """The calls that a build for a context of 8192 makes: decode steps of `batch` sequences, and chunks."""
     found = [
         ("experts_sublayer", experts_sublayer(batch)),
-        ("mxfp4_experts", experts(batch)),
+        ("experts", experts(batch)),
         ("unembed", unembed(batch)),
     ]
     chunks = (128, 2048) if batch == 1 else (128,)
@@ -220,4 +221,4 @@ def calls_of_20b(batch: int) -> list[tuple[str, dict[str, Any]]]:
         found += [("attention_sublayer", attention_sublayer(batch, 1, 8192, window))]
         found += [("sink_attention", attention(batch, 1, 8192, window))]
         found += [("sink_attention", attention(1, chunk, 8192, window)) for chunk in chunks]
-    return found + [("mxfp4_experts", experts(chunk)) for chunk in chunks]
+    return found + [("experts", experts(chunk)) for chunk in chunks]

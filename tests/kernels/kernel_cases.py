@@ -99,11 +99,13 @@ def expert_arguments(
         "x": x,
         "routing_weights": routing.values.softmax(dim=1),
         "expert_indices": routing.indices,
-        "gate_up_blocks": gate_up[0],
+        "gate_up_weight": gate_up[0],
         "gate_up_scales": gate_up[1],
+        "gate_up_table": None,
         "gate_up_bias": gate_up_bias,
-        "down_blocks": down[0],
+        "down_weight": down[0],
         "down_scales": down[1],
+        "down_table": None,
         "down_bias": down_bias,
         "alpha": 1.702,
         "limit": 7.0,
@@ -203,7 +205,7 @@ def _small_inputs(name: str, device: torch.device, dtype: torch.dtype) -> Iterat
 
 _MORE_CASES = {
     "sink_attention": _attention_cases,
-    "mxfp4_experts": _expert_cases,
+    "experts": _expert_cases,
     "experts_sublayer": _router_cases,
 }
 # The ops that begin with RMSNorm, and the case whose input is made small.

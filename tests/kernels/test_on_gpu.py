@@ -60,7 +60,7 @@ def test_kernel_agrees(name: str, dtype: str, label: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tokens", [1, 2, 8, 64, 512, 2048])
 def test_experts_agree_at_20b_sizes(tokens: int, dtype: str, tuned: Tuned) -> None:
-    found = kernel_deviation("mxfp4_experts", experts_of_20b(DTYPES[dtype], tokens), arch(), tuned())
+    found = kernel_deviation("experts", experts_of_20b(DTYPES[dtype], tokens), arch(), tuned())
     assert found.within(TOLERANCES[DTYPES[dtype]]), str(found)
 
 
@@ -69,8 +69,8 @@ def test_experts_agree_at_20b_sizes(tokens: int, dtype: str, tuned: Tuned) -> No
 def test_experts_give_the_same_bits_each_time(tokens: int, tuned: Tuned) -> None:
     """A product that reads overwritten weights gives other bits in nearly every run."""
     arguments = experts_of_20b(torch.bfloat16, tokens)
-    assert is_covered("mxfp4_experts", arguments)
-    experts = kernels()["mxfp4_experts"].bind(OPS["mxfp4_experts"], ConfigChooser(arch(), tuned()))
+    assert is_covered("experts", arguments)
+    experts = kernels()["experts"].bind(OPS["experts"], ConfigChooser(arch(), tuned()))
     first = experts(**arguments)
     assert all(torch.equal(experts(**arguments), first) for _ in range(30))
 

@@ -110,7 +110,7 @@ def router_cases() -> dict[str, dict[str, Any]]:
 CASES = {
     "sink_attention": attention_cases(),
     "attention_sublayer": sublayer_cases(),
-    "mxfp4_experts": expert_cases(),
+    "experts": expert_cases(),
     "experts_sublayer": router_cases(),
     "kv_write": covered_cases("kv_write", CPU, torch.float32),
 }

@@ -36,29 +36,39 @@ def test_cases_give_all_arguments_in_order(label: str) -> None:
     assert tuple(arguments) == OPS[name].argument_names
 
 
-@pytest.mark.parametrize("label", labels("mxfp4_experts"))
+def plain(arguments: dict[str, Any], matrix: str) -> torch.Tensor:
+    """The matrices of all experts, each weight found by itself."""
+    weight, scales, table = (arguments[f"{matrix}_{part}"] for part in ("weight", "scales", "table"))
+    if table is None:
+        return weight if scales is None else mxfp4.dequantize(weight, scales)
+    columns = torch.arange(2 * weight.size(-1))
+    codes = torch.where(columns % 2 == 0, weight[..., columns // 2] // 16, weight[..., columns // 2] % 16)
+    return table[codes.long()] * scales[..., columns * scales.size(-1) // len(columns)]
+
+
+@pytest.mark.parametrize("label", labels("experts"))
 def test_experts_reference_is_transformers(label: str) -> None:
     from transformers import GptOssConfig
     from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
     arguments = CASES[label][1]
     x, indices, weights = arguments["x"], arguments["expert_indices"], arguments["routing_weights"]
-    experts, _, groups, _ = arguments["down_blocks"].shape
-    config = GptOssConfig(hidden_size=x.size(1), intermediate_size=groups * 32, num_local_experts=experts)
+    experts, inter = arguments["down_bias"].size(0), arguments["gate_up_bias"].size(1) // 2
+    config = GptOssConfig(hidden_size=x.size(1), intermediate_size=inter, num_local_experts=experts)
     module = GptOssExperts(config)
     assert (module.alpha, module.limit) == (arguments["alpha"], arguments["limit"])
     module.load_state_dict(
         {
-            "gate_up_proj": mxfp4.dequantize(arguments["gate_up_blocks"], arguments["gate_up_scales"]).mT,
+            "gate_up_proj": plain(arguments, "gate_up").mT,
             "gate_up_proj_bias": arguments["gate_up_bias"],
-            "down_proj": mxfp4.dequantize(arguments["down_blocks"], arguments["down_scales"]).mT,
+            "down_proj": plain(arguments, "down").mT,
             "down_proj_bias": arguments["down_bias"],
         }
     )
     # Theirs has no -1: such choices go to an expert with weight zero.
     with torch.no_grad():
         expected = module(x, indices.clamp(min=0), torch.where(indices >= 0, weights, 0.0))
-    got = OPS["mxfp4_experts"].reference(**arguments)
+    got = OPS["experts"].reference(**arguments)
     assert deviation(got, expected).within(TOLERANCES[torch.float32])
 
 

@@ -10,6 +10,7 @@ from rank_artifacts import all_of, expected_logits, transformer_of
 from transformers import GptOssForCausalLM
 
 from gptoss_export import Engine, Runner, SamplingParams
+from gptoss_export.checkpoint import open_checkpoint
 from gptoss_export.verification.metric import TOLERANCES, Deviation, deviation
 from gptoss_export.verification.oracles import open_oracle
 
@@ -36,7 +37,7 @@ def test_two_ranks_against_transformers(two: Runner, transformer: GptOssForCausa
 
 def test_two_ranks_against_one(two: Runner, of_two: Path) -> None:
     tokens = tokens_of(300, two.manifest.model.vocab_size)
-    one = open_oracle("reference", of_two / "checkpoint", torch.float32, torch.device("cpu"))
+    one = open_oracle("reference", open_checkpoint(of_two / "checkpoint"), torch.float32, torch.device("cpu"))
     expected = one.run(tokens, range(len(tokens))).logits
     found = all_of(two, tokens)
     assert deviation(found, torch.stack([expected[row] for row in range(len(tokens))])).within(ONE_RANK)
@@ -44,7 +45,7 @@ def test_two_ranks_against_one(two: Runner, of_two: Path) -> None:
 
 def test_past_4096_positions(two: Runner, of_two: Path) -> None:
     tokens = tokens_of(4150, two.manifest.model.vocab_size)
-    one = open_oracle("reference", of_two / "checkpoint", torch.float32, torch.device("cpu"))
+    one = open_oracle("reference", open_checkpoint(of_two / "checkpoint"), torch.float32, torch.device("cpu"))
     rows = [0, 4095, 4096, 4149]
     expected = one.run(tokens, rows).logits
     found = all_of(two, tokens)[rows]

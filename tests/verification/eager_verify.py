@@ -12,6 +12,7 @@ import torch
 from eager_artifact import Fault, Where, everywhere, load_eager, write_eager
 
 from gptoss_export.artifact.programs import Sizes
+from gptoss_export.checkpoint import Checkpoint
 from gptoss_export.verification import verify as module
 from gptoss_export.verification.oracles import OracleOutput, open_oracle
 from gptoss_export.verification.report import Report
@@ -31,10 +32,8 @@ FEW, MANY = Rows(Sizes((1,), 256, (16,)), [65]), Rows(Sizes((1,), 256, (16, 32))
 class _Remembered:
     """An oracle that runs the same sequence once."""
 
-    def __init__(
-        self, name: str, folder: Path, dtype: torch.dtype, device: torch.device, adapter: Path | None
-    ) -> None:
-        oracle = open_oracle(name, folder, dtype, device, adapter)
+    def __init__(self, name: str, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+        oracle = open_oracle(name, checkpoint, dtype, device)
 
         @cache
         def run(tokens: tuple[int, ...], rows: tuple[int, ...], near_tie: float) -> OracleOutput:
@@ -46,7 +45,14 @@ class _Remembered:
         return self._run(tuple(tokens), tuple(rows), near_tie)
 
 
-_opened = cache(_Remembered)
+_oracles: dict[tuple[object, ...], _Remembered] = {}
+
+
+def _opened(name: str, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> _Remembered:
+    key = name, checkpoint.folder, dtype, device
+    if key not in _oracles:
+        _oracles[key] = _Remembered(name, checkpoint, dtype, device)
+    return _oracles[key]
 
 
 def verified(

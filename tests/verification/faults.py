@@ -124,20 +124,15 @@ def reverse_choices(model: Any) -> None:
 
     def forward(mlp: Any) -> Callable[..., torch.Tensor]:
         def run(x: torch.Tensor, norm: Any, positions: torch.Tensor, _: None) -> torch.Tensor:
-            normed, experts = rms_norm(x, norm.weight, norm.eps), mlp.experts
+            normed = rms_norm(x, norm.weight, norm.eps)
             weights, indices = route(normed, mlp.router.weight, mlp.router.bias, mlp.choices)
-            return x + torch.ops.gptoss.mxfp4_experts(
-                normed.to(norm.weight.dtype),
-                weights.flip(-1),
-                torch.where((positions >= 0)[:, None], indices, -1),
-                experts.gate_up_proj_blocks,
-                experts.gate_up_proj_scales,
-                experts.gate_up_proj_bias,
-                experts.down_proj_blocks,
-                experts.down_proj_scales,
-                experts.down_proj_bias,
-                mlp.alpha,
-                mlp.limit,
+            return x + torch.ops.gptoss.experts(
+                x=normed.to(norm.weight.dtype),
+                routing_weights=weights.flip(-1),
+                expert_indices=torch.where((positions >= 0)[:, None], indices, -1),
+                **mlp.experts.by_argument(),
+                alpha=mlp.alpha,
+                limit=mlp.limit,
             )
 
         return run

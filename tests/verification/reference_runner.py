@@ -12,6 +12,7 @@ import torch
 from gptoss_export.artifact.files import FileSpec
 from gptoss_export.artifact.manifest import Manifest, Part, Provenance, WeightSpec, load_manifest, save_manifest
 from gptoss_export.artifact.programs import Sizes, programs_of
+from gptoss_export.checkpoint import open_checkpoint
 from gptoss_export.model.config import read_config
 from gptoss_export.model.parameters import parameters
 from gptoss_export.verification.oracles import open_oracle
@@ -63,7 +64,7 @@ def write_artifact(
 
 @cache
 def _reference(checkpoint: Path) -> Logits:
-    oracle = open_oracle("reference", checkpoint, torch.float32, torch.device("cpu"))
+    oracle = open_oracle("reference", open_checkpoint(checkpoint), torch.float32, torch.device("cpu"))
 
     @cache
     def logits(tokens: tuple[int, ...]) -> torch.Tensor:

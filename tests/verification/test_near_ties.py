@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gptoss_export.checkpoint import open_checkpoint
 from gptoss_export.errors import UsageError
 from gptoss_export.verification.near_ties import FLOAT32_MARGIN, MINIMUM, Routing, near_tie_margin, other_side
 from gptoss_export.verification.oracles import OracleOutput, check_oracle, open_oracle
@@ -68,7 +69,7 @@ def test_oracles_decide_near_ties_the_other_way(checkpoints: dict[str, Path]) ->
     tokens, rows = list(range(40)), list(range(40))
     outputs = []
     for name in ("transformers", "reference"):
-        oracle = open_oracle(name, checkpoints["hf"], torch.float32, torch.device("cpu"))
+        oracle = open_oracle(name, open_checkpoint(checkpoints["hf"]), torch.float32, torch.device("cpu"))
         plain, other = oracle.run(tokens, rows), oracle.run(tokens, rows, 0.05)
         again = oracle.run(tokens, rows)
         assert all(torch.equal(again.logits[row], plain.logits[row]) for row in rows)
@@ -88,7 +89,7 @@ def test_oracles_report_their_routing(checkpoints: dict[str, Path], name: str) -
     tokens = list(range(140))
 
     def run(dtype: torch.dtype) -> OracleOutput:
-        oracle = open_oracle(name, checkpoints["hf"], dtype, torch.device("cpu"))
+        oracle = open_oracle(name, open_checkpoint(checkpoints["hf"]), dtype, torch.device("cpu"))
         first, second = oracle.run(tokens, [0]), oracle.run(tokens, [139, 0])
         assert torch.equal(second.routing.chosen, first.routing.chosen)  # of the last run alone
         assert list(second.logits) == [139, 0]
@@ -106,7 +107,7 @@ def test_oracles_report_their_routing(checkpoints: dict[str, Path], name: str) -
 def test_oracles_agree_on_every_layout(checkpoints: dict[str, Path], layout: str) -> None:
     tokens, rows = list(range(3, 150)), [0, 31, 32, 127, 128, 146]
     first, second = (
-        open_oracle(name, checkpoints[layout], torch.float32, torch.device("cpu")).run(tokens, rows)
+        open_oracle(name, open_checkpoint(checkpoints[layout]), torch.float32, torch.device("cpu")).run(tokens, rows)
         for name in ("transformers", "reference")
     )
     for row in rows:

@@ -86,7 +86,8 @@ def test_oracles_agree(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     """They would not if transformers drew weights at random or had another config."""
     folder = make(tmp_path / "checkpoint")
     theirs, ours = (
-        open_oracle(name, folder, torch.float32, CPU).run(TOKENS, ROWS).logits for name in ("transformers", "reference")
+        open_oracle(name, open_checkpoint(folder), torch.float32, CPU).run(TOKENS, ROWS).logits
+        for name in ("transformers", "reference")
     )
     for row in ROWS:
         torch.testing.assert_close(theirs[row], ours[row], atol=1e-4, rtol=1e-4)

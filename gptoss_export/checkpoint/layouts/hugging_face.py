@@ -15,6 +15,10 @@ from safetensors import safe_open
 
 from ...errors import CheckpointError, raise_all
 from ...model.config import ModelConfig
+from ...model.expert_formats import MXFP4, ExpertFormat
+from ...model.expert_weights import unpack
+from ...model.parameters import LAYERS, layer_of
+from .experts import mxfp4_recipes
 from .layout import (
     Layout,
     LazyTensor,
@@ -24,7 +28,6 @@ from .layout import (
     Tensors,
     expert_matrices,
     stored,
-    stored_mxfp4,
 )
 
 if TYPE_CHECKING:
@@ -132,9 +135,11 @@ def load_stored(
 def load_from_parameters(checkpoint: ParameterSource, dtype: torch.dtype, device: torch.device) -> GptOssForCausalLM:
     """Hugging Face's model, filled by transformers from the parameters. For layouts with other names.
 
-    Parameters that are stored as they are stay where they are mapped. Converted ones are MXFP4 and small.
+    Parameters that are stored as they are stay where they are mapped. Experts in another format than MXFP4 are passed
+    as plain matrices.
     """
     config = checkpoint.config
+    packed = config.expert_format == MXFP4
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     sizes = [count * config.head_dim for count in (heads, kv_heads, kv_heads)]
     weights: dict[str, LazyTensor] = {}
@@ -142,7 +147,18 @@ def load_from_parameters(checkpoint: ParameterSource, dtype: torch.dtype, device
         for name, value in group.items():
             names = [name.replace("qkv_proj", f"{letter}_proj") for letter in "qkv"] if "qkv_proj" in name else [name]
             weights |= dict(zip(names, value.split(sizes) if len(names) > 1 else [value], strict=True))
-    return _fill_transformers(checkpoint, weights, "mxfp4", dtype, device)
+        if not packed and (layer := layer_of(next(iter(group)))) is not None:
+            _unpack_experts(weights, config.expert_format, f"{LAYERS}{layer}.mlp.experts.", dtype)
+    return _fill_transformers(checkpoint, weights, "mxfp4" if packed else "bf16", dtype, device)
+
+
+def _unpack_experts(weights: dict[str, Any], form: ExpertFormat, prefix: str, dtype: torch.dtype) -> None:
+    """Put the matrices of a layer's experts in place of the tensors that they are stored in: [E, in, out]."""
+    for matrix in ("gate_up_proj", "down_proj"):
+        names = form.by_argument(prefix + matrix)
+        weight, scales, table = (None if name is None else weights.pop(name) for name in names.values())
+        assert weight is not None
+        weights[prefix + matrix] = unpack(weight, scales, table).to(dtype).mT
 
 
 def _fill_transformers(
@@ -205,8 +221,7 @@ def _recipes(config: ModelConfig, tensors: Tensors) -> dict[str, Recipe]:
     for layer in range(config.num_hidden_layers):
         for matrix in expert_matrices(config):
             stem = f"model.layers.{layer}.mlp.experts.{matrix.name}"
-            blocks, scales = f"{stem}_blocks", f"{stem}_scales"
-            recipes[blocks], recipes[scales] = stored_mxfp4(blocks, scales, config.num_local_experts, matrix)
+            recipes |= mxfp4_recipes(config, stem, matrix, (f"{stem}_blocks", f"{stem}_scales"))
     return recipes
 
 

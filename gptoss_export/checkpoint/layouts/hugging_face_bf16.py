@@ -1,4 +1,5 @@
-"""The layout "hf-bf16": Hugging Face's tensor names, experts as plain matrices [E, in, out]. Builds quantize them.
+"""The layout "hf-bf16": Hugging Face's tensor names, experts as plain matrices [E, in, out]. Builds round them
+to MXFP4, or keep them.
 
 Fine-tunes that were merged to 16 bits are stored so.
 """
@@ -11,9 +12,10 @@ import torch
 
 from ...model import mxfp4
 from ...model.config import ModelConfig
+from ...model.expert_formats import MXFP4
+from .experts import Stacked, expert_recipe
 from .hugging_face import dense_recipes, load_stored, plain_config_json
 from .layout import Layout, ParameterSource, Recipe, StoredTensor, Tensors, expert_matrices
-from .quantize_experts import QuantizeExperts, Stacked
 
 if TYPE_CHECKING:
     from transformers import GptOssForCausalLM
@@ -27,16 +29,18 @@ def _recipes(config: ModelConfig, tensors: Tensors) -> dict[str, Recipe]:
     recipes = dense_recipes(config)
     experts = config.num_local_experts
     for layer in range(config.num_hidden_layers):
-        for name, rows, columns in expert_matrices(config):
-            stem = f"model.layers.{layer}.mlp.experts.{name}"
-            part = StoredTensor(stem, (experts, columns, rows))
-            recipes[stem] = Recipe((part,), QuantizeExperts(experts, rows, columns, Stacked(inputs_first=True)))
+        for matrix in expert_matrices(config):
+            stem = f"model.layers.{layer}.mlp.experts.{matrix.name}"
+            part = StoredTensor(stem, (experts, matrix.columns, matrix.rows))
+            recipes[stem] = expert_recipe(config, [part], matrix, Stacked(inputs_first=True))
     return recipes
 
 
 def _load_transformers(checkpoint: ParameterSource, dtype: torch.dtype, device: torch.device) -> GptOssForCausalLM:
-    """Let transformers read the plain matrices, and round them to MXFP4, as a build does."""
+    """Let transformers read the plain matrices, and round them to MXFP4 where a build does."""
     model = load_stored(checkpoint, "bf16", dtype, device)
+    if checkpoint.config.expert_format != MXFP4:
+        return model
     for layer in model.model.layers:
         for matrices in (layer.mlp.experts.gate_up_proj, layer.mlp.experts.down_proj):
             for expert in matrices.data:

@@ -1,5 +1,6 @@
-"""The layout "hf-separate-nf4": a matrix in NF4 for each expert, as unsloth stores models in 4 bits (nf4.py). Builds
-quantize the experts to MXFP4."""
+"""The layout "hf-separate-nf4": a matrix in NF4 for each expert, as unsloth stores models in 4 bits (nf4.py).
+
+Builds keep NF4, or round it to MXFP4, or unpack it."""
 
 from __future__ import annotations
 
@@ -8,10 +9,13 @@ from dataclasses import dataclass
 
 import torch
 
+from ...errors import CheckpointError
 from ...model.config import ModelConfig
+from ...model.expert_formats import MXFP4, NF4, NF4_OF_32, ExpertFormat
+from .experts import expert_recipe
 from .hugging_face import load_from_parameters, plain_config_json
-from .hugging_face_separate import Matrices, is_separate, separate_recipes
-from .layout import Layout, LazyTensor, Recipe, Tensors
+from .hugging_face_separate import is_separate, separate_recipes
+from .layout import ExpertMatrix, Layout, LazyTensor, Recipe, Rounding, Tensors, expert_matrices
 from .nf4 import Nf4Matrix, is_nf4
 
 
@@ -22,24 +26,69 @@ class _Nf4Experts:
     matrices: tuple[Nf4Matrix, ...]
 
     def matrix(self, stored: Sequence[LazyTensor], expert: int) -> torch.Tensor:
+        return self.matrices[expert].read(self.of_expert(stored, expert))
+
+    def of_expert(self, stored: Sequence[LazyTensor], expert: int) -> Sequence[LazyTensor]:
+        """The stored tensors of one expert."""
         begin = sum(matrix.count for matrix in self.matrices[:expert])
-        found = self.matrices[expert]
-        return found.read(stored[begin : begin + found.count])
+        return stored[begin : begin + self.matrices[expert].count]
 
     def store(self, matrices: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(part for each, matrix in zip(self.matrices, matrices, strict=True) for part in each.store(matrix))
+
+
+@dataclass(frozen=True)
+class _KeepNf4:
+    """Stacks the codes of all experts, and what belongs to them, in one of the formats of NF4."""
+
+    form: ExpertFormat
+    experts: _Nf4Experts
+
+    def parameters(self, name: str) -> tuple[str, ...]:
+        return self.form.names(name)
+
+    def convert(self, stored: Sequence[LazyTensor], rounding: Rounding | None) -> tuple[torch.Tensor, ...]:
+        """Nothing is rounded: absmax that were quantized are unpacked. Raises CheckpointError where experts have
+        different tables."""
+        found = []
+        for expert, matrix in enumerate(self.experts.matrices):
+            found.append(matrix.in_rows(self.experts.of_expert(stored, expert), self.form.group))
+            if not torch.equal(found[0].table, found[-1].table):
+                raise CheckpointError(
+                    f"{matrix.name}.quant_map: is not that of {self.experts.matrices[0].name}; use --experts mxfp4"
+                )
+        return torch.stack([one.codes for one in found]), torch.stack([one.absmax for one in found]), found[0].table
+
+    def invert(self, parameters: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Checkpoints are written from MXFP4. Raises CheckpointError."""
+        raise CheckpointError("NF4 that was read is not written again")
 
 
 def _matches(tensors: Tensors) -> bool:
     return is_separate(tensors) and any(".mlp.experts." in name and is_nf4(name, tensors) for name in tensors)
 
 
-def _recipes(config: ModelConfig, tensors: Tensors) -> dict[str, Recipe]:
-    def matrices(names: list[str], rows: int, columns: int) -> Matrices:
-        found = tuple(Nf4Matrix.of(name, rows, columns, tensors) for name in names)
-        return Matrices(tuple(part for matrix in found for part in matrix.parts), _Nf4Experts(found))
+def _format(config: ModelConfig, tensors: Tensors) -> ExpertFormat:
+    """NF4 with as large groups as the rows and the stored blocks divide into. Without such, MXFP4."""
+    blocks = [
+        Nf4Matrix.of(name, matrix.rows, matrix.columns, tensors).block
+        for matrix in expert_matrices(config)
+        for name in tensors
+        if f".mlp.experts.{matrix.name}s." in name and is_nf4(name, tensors)
+    ]
+    sizes = (config.hidden_size, config.intermediate_size, *blocks)
+    return next((form for form in (NF4, NF4_OF_32) if not any(size % form.group for size in sizes)), MXFP4)
 
-    return separate_recipes(config, matrices)
+
+def _recipes(config: ModelConfig, tensors: Tensors) -> dict[str, Recipe]:
+    def recipe(names: list[str], matrix: ExpertMatrix) -> Recipe:
+        storage = _Nf4Experts(tuple(Nf4Matrix.of(name, matrix.rows, matrix.columns, tensors) for name in names))
+        parts = tuple(part for one in storage.matrices for part in one.parts)
+        if config.expert_format in (NF4, NF4_OF_32):
+            return Recipe(parts, _KeepNf4(config.expert_format, storage))
+        return expert_recipe(config, parts, matrix, storage)
+
+    return separate_recipes(config, recipe)
 
 
 LAYOUT = Layout(
@@ -50,4 +99,5 @@ LAYOUT = Layout(
     recipes=_recipes,
     config_json=plain_config_json,
     load_transformers=load_from_parameters,
+    format=_format,
 )

@@ -1,5 +1,5 @@
 """The layout "hf-nvfp4": Hugging Face's tensor names, experts in NVFP4, as NVIDIA's ModelOpt stores them. Builds
-quantize them to MXFP4.
+round them to MXFP4, or unpack them.
 
 NVFP4 has the codes of MXFP4. A group of 16 shares a scale in float8 (E4M3), and a whole tensor, or each expert, has a
 float32 beside it:
@@ -23,9 +23,9 @@ import torch
 
 from ...model import mxfp4
 from ...model.config import ModelConfig
+from .experts import expert_recipe
 from .hugging_face import dense_recipes, load_from_parameters, plain_config_json
 from .layout import Layout, LazyTensor, Recipe, StoredTensor, Tensors, expert_matrices
-from .quantize_experts import QuantizeExperts
 
 _GROUP = 16
 _GATE_UP = ".mlp.experts.gate_up_proj"
@@ -67,7 +67,8 @@ def _recipes(config: ModelConfig, tensors: Tensors) -> dict[str, Recipe]:
     turned = (experts, first.columns // 2, first.rows)
     inputs_first = any(name.endswith(_GATE_UP) and shape == turned for name, (shape, _) in tensors.items())
     for layer in range(config.num_hidden_layers):
-        for name, rows, columns in expert_matrices(config):
+        for matrix in expert_matrices(config):
+            name, rows, columns = matrix
             stem = f"model.layers.{layer}.mlp.experts.{name}"
             packed, scale = (
                 (experts, columns // count, rows) if inputs_first else (experts, rows, columns // count)
@@ -79,7 +80,7 @@ def _recipes(config: ModelConfig, tensors: Tensors) -> dict[str, Recipe]:
                 _factor(f"{stem}_weight_scale_2", experts, tensors),
                 _factor(f"{stem}_input_scale", experts, tensors),
             ]
-            recipes[stem] = Recipe(tuple(parts), QuantizeExperts(experts, rows, columns, _NvFp4(inputs_first)))
+            recipes[stem] = expert_recipe(config, parts, matrix, _NvFp4(inputs_first))
     return recipes
 
 

@@ -1,5 +1,5 @@
-"""The layout "hf-transposed": Hugging Face's tensor names, experts as plain matrices [E, out, in]. Builds quantize them
-to MXFP4.
+"""The layout "hf-transposed": Hugging Face's tensor names, experts as plain matrices [E, out, in]. Builds round them to
+MXFP4, or keep them.
 
 Tools that merge fine-tunes store them so, some as `gate_up_proj`, others as `gate_up_proj.weight` with `.bias`. That
 gate_up lies so shows in its shape. down may be square, and lies as gate_up does.
@@ -8,9 +8,9 @@ gate_up lies so shows in its shape. down may be square, and lies as gate_up does
 from __future__ import annotations
 
 from ...model.config import ModelConfig
+from .experts import Stacked, expert_recipe
 from .hugging_face import dense_recipes, load_from_parameters, plain_config_json
 from .layout import Layout, Recipe, StoredTensor, Tensors, expert_matrices
-from .quantize_experts import QuantizeExperts, Stacked
 
 _PLAIN, _WEIGHT = ".mlp.experts.gate_up_proj", ".mlp.experts.gate_up_proj.weight"
 
@@ -31,12 +31,12 @@ def _recipes(config: ModelConfig, tensors: Tensors) -> dict[str, Recipe]:
     experts = config.num_local_experts
     has_weight = any(name.endswith(_WEIGHT) for name in tensors)
     for layer in range(config.num_hidden_layers):
-        for name, rows, columns in expert_matrices(config):
-            stem = f"model.layers.{layer}.mlp.experts.{name}"
-            part = StoredTensor(f"{stem}.weight" if has_weight else stem, (experts, rows, columns))
-            recipes[stem] = Recipe((part,), QuantizeExperts(experts, rows, columns, Stacked(inputs_first=False)))
+        for matrix in expert_matrices(config):
+            stem = f"model.layers.{layer}.mlp.experts.{matrix.name}"
+            part = StoredTensor(f"{stem}.weight" if has_weight else stem, (experts, matrix.rows, matrix.columns))
+            recipes[stem] = expert_recipe(config, [part], matrix, Stacked(inputs_first=False))
             if has_weight:
-                recipes[f"{stem}_bias"] = Recipe((StoredTensor(f"{stem}.bias", (experts, rows)),))
+                recipes[f"{stem}_bias"] = Recipe((StoredTensor(f"{stem}.bias", (experts, matrix.rows)),))
     return recipes
 
 

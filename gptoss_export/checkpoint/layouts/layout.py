@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 
-from ...model.config import MXFP4_GROUP, ModelConfig
+from ...model.config import ModelConfig
 from ...model.dtypes import STORED
+from ...model.expert_formats import BF16, MXFP4, ExpertFormat
 
 if TYPE_CHECKING:
     from transformers import GptOssForCausalLM
@@ -125,6 +126,10 @@ class ParameterSource(Protocol):
         """All parameters of the model that come from the checkpoint, by name, grouped by layer."""
 
 
+def _always_mxfp4(config: ModelConfig, tensors: Tensors) -> ExpertFormat:
+    return MXFP4
+
+
 @dataclass(frozen=True)
 class Layout:
     """One way to store a gpt-oss model.
@@ -138,6 +143,8 @@ class Layout:
     config_json        what config.json holds in this layout
     load_transformers  takes an opened checkpoint, a dtype and a device; returns Hugging Face's model with the weights
                        that a build of the checkpoint has, and with eager attention. Imports transformers
+    format             the format of the experts' weights in a build of a checkpoint with these tensors, unless another
+                       one is asked for
     """
 
     name: str
@@ -147,6 +154,13 @@ class Layout:
     recipes: Callable[[ModelConfig, Tensors], dict[str, Recipe]]
     config_json: Callable[[ModelConfig], dict[str, Any]]
     load_transformers: Callable[[ParameterSource, torch.dtype, torch.device], GptOssForCausalLM]
+    format: Callable[[ModelConfig, Tensors], ExpertFormat] = _always_mxfp4
+
+    def formats(self, config: ModelConfig, tensors: Tensors) -> dict[str, ExpertFormat]:
+        """The formats that the experts' weights can have in a build, by the value of --experts. The first one is used
+        unless another one is asked for."""
+        first = self.format(config, tensors)
+        return {first.option: first} | {other.option: other for other in (MXFP4, BF16)}
 
 
 def stored(name: str, *shape: int) -> Recipe:
@@ -172,14 +186,5 @@ def expert_matrices(config: ModelConfig) -> tuple[ExpertMatrix, ExpertMatrix]:
 
 def mxfp4_shapes(experts: int, rows: int, columns: int) -> tuple[Shape, Shape]:
     """Shapes of the MXFP4 blocks and scales of `experts` matrices [rows, columns]."""
-    groups = columns // MXFP4_GROUP
-    return (experts, rows, groups, MXFP4_GROUP // 2), (experts, rows, groups)
-
-
-def stored_mxfp4(blocks: str, scales: str, experts: int, matrix: ExpertMatrix) -> tuple[Recipe, Recipe]:
-    """The recipes of an expert matrix whose MXFP4 blocks and scales are tensors of the checkpoint."""
-    shapes = mxfp4_shapes(experts, matrix.rows, matrix.columns)
-    blocks_recipe, scales_recipe = (
-        Recipe((StoredTensor(name, shape, PACKED),)) for name, shape in zip((blocks, scales), shapes, strict=True)
-    )
-    return blocks_recipe, scales_recipe
+    blocks, scales = (tensor.shape(experts, rows, columns) for tensor in MXFP4.tensors)
+    return blocks, scales

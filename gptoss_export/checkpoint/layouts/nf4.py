@@ -19,9 +19,10 @@ A weight is quant_map[code] * absmax of its block.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -40,6 +41,23 @@ _BYTES, _FLOAT = ("U8",), ("F32",)
 def is_nf4(name: str, tensors: Tensors) -> bool:
     """Whether the weight `name` of a checkpoint is in NF4."""
     return f"{name}{_STATE}" in tensors
+
+
+class Nf4Rows(NamedTuple):
+    """A matrix in the form of model/nf4.py: codes [rows, columns / 2], absmax [rows, columns / group], table [16]."""
+
+    codes: torch.Tensor
+    absmax: torch.Tensor
+    table: torch.Tensor
+
+
+class _Flat(NamedTuple):
+    """A matrix as it is stored, in blocks that run on over the ends of rows, with absmax in float32."""
+
+    packed: torch.Tensor
+    absmax: torch.Tensor
+    values: torch.Tensor
+    blocksize: int
 
 
 @dataclass(frozen=True)
@@ -92,17 +110,49 @@ class Nf4Matrix:
             StoredTensor(f"{self.name}.nested_quant_map", (256,), _FLOAT),
         )
 
+    @property
+    def block(self) -> int:
+        """Weights that share an absmax, by the shapes: a power of two, as bitsandbytes writes them."""
+        return (
+            1
+            << max(
+                0, math.ceil(self.rows * self.columns / max(1, self.absmax[0] if self.absmax else 1)) - 1
+            ).bit_length()
+        )
+
     def read(self, stored: Sequence[LazyTensor]) -> torch.Tensor:
         """The matrix in float32. Raises CheckpointError where the tensors contradict each other."""
+        found = self._unnested(stored)
+        codes = torch.stack((found.packed >> 4, found.packed & 15), dim=-1).flatten().int()
+        weights = found.values[codes] * self._spread(found, 1)
+        return weights.view(self.rows, self.columns)
+
+    def in_rows(self, stored: Sequence[LazyTensor], group: int) -> Nf4Rows:
+        """The matrix with an absmax for each `group` weights of a row, of which no two blocks have a part. Raises
+        CheckpointError where the tensors contradict each other, or the blocks do not divide into groups."""
+        found = self._unnested(stored)
+        if found.blocksize % group:
+            raise CheckpointError(
+                f"{self.name}{_STATE}: blocks of {found.blocksize} weights, expected multiples of {group} as those of "
+                "other experts; use --experts mxfp4"
+            )
+        codes = found.packed.view(self.rows, self.columns // 2)
+        return Nf4Rows(codes, self._spread(found, group).view(self.rows, -1), found.values)
+
+    def _unnested(self, stored: Sequence[LazyTensor]) -> _Flat:
+        """The tensors, with absmax in float32."""
         packed, absmax, values, state, *nested = (tensor[:] for tensor in stored)
         facts = self._facts(bytes(state.tolist()))
         if nested:
             peaks, table = nested
-            absmax = _blocks(table[absmax.int()], peaks, facts["nested_blocksize"], f"{self.name}.nested_absmax")
+            absmax = table[absmax.int()]
+            absmax = absmax * _spread(peaks, facts["nested_blocksize"], absmax.numel(), 1, f"{self.name}.nested_absmax")
             absmax = absmax + facts["nested_offset"]
-        codes = torch.stack((packed >> 4, packed & 15), dim=-1).flatten().int()
-        weights = _blocks(values[codes], absmax, facts["blocksize"], f"{self.name}.absmax")
-        return weights.view(self.rows, self.columns)
+        return _Flat(packed.flatten(), absmax, values, facts["blocksize"])
+
+    def _spread(self, found: _Flat, group: int) -> torch.Tensor:
+        """The absmax of every `group` weights."""
+        return _spread(found.absmax, found.blocksize, self.rows * self.columns, group, f"{self.name}.absmax")
 
     def _facts(self, state: bytes) -> dict[str, Any]:
         facts = parse_object(state, CheckpointError, subject=f"{self.name}{_STATE}")
@@ -128,13 +178,12 @@ class Nf4Matrix:
         return packed.reshape(-1, 1), mxfp4.scale_values(scales).flatten(), values, state
 
 
-def _blocks(values: torch.Tensor, peaks: torch.Tensor, size: int, name: str) -> torch.Tensor:
-    """Values [n] times the peak of their block of `size`."""
-    blocks = -(-values.numel() // size)
+def _spread(peaks: torch.Tensor, size: int, count: int, group: int, name: str) -> torch.Tensor:
+    """The peaks of blocks of `size` numbers, for every `group` of `count` numbers."""
+    blocks = -(-count // size)
     if peaks.numel() != blocks:
         raise CheckpointError(f"{name}: found {peaks.numel()} numbers, expected {blocks}, one for {size}")
-    filled = torch.nn.functional.pad(values, (0, blocks * size - values.numel())).view(blocks, size)
-    return (filled * peaks[:, None]).flatten()[: values.numel()]
+    return peaks.repeat_interleave(size // group)[: count // group]
 
 
 def _written_state(rows: int, columns: int) -> bytes:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from ...model.config import ModelConfig
+from .experts import mxfp4_recipes
 from .hugging_face import load_from_parameters
-from .layout import Layout, Recipe, Tensors, expert_matrices, stored, stored_mxfp4
+from .layout import Layout, Recipe, Tensors, expert_matrices, stored
 
 _CONFIG_KEYS = (
     "num_hidden_layers",
@@ -54,9 +55,7 @@ def _recipes(config: ModelConfig, tensors: Tensors) -> dict[str, Recipe]:
         }
         for matrix, name in zip(expert_matrices(config), ("mlp1_weight", "mlp2_weight"), strict=True):
             stem, source = f"{prefix}mlp.experts.{matrix.name}", f"{block}mlp.{name}"
-            recipes[f"{stem}_blocks"], recipes[f"{stem}_scales"] = stored_mxfp4(
-                f"{source}.blocks", f"{source}.scales", experts, matrix
-            )
+            recipes |= mxfp4_recipes(config, stem, matrix, (f"{source}.blocks", f"{source}.scales"))
     return recipes
 
 

@@ -80,14 +80,23 @@ def places(slots: int, segments: int, shared: bool, generator: torch.Generator) 
     return found[torch.tensor([0, 1, 0, 2])] if shared else found
 
 
-def blocks(draw: Draw, like: torch.Tensor) -> torch.Tensor:
-    """MXFP4 blocks: every code."""
-    return torch.randint(0, 256, like.shape, dtype=torch.uint8, generator=draw.generator, device=draw.device)
+def expert_weight(draw: Draw, like: torch.Tensor) -> torch.Tensor:
+    """The weights of experts in any format: every code, or matrices."""
+    return matrix(draw, like) if like.is_floating_point() else _bytes(draw, like, 0, 256)
 
 
-def scales(draw: Draw, like: torch.Tensor) -> torch.Tensor:
-    """MXFP4 scales that keep products near 1."""
-    return torch.randint(118, 123, like.shape, dtype=torch.uint8, generator=draw.generator, device=draw.device)
+def expert_scales(draw: Draw, like: torch.Tensor) -> torch.Tensor:
+    """The scales of experts in any format, which keep products near 1."""
+    return draw.uniform(*like.shape) / 32 if like.is_floating_point() else _bytes(draw, like, 118, 123)
+
+
+def expert_table(draw: Draw, like: torch.Tensor) -> torch.Tensor:
+    """The values of 4-bit codes, in ascending order."""
+    return torch.linspace(-1, 1, like.numel(), device=draw.device)
+
+
+def _bytes(draw: Draw, like: torch.Tensor, low: int, high: int) -> torch.Tensor:
+    return torch.randint(low, high, like.shape, dtype=torch.uint8, generator=draw.generator, device=draw.device)
 
 
 def angles(draw: Draw, like: torch.Tensor) -> torch.Tensor:

@@ -2,19 +2,19 @@
 
     normed           = norm(x)
     weights, indices = the `choices` largest of  normed @ router_weight.T + router_bias,  softmax over them
-    returns            x + experts(normed, weights, indices)            gptoss::mxfp4_experts
+    returns            x + experts(normed, weights, indices)            gptoss::experts
 
 Where ranks share the model, each has a part of the weights and computes a part of what is added to x. They add the
 parts of all (gptoss::sum_ranks), so that every rank has the same result.
 
 It is one op because at batch 1 norm, router, top-k, weighted sum and residual would be a dozen small kernels around
-two that take time. Where no kernel covers a call, the reference serves, which leaves gptoss::mxfp4_experts.
+two that take time. Where no kernel covers a call, the reference serves, which leaves gptoss::experts.
 
 Shapes
   x              [T, H] float32
   norm_weight    [H]
   router_weight  [E, H],   router_bias [E]
-  gate_up_blocks to down_bias   as in gptoss::mxfp4_experts
+  gate_up_weight to down_bias   as in gptoss::experts
   positions      [T] int64      -1: padding, which goes to no expert
   choices        int            experts a token goes to, 1 to E
   alpha, limit, eps   float
@@ -53,11 +53,13 @@ def reference(
     norm_weight: torch.Tensor,
     router_weight: torch.Tensor,
     router_bias: torch.Tensor,
-    gate_up_blocks: torch.Tensor,
-    gate_up_scales: torch.Tensor,
+    gate_up_weight: torch.Tensor,
+    gate_up_scales: torch.Tensor | None,
+    gate_up_table: torch.Tensor | None,
     gate_up_bias: torch.Tensor,
-    down_blocks: torch.Tensor,
-    down_scales: torch.Tensor,
+    down_weight: torch.Tensor,
+    down_scales: torch.Tensor | None,
+    down_table: torch.Tensor | None,
     down_bias: torch.Tensor,
     positions: torch.Tensor,
     choices: int,
@@ -67,19 +69,21 @@ def reference(
     places: torch.Tensor | None,
     ranks: int,
 ) -> torch.Tensor:
-    """The op's meaning in plain PyTorch, over gptoss::mxfp4_experts."""
+    """The op's meaning in plain PyTorch, over gptoss::experts."""
     normed = rms_norm(x, norm_weight, eps)
     weights, indices = route(normed, router_weight, router_bias, choices)
     indices = torch.where((positions >= 0)[:, None], indices, -1)
-    mixed = torch.ops.gptoss.mxfp4_experts(
+    mixed = torch.ops.gptoss.experts(
         normed.to(norm_weight.dtype),
         weights,
         indices,
-        gate_up_blocks,
+        gate_up_weight,
         gate_up_scales,
+        gate_up_table,
         gate_up_bias,
-        down_blocks,
+        down_weight,
         down_scales,
+        down_table,
         down_bias,
         alpha,
         limit,
@@ -98,7 +102,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     for label, given in experts.cases(device, dtype):
         random = torch.Generator().manual_seed(len(label))
         x, indices = given["x"], given["expert_indices"]
-        (tokens, hidden), count = x.shape, given["down_blocks"].size(0)
+        (tokens, hidden), count = x.shape, given["down_bias"].size(0)
         router = (torch.randn(count, hidden, generator=random) * hidden**-0.5).to(device, dtype)
         bias = torch.randn(count, generator=random).to(device, dtype)
         if label == "one token":  # seven equal winners for four places
@@ -123,12 +127,12 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         yield Case(label, arguments)
 
 
-WEIGHTS = ("gate_up_blocks", "gate_up_scales", "gate_up_bias", "down_blocks", "down_scales", "down_bias")
+WEIGHTS = tuple(f"{matrix}_{part}" for matrix in ("gate_up", "down") for part in ("weight", "scales", "table", "bias"))
 OP = Op(
     name="experts_sublayer",
     reference=reference,
     fake=fake,
     cases=cases,
-    parts=("mxfp4_experts", "sum_ranks"),
-    realistic={**experts.PACKED_WEIGHTS, "router_weight": draw.matrix, "positions": draw.positions},
+    parts=("experts", "sum_ranks"),
+    realistic={**experts.STORED_WEIGHTS, "router_weight": draw.matrix, "positions": draw.positions},
 )

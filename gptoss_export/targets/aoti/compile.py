@@ -37,6 +37,7 @@ from ...compiler.export import TracedProgram
 from ...compiler.lower import Implementations, kernel_implementations, reference_implementations
 from ...errors import BuildError
 from ...kernels.kernel import ConfigChooser
+from ...model.expert_formats import EXPERTS
 from ...model.mxfp4 import LARGEST_OF_GPU_KERNELS
 from ...model.ranks import GROUP
 from ...temporary_folder import TemporaryFolder
@@ -55,6 +56,7 @@ _CPU_LEVELS = {"portable": "DEFAULT", "avx2": "AVX2", "avx512": "AVX512"}
 class AotiCompiler(Compiler):
     name = "aoti"
     dtypes: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("float32", "bfloat16"), "cuda": ("bfloat16",)}
+    expert_formats = EXPERTS
     options_class = Options
 
     def available(self, device: str) -> Availability:

@@ -75,11 +75,13 @@ def _experts_sublayer(
     norm_weight: str,
     router_weight: str,
     router_bias: str,
-    gate_up_blocks: str,
+    gate_up_weight: str,
     gate_up_scales: str,
+    gate_up_table: None,
     gate_up_bias: str,
-    down_blocks: str,
+    down_weight: str,
     down_scales: str,
+    down_table: None,
     down_bias: str,
     positions: Any,
     choices: int,
@@ -90,7 +92,7 @@ def _experts_sublayer(
     ranks: int,
 ) -> Stream:
     normed, x = writer.norm(x, norm_weight, eps)
-    packed = ExpertWeights(gate_up_blocks, gate_up_scales, gate_up_bias, down_blocks, down_scales, down_bias)
+    packed = ExpertWeights(gate_up_weight, gate_up_scales, gate_up_bias, down_weight, down_scales, down_bias)
     logits = writer.linear(normed, router_weight, router_bias)
     return writer.experts(x, normed, logits, packed, choices, alpha, limit)
 

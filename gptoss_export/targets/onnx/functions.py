@@ -18,7 +18,7 @@ SinkAttention(query, key, value, past_key, past_value, cos, sin, sinks, mask) ->
 
 Mxfp4Experts(x, routing_weights, expert_indices, then blocks, scales and bias of gate_up and of down) -> out
 
-    As gptoss::mxfp4_experts (gptoss_export/model/ops/experts.py), in float32. A loop over the experts. Each one unpacks
+    As gptoss::experts (gptoss_export/model/ops/experts.py), in float32. A loop over the experts. Each one unpacks
     its matrices only if a token goes to it, and multiplies the rows of those tokens only. In a call of several rows, no
     bit of a row depends on the others. Attributes: alpha, limit.
 """
@@ -120,7 +120,7 @@ def mxfp4_experts() -> onnx.FunctionProto:
             helper.make_tensor_value_info("new_sum", TensorProto.FLOAT, None),
         ],
     )
-    count = g.add("Squeeze", g.size("gate_up_blocks", 0))
+    count = g.add("Squeeze", g.size("gate_up_weight", 0))
     g.add("Loop", count, "", zeros, outputs=["out"], body=body)
     return helper.make_function(OWN, "Mxfp4Experts", inputs, ["out"], g.nodes, _IMPORTS, ["alpha", "limit"])
 

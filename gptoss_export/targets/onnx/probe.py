@@ -43,12 +43,12 @@ def write_probe(folder: Path) -> Path:
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=random, device="cpu").bfloat16()
 
-    stored: dict[str, torch.Tensor] = {}
+    stored: dict[str, torch.Tensor | None] = {}
     packed: list[str] = []
     for label, rows, columns in ("gate_up", 2 * _INTER, _HIDDEN), ("down", _HIDDEN, _INTER):
         blocks, scales = mxfp4.quantize(normal(_EXPERTS, rows, columns) * columns**-0.5)
         bias = normal(_EXPERTS, rows)
-        stored |= {f"{label}_blocks": blocks, f"{label}_scales": scales, f"{label}_bias": bias}
+        stored |= {f"{label}_weight": blocks, f"{label}_scales": scales, f"{label}_table": None, f"{label}_bias": bias}
         repacked = torch.stack([repack(expert) for expert in blocks])
         packed += [
             tensor(f"{label}_blocks", repacked, TensorProto.UINT8),
@@ -59,7 +59,7 @@ def write_probe(folder: Path) -> Path:
     for rows in _ROWS:
         x, logits = normal(rows, _HIDDEN), normal(rows, _EXPERTS)
         best, indices = logits.float().topk(_CHOICES)
-        expected = OPS["mxfp4_experts"].reference(
+        expected = OPS["experts"].reference(
             x=x.float(),
             routing_weights=best.softmax(dim=1),
             expert_indices=indices,

@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 from ...artifact.manifest import Part, WeightSpec
 from ...errors import ArtifactError
 from ...json_file import parse_object
-from ...model.config import MXFP4_GROUP
+from ...model.expert_formats import MXFP4_GROUP
 from ...model.parameters import is_expert_weight, layer_of
 from ...values import shown
 from .model_proto import ExternalData, Initializer

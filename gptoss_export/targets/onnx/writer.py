@@ -25,12 +25,12 @@ Stream: TypeAlias = Any  # what stands for the residual stream: the name of a va
 
 @dataclass(frozen=True)
 class ExpertWeights:
-    """The names of a layer's expert weights, in the order of gptoss::mxfp4_experts."""
+    """The names of a layer's expert weights, in the order of gptoss::experts."""
 
-    gate_up_blocks: str
+    gate_up_weight: str
     gate_up_scales: str
     gate_up_bias: str
-    down_blocks: str
+    down_weight: str
     down_scales: str
     down_bias: str
 

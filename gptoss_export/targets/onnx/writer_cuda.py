@@ -79,10 +79,10 @@ class CudaWriter(Writer):
         self, x: str, normed: str, logits: str, packed: ExpertWeights, choices: int, alpha: float, limit: float
     ) -> PendingSum:
         weights = [
-            self.stored(packed.gate_up_blocks),
+            self.stored(packed.gate_up_weight),
             self.stored(packed.gate_up_scales),
             self.weight(packed.gate_up_bias),
-            self.stored(packed.down_blocks),
+            self.stored(packed.down_weight),
             self.stored(packed.down_scales),
             self.weight(packed.down_bias),
         ]

@@ -1,4 +1,5 @@
-"""Experts that are no MXFP4 in a checkpoint: they are rounded to it, by the rule of model/mxfp4.py.
+"""The weights of experts that a build has in another format than the checkpoint: rounded to MXFP4 by the rule of
+model/mxfp4.py, or as plain matrices.
 
 Layouts differ in how they store the matrices, which is an ExpertStorage. Here is what they share.
 """
@@ -12,7 +13,9 @@ from typing import Protocol
 import torch
 
 from ...model import mxfp4
-from .layout import LazyTensor, Rounding, mxfp4_shapes
+from ...model.config import ModelConfig
+from ...model.expert_formats import BF16, MXFP4
+from .layout import FLOATS, PACKED, ExpertMatrix, LazyTensor, Recipe, Rounding, StoredTensor, mxfp4_shapes
 
 
 class ExpertStorage(Protocol):
@@ -23,6 +26,27 @@ class ExpertStorage(Protocol):
 
     def store(self, matrices: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The stored tensors for matrices [experts, rows, columns] float32, whose values MXFP4 holds: exactly."""
+
+
+def expert_recipe(
+    config: ModelConfig, parts: Sequence[StoredTensor], matrix: ExpertMatrix, storage: ExpertStorage
+) -> Recipe:
+    """The recipe of a matrix of all experts, in the format of the config: MXFP4, or plain matrices."""
+    experts, (_, rows, columns) = config.num_local_experts, matrix
+    if config.expert_format == MXFP4:
+        return Recipe(tuple(parts), QuantizeExperts(experts, rows, columns, storage))
+    assert config.expert_format == BF16, config.experts_format
+    plain = parts[0].dtypes == FLOATS
+    return Recipe(tuple(parts), PlainExperts(experts, rows, columns, storage, None if plain else torch.bfloat16))
+
+
+def mxfp4_recipes(config: ModelConfig, stem: str, matrix: ExpertMatrix, names: tuple[str, str]) -> dict[str, Recipe]:
+    """The recipes of the matrix `stem` of all experts, whose MXFP4 blocks and scales the checkpoint calls `names`."""
+    shapes = mxfp4_shapes(config.num_local_experts, matrix.rows, matrix.columns)
+    parts = [StoredTensor(name, shape, PACKED) for name, shape in zip(names, shapes, strict=True)]
+    if config.expert_format == MXFP4:
+        return dict(zip(MXFP4.names(stem), (Recipe((part,)) for part in parts), strict=True))
+    return {stem: expert_recipe(config, parts, matrix, Packed())}
 
 
 @dataclass(frozen=True)
@@ -36,7 +60,7 @@ class QuantizeExperts:
 
     def parameters(self, name: str) -> tuple[str, ...]:
         """The blocks and the scales."""
-        return f"{name}_blocks", f"{name}_scales"
+        return MXFP4.names(name)
 
     def convert(self, stored: Sequence[LazyTensor], rounding: Rounding | None) -> tuple[torch.Tensor, ...]:
         """Quantize an expert at a time. Values that MXFP4 holds stay the same."""
@@ -52,6 +76,47 @@ class QuantizeExperts:
     def invert(self, parameters: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         blocks, scales = parameters
         return self.storage.store(mxfp4.dequantize(blocks, scales))
+
+
+@dataclass(frozen=True)
+class PlainExperts:
+    """Stacks the matrices [rows, columns] of all experts.
+
+    dtype  what they become; None: what they are stored in
+    """
+
+    experts: int
+    rows: int
+    columns: int
+    storage: ExpertStorage
+    dtype: torch.dtype | None
+
+    def parameters(self, name: str) -> tuple[str, ...]:
+        return BF16.names(name)
+
+    def convert(self, stored: Sequence[LazyTensor], rounding: Rounding | None) -> tuple[torch.Tensor, ...]:
+        """Stack an expert at a time."""
+        first = self.storage.matrix(stored, 0)
+        matrices = torch.empty((self.experts, self.rows, self.columns), dtype=self.dtype or first.dtype)
+        for expert, target in enumerate(matrices):
+            target.copy_(self.storage.matrix(stored, expert) if expert else first)
+        return (matrices,)
+
+    def invert(self, parameters: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        (matrices,) = parameters
+        return self.storage.store(matrices.float())
+
+
+@dataclass(frozen=True)
+class Packed:
+    """MXFP4 blocks and scales of all experts."""
+
+    def matrix(self, stored: Sequence[LazyTensor], expert: int) -> torch.Tensor:
+        blocks, scales = stored
+        return mxfp4.dequantize(blocks[expert], scales[expert])
+
+    def store(self, matrices: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return mxfp4.quantize(matrices)
 
 
 @dataclass(frozen=True)
