@@ -142,7 +142,7 @@ class Experts(nn.Module):
     def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
         super().__init__()
         hidden, inter = config.hidden_size, config.intermediate_size
-        self.format = config.expert_format
+        self.format, self.held = config.expert_format, config.held_experts
         for name, rows, columns in (("gate_up_proj", 2 * inter, hidden), ("down_proj", hidden, inter)):
             for tensor in self.format.tensors:
                 shape = tensor.shape(config.held_experts, rows, columns)
@@ -155,7 +155,7 @@ class Experts(nn.Module):
     def by_argument(self) -> dict[str, torch.Tensor | None]:
         """The weights by the names that ops have for them."""
         return {
-            f"{matrix}_{argument}": None if name is None else self.get_parameter(name)
+            f"{matrix}_{argument}": None if name is None else getattr(self, name)
             for matrix in ("gate_up", "down")
             for argument, name in {**self.format.by_argument(f"{matrix}_proj"), "bias": f"{matrix}_proj_bias"}.items()
         }
@@ -201,7 +201,7 @@ class Mlp(nn.Module):
         normed = rms_norm(x, norm.weight, norm.eps)
         weights, indices = route(normed, self.router.weight, self.router.bias, self.choices)
         own = indices - rank * self.experts_of_a_rank
-        there = (own >= 0) & (own < self.experts.get_parameter("down_proj_bias").size(0)) & (positions >= 0)[:, None]
+        there = (own >= 0) & (own < self.experts.held) & (positions >= 0)[:, None]
         return torch.ops.gptoss.experts(
             x=normed.to(norm.weight.dtype),
             routing_weights=weights,
