@@ -4,8 +4,8 @@ An adapter gives a matrix W [out, in] two factors, A [r, in] and B [out, r]. The
 scale is alpha / r, or alpha / sqrt(r) for rank-stabilized LoRA (rsLoRA). The sum is computed in float32 and rounded to
 the dtype of W once, as PEFT does.
 
-What can be merged: adapters of attention's projections and of the unembedding. The experts' weights are MXFP4, which
-would lose the adapter when it is merged: such adapters are refused.
+What can be merged: adapters of attention's projections and of the unembedding; those of experts (expert_adapter.py)
+where an artifact has their matrices in 16 bits. Experts of 4 bits would lose the adapter when it is merged.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ import torch
 from ..errors import CheckpointError, raise_all
 from ..json_file import read_object
 from ..model.config import ModelConfig
+from ..model.expert_formats import BF16
 from ..values import shown
+from .expert_adapter import ExpertDelta, expert_tensors, merged_experts, read_expert_deltas
 from .foreign import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from .layouts.layout import LazyTensor, Recipe, Rounding, StoredTensor, Tensors
 from .shards import read_header
 
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])(\.default)?\.weight")
 _BASE = re.compile(r"base_model\.model\.(?P<module>lm_head)\.base_layer\.weight")
-_OF_EXPERTS = re.compile(r"\.mlp\.experts\b")
 _MERGE = "merge it with the tool that made it, and build the merged checkpoint"
 # Settings of PEFT that change what an adapter means, and the values with which it is a plain one.
 _PLAIN: dict[str, tuple[Any, ...]] = {
@@ -37,7 +38,6 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "fan_in_fan_out": (None, False),
     "bias": (None, "none"),
     "modules_to_save": (None, []),
-    "target_parameters": (None, []),
     "layer_replication": (None, []),
     "lora_bias": (None, False),
 }
@@ -99,17 +99,22 @@ class AddDeltas:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A checked adapter: its file, the tensors in it, and what it adds to each parameter."""
+    """A checked adapter: its file, the tensors in it, and what it adds to each parameter, and to each matrix of all
+    experts."""
 
     file: Path
     tensors: Tensors
     deltas: dict[str, tuple[Delta, ...]]
+    expert_deltas: dict[str, tuple[ExpertDelta, ...]]
 
     def merged(self, recipes: dict[str, Recipe]) -> dict[str, Recipe]:
         """The recipes, with the adapter merged."""
-        return {name: self._merged(recipe, self.deltas.get(name, ())) for name, recipe in recipes.items()}
+        return {name: self._merged(name, recipe) for name, recipe in recipes.items()}
 
-    def _merged(self, recipe: Recipe, deltas: tuple[Delta, ...]) -> Recipe:
+    def _merged(self, name: str, recipe: Recipe) -> Recipe:
+        if name in self.expert_deltas:
+            return merged_experts(recipe, self.expert_deltas[name])
+        deltas = self.deltas.get(name, ())
         if not deltas:
             return recipe
         stored = [part for delta in deltas for part in delta.parts]
@@ -123,12 +128,20 @@ def open_adapter(folder: Path, config: ModelConfig) -> Adapter:
     problems = list(_setting_problems(settings))
     targets = dict(_targets(config))
     factors: dict[str, dict[str, str]] = {}
-    experts = sorted(name for name in tensors if _OF_EXPERTS.search(name))
-    if experts:
+    experts = expert_tensors(tensors)
+    expert_deltas: dict[str, tuple[ExpertDelta, ...]] = {}
+    if experts and config.expert_format != BF16:
+        option = config.expert_format.option.upper()
         problems.append(
-            f"{len(experts)} tensors of experts, such as {experts[0]}: the experts' weights are MXFP4, into which an "
-            f"adapter cannot be merged; train one without experts, or {_MERGE}"
+            f"{len(experts)} tensors of experts, such as {experts[0]}: experts of {option} would lose the adapter; "
+            f"build with --experts {BF16.name}"
         )
+    elif experts:
+
+        def scale_of(module: str, rank: int) -> float:
+            return _scale(settings, module, rank, problems)
+
+        expert_deltas = read_expert_deltas(config, tensors, settings, scale_of, problems)
     for name in tensors.keys() - set(experts):
         factor, base = _FACTOR.fullmatch(name), _BASE.fullmatch(name)
         if factor is not None and factor["module"] in targets:
@@ -136,7 +149,7 @@ def open_adapter(folder: Path, config: ModelConfig) -> Adapter:
         elif base is not None:
             factors.setdefault(base["module"], {})["base"] = name
         else:
-            expected = "lora_A and lora_B of q_proj, k_proj, v_proj and o_proj of self_attn, and of lm_head"
+            expected = "lora_A and lora_B of q_proj, k_proj, v_proj and o_proj of self_attn, of lm_head and of experts"
             problems.append(f"{name}: expected {expected}")
     deltas: dict[str, list[Delta]] = {}
     for module, pair in sorted(factors.items()):
@@ -157,11 +170,11 @@ def open_adapter(folder: Path, config: ModelConfig) -> Adapter:
         )
         problems += [problem for part in delta.parts if (problem := _shape_problem(part, tensors)) is not None]
         deltas.setdefault(parameter, []).append(delta)
-    if not factors and not problems:
+    if not factors and not experts and not problems:
         problems.append(f"{ADAPTER_WEIGHTS} has no tensors")
     raise_all(CheckpointError, f"{folder}: an adapter that cannot be merged", problems)
     found_deltas = {name: tuple(sorted(each, key=lambda delta: delta.row)) for name, each in deltas.items()}
-    return Adapter(folder / ADAPTER_WEIGHTS, tensors, found_deltas)
+    return Adapter(folder / ADAPTER_WEIGHTS, tensors, found_deltas, expert_deltas)
 
 
 def _targets(config: ModelConfig) -> Iterator[tuple[str, tuple[str, int, int, int]]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .config import ModelConfig
-from .expert_formats import MXFP4
+from .expert_formats import FORMATS, MXFP4
 from .places import FIRST_MEMORY
 
 LAYERS = "model.layers."
@@ -53,6 +53,11 @@ def layer_of(name: str) -> int | None:
 def is_expert_weight(name: str) -> bool:
     """Whether a parameter belongs to the experts, of which a token reads only those that it is routed to."""
     return ".mlp.experts." in name
+
+
+def is_expert_matrix(name: str) -> bool:
+    """Whether a parameter holds the weights of the experts' matrices, or their codes: not the scales."""
+    return is_expert_weight(name) and name.endswith(tuple(found.tensors[0].suffix for found in FORMATS.values()))
 
 
 def is_mxfp4_blocks(name: str) -> bool:

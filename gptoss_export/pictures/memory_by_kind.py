@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..model.dtypes import ITEM_SIZES
 from ..model.kv_cache import sequence_bytes
-from ..model.parameters import EMBEDDING, UNEMBEDDING, is_expert_weight, is_mxfp4_blocks
+from ..model.parameters import EMBEDDING, UNEMBEDDING, is_expert_matrix, is_expert_weight
 from ..shown_text import size
 from .amounts import byte_unit
 from .bars import Bar, Part, draw_bars
@@ -88,8 +88,8 @@ def memory_table(manifest: Manifest) -> PageTable:
 
 
 def _kind(name: str) -> str:
-    if is_mxfp4_blocks(name):
-        return "experts, MXFP4 codes"
+    if is_expert_matrix(name):
+        return "experts, matrices"
     if is_expert_weight(name):
         return "experts, scales and biases"
     if ".self_attn." in name:

@@ -1,10 +1,13 @@
-"""Vectors in the order and form that the kernels for few pairs multiply with (mxfp4_rows.py has the reason for it).
+"""Vectors in the order and form that the kernels for few pairs multiply with.
 
-Word i of a row has the weights of elements 16 (i // 2) + 4 (i % 2) + j and of those 8 later, for j = 0..3.
+The order depends on the format of the weights. mxfp4_rows.py, nf4_rows.py and plain_rows.py have the reasons.
 
-float16  for bfloat16 weights: pairs of these elements, [4, H / 8, 2], times a power of two that makes the largest
-         element less than 2^15
-float32  otherwise (EXACT): planes of the first elements and of those 8 later, [2, 4, H / 8]
+MXFP4  Word i of a row has the weights of elements 16 (i // 2) + 4 (i % 2) + j and of those 8 later, for j = 0..3.
+       float16  for bfloat16 weights: pairs of these elements, [4, H / 8, 2], times a power of two that makes the
+                largest element less than 2^15
+       float32  otherwise (EXACT): planes of the first elements and of those 8 later, [2, 4, H / 8]
+NF4    float32 (EXACT): Word i of a row has the weights of elements 8 i + j. Planes of them, [8, H / 8]
+plain  float32 (EXACT), in the natural order
 """
 
 from __future__ import annotations
@@ -17,8 +20,7 @@ import triton.language as tl
 from torch.library import wrap_triton
 
 from .arch import has_inline_assembly
-
-UNIT = tl.constexpr(16384.0)  # 2^14: unpacked weights are smaller than the weights by this factor
+from .stored import MXFP4, NF4, Stored
 
 
 class Arranged(NamedTuple):
@@ -28,20 +30,30 @@ class Arranged(NamedTuple):
     undo: torch.Tensor
 
 
-def is_exact(dtype: torch.dtype, arch: str) -> bool:
-    """Whether x is passed in float32, for weights of `dtype`."""
-    return dtype != torch.bfloat16 or not has_inline_assembly(arch)
+def is_exact(stored: Stored, dtype: torch.dtype, arch: str) -> bool:
+    """Whether x is passed in float32, for weights of a model of `dtype`."""
+    return stored.form != MXFP4.value or dtype != torch.bfloat16 or not has_inline_assembly(arch)
+
+
+def unit_of(stored: Stored) -> float:
+    """The factor by which weights are larger than what the kernels make of them: 2^14 for MXFP4."""
+    return 2.0**14 if stored.form == MXFP4.value else 1.0
 
 
 @triton.jit
-def place_of(i, LENGTH: tl.constexpr, EXACT: tl.constexpr):
+def place_of(i, LENGTH: tl.constexpr, FORMAT: tl.constexpr, EXACT: tl.constexpr):
     """The place of element i of x in the order of the kernels."""
-    word = i // 16 * 2 + i % 8 // 4
-    later = i // 8 % 2
-    if EXACT:
-        place = (4 * later + i % 4) * (LENGTH // 8) + word
+    if FORMAT == MXFP4:
+        word = i // 16 * 2 + i % 8 // 4
+        later = i // 8 % 2
+        if EXACT:
+            place = (4 * later + i % 4) * (LENGTH // 8) + word
+        else:
+            place = i % 4 * (LENGTH // 4) + 2 * word + later
+    elif FORMAT == NF4:
+        place = i % 8 * (LENGTH // 8) + i // 8
     else:
-        place = i % 4 * (LENGTH // 4) + 2 * word + later
+        place = i
     return place
 
 
@@ -57,13 +69,22 @@ def power_for(peak, EXACT: tl.constexpr):
 
 
 @triton.jit
-def _arrange(x, arranged, undo, HIDDEN: tl.constexpr, BLOCK: tl.constexpr, EXACT: tl.constexpr):
+def _arrange(
+    x,
+    arranged,
+    undo,
+    HIDDEN: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FORMAT: tl.constexpr,
+    EXACT: tl.constexpr,
+    UNIT: tl.constexpr,
+):
     """Brings x of one token into the order of the kernels, and stores the factor for results of products with it."""
     token = tl.program_id(0)
     i = tl.arange(0, BLOCK)
     value = tl.load(x + token * HIDDEN + i, mask=i < HIDDEN, other=0.0).to(tl.float32)
     power = power_for(tl.max(tl.abs(value), 0), EXACT)
-    cells = token * HIDDEN + place_of(i, HIDDEN, EXACT)
+    cells = token * HIDDEN + place_of(i, HIDDEN, FORMAT, EXACT)
     tl.store(arranged + cells, (value * power).to(arranged.dtype.element_ty), mask=i < HIDDEN)
     tl.store(undo + token, 1.0 / power * UNIT)
 
@@ -74,16 +95,18 @@ def empty_arranged(x: torch.Tensor, exact: bool) -> Arranged:
     return Arranged(x.new_empty(x.shape, dtype=form), x.new_empty(x.size(0), dtype=torch.float32))
 
 
-def arrange(x: torch.Tensor, arch: str) -> Arranged:
-    """Bring x [T, H] into the order of the kernels."""
-    (tokens, hidden), exact = x.shape, is_exact(x.dtype, arch)
+def arrange(x: torch.Tensor, stored: Stored, arch: str) -> Arranged:
+    """Bring x [T, H] into the order of the kernels for weights of a format."""
+    (tokens, hidden), exact = x.shape, is_exact(stored, x.dtype, arch)
     arranged = empty_arranged(x, exact)
     wrap_triton(_arrange)[(tokens,)](
         x.contiguous(),
         *arranged,
         HIDDEN=hidden,
         BLOCK=triton.next_power_of_2(hidden),
+        FORMAT=stored.form,
         EXACT=exact,
+        UNIT=unit_of(stored),
         num_warps=4,
     )
     return arranged

@@ -11,16 +11,18 @@ import triton.language as tl
 
 from .dependent_launch import let_next_start, wait_for_previous, wait_then_let_next_start
 from .grouping import is_half
-from .mxfp4_words import words_product
 from .rank_cells import sum_over_ranks
+from .stored import PLAIN
+from .stored_product import stored_product
 
 
 @triton.jit
 def _down_tile(
     act,
     pair_of_row,
-    blocks,
+    weight,
     scales,
+    table,
     bias,
     out,
     row,
@@ -29,24 +31,31 @@ def _down_tile(
     INTER: tl.constexpr,
     ACT_STRIDE: tl.constexpr,
     WORDS: tl.constexpr,
+    FORMAT: tl.constexpr,
+    GROUP: tl.constexpr,
     PAIRED: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
     PRECISION: tl.constexpr,
     ASYNC: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     """Results `row` [ROWS] of the pairs of rows `slot` [M] of act, which are of one expert, whose weights are given."""
     pair = tl.load(pair_of_row + slot)
-    result = words_product(
+    result = stored_product(
         act,
         slot,
         pair >= 0,
-        blocks,
+        weight,
         scales,
+        table,
         tl.minimum(row, HIDDEN - 1),
         INTER,
         ACT_STRIDE,
         WORDS,
+        FORMAT,
+        GROUP,
         PAIRED,
+        ASSEMBLY,
         PRECISION,
         ASYNC,
         WIDE,
@@ -61,8 +70,9 @@ def down_many_pdl(
     act,
     expert_of_block,
     pair_of_row,
-    blocks,
+    weight,
     scales,
+    table,
     bias,
     out,
     HIDDEN: tl.constexpr,
@@ -72,7 +82,10 @@ def down_many_pdl(
     HALVES: tl.constexpr,
     ROWS: tl.constexpr,
     WORDS: tl.constexpr,
+    FORMAT: tl.constexpr,
+    GROUP: tl.constexpr,
     PAIRED: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
     PRECISION: tl.constexpr,
     ASYNC: tl.constexpr,
     WIDE: tl.constexpr,
@@ -88,8 +101,11 @@ def down_many_pdl(
     expert = tl.load(expert_of_block + block).to(tl.int64)
     if expert < 0:
         return
-    blocks += expert * (HIDDEN * INTER // 2)
-    scales += expert * (HIDDEN * INTER // 32)
+    if FORMAT == PLAIN:
+        weight += expert * (HIDDEN * INTER)
+    else:
+        weight += expert * (HIDDEN * INTER // 2)
+        scales += expert * (HIDDEN * INTER // GROUP)
     bias += expert * HIDDEN
     half = is_half(pair_of_row, block, BLOCK_M, HALVES)
     for halves in tl.static_range(HALVES):
@@ -97,8 +113,9 @@ def down_many_pdl(
             _down_tile(
                 act,
                 pair_of_row,
-                blocks,
+                weight,
                 scales,
+                table,
                 bias,
                 out,
                 tile * ROWS + tl.arange(0, ROWS),
@@ -107,7 +124,10 @@ def down_many_pdl(
                 INTER,
                 ACT_STRIDE,
                 WORDS,
+                FORMAT,
+                GROUP,
                 PAIRED,
+                ASSEMBLY,
                 PRECISION,
                 ASYNC,
                 WIDE,

@@ -1,8 +1,9 @@
 """Experts for few pairs (decode): matrix-vector kernels over the weights of the routed experts.
 
 A *pair* is one (token, choice): pair = token * K + choice. Two things limit the speed: the bytes that are being
-loaded at a time, and the instructions that unpack the weights. mxfp4_rows.py says how rows are loaded and multiplied.
-A program is one warp with a few whole rows. It starts all of its loads before it uses the first.
+loaded at a time, and the instructions that unpack the weights. stored_rows.py names the modules that load and multiply
+the rows of each format. A program is one or two warps with a few whole rows. It starts all of its loads before it uses
+the first. So it has all of its weights in registers, and has fewer rows of plain matrices than of codes.
 
 SwiGLU is bounded by (limit + 1) * limit, so the power of two of `act` is known before the launch.
 
@@ -10,7 +11,7 @@ SwiGLU is bounded by (limit + 1) * limit, so the power of two of `act` is known 
 `_gate_up_pdl` lets it start only after its own wait. So `_down_pdl` has its weights in registers when `act` is ready.
 It sums over the choices, and over the ranks that share the model, and adds the residual.
 
-Limits: H and I are multiples of 32, as in MXFP4. Weights, scales and biases are contiguous.
+Limits: H and I are multiples of 32, and of the group of NF4. Weights, scales and biases are contiguous.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ import triton
 import triton.language as tl
 from torch.library import wrap_triton
 
-from gptoss_export.kernels.launch_config import ConfigSpace, shape_of
+from gptoss_export.kernels.launch_config import ConfigSpace
 
-from .arch import has_dependent_launch
-from .arranged import UNIT, Arranged, place_of
+from .arch import has_dependent_launch, has_inline_assembly
+from .arranged import Arranged, place_of, unit_of
 from .dependent_launch import wait_then_let_next_start
-from .mxfp4 import Experts, swiglu
-from .mxfp4_rows import LANES, dot_groups, load_groups
+from .mxfp4 import swiglu
 from .rank_cells import ALONE, Shared, sum_over_ranks
+from .stored import PLAIN, Experts, Stored
+from .stored_rows import dot_stored_rows, lanes_for, load_stored_rows
 
 FEW_PAIRS = 4  # one token of 4 choices: for more, tensor cores are faster
 
@@ -55,21 +57,25 @@ class Down(NamedTuple):
 
 
 def few_pairs_space(
-    tokens: int, choices: int, experts: int, hidden: int, inter: int, dtype: torch.dtype
+    stored: Stored, tokens: int, choices: int, experts: int, hidden: int, inter: int, dtype: torch.dtype
 ) -> ConfigSpace:
     """The launch configs of the two kernels for tokens * choices pairs.
 
     By default the first product has so many programs that they fill the SMs evenly; a rank has a part of its rows.
     """
-    rows = 4
+    plain = stored.form == PLAIN.value
+    rows, most = (2, 8) if plain else (4, 3)
     tiles = 2 * inter * tokens * choices // (rows * _EVEN)
     return ConfigSpace(
-        name="experts_few",
-        shape=shape_of(dtype, tokens=tokens, choices=choices, experts=experts, hidden=hidden, inter=inter),
+        name=stored.space_name("experts_few"),
+        shape=stored.shape(dtype, tokens=tokens, choices=choices, experts=experts, hidden=hidden, inter=inter),
         scaled=("tokens",),
-        default={"gate_up": GateUp(rows, tiles=max(1, min(3, tiles)), warps=1), "down": Down(rows=4, warps=2)},
+        default={
+            "gate_up": GateUp(rows, tiles=max(1, min(most, tiles)), warps=1),
+            "down": Down(rows=1, warps=2) if plain else Down(rows=4, warps=2),
+        },
         options={
-            "gate_up": {"rows": (2, 4, 8), "tiles": (1, 2, 3, 4, 6), "warps": (1, 2, 4)},
+            "gate_up": {"rows": (2, 4, 8), "tiles": (1, 2, 3, 4, 6, *((8,) if plain else ())), "warps": (1, 2, 4)},
             "down": {"rows": (1, 2, 4, 8), "warps": (1, 2, 4)},
         },
     )
@@ -120,8 +126,9 @@ def _gate_up_pdl(
     undo,
     routing_weights,
     expert_indices,
-    blocks,
+    weight,
     scales,
+    table,
     bias,
     act,
     EXPERTS: tl.constexpr,
@@ -135,7 +142,11 @@ def _gate_up_pdl(
     ACT_POWER: tl.constexpr,
     R: tl.constexpr,
     TILES: tl.constexpr,
+    LANES: tl.constexpr,
+    FORMAT: tl.constexpr,
+    GROUP: tl.constexpr,
     EXACT: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
     EARLY: tl.constexpr,
 ):
     """TILES tiles of R of the 2 I rows of one pair: their part of act, times ACT_POWER, in the order of the kernels."""
@@ -155,14 +166,14 @@ def _gate_up_pdl(
     for tile in range(TILES):
         at = tl.program_id(0) * TILES + tile
         line = expert * (2 * INTER) + tl.minimum(at * R + tl.arange(0, R), 2 * INTER - 1)
-        packed, factors = load_groups(blocks, scales, line, True, HIDDEN)
+        rows = load_stored_rows(weight, scales, line, True, HIDDEN, FORMAT, GROUP, LANES)
         added = tl.load(bias + line).to(tl.float32)
         tl.debug_barrier()  # without it the assembler may delay loads until their values are used
-        dots = dot_groups(packed, factors, arranged + token * HIDDEN, True, HIDDEN, EXACT)
+        dots = dot_stored_rows(rows, table, arranged + token * HIDDEN, True, HIDDEN, FORMAT, LANES, EXACT, ASSEMBLY)
         hidden = tl.sum(dots, 1) * factor + added
         result = swiglu(hidden.reshape(R // 2, 2), ALPHA, LIMIT) * ACT_POWER
         i = at * (R // 2) + tl.arange(0, R // 2)
-        cells = pair * INTER + place_of(i, INTER, EXACT)
+        cells = pair * INTER + place_of(i, INTER, FORMAT, EXACT)
         tl.store(act + cells, result.to(act.dtype.element_ty), mask=i < INTER)
 
 
@@ -171,8 +182,9 @@ def _down_pdl(
     act,
     routing_weights,
     expert_indices,
-    blocks,
+    weight,
     scales,
+    table,
     bias,
     residual,
     places,
@@ -184,8 +196,13 @@ def _down_pdl(
     HIDDEN: tl.constexpr,
     INTER: tl.constexpr,
     ACT_POWER: tl.constexpr,
+    UNIT: tl.constexpr,
     R: tl.constexpr,
+    LANES: tl.constexpr,
+    FORMAT: tl.constexpr,
+    GROUP: tl.constexpr,
     EXACT: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
     RESIDUAL: tl.constexpr,
     RANKS: tl.constexpr,
     BOX: tl.constexpr,
@@ -196,16 +213,13 @@ def _down_pdl(
     token = tl.program_id(1)
     row = tl.program_id(0) * R + tl.arange(0, R)
     safe = tl.minimum(row, HIDDEN - 1)
-    packed = ()
-    factors = ()
+    loaded = ()
     total = tl.zeros([R], tl.float32)
     chosen, share = _routing(routing_weights, expert_indices, token, EXPERTS, CHOICES, COUNT, WIDTH)
     for j in tl.static_range(CHOICES):
         expert = _pick(chosen, j, WIDTH).to(tl.int64)
         line = tl.maximum(expert, 0) * HIDDEN + safe
-        words, bytes_ = load_groups(blocks, scales, line, expert >= 0, INTER)
-        packed = packed + (words,)
-        factors = factors + (bytes_,)
+        loaded = loaded + (load_stored_rows(weight, scales, line, expert >= 0, INTER, FORMAT, GROUP, LANES),)
         added = tl.load(bias + line).to(tl.float32)
         total += tl.where(expert >= 0, _pick(share, j, WIDTH) * added, 0.0)
     before = tl.zeros([R], tl.float32)
@@ -217,7 +231,8 @@ def _down_pdl(
     acc = tl.zeros([R, LANES], tl.float32)
     for j in tl.static_range(CHOICES):
         there = _pick(chosen, j, WIDTH) >= 0
-        dots = dot_groups(packed[j], factors[j], act + (token * CHOICES + j) * INTER, there, INTER, EXACT)
+        x = act + (token * CHOICES + j) * INTER
+        dots = dot_stored_rows(loaded[j], table, x, there, INTER, FORMAT, LANES, EXACT, ASSEMBLY)
         acc += tl.where(there, dots * _pick(share, j, WIDTH), 0.0)
     total += tl.sum(acc, 1) * (UNIT / ACT_POWER)
     cell = token * HIDDEN + row
@@ -262,7 +277,9 @@ def launch_few_pairs(
         "HIDDEN": hidden,
         "INTER": inter,
         "ACT_POWER": 1.0 if exact else 2.0 ** math.floor(math.log2(65504 / bound)),
+        **experts.stored.constants,
         "EXACT": exact,
+        "ASSEMBLY": has_inline_assembly(arch),
         "EARLY": has_dependent_launch(arch),
     }
     act = arranged.x.new_empty((tokens * choices, inter))
@@ -273,12 +290,14 @@ def launch_few_pairs(
         routing.indices,
         experts.gate_up_weight,
         experts.gate_up_scales,
+        experts.gate_up_table,
         experts.gate_up_bias,
         act,
         ALPHA=experts.alpha,
         LIMIT=experts.limit,
         R=gate_up.rows,
         TILES=gate_up.tiles,
+        LANES=lanes_for(experts.stored, gate_up.rows, gate_up.warps),
         num_warps=gate_up.warps,
         **shared,
     )
@@ -289,11 +308,14 @@ def launch_few_pairs(
         routing.indices,
         experts.down_weight,
         experts.down_scales,
+        experts.down_table,
         experts.down_bias,
         out if residual is None else residual,
         out if ranks.places is None else ranks.places,
         out,
+        UNIT=unit_of(experts.stored),
         R=down.rows,
+        LANES=lanes_for(experts.stored, down.rows, down.warps),
         RESIDUAL=residual is not None,
         num_warps=down.warps,
         **ranks.constants(arch),

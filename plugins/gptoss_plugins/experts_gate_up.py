@@ -13,15 +13,18 @@ import triton.language as tl
 from .dependent_launch import wait_then_let_next_start
 from .grouping import is_half
 from .mxfp4 import swiglu
-from .mxfp4_words import word_place, words_product
+from .mxfp4_words import word_place
+from .stored import PLAIN
+from .stored_product import stored_product
 
 
 @triton.jit
 def _gate_up_tile(
     x,
     pair_of_row,
-    blocks,
+    weight,
     scales,
+    table,
     bias,
     act,
     tile,
@@ -36,7 +39,10 @@ def _gate_up_tile(
     X_STRIDE: tl.constexpr,
     ACT_STRIDE: tl.constexpr,
     NEXT_WORDS: tl.constexpr,
+    FORMAT: tl.constexpr,
+    GROUP: tl.constexpr,
     PAIRED: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
     PRECISION: tl.constexpr,
     ASYNC: tl.constexpr,
     WIDE: tl.constexpr,
@@ -47,22 +53,29 @@ def _gate_up_tile(
     there = pair >= 0
 
     # The tile makes 8 codes of NEW words of act. Of 16 rows, 8 are gates and 8 the ups of the same results. The results
-    # are in the order [code, word].
+    # are in the order [code, word], and in the natural one where that is the order of act.
     NEW: tl.constexpr = ROWS // 16
     r = tl.arange(0, ROWS)
     made = r // 16 * 8 + r % 8
-    row = 2 * (8 * (tile * NEW + made % NEW) + made // NEW) + r // 8 % 2
-    hidden = words_product(
+    if NEXT_WORDS == 1:
+        row = 2 * (tile * (8 * NEW) + made) + r // 8 % 2
+    else:
+        row = 2 * (8 * (tile * NEW + made % NEW) + made // NEW) + r // 8 % 2
+    hidden = stored_product(
         x,
         tl.maximum(pair, 0) // CHOICES,
         there,
-        blocks,
+        weight,
         scales,
+        table,
         tl.minimum(row, 2 * INTER - 1),
         HIDDEN,
         X_STRIDE,
         WORDS,
+        FORMAT,
+        GROUP,
         PAIRED,
+        ASSEMBLY,
         PRECISION,
         ASYNC,
         WIDE,
@@ -70,16 +83,23 @@ def _gate_up_tile(
     added = tl.load(bias + row, mask=row < 2 * INTER, other=0.0).to(tl.float32)
     hidden = (hidden + added[:, None]).reshape(ROWS // 16, 2, 8, M).permute(0, 2, 3, 1)
 
-    # Words that are neighbours in act are a dimension of their own, so that Triton sees that they are.
-    RUN: tl.constexpr = min(NEW, NEXT_WORDS)
-    result = swiglu(hidden, ALPHA, LIMIT).reshape(8, NEW // RUN, RUN, M)
-    code = tl.arange(0, 8)[:, None, None, None]
-    run = tile * NEW + tl.arange(0, NEW // RUN)[None, :, None, None] * RUN
-    word = tl.arange(0, RUN)[None, None, :, None]
-    place = run // NEXT_WORDS * (8 * NEXT_WORDS) + code * NEXT_WORDS + run % NEXT_WORDS + word
-    cells = slot.to(tl.int64)[None, None, None, :] * ACT_STRIDE + place
-    inside = run + word < INTER // 8
-    tl.store(act + cells, result.to(act.dtype.element_ty), mask=inside & there[None, None, None, :])
+    result = swiglu(hidden, ALPHA, LIMIT)
+    if NEXT_WORDS == 1:
+        place = tile * (8 * NEW) + tl.arange(0, 8 * NEW)
+        cells = slot.to(tl.int64)[None, :] * ACT_STRIDE + place[:, None]
+        result = result.reshape(8 * NEW, M)
+        tl.store(act + cells, result.to(act.dtype.element_ty), mask=(place < INTER)[:, None] & there[None, :])
+    else:
+        # Words that are neighbours in act are a dimension of their own, so that Triton sees that they are.
+        RUN: tl.constexpr = min(NEW, NEXT_WORDS)
+        result = result.reshape(8, NEW // RUN, RUN, M)
+        code = tl.arange(0, 8)[:, None, None, None]
+        run = tile * NEW + tl.arange(0, NEW // RUN)[None, :, None, None] * RUN
+        word = tl.arange(0, RUN)[None, None, :, None]
+        place = run // NEXT_WORDS * (8 * NEXT_WORDS) + code * NEXT_WORDS + run % NEXT_WORDS + word
+        cells = slot.to(tl.int64)[None, None, None, :] * ACT_STRIDE + place
+        inside = run + word < INTER // 8
+        tl.store(act + cells, result.to(act.dtype.element_ty), mask=inside & there[None, None, None, :])
     if ACT_STRIDE > INTER:  # noqa: SIM102  (Triton 3.6 has no `and` of a constant and a value)
         if tile == tl.num_programs(0) - 1:
             padding = INTER + tl.arange(0, 8 * NEXT_WORDS)
@@ -93,8 +113,9 @@ def gate_up_many_pdl(
     x,
     expert_of_block,
     pair_of_row,
-    blocks,
+    weight,
     scales,
+    table,
     bias,
     act,
     CHOICES: tl.constexpr,
@@ -109,7 +130,10 @@ def gate_up_many_pdl(
     X_STRIDE: tl.constexpr,
     ACT_STRIDE: tl.constexpr,
     NEXT_WORDS: tl.constexpr,
+    FORMAT: tl.constexpr,
+    GROUP: tl.constexpr,
     PAIRED: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
     PRECISION: tl.constexpr,
     ASYNC: tl.constexpr,
     WIDE: tl.constexpr,
@@ -125,8 +149,11 @@ def gate_up_many_pdl(
     expert = tl.load(expert_of_block + block).to(tl.int64)
     if expert < 0:
         return
-    blocks += expert * (INTER * HIDDEN)
-    scales += expert * (2 * INTER * HIDDEN // 32)
+    if FORMAT == PLAIN:
+        weight += expert * (2 * INTER * HIDDEN)
+    else:
+        weight += expert * (INTER * HIDDEN)
+        scales += expert * (2 * INTER * HIDDEN // GROUP)
     bias += expert * (2 * INTER)
     half = is_half(pair_of_row, block, BLOCK_M, HALVES)
     for halves in tl.static_range(HALVES):
@@ -134,8 +161,9 @@ def gate_up_many_pdl(
             _gate_up_tile(
                 x,
                 pair_of_row,
-                blocks,
+                weight,
                 scales,
+                table,
                 bias,
                 act,
                 tile,
@@ -150,7 +178,10 @@ def gate_up_many_pdl(
                 X_STRIDE,
                 ACT_STRIDE,
                 NEXT_WORDS,
+                FORMAT,
+                GROUP,
                 PAIRED,
+                ASSEMBLY,
                 PRECISION,
                 ASYNC,
                 WIDE,

@@ -32,16 +32,17 @@ import torch
 import triton
 from torch.library import wrap_triton
 
-from gptoss_export.kernels.launch_config import ConfigSpace, shape_of
+from gptoss_export.kernels.launch_config import ConfigSpace
 
 from .arch import has_dependent_launch
 from .dense_tiles import MOST_TOKENS
 from .experts_down import down_many_pdl, sum_many_pdl
 from .experts_gate_up import gate_up_many_pdl
 from .grouping import Grouped, halves_for
-from .mxfp4 import Experts, product_constants
 from .mxfp4_words import padded
 from .rank_cells import ALONE, Shared
+from .stored import NF4, PLAIN, Experts, Stored
+from .stored_product import order_for, product_constants
 
 
 class Block(NamedTuple):
@@ -66,18 +67,19 @@ class Tile(NamedTuple):
 
 
 def many_pairs_space(
-    tokens: int, choices: int, experts: int, hidden: int, inter: int, dtype: torch.dtype
+    stored: Stored, tokens: int, choices: int, experts: int, hidden: int, inter: int, dtype: torch.dtype
 ) -> ConfigSpace:
     """The launch configs of the kernels for tokens * choices pairs. By default a block has all pairs of most experts,
     up to 128."""
-    average = tokens * choices / experts
-    pairs, gate_up, down = next(tiles for most, *tiles in _TILES if average <= most)
+    average, form = tokens * choices / experts, stored.form
+    table = _TILES_OF_PLAIN if form == PLAIN.value else _TILES
+    pairs, gate_up, down = next(tiles for most, *tiles in table if average <= most)
     if dtype == torch.float32:  # no tensor cores: products run on FMA units and take their operands from registers
         pairs = min(pairs, 64)
-        gate_up = down = Tile(rows=32, words=4, warps=4, stages=2)
+        gate_up = down = Tile(rows=32, words=8 if form == NF4.value else 4, warps=4, stages=2)
     return ConfigSpace(
-        name="experts_many",
-        shape=shape_of(dtype, tokens=tokens, choices=choices, experts=experts, hidden=hidden, inter=inter),
+        name=stored.space_name("experts_many"),
+        shape=stored.shape(dtype, tokens=tokens, choices=choices, experts=experts, hidden=hidden, inter=inter),
         scaled=("tokens",),
         default={"block": Block(pairs), "gate_up": gate_up, "down": down},
         options={"block": {"pairs": (8, 16, 32, 64, 128)}, "gate_up": _TILE, "down": _TILE},
@@ -94,6 +96,15 @@ _TILES = (
     (48, 64, Tile(rows=128, words=8, warps=4, stages=4), Tile(rows=128, words=16, warps=8, stages=3)),
     (320, 128, Tile(rows=128, words=8, warps=4, stages=4), Tile(rows=64, words=16, warps=4, stages=3)),
     (math.inf, 128, *2 * (Tile(rows=128, words=8, warps=4, stages=4),)),
+)
+# The same for plain matrices. Up to 16 pairs the time is that of reading: an SM holds three programs, each of which has
+# 48 KiB on the way. With more pairs a program has the largest product of which an SM holds two.
+_TILES_OF_PLAIN = (
+    (5, 8, *2 * (Tile(rows=64, words=16, warps=4, stages=4),)),
+    (10, 16, *2 * (Tile(rows=64, words=16, warps=4, stages=4),)),
+    (24, 32, *2 * (Tile(rows=128, words=8, warps=4, stages=4),)),
+    (48, 64, *2 * (Tile(rows=128, words=8, warps=4, stages=3),)),
+    (math.inf, 128, *2 * (Tile(rows=128, words=8, warps=8, stages=3),)),
 )
 _SUM_WARPS = 4
 _TILE = {"rows": (32, 64, 128, 256), "words": (8, 16, 32, 64), "warps": (2, 4, 8), "stages": (2, 3, 4)}
@@ -112,35 +123,38 @@ def launch_many_pairs(
 ) -> torch.Tensor:
     """[T, H] float32: the sum of the routed experts, over the ranks, plus `residual` [T, H] float32.
 
-    x  [T, padded(H, gate_up.words)] in the order of the words, in the dtype of the weights
+    x  [T, padded(H, order)] in the order of the words, in the dtype of the model; order: order_for(gate_up.words)
     """
     tokens, choices = grouped.shares.shape
     hidden, inter, early = experts.down_bias.size(1), experts.inter, has_dependent_launch(arch)
+    order = order_for(experts.stored, down.words)  # of act
+    stride = padded(inter, order)
     blocks = grouped.expert_of_block.numel()
     shared = {
         "HIDDEN": hidden,
         "INTER": inter,
-        "ACT_STRIDE": padded(inter, down.words),
+        "ACT_STRIDE": stride,
         "BLOCK_M": block.pairs,
         "HALVES": halves_for(block.pairs),
-        **product_constants(x.dtype, arch),
-        "WIDE": max(x.numel(), blocks * block.pairs * padded(inter, down.words)) >= 2**31,
+        **product_constants(experts.stored, x.dtype, arch),
+        "WIDE": max(x.numel(), blocks * block.pairs * stride) >= 2**31,
         "EARLY": early,
     }
-    act = x.new_empty((blocks * block.pairs, padded(inter, down.words)))
+    act = x.new_empty((blocks * block.pairs, stride))
     wrap_triton(gate_up_many_pdl)[(triton.cdiv(2 * inter, gate_up.rows), blocks)](
         x,
         grouped.expert_of_block,
         grouped.pair_of_row,
         experts.gate_up_weight,
         experts.gate_up_scales,
+        experts.gate_up_table,
         experts.gate_up_bias,
         act,
         CHOICES=choices,
         ALPHA=experts.alpha,
         LIMIT=experts.limit,
         X_STRIDE=x.size(1),
-        NEXT_WORDS=down.words,
+        NEXT_WORDS=order,
         **_constants(gate_up),
         **shared,
     )
@@ -152,6 +166,7 @@ def launch_many_pairs(
         grouped.pair_of_row,
         experts.down_weight,
         experts.down_scales,
+        experts.down_table,
         experts.down_bias,
         out,
         **_constants(down),

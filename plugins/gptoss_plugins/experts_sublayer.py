@@ -29,24 +29,24 @@ from torch.library import triton_op, wrap_triton
 
 from gptoss_export.kernels.kernel import Kernel
 from gptoss_export.kernels.launch_config import ConfigSpace, unflatten
-from gptoss_export.model.expert_weights import is_mxfp4
 from gptoss_export.model.ops import Arguments
 from gptoss_export.model.ops.sum_ranks import reference as sum_of_chunk
 from gptoss_export.model.places import CELLS, Box
 
 from .arch import has_dependent_launch
-from .arranged import UNIT, Arranged, empty_arranged, is_exact, place_of, power_for
+from .arranged import Arranged, empty_arranged, is_exact, place_of, power_for, unit_of
 from .dense_tiles import MOST_TOKENS
 from .dependent_launch import wait_then_let_next_start
 from .experts_few import FEW_PAIRS, Down, GateUp, Routing, few_pairs_space, launch_few_pairs
 from .experts_many import Block, Tile, launch_many_pairs, many_pairs_space
 from .grouping import Grouped, group_pairs
-from .mxfp4 import Experts
 from .mxfp4_words import padded, word_place
 from .rank_cells import ALONE, Shared
 from .router_chunk import MOST_EXPERTS, route_chunk
 from .router_groups import group_by_logits
 from .rows import ROW_OPTIONS, Rows, dot_rows_of_norm, load_rows
+from .stored import Experts, stored_as
+from .stored_product import order_for
 
 ROUTER = Rows(rows=4, length=1024, warps=4)
 
@@ -66,7 +66,9 @@ def _router_pdl(
     R: tl.constexpr,
     BLOCK: tl.constexpr,
     WIDTH: tl.constexpr,
+    FORMAT: tl.constexpr,
     EXACT: tl.constexpr,
+    UNIT: tl.constexpr,
     STRIDE: tl.constexpr,
     WORDS: tl.constexpr,
     EARLY: tl.constexpr,
@@ -98,7 +100,7 @@ def _router_pdl(
             tl.store(arranged + word_place(i, WORDS), value.to(arranged.dtype.element_ty), mask=i < STRIDE)
         else:
             power = power_for(tl.max(tl.abs(value), 0), EXACT)
-            place = place_of(i, HIDDEN, EXACT)
+            place = place_of(i, HIDDEN, FORMAT, EXACT)
             tl.store(arranged + place, (value * power).to(arranged.dtype.element_ty), mask=i < HIDDEN)
             tl.store(undo + token, 1.0 / power * UNIT)
 
@@ -163,22 +165,24 @@ def _experts_half(
     arch: str,
 ) -> torch.Tensor:
     """What the experts make of x, summed over the ranks of `shared`, plus the residual."""
-    (tokens, hidden), count = x.shape, router_weight.size(0)
+    (tokens, hidden), count, stored = x.shape, router_weight.size(0), experts.stored
     if tokens > MOST_TOKENS:
         block, gate_up, down = unflatten(config, Block, Tile, Tile)
+        words = order_for(stored, gate_up.words)
         arranged_words, chosen, shares = route_chunk(
-            x, norm_weight, router_weight, router_bias, positions, choices, eps, gate_up.words, arch
+            x, norm_weight, router_weight, router_bias, positions, choices, eps, words, arch
         )
         grouped = Grouped(chosen, shares, *group_pairs(chosen.flatten(), count, block.pairs))
         return launch_many_pairs(arranged_words, grouped, experts, block, gate_up, down, arch, residual, shared)
     many = tokens * choices > FEW_PAIRS
     if many:
         router, block, gate_up, down = unflatten(config, Rows, Block, Tile, Tile)
-        exact, words, stride = True, gate_up.words, padded(hidden, gate_up.words)
+        exact, words = True, order_for(stored, gate_up.words)
+        stride = padded(hidden, words)
         arranged = Arranged(x.new_empty((tokens, stride), dtype=norm_weight.dtype), x)  # `undo` is not written
     else:
         router, gate_up, down = unflatten(config, Rows, GateUp, Down)
-        exact, words, stride = is_exact(norm_weight.dtype, arch), 0, hidden
+        exact, words, stride = is_exact(stored, norm_weight.dtype, arch), 0, hidden
         arranged = empty_arranged(x, exact)
     logits = x.new_empty((tokens, count))
     wrap_triton(_router_pdl)[(triton.cdiv(count, router.rows) + 1, tokens)](
@@ -194,7 +198,9 @@ def _experts_half(
         R=router.rows,
         BLOCK=router.length,
         WIDTH=triton.next_power_of_2(stride),
+        FORMAT=stored.form,
         EXACT=exact,
+        UNIT=unit_of(stored),
         STRIDE=stride,
         WORDS=words,
         EARLY=has_dependent_launch(arch),
@@ -209,8 +215,6 @@ def _experts_half(
 
 def covers(arguments: Arguments) -> bool:
     """Whether there are few enough tokens or experts. For more, the reference calls the smaller ops."""
-    if not is_mxfp4(arguments["down_scales"]):
-        return False
     return arguments["x"].size(0) <= MOST_TOKENS or arguments["router_weight"].size(0) <= MOST_EXPERTS
 
 
@@ -218,14 +222,15 @@ def config_space(arguments: Arguments, arch: str) -> ConfigSpace:
     """The launch configs of a call: those of the experts, and rows and warps of the router of a batch."""
     (tokens, hidden), dtype, choices = arguments["x"].shape, arguments["norm_weight"].dtype, arguments["choices"]
     experts, inter = arguments["down_bias"].size(0), arguments["gate_up_bias"].size(1) // 2
-    sizes = tokens, choices, experts, hidden, inter, dtype
+    stored = stored_as(arguments["down_scales"], inter)
+    sizes = stored, tokens, choices, experts, hidden, inter, dtype
     many = tokens * choices > FEW_PAIRS
     inner = (many_pairs_space if many else few_pairs_space)(*sizes)
     if tokens > MOST_TOKENS:
-        return replace(inner, name="experts_chunk")
+        return replace(inner, name=stored.space_name("experts_chunk"))
     return replace(
         inner,
-        name="experts_many_step" if many else "experts_step",
+        name=stored.space_name("experts_many_step" if many else "experts_step"),
         default={"router": ROUTER.for_rows_of(hidden), **inner.default},
         options={"router": ROW_OPTIONS, **inner.options},
     )

@@ -1,54 +1,9 @@
-"""What the kernels of the experts share: their weights, MXFP4 in registers, SwiGLU, masks."""
+"""What the kernels of the experts share: MXFP4 in registers, SwiGLU, masks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 import triton
 import triton.language as tl
-
-from .arch import has_asynchronous_products, has_inline_assembly
-from .dense_tiles import dot_precision
-
-
-@dataclass(frozen=True)
-class Experts:
-    """The weights of all experts and the numbers of SwiGLU, as gptoss::experts takes them, but for the codes of MXFP4,
-    which are interleaved (gptoss_export/model/mxfp4.py)."""
-
-    gate_up_weight: torch.Tensor
-    gate_up_scales: torch.Tensor | None
-    gate_up_table: torch.Tensor | None
-    gate_up_bias: torch.Tensor  # [E, 2 I]
-    down_weight: torch.Tensor
-    down_scales: torch.Tensor | None
-    down_table: torch.Tensor | None
-    down_bias: torch.Tensor  # [E, H]
-    alpha: float
-    limit: float
-
-    @property
-    def count(self) -> int:
-        return self.down_bias.size(0)
-
-    @property
-    def inter(self) -> int:
-        return self.gate_up_bias.size(1) // 2
-
-
-def product_constants(dtype: torch.dtype, arch: str) -> dict[str, bool | str]:
-    """The constants of a product of MXFP4 weights and x, in `dtype`.
-
-    PAIRED     weights are unpacked by assembly, two an instruction
-    ASYNC      the product may run on behind its instruction, and is waited for (`after_products`)
-    PRECISION  of tl.dot
-    """
-    return {
-        "PAIRED": dtype == torch.bfloat16 and has_inline_assembly(arch),
-        "ASYNC": dtype.itemsize == 2 and has_asynchronous_products(arch),
-        "PRECISION": dot_precision(dtype),
-    }
 
 
 @triton.jit

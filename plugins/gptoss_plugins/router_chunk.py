@@ -28,6 +28,7 @@ from .router_groups import choose
 TOKENS_OF_A_PROGRAM = 16  # the fewest of a product on tensor cores
 MOST_EXPERTS = 256
 STEPS = 4  # groups of words that the second pass takes at a time: more loads wait together
+STEPS_OF_ONE = 32  # where a group is one word
 
 
 @triton.jit
@@ -144,7 +145,7 @@ def route_chunk(
         BLOCK=64 if experts <= 64 else 32,
         STRIDE=arranged.size(1),
         WORDS=words,
-        STEPS=STEPS,
+        STEPS=STEPS_OF_ONE if words == 1 else STEPS,
         EARLY=has_dependent_launch(arch),
         num_warps=4,
         num_stages=3,

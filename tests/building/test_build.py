@@ -22,6 +22,7 @@ from gptoss_export.errors import ArtifactError, BuildError, CheckpointError, Usa
 from gptoss_export.kernels.tuned_configs import TunedConfigs, write_tuned_configs
 from gptoss_export.progress import Progress
 from gptoss_export.targets.aoti import cross_compile
+from gptoss_export.targets.aoti.compile import AotiCompiler
 from gptoss_export.targets.base_compiler import CompileJob
 
 SMALL = BuildOptions("aoti", "cpu", max_context=64, prefill_chunks=(8,))
@@ -47,11 +48,21 @@ def test_the_manifest_says_what_was_asked_for(uncompiled: Path, checkpoints: dic
         "stop_tokens": [511],
         "tuned_configs": [],
         "adapter": None,
+        "experts": "mxfp4",
         "cpu_isa": None,
     }
     assert manifest.versions["torch"] == torch.__version__
     sources = [*checkpoints["hf"].glob("*.safetensors"), checkpoints["hf"] / "config.json"]
     assert manifest.provenance.source_sha256 == combined_hash({path.name: describe_file(path) for path in sources})
+
+
+def test_a_target_without_the_format_of_the_experts(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AotiCompiler, "expert_formats", ("mxfp4",))
+    with pytest.raises(UsageError, match=r"--experts nf4: target aoti compiles for mxfp4$"):
+        build(checkpoints["hf-separate-nf4"], tmp_path / "a", BuildOptions("aoti", "cpu"))
+    assert not (tmp_path / "a").exists()
 
 
 def test_progress(checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

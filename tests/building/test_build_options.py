@@ -191,6 +191,11 @@ def test_jobs_that_are_no_number_of_processes(jobs: Any) -> None:
         resolve(BuildOptions(device="cpu", jobs=jobs))
 
 
+def test_an_unknown_format_of_the_experts() -> None:
+    with pytest.raises(UsageError, match=r"--experts 'fp8': expected mxfp4, nf4 or bf16"):
+        resolve(BuildOptions(device="cpu", experts="fp8"))
+
+
 def test_every_default_is_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, WeightsOnly("sm_90"))
     _, settings, choosers = resolve(BuildOptions(stop_tokens=(3,)))
@@ -208,6 +213,7 @@ def test_every_default_is_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
         "stop_tokens": [3],
         "tuned_configs": [],
         "adapter": None,
+        "experts": None,
         "cpu_isa": None,
     }
     assert choosers.keys() == {"sm_90"}

@@ -8,19 +8,22 @@ from pathlib import Path
 import torch
 
 from gptoss_export.checkpoint import Checkpoint, open_checkpoint
-from gptoss_export.model import mxfp4
+from gptoss_export.model.expert_weights import unpack
 
 
 def read_parameters(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     return {name: checkpoint.parameter(name) for name in checkpoint.parameters()}
 
 
-def unpacked(folder: Path) -> dict[str, torch.Tensor]:
-    """Every parameter, MXFP4 ones dequantized."""
-    found = read_parameters(open_checkpoint(folder))
-    for name in [name for name in found if name.endswith("_blocks")]:
-        stem = name.removesuffix("_blocks")
-        found[stem] = mxfp4.dequantize(found.pop(name), found.pop(f"{stem}_scales"))
+def unpacked(folder: Path, experts: str | None = None) -> dict[str, torch.Tensor]:
+    """Every parameter, those of experts as matrices."""
+    checkpoint = open_checkpoint(folder, experts=experts)
+    found, form = read_parameters(checkpoint), checkpoint.config.expert_format
+    for name in [name for name in found if name.endswith(form.tensors[0].suffix) and ".mlp.experts." in name]:
+        stem = name.removesuffix(form.tensors[0].suffix)
+        weight, scales, table = (found.pop(part) if part else None for part in form.by_argument(stem).values())
+        assert weight is not None
+        found[stem] = unpack(weight, scales, table)
     return found
 
 

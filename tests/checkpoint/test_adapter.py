@@ -33,10 +33,12 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def made(checkpoints: dict[str, Path], folder: Path, **settings: Any) -> dict[str, torch.Tensor]:
+def made(
+    checkpoints: dict[str, Path], folder: Path, dtype: torch.dtype = torch.bfloat16, **settings: Any
+) -> dict[str, torch.Tensor]:
     """An adapter of random numbers in `folder`, and the weights that PEFT makes of it and the checkpoint."""
     torch.manual_seed(3)
-    model = GptOssForCausalLM.from_pretrained(checkpoints["hf-bf16"], dtype=torch.bfloat16)
+    model = GptOssForCausalLM.from_pretrained(checkpoints["hf-bf16"], dtype=dtype)
     wrapped = get_peft_model(model, LoraConfig(**settings, init_lora_weights=False))
     wrapped.save_pretrained(folder)
     return dict(wrapped.merge_and_unload().named_parameters())
@@ -124,7 +126,10 @@ def test_tensors_that_are_refused(checkpoints: dict[str, Path], tmp_path: Path) 
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(checkpoints["hf"], tmp_path / "adapter")
     found = str(caught.value)
-    assert "1 tensors of experts, such as base_model.model.model.layers.0.mlp.experts.lora_A.weight" in found
+    wrong = "base_model.model.model.layers.0.mlp.experts.lora_A.weight"
+    assert (
+        f"1 tensors of experts, such as {wrong}: experts of MXFP4 would lose the adapter; build with --experts" in found
+    )
     assert f"{first}: missing" in found and f"{second}: shape [4, 7], expected [4, 96]" in found
     assert "layers.9.self_attn.q_proj.lora_A.weight: expected lora_A and lora_B of q_proj" in found
 

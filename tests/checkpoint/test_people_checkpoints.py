@@ -110,7 +110,7 @@ def test_an_expert_a_tensor(checkpoints: dict[str, Path], tmp_path: Path) -> Non
 @pytest.mark.parametrize("nested", [False, True], ids=["absmax in float32", "absmax quantized"])
 @pytest.mark.parametrize("attention", [False, True], ids=["attention in 16 bits", "attention in NF4"])
 def test_nf4(checkpoints: dict[str, Path], tmp_path: Path, nested: bool, attention: bool) -> None:
-    """The values are bitsandbytes' own: of attention as they are, of the experts rounded to MXFP4."""
+    """The values are bitsandbytes' own: those of the experts are kept, or rounded to MXFP4."""
     expected: Tensors = {}
 
     def change(tensors: Tensors) -> Tensors:
@@ -127,8 +127,18 @@ def test_nf4(checkpoints: dict[str, Path], tmp_path: Path, nested: bool, attenti
         return found
 
     folder = rewritten(checkpoints["hf-separate"], tmp_path / "made", change)
-    checkpoint = open_checkpoint(folder)
-    assert checkpoint.layout.name == "hf-separate-nf4"
+    kept = open_checkpoint(folder)
+    assert kept.layout.name == "hf-separate-nf4"
+    assert kept.config.experts_format == "nf4-32"  # a row of 96 weights has a half of a block of 64
+    values = unpacked(folder)
+    for name in "gate_up_proj", "down_proj":
+        exact = torch.stack([expected[f"{EXPERTS}{name}s.{expert}.weight"] for expert in range(8)])
+        assert torch.equal(values[f"{EXPERTS}{name}"].to(torch.bfloat16), exact)
+    lost = Rounding()
+    for _ in kept.converted_groups(lost):
+        pass
+    assert lost.relative == 0
+    checkpoint = open_checkpoint(folder, experts="mxfp4")
     for name, matrices in experts_of(checkpoint):
         for expert, found in enumerate(matrices):
             exact = expected[f"{EXPERTS}{name}s.{expert}.weight"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
+from gptoss_export.model.expert_formats import BF16, MXFP4, NF4, NF4_OF_32, ExpertFormat
 from gptoss_export.model.kv_cache import PAGE
 from gptoss_export.model.places import FIRST_MEMORY
 
@@ -32,21 +34,22 @@ def attention(sequences: int, length: int, rows: int, window: int) -> dict[str, 
     }
 
 
-def experts(tokens: int, count: int = EXPERTS) -> dict[str, Any]:
-    def packed(name: str, rows: int, columns: int) -> dict[str, torch.Tensor | None]:
-        return {
-            f"{name}_weight": empty(count, rows, columns // 32, 16, dtype=torch.uint8),
-            f"{name}_scales": empty(count, rows, columns // 32, dtype=torch.uint8),
-            f"{name}_table": None,
-            f"{name}_bias": empty(count, rows),
+def experts(tokens: int, count: int = EXPERTS, form: ExpertFormat = MXFP4) -> dict[str, Any]:
+    def stored(name: str, rows: int, columns: int) -> dict[str, torch.Tensor | None]:
+        tensors = {
+            f"{name}_{tensor.argument}": empty(
+                *tensor.shape(count, rows, columns), dtype=getattr(torch, tensor.dtype or "bfloat16")
+            )
+            for tensor in form.tensors
         }
+        return {f"{name}_scales": None, f"{name}_table": None, **tensors, f"{name}_bias": empty(count, rows)}
 
     return {
         "x": empty(tokens, HIDDEN),
         "routing_weights": empty(tokens, CHOICES, dtype=torch.float32),
         "expert_indices": empty(tokens, CHOICES, dtype=torch.int64),
-        **packed("gate_up", 2 * INTER, HIDDEN),
-        **packed("down", HIDDEN, INTER),
+        **stored("gate_up", 2 * INTER, HIDDEN),
+        **stored("down", HIDDEN, INTER),
         "alpha": 1.702,
         "limit": 7.0,
     }
@@ -78,8 +81,8 @@ def kv_write(tokens: int, rows: int) -> dict[str, Any]:
     return {name: inner[name] for name in names} | {"key": key, "value": key}
 
 
-def experts_sublayer(tokens: int, count: int = EXPERTS) -> dict[str, Any]:
-    inner = experts(tokens, count)
+def experts_sublayer(tokens: int, count: int = EXPERTS, form: ExpertFormat = MXFP4) -> dict[str, Any]:
+    inner = experts(tokens, count, form)
     del inner["routing_weights"], inner["expert_indices"]
     return inner | {
         "x": empty(tokens, HIDDEN, dtype=torch.float32),
@@ -122,6 +125,7 @@ FEW = ["_gate_up_pdl", "_down_pdl"]
 GROUPING = ["_count_pairs", "_place_pairs", "_arrange_words"]
 MANY = ["gate_up_many_pdl", "down_many_pdl", "sum_many_pdl"]
 CHUNK = [*GROUPING, *MANY]
+CHUNK_HALF = ["_route_chunk_pdl", "_count_pairs", "_place_pairs", *MANY]
 STEP = ["_qkv_pdl", "_attend_next_pdl", "_combine_pdl", "_project_pdl"]
 BATCH_STEP = ["_normalise_pdl", "_qkv_batch_pdl", "_attend_next_pdl", "_project_batch_pdl"]
 
@@ -191,18 +195,42 @@ LAUNCHES: dict[str, tuple[str, Callable[[], dict[str, Any]], list[str]]] = {
     "experts half, chunk": (
         "experts_sublayer",
         lambda: experts_sublayer(2048),
-        ["_route_chunk_pdl", *(name for name in CHUNK if name != "_arrange_words")],
+        CHUNK_HALF,
     ),
     "experts half, chunk of 512, 128 experts": (
         "experts_sublayer",
         lambda: experts_sublayer(512, 128),
-        ["_route_chunk_pdl", *(name for name in CHUNK if name != "_arrange_words")],
+        CHUNK_HALF,
     ),
     "experts half, chunk of 150, 256 experts": (
         "experts_sublayer",
         lambda: experts_sublayer(150, 256),
-        ["_route_chunk_pdl", *(name for name in CHUNK if name != "_arrange_words")],
+        CHUNK_HALF,
     ),
+    **{
+        f"experts{half}, {form.name}, {size}": (op, partial(arguments, tokens, form=form), names)
+        for half, op, arguments, few, batch, chunk in (
+            ("", "experts", experts, ["_arrange", *FEW], [*GROUPING, *MANY], CHUNK),
+            (
+                " half",
+                "experts_sublayer",
+                experts_sublayer,
+                ["_router_pdl", *FEW],
+                ["_router_pdl", "_group_pdl", *MANY],
+                CHUNK_HALF,
+            ),
+        )
+        for form in (NF4, NF4_OF_32, BF16)
+        for size, tokens, names in (
+            ("one token", 1, few),
+            ("2 tokens", 2, batch),
+            ("batch of 64", 64, batch),
+            ("batch of 128", 128, batch),
+            ("chunk of 256", 256, chunk),
+            ("chunk of 512", 512, chunk),
+            ("chunk", 2048, chunk),
+        )
+    },
     "unembedding, one row": ("unembed", lambda: unembed(1), ["_logits_pdl", "_choose_pdl"]),
     "unembedding, 64 rows": ("unembed", lambda: unembed(64), ["_normalise_pdl", "_logits_batch_pdl", "_choose_pdl"]),
     "unembedding, 200 rows": ("unembed", lambda: unembed(200), []),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.model.config import ModelConfig
 from gptoss_export.model.decoder import GptOss
+from gptoss_export.model.expert_formats import FORMATS
 from gptoss_export.model.parameters import PLACES, parameters
 from gptoss_export.model.ranks import RankConfig, Sharing, division_problems, program_configs, rank_configs
 
@@ -24,11 +25,14 @@ def shared_models(draw: st.DrawFn) -> tuple[ModelConfig, Sharing]:
     """Models and how many ranks share them."""
     ranks = draw(st.sampled_from((2, 4, 8)))
     kv_heads = ranks * draw(st.integers(1, 2))
+    form = draw(st.sampled_from(list(FORMATS.values())))
     config = dataclasses.replace(
         PRESETS["tiny"],
         num_key_value_heads=kv_heads,
         num_attention_heads=kv_heads * draw(st.integers(1, 3)),
-        intermediate_size=32 * draw(st.integers(ranks, 3 * ranks)),
+        hidden_size=2 * form.group,
+        intermediate_size=form.group * draw(st.integers(ranks, 3 * ranks)),
+        experts_format=form.name,
         vocab_size=draw(st.integers(ranks * ranks, 600)),
         num_local_experts=draw(st.integers(ranks * ranks, ranks * ranks + 3)),
     )

@@ -34,9 +34,9 @@ def everywhere(program: Program, slot: int) -> bool:
     return True
 
 
-def read_model(checkpoint: Path, dtype: torch.dtype) -> GptOss:
+def read_model(checkpoint: Path, dtype: torch.dtype, experts: str | None = None) -> GptOss:
     """The decoder with the checkpoint's weights, on the CPU."""
-    opened = open_checkpoint(checkpoint)
+    opened = open_checkpoint(checkpoint, experts=experts)
     model = build_model(opened.config, dtype).to_empty(device=torch.device("cpu"))
     parameters = dict(model.named_parameters())
     for _, group in opened.converted_groups():
@@ -46,9 +46,9 @@ def read_model(checkpoint: Path, dtype: torch.dtype) -> GptOss:
     return model
 
 
-def write_eager(folder: Path, checkpoint: Path, sizes: Sizes, dtype: str) -> Path:
+def write_eager(folder: Path, checkpoint: Path, sizes: Sizes, dtype: str, experts: str | None = None) -> Path:
     """The folder of an artifact: its manifest, with the programs' signatures."""
-    return write_artifact(folder, checkpoint, sizes, dtype, with_programs=True)
+    return write_artifact(folder, checkpoint, sizes, dtype, True, experts)
 
 
 def load_eager(
@@ -60,10 +60,11 @@ def load_eager(
 ) -> Runner:
     """The runner of the artifact. Programs that `where` names run a model with the fault."""
     manifest = load_manifest(folder)
-    right = read_model(checkpoint, torch_dtype(manifest.dtype))
+    given = checkpoint, torch_dtype(manifest.dtype), manifest.model.expert_format.option
+    right = read_model(*given)
     wrong = right
     if fault is not None:
-        wrong = read_model(checkpoint, torch_dtype(manifest.dtype))
+        wrong = read_model(*given)
         with torch.inference_mode():
             fault(wrong)
 

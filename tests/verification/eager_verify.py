@@ -49,7 +49,7 @@ _oracles: dict[tuple[object, ...], _Remembered] = {}
 
 
 def _opened(name: str, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> _Remembered:
-    key = name, checkpoint.folder, dtype, device
+    key = name, checkpoint.folder, checkpoint.config.experts_format, dtype, device
     if key not in _oracles:
         _oracles[key] = _Remembered(name, checkpoint, dtype, device)
     return _oracles[key]
@@ -62,9 +62,10 @@ def verified(
     dtype: str,
     fault: Fault | None = None,
     where: Where = everywhere,
+    experts: str | None = None,
 ) -> Report:
     """The report of an artifact, written to `folder`, that has the fault in the programs that `where` names."""
-    artifact = write_eager(folder, checkpoint, rows.sizes, dtype)
+    artifact = write_eager(folder, checkpoint, rows.sizes, dtype, experts)
 
     def load(folder: Path, verify_hashes: bool, **options: Any) -> Any:
         return load_eager(folder, checkpoint, fault, where)

@@ -13,7 +13,6 @@ from gptoss_export.artifact.files import FileSpec
 from gptoss_export.artifact.manifest import Manifest, Part, Provenance, WeightSpec, load_manifest, save_manifest
 from gptoss_export.artifact.programs import Sizes, programs_of
 from gptoss_export.checkpoint import open_checkpoint
-from gptoss_export.model.config import read_config
 from gptoss_export.model.parameters import parameters
 from gptoss_export.verification.oracles import open_oracle
 
@@ -34,10 +33,15 @@ Change = Callable[[torch.Tensor, Place], torch.Tensor]
 
 
 def write_artifact(
-    folder: Path, checkpoint: Path, sizes: Sizes, dtype: str = "float32", with_programs: bool = False
+    folder: Path,
+    checkpoint: Path,
+    sizes: Sizes,
+    dtype: str = "float32",
+    with_programs: bool = False,
+    experts: str | None = None,
 ) -> Path:
     """A folder with the manifest of an artifact, and nothing else. with_programs: it has the programs' signatures."""
-    config = read_config(checkpoint)
+    config = open_checkpoint(checkpoint, experts=experts).config
     part = (Part("weights.safetensors", "weight"),)
     manifest = Manifest(
         target="none",
