@@ -71,6 +71,7 @@ def _tell_ray(place: Place) -> None:
         # interface alone (Ray's name of the variable speaks of other systems), and the token is a new one.
         wanted["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         wanted["RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS"] = "1"  # its GPU is needed for the one that replaces it
+        wanted["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"  # three times 5 s are too few where all cores are busy
         if "RAY_AUTH_MODE" not in os.environ:
             wanted |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     for name, value in wanted.items():

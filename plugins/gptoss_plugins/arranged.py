@@ -7,7 +7,7 @@ MXFP4  Word i of a row has the weights of elements 16 (i // 2) + 4 (i % 2) + j a
                 largest element less than 2^15
        float32  otherwise (EXACT): planes of the first elements and of those 8 later, [2, 4, H / 8]
 NF4    float32 (EXACT): Word i of a row has the weights of elements 8 i + j. Planes of them, [8, H / 8]
-plain  float32 (EXACT), in the natural order
+plain  float32 (EXACT): planes of the even and of the odd elements, [2, H / 2]
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def place_of(i, LENGTH: tl.constexpr, FORMAT: tl.constexpr, EXACT: tl.constexpr)
     elif FORMAT == NF4:
         place = i % 8 * (LENGTH // 8) + i // 8
     else:
-        place = i
+        place = i % 2 * (LENGTH // 2) + i // 2
     return place
 
 

@@ -64,7 +64,7 @@ def few_pairs_space(
     By default the first product has so many programs that they fill the SMs evenly; a rank has a part of its rows.
     """
     plain = stored.form == PLAIN.value
-    rows, most = (2, 8) if plain else (4, 3)
+    rows, most = (2, 8) if plain else (4, 4) if stored.form == 1 else (4, 3)
     tiles = 2 * inter * tokens * choices // (rows * _EVEN)
     return ConfigSpace(
         name=stored.space_name("experts_few"),
@@ -72,7 +72,7 @@ def few_pairs_space(
         scaled=("tokens",),
         default={
             "gate_up": GateUp(rows, tiles=max(1, min(most, tiles)), warps=1),
-            "down": Down(rows=1, warps=2) if plain else Down(rows=4, warps=2),
+            "down": Down(rows=1, warps=2) if plain else Down(rows=2, warps=1) if stored.form == 1 else Down(rows=4, warps=2),
         },
         options={
             "gate_up": {"rows": (2, 4, 8), "tiles": (1, 2, 3, 4, 6, *((8,) if plain else ())), "warps": (1, 2, 4)},
@@ -297,7 +297,7 @@ def launch_few_pairs(
         LIMIT=experts.limit,
         R=gate_up.rows,
         TILES=gate_up.tiles,
-        LANES=lanes_for(experts.stored, gate_up.rows, gate_up.warps),
+        LANES=lanes_for(experts.stored, gate_up.warps),
         num_warps=gate_up.warps,
         **shared,
     )
@@ -315,7 +315,7 @@ def launch_few_pairs(
         out,
         UNIT=unit_of(experts.stored),
         R=down.rows,
-        LANES=lanes_for(experts.stored, down.rows, down.warps),
+        LANES=lanes_for(experts.stored, down.warps),
         RESIDUAL=residual is not None,
         num_warps=down.warps,
         **ranks.constants(arch),

@@ -1,10 +1,12 @@
 """Rows of a matrix of float numbers times a vector.
 
-A thread has eight neighbouring weights of a row at a time, which are 16 bytes if they have 16 bits. It keeps a sum for
-each of the eight, so that a weight is one multiplication. x is float32 in its natural order.
+A thread has eight neighbouring weights of a row at a time, which are 16 bytes if they have 16 bits. x is float32, and
+its elements lie in two planes, [2, LENGTH / 2], of the even and of the odd ones (arranged.py). So a thread reads 16
+neighbouring bytes of each plane, and its neighbours the next ones. In the natural order it would need 32 bytes, of
+which it could read 16 at a time. A thread keeps four sums, so that a weight is one multiplication.
 
-A row of 16-bit weights takes four times the registers of one in MXFP4. A program has few rows for that reason, and
-LANES, the threads of a row, may be those of several warps.
+A row of 16-bit weights takes four times the registers of one in MXFP4. So a program has few rows, and LANES, the
+threads of a row, are those of all of its warps.
 """
 
 from __future__ import annotations
@@ -33,10 +35,13 @@ def load_plain_rows(weight, line, wanted, LENGTH: tl.constexpr, LANES: tl.conste
 @triton.jit
 def dot_plain_rows(pieces, x, wanted, LENGTH: tl.constexpr, LANES: tl.constexpr):
     """[R, LANES] float32: the rows times the vector x, a sum for each lane."""
-    acc = tl.zeros(pieces[0].shape, tl.float32)
+    R: tl.constexpr = pieces[0].shape[0]
+    acc = tl.zeros([R, LANES, 4], tl.float32)
     for i in tl.static_range(len(pieces)):
         part = i * LANES + tl.arange(0, LANES)
         there = mask_and(part < LENGTH // 8, wanted)[:, None]
-        values = tl.load(x + part[:, None] * 8 + tl.arange(0, 8)[None, :], mask=there, other=0.0)
-        acc += pieces[i].to(tl.float32) * values[None, :, :]
+        pair = part[:, None] * 4 + tl.arange(0, 4)[None, :]
+        even, odd = tl.split(pieces[i].reshape(R, LANES, 4, 2))
+        acc += even.to(tl.float32) * tl.load(x + pair, mask=there, other=0.0)[None, :, :]
+        acc += odd.to(tl.float32) * tl.load(x + LENGTH // 2 + pair, mask=there, other=0.0)[None, :, :]
     return tl.sum(acc, 2)

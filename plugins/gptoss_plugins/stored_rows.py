@@ -1,7 +1,7 @@
 """Rows of an experts' matrix in any format times a vector: what the kernels for few pairs call.
 
 mxfp4_rows.py, nf4_rows.py and plain_rows.py say how each format is read and multiplied. A row is spread over LANES
-threads. Rows in MXFP4 and NF4 have as many as a warp.
+threads: those of a warp for MXFP4 and NF4, those of all warps of the program for plain matrices.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from .stored import MXFP4, NF4, PLAIN, Stored
 WARP = 32  # threads
 
 
-def lanes_for(stored: Stored, rows: int, warps: int) -> int:
-    """The threads that a row is spread over, where a program of so many warps has so many rows at a time."""
-    return WARP * max(1, warps // rows) if stored.form == PLAIN.value else WARP
+def lanes_for(stored: Stored, warps: int) -> int:
+    """The threads that a row is spread over, of a program of so many warps."""
+    return WARP * (warps if stored.form == PLAIN.value else 1)
 
 
 @triton.jit

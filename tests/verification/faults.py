@@ -147,7 +147,7 @@ def write_elsewhere(place: Callable[[torch.Tensor], torch.Tensor]) -> Fault:
 
     def forward(attention: Any) -> Callable[..., torch.Tensor]:
         def run(
-            x: Any, norm: Any, rope: Any, slots: Any, positions: Any, pages: Any, k_cache: Any, v_cache: Any
+            x: Any, norm: Any, rope: Any, slots: Any, positions: Any, pages: Any, k_cache: Any, v_cache: Any, _: None
         ) -> torch.Tensor:
             heads, kv_heads, head_dim = attention.sinks.size(0), k_cache.size(1), k_cache.size(3)
             normed = rms_norm(x, norm.weight, norm.eps).to(attention.qkv_proj.weight.dtype)
