@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 @click.option("--tensor-parallel", type=int, default=1, show_default=True, help="As for `build`.")
 @click.option("--expert-parallel", is_flag=True, help="As for `build`.")
 @click.option(
+    "--experts", type=click.Choice(["mxfp4", "nf4", "bf16"]), default="mxfp4", show_default=True, help="As for `build`."
+)
+@click.option(
     "--only", multiple=True, metavar="KERNEL", help="Tune this kernel only, such as attention. May be repeated."
 )
 @json_option
@@ -57,6 +60,7 @@ def command(
     prefill_chunks: tuple[int, ...],
     tensor_parallel: int,
     expert_parallel: bool,
+    experts: str,
     only: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -65,11 +69,14 @@ def command(
     Times the kernels that a build of CHECKPOINT launches, and writes a file for `gptoss-export build --tuned-configs`.
     Only config.json of CHECKPOINT is read.
     """
+    from dataclasses import replace
+
     from ..artifact.programs import default_widths
     from ..build_options import context_problems, resolve_sizes, with_ranks
     from ..errors import UsageError, raise_all
     from ..kernels.tuned_configs import write_tuned_configs
     from ..model.config import read_config
+    from ..model.expert_formats import largest_groups
     from ..model.ranks import division_problems
     from ..targets.base_compiler import default_prefill_chunks
     from ..targets.gpu import current_gpu_arch
@@ -86,6 +93,8 @@ def command(
     raise_all(UsageError, "options that cannot be tuned for", [*problems, *of_ranks])
     check_new_file("--output", output, checkpoint)
     config = read_config(checkpoint)
+    form = largest_groups(experts, (config.hidden_size, config.intermediate_size)) or config.expert_format
+    config = replace(config, experts_format=form.name)
     undivided = division_problems(config, sizes.sharing)
     unfit = [*context_problems(sizes, config), *(f"--tensor-parallel {sizes.ranks}: {line}" for line in undivided)]
     raise_all(UsageError, "options that do not fit the checkpoint", unfit)

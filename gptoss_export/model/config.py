@@ -67,10 +67,7 @@ class Yarn:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything about the model that the programs depend on. The names are those of Hugging Face.
-
-    experts_format  of the experts' weights, a name of FORMATS. A build chooses it; no config.json has it
-    """
+    """Everything about the model that the programs depend on. The names are those of Hugging Face."""
 
     hidden_size: int
     intermediate_size: int
@@ -89,7 +86,7 @@ class ModelConfig:
     swiglu_limit: float
     rope: Yarn
     eos_token_ids: tuple[int, ...] = ()
-    experts_format: str = MXFP4.name
+    experts_format: str = MXFP4.name  # of FORMATS; a build chooses it, and no config.json has it
 
     @property
     def expert_format(self) -> ExpertFormat:
@@ -368,12 +365,10 @@ def violations(config: ModelConfig) -> list[str]:
         found.append(f"experts_format: found {shown(config.experts_format)}, expected {', '.join(FORMATS)}")
     if found:
         return found
-    group = config.expert_format.group
+    form = config.expert_format
     for name in ("hidden_size", "intermediate_size"):
-        if (size := getattr(config, name)) % group:
-            found.append(
-                f"{name}: found {size}, expected a multiple of {group} (experts in {config.experts_format.upper()})"
-            )
+        if (size := getattr(config, name)) % form.group:
+            found.append(f"{name}: found {size}, expected a multiple of {form.group} (experts in {form.name.upper()})")
     if config.num_attention_heads % config.num_key_value_heads:
         found.append(
             f"num_attention_heads: found {config.num_attention_heads}, expected a multiple of "

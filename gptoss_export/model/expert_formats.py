@@ -13,6 +13,7 @@ Imports no torch: a manifest is checked where there is none.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 MXFP4_GROUP = 32  # weights that share one scale; OCP Microscaling Formats 1.0, section 5.2
@@ -91,3 +92,10 @@ BF16 = ExpertFormat("bf16", MXFP4_GROUP, (ExpertTensor("_weight", "weight", 1, (
 
 FORMATS: dict[str, ExpertFormat] = {found.name: found for found in (MXFP4, NF4, NF4_OF_32, BF16)}
 EXPERTS = tuple(dict.fromkeys(found.option for found in FORMATS.values()))  # the values of --experts
+
+
+def largest_groups(option: str, sizes: Iterable[int]) -> ExpertFormat | None:
+    """The format that --experts names, with the largest groups that divide all sizes; None where none do."""
+    forms = [form for form in FORMATS.values() if form.option == option]
+    wanted = tuple(sizes)
+    return next((form for form in forms if not any(size % form.group for size in wanted)), None)

@@ -30,6 +30,7 @@ from ..machine_limits import reports_limits
 from ..model.config import ModelConfig
 from ..model.dtypes import dtype_name, torch_dtype
 from ..progress import Progress
+from ..values import shown
 from .bounds import Bounds
 from .cases import DECODED, Case, make_cases, run_case
 from .compare import compare_case
@@ -72,6 +73,7 @@ def verify(
     manifests = [load_manifest(folder, signature_check(folder, keys)) for folder in folders]
     manifest = manifests[0]
     merged = None if adapter is None else Path(adapter)
+    _check_adapters(folders, manifests, merged)
     opened = open_checkpoint(Path(checkpoint), merged, manifest.model.expert_format.option)
     _check_manifests(folders, manifests, opened.config)
     cases = make_cases(manifests, lengths)
@@ -142,6 +144,19 @@ def _run_artifact(
 def _random_tokens(count: int, vocabulary: int) -> list[int]:
     generator = random.Random(0)
     return [generator.randrange(vocabulary) for _ in range(count)]
+
+
+def _check_adapters(folders: Sequence[Path], manifests: Sequence[Manifest], adapter: Path | None) -> None:
+    """Raise UsageError where an artifact was built with another adapter than the one that is given."""
+    given = None if adapter is None else adapter.resolve().name
+    problems = []
+    for folder, manifest in zip(folders, manifests, strict=True):
+        built = manifest.provenance.options.get("adapter")
+        if built is not None and given is None:
+            problems.append(f"{folder} was built with the adapter {shown(built)}: give its folder with --adapter")
+        elif built is None and given is not None:
+            problems.append(f"--adapter {given}: {folder} was built without an adapter")
+    raise_all(UsageError, "adapters that an artifact was not built with", problems)
 
 
 def _check_manifests(folders: Sequence[Path], manifests: Sequence[Manifest], config: ModelConfig) -> None:

@@ -55,4 +55,5 @@ def dot_nf4_rows(packed, scales, table, x, wanted, LENGTH: tl.constexpr, ASSEMBL
             values = tl.load(x + code * (LENGTH // 8) + word, mask=there, other=0.0)
             sums += table_values(place, nf4_codes(packed[i], code), ASSEMBLY) * values[None, :, :]
         acc += tl.sum(sums, 2) * scales[i]
+        tl.debug_barrier()  # without it the assembler may start all reads of the table, and have no registers for them
     return acc

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import GptOssForCausalLM
 
 from artifacts import compile_nothing
-from gptoss_export import BuildOptions, build
+from gptoss_export import BuildOptions, build, verify
 from gptoss_export.checkpoint import open_checkpoint
-from gptoss_export.errors import CheckpointError
+from gptoss_export.errors import CheckpointError, UsageError
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 KINDS: dict[str, dict[str, Any]] = {
@@ -81,6 +81,18 @@ def test_an_artifact_links_the_shards_and_has_the_merged_weights(
     (blocks,) = manifest.weights["model.layers.2.mlp.experts.down_proj_blocks"].parts
     shard = Path(blocks.file).name
     assert (artifact / blocks.file).samefile(checkpoints["hf"] / shard)
+    with pytest.raises(
+        UsageError, match=r"artifact was built with the adapter 'adapter': give its folder with --adapter"
+    ):
+        verify(artifact, checkpoints["hf"])
+
+
+def test_verify_with_an_adapter_that_was_not_merged(
+    checkpoints: dict[str, Path], uncompiled: Path, tmp_path: Path
+) -> None:
+    made(checkpoints, tmp_path / "adapter", **KINDS["attention"])
+    with pytest.raises(UsageError, match=r"--adapter adapter: .* was built without an adapter"):
+        verify(uncompiled, checkpoints["hf"], adapter=tmp_path / "adapter")
 
 
 def test_the_oracle_gets_the_merged_weights(checkpoints: dict[str, Path], tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from cli_helpers import invoke
 from tuning_samples import SPACE, entry, tuned
 
 from gptoss_export.kernels.tuned_configs import read_tuned_configs, write_tuned_configs
+from gptoss_export.model.config import ModelConfig
 from gptoss_export.tuning.timing import Refused
 from gptoss_export.tuning.tune import Tuned
 
@@ -73,6 +74,23 @@ def test_tune_writes_and_reports_what_was_found(
         (("--device", "cuda", "--arch", "sm_80"), "is for sm_90, expected one of sm_80"),
     ],
 )
+@pytest.mark.parametrize(("option", "form"), [("mxfp4", "mxfp4"), ("nf4", "nf4-32"), ("bf16", "bf16")])
+def test_tune_for_a_format_of_the_experts(
+    monkeypatch: pytest.MonkeyPatch, checkpoints: Checkpoints, tmp_path: Path, option: str, form: str
+) -> None:
+    asked: list[str] = []
+
+    def tune(config: ModelConfig, *_: object) -> Iterator[Tuned]:
+        asked.append(config.experts_format)
+        return iter(())
+
+    monkeypatch.setattr("gptoss_export.targets.gpu.current_gpu_arch", lambda: "sm_90")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr("gptoss_export.tuning.tune.tune", tune)
+    done = invoke("tune", checkpoints["hf"], "-o", tmp_path / "t.json", "--experts", option)
+    assert done.exit_code == 0 and asked == [form]
+
+
 def test_tuned_configs_that_do_not_belong_to_a_build(
     checkpoints: Checkpoints, tmp_path: Path, options: tuple[str, ...], message: str
 ) -> None:

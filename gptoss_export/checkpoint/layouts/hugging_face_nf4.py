@@ -11,7 +11,7 @@ import torch
 
 from ...errors import CheckpointError
 from ...model.config import ModelConfig
-from ...model.expert_formats import MXFP4, NF4, NF4_OF_32, ExpertFormat
+from ...model.expert_formats import MXFP4, NF4, ExpertFormat, largest_groups
 from .experts import expert_recipe
 from .hugging_face import load_from_parameters, plain_config_json
 from .hugging_face_separate import is_separate, separate_recipes
@@ -76,15 +76,14 @@ def _format(config: ModelConfig, tensors: Tensors) -> ExpertFormat:
         for name in tensors
         if f".mlp.experts.{matrix.name}s." in name and is_nf4(name, tensors)
     ]
-    sizes = (config.hidden_size, config.intermediate_size, *blocks)
-    return next((form for form in (NF4, NF4_OF_32) if not any(size % form.group for size in sizes)), MXFP4)
+    return largest_groups(NF4.option, (config.hidden_size, config.intermediate_size, *blocks)) or MXFP4
 
 
 def _recipes(config: ModelConfig, tensors: Tensors) -> dict[str, Recipe]:
     def recipe(names: list[str], matrix: ExpertMatrix) -> Recipe:
         storage = _Nf4Experts(tuple(Nf4Matrix.of(name, matrix.rows, matrix.columns, tensors) for name in names))
         parts = tuple(part for one in storage.matrices for part in one.parts)
-        if config.expert_format in (NF4, NF4_OF_32):
+        if config.expert_format.option == NF4.option:
             return Recipe(parts, _KeepNf4(config.expert_format, storage))
         return expert_recipe(config, parts, matrix, storage)
 
