@@ -64,7 +64,7 @@ def few_pairs_space(
     By default the first product has so many programs that they fill the SMs evenly; a rank has a part of its rows.
     """
     plain = stored.form == PLAIN.value
-    rows, most = (2, 8) if plain else (4, 4) if stored.form == 1 else (4, 3)
+    rows, most = (2, 8) if plain else (4, 3)
     tiles = 2 * inter * tokens * choices // (rows * _EVEN)
     return ConfigSpace(
         name=stored.space_name("experts_few"),

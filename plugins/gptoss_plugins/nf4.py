@@ -20,9 +20,9 @@ import triton.language as tl
 
 
 @triton.jit
-def nf4_codes(words, CODE: tl.constexpr):
-    """Code number CODE of words (int32): those of the weights 8 n + CODE of a row."""
-    return (words >> (8 * (CODE // 2) + 4 * (1 - CODE % 2))) & 15
+def nf4_codes(words, number):
+    """Code `number` of words (int32), 0 to 7: those of the weights 8 n + number of a row."""
+    return (words >> (4 * number ^ 4)) & 15
 
 
 @triton.jit
@@ -53,7 +53,12 @@ def table_values(place, codes, ASSEMBLY: tl.constexpr):
     """The values (float32) of codes (int32)."""
     if ASSEMBLY:
         values = tl.inline_asm_elementwise(
-            "ld.global.b32 $0, [$1];", "=r,l", [place + codes * 4], dtype=tl.float32, is_pure=True, pack=1
+            "{ .reg .b64 cell; mad.wide.u32 cell, $1, 4, $2; ld.global.b32 $0, [cell]; }",
+            "=r,r,l",
+            [codes, place],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
         )
     else:
         values = tl.load(place + codes)

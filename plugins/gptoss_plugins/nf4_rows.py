@@ -46,14 +46,12 @@ def dot_nf4_rows(packed, scales, table, x, wanted, LENGTH: tl.constexpr, ASSEMBL
     """[R, LANES] float32: the rows times the vector x, a sum for each lane."""
     place = table_place(table, ASSEMBLY)
     acc = tl.zeros(scales[0].shape, tl.float32)
-    for i in tl.static_range(len(packed)):
-        part = i * LANES + tl.arange(0, LANES)
-        there = mask_and(part < LENGTH // 32, wanted)[:, None]
-        word = part[:, None] * 4 + tl.arange(0, 4)[None, :]
-        sums = tl.zeros(packed[i].shape, tl.float32)
-        for code in tl.static_range(8):
-            values = tl.load(x + code * (LENGTH // 8) + word, mask=there, other=0.0)
-            sums += table_values(place, nf4_codes(packed[i], code), ASSEMBLY) * values[None, :, :]
-        acc += tl.sum(sums, 2) * scales[i]
-        tl.debug_barrier()  # without it the assembler may start all reads of the table, and have no registers for them
+    for number in range(8):
+        for i in tl.static_range(len(packed)):
+            part = i * LANES + tl.arange(0, LANES)
+            there = mask_and(part < LENGTH // 32, wanted)[:, None]
+            word = part[:, None] * 4 + tl.arange(0, 4)[None, :]
+            values = tl.load(x + number * (LENGTH // 8) + word, mask=there, other=0.0)
+            weights = table_values(place, nf4_codes(packed[i], number), ASSEMBLY)
+            acc += tl.sum(weights * values[None, :, :], 2) * scales[i]
     return acc

@@ -66,14 +66,6 @@ def test_tune_writes_and_reports_what_was_found(
     assert done.exit_code == 2 and "holds measurements of NVIDIA H200" in done.stderr and "NVIDIA A100" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--device", "cpu"), "--tuned-configs: aoti for cpu has none of the project's kernels"),
-        (("--device", "cuda", "--target", "onnx"), "--tuned-configs: onnx for cuda has none of the project's kernels"),
-        (("--device", "cuda", "--arch", "sm_80"), "is for sm_90, expected one of sm_80"),
-    ],
-)
 @pytest.mark.parametrize(("option", "form"), [("mxfp4", "mxfp4"), ("nf4", "nf4-32"), ("bf16", "bf16")])
 def test_tune_for_a_format_of_the_experts(
     monkeypatch: pytest.MonkeyPatch, checkpoints: Checkpoints, tmp_path: Path, option: str, form: str
@@ -91,6 +83,14 @@ def test_tune_for_a_format_of_the_experts(
     assert done.exit_code == 0 and asked == [form]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--device", "cpu"), "--tuned-configs: aoti for cpu has none of the project's kernels"),
+        (("--device", "cuda", "--target", "onnx"), "--tuned-configs: onnx for cuda has none of the project's kernels"),
+        (("--device", "cuda", "--arch", "sm_80"), "is for sm_90, expected one of sm_80"),
+    ],
+)
 def test_tuned_configs_that_do_not_belong_to_a_build(
     checkpoints: Checkpoints, tmp_path: Path, options: tuple[str, ...], message: str
 ) -> None:
