@@ -171,23 +171,42 @@ def _compile_all(
     processes: int | None,
 ) -> list[Path]:
     """Compile every program for every job; the files of the code."""
-    tasks = len(programs) * len(jobs)
+    tasks = sum(map(len, _programs_of_jobs(jobs, programs)))
     processes = min(tasks, processes or default_jobs(tasks))
     compilations = [(job, compiler.start(job)) for job in jobs]
     apart = [(job, item) for job, item in compilations if isinstance(item, SeparateCompilation)]
     if processes > 1 and len(apart) == len(compilations):
         return _compile_apart(settings, choosers, apart, programs, processes)
-    files = []
-    for job, compilation in compilations:
-        for program in _lower(compiler, settings, choosers[job.arch], job.config, programs, job.progress):
+    for (job, compilation), own in zip(compilations, _programs_of_jobs(jobs, programs), strict=True):
+        for program in _lower(compiler, settings, choosers[job.arch], job.config, own, job.progress):
             with (
                 compiler.environment(job.device, job.arch),
                 job.progress.stage(f"compile {program.name} for {job.label}"),
             ):
                 compilation.compile(program)
+    _share_programs(apart, programs)
+    files = []
+    for job, compilation in reversed(compilations):  # the first of an arch has the folders of what all share
         with compiler.environment(job.device, job.arch):
             files += compilation.finish()
     return files
+
+
+def _programs_of_jobs(jobs: Sequence[CompileJob], programs: Sequence[Program]) -> list[list[Program]]:
+    """The programs that are compiled for each job: those of any rank for the first job of an arch alone."""
+    first = {job.arch: job for job in reversed(jobs)}
+    return [[program for program in programs if not program.of_any_rank or job is first[job.arch]] for job in jobs]
+
+
+def _share_programs(
+    compilations: Sequence[tuple[CompileJob, SeparateCompilation]], programs: Sequence[Program]
+) -> None:
+    """Give the programs of any rank to all jobs of an arch."""
+    first = {job.arch: compilation for job, compilation in reversed(compilations)}
+    for job, compilation in compilations:
+        if compilation is not first[job.arch]:
+            for name in (program.name for program in programs if program.of_any_rank):
+                compilation.take(name, first[job.arch].folder(name))
 
 
 def _compile_apart(
@@ -201,20 +220,22 @@ def _compile_apart(
     progress = compilations[0][0].progress
     tuned = next(iter(choosers.values())).tuned  # the same for all archs
     with TemporaryFolder() as scratch, progress.stage(f"compile in {processes} processes"):
+        own = _programs_of_jobs([job for job, _ in compilations], programs)
         tasks = [
             ProgramTask(program, job.config, job.arch, job.label, scratch.path / str(index) / program.name)
             for index, (job, _) in enumerate(compilations)
-            for program in programs
+            for program in own[index]
         ]
         for task in tasks:
             task.folder.mkdir(parents=True)
         given = WorkerSettings(settings, tuple(tuned))
-        takers = [compilation for _, compilation in compilations for _ in programs]
+        takers = [compilation for index, (_, compilation) in enumerate(compilations) for _ in own[index]]
         answers = compile_side_by_side(given, tasks, processes, progress.update)
         for task, taker, chosen in zip(tasks, takers, answers, strict=True):
             for call, index in chosen.items():
                 choosers[task.arch].chosen[call] = None if index is None else tuned[index]
             taker.take(task.program.name, task.folder)
+        _share_programs(compilations, programs)
         return [file for _, compilation in compilations for file in compilation.finish()]
 
 

@@ -149,9 +149,11 @@ class Program(ABC):
 
     likely_rows  of a call, where its rows are no constant. Code is made for about so many; it is right for any number
                  from 1 on
+    of_any_rank  it is the same for all ranks that share a model
     """
 
     likely_rows: ClassVar[int] = 3
+    of_any_rank: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -224,6 +226,8 @@ class Choose(Program):
     With Choice.ADJUSTED the most likely tokens are returned too.
     """
 
+    of_any_rank = True
+
     choice: Choice
 
     @property
@@ -275,6 +279,7 @@ class Interleave(Program):
     """MXFP4 blocks of a checkpoint, any number of 64-bit words, to blocks with interleaved codes."""
 
     likely_rows = 1 << 21  # results need memory of their own, here 16 MB
+    of_any_rank = True
 
     @property
     def name(self) -> str:

@@ -77,6 +77,10 @@ class SeparateCompilation(Compilation):
     def take(self, name: str, folder: Path) -> None:
         """Add a program that `Compiler.compile_alone` has written into a folder. It stays there until `finish`."""
 
+    @abstractmethod
+    def folder(self, name: str) -> Path:
+        """Where a program lies that was added, until `finish`."""
+
 
 class Compiler(ABC):
     """The compiling half of a target."""

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import pytest
 
 from gptoss_export import BuildOptions, build
 from gptoss_export.artifact.manifest import load_manifest
+from gptoss_export.artifact.programs import CHOICES
 from gptoss_export.errors import ArtifactError, UsageError
 from gptoss_export.targets import gpu
 
@@ -46,6 +48,19 @@ def test_inspect_says_how_many_ranks(of_two: Path, cli: Cli) -> None:
     code, out, _ = cli("inspect", of_two / "artifact")
     assert code == 0 and re.search(r"ranks\W+2", out)
     assert "decode_2@0" in out and "decode_2@1" in out
+
+
+def test_what_is_the_same_for_all_ranks_is_compiled_once(of_two: Path) -> None:
+    """Their code is the same to the last byte, and so is its name, which Inductor chooses by what it compiled."""
+    found = []
+    for package in sorted((of_two / "artifact").glob("*.pt2")):
+        with zipfile.ZipFile(package) as held:
+            libraries = [name for name in held.namelist() if name.endswith(".so")]
+            found.append({(Path(name).parent.name, Path(name).name): held.read(name) for name in libraries})
+    first, second = found
+    same = {name for name in first if first[name] == second.get(name)}
+    assert {program for program, _ in same} == {program.name for program in CHOICES}
+    assert {program for program, _ in first} == {program for program, _ in second}
 
 
 def test_torchrun(of_two: Path, cli: Cli) -> None:

@@ -170,7 +170,7 @@ class _Package(SeparateCompilation):
     def __init__(self, job: CompileJob) -> None:
         self._job = job
         self._scratch = TemporaryFolder()  # removed with this object
-        self._files: dict[str, list[str]] = {}
+        self._folders: dict[str, Path] = {}
 
     def compile(self, program: TracedProgram) -> None:
         folder = self._scratch.path / program.name
@@ -179,13 +179,17 @@ class _Package(SeparateCompilation):
         self.take(program.name, folder)
 
     def take(self, name: str, folder: Path) -> None:
-        self._files[name] = [str(path) for path in sorted(folder.iterdir())]
+        self._folders[name] = folder
+
+    def folder(self, name: str) -> Path:
+        return self._folders[name]
 
     def finish(self) -> list[Path]:
-        name = package_name(self._job.arch, self._job.config)
+        package = package_name(self._job.arch, self._job.config)
         with self._scratch:
-            write_package(self._job.folder / name, self._files, {DESCRIPTION: self._job.description})
-        return [Path(name)]
+            files = {name: [str(path) for path in sorted(found.iterdir())] for name, found in self._folders.items()}
+            write_package(self._job.folder / package, files, {DESCRIPTION: self._job.description})
+        return [Path(package)]
 
 
 def _check_linked(program: str, files: Sequence[Any]) -> None:
