@@ -32,7 +32,7 @@ from .arranged import Arranged, place_of, unit_of
 from .dependent_launch import wait_then_let_next_start
 from .mxfp4 import swiglu
 from .rank_cells import ALONE, Shared, sum_over_ranks
-from .stored import PLAIN, Experts, Stored
+from .stored import MXFP4, NF4, PLAIN, Experts, Stored
 from .stored_rows import dot_stored_rows, lanes_for, load_stored_rows
 
 FEW_PAIRS = 4  # one token of 4 choices: for more, tensor cores are faster
@@ -63,22 +63,30 @@ def few_pairs_space(
 
     By default the first product has so many programs that they fill the SMs evenly; a rank has a part of its rows.
     """
-    plain = stored.form == PLAIN.value
-    rows, most = (2, 8) if plain else (4, 3)
+    rows, most, down = _DEFAULTS[stored.form]
     tiles = 2 * inter * tokens * choices // (rows * _EVEN)
     return ConfigSpace(
         name=stored.space_name("experts_few"),
         shape=stored.shape(dtype, tokens=tokens, choices=choices, experts=experts, hidden=hidden, inter=inter),
         scaled=("tokens",),
-        default={
-            "gate_up": GateUp(rows, tiles=max(1, min(most, tiles)), warps=1),
-            "down": Down(rows=1, warps=2) if plain else Down(rows=2, warps=1) if stored.form == 1 else Down(rows=4, warps=2),
-        },
+        default={"gate_up": GateUp(rows, tiles=max(1, min(most, tiles)), warps=1), "down": down},
         options={
-            "gate_up": {"rows": (2, 4, 8), "tiles": (1, 2, 3, 4, 6, *((8,) if plain else ())), "warps": (1, 2, 4)},
+            "gate_up": {"rows": (2, 4, 8), "tiles": _TILES[stored.form], "warps": (1, 2, 4)},
             "down": {"rows": (1, 2, 4, 8), "warps": (1, 2, 4)},
         },
     )
+
+
+# The rows of a tile of gate_up, its most tiles, and the config of down, which holds the rows of all choices. A warp of
+# down has two rows of codes, which is all that fits into its registers. With one warp, x of NF4 need not be brought from
+# the threads that read it to those of the other warp. A row of a plain matrix is spread over four warps.
+_DEFAULTS = {
+    MXFP4.value: (4, 3, Down(rows=4, warps=2)),
+    NF4.value: (4, 3, Down(rows=2, warps=1)),
+    PLAIN.value: (2, 8, Down(rows=1, warps=4)),
+}
+_MXFP4_TILES = (1, 2, 3, 4, 6)
+_TILES = {MXFP4.value: _MXFP4_TILES, NF4.value: _MXFP4_TILES, PLAIN.value: (*_MXFP4_TILES, 8)}
 
 
 @triton.jit

@@ -83,20 +83,35 @@ def computed(config: ModelConfig, weights: dict[str, torch.Tensor], folder: Path
 
 
 @pytest.mark.parametrize(
-    ("config", "ranks", "by_expert"),
-    [(ODD, 2, False), (ODD, 2, True), (EVEN, 4, False), (EIGHT, 8, False), (EIGHT, 4, True)],
-    ids=["odd, 2", "odd, 2, by expert", "4", "8", "4, by expert"],
+    ("config", "ranks", "by_expert", "experts"),
+    [
+        (ODD, 2, False, "mxfp4"),
+        (ODD, 2, True, "mxfp4"),
+        (EVEN, 4, False, "mxfp4"),
+        (EIGHT, 8, False, "mxfp4"),
+        (EIGHT, 4, True, "mxfp4"),
+        (ODD, 2, False, "nf4"),
+        (ODD, 2, True, "nf4"),
+        (EVEN, 4, False, "bf16"),
+        (ODD, 2, True, "bf16"),
+    ],
 )
 def test_ranks_against_transformers(
-    config: ModelConfig, ranks: int, by_expert: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: ModelConfig, ranks: int, by_expert: bool, experts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if by_expert:
         config = dataclasses.replace(config, num_local_experts=7)  # the last rank has fewer
     checkpoint, artifact = tmp_path / "checkpoint", tmp_path / "artifact"
     write_synthetic(checkpoint, config, LAYOUTS["hf"], SEED, torch.device("cpu"))
+    source = checkpoint
+    if experts == "nf4":  # the same weights
+        source = tmp_path / "nf4"
+        write_synthetic(source, config, LAYOUTS["hf-separate-nf4"], SEED, torch.device("cpu"))
     compile_nothing(monkeypatch, programs=())
-    options = BuildOptions("aoti", "cpu", tensor_parallel=ranks, expert_parallel=by_expert, max_context=LENGTH)
-    manifest = build(checkpoint, artifact, options)
+    options = BuildOptions(
+        "aoti", "cpu", tensor_parallel=ranks, expert_parallel=by_expert, experts=experts, max_context=LENGTH
+    )
+    manifest = build(source, artifact, options)
     tokens = torch.randint(0, config.vocab_size, (LENGTH,), generator=torch.Generator().manual_seed(1)).tolist()
     parts = rank_configs(manifest.model, manifest.sizes.sharing)
     together = Together(ranks)
