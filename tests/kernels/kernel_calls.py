@@ -208,27 +208,19 @@ LAUNCHES: dict[str, tuple[str, Callable[[], dict[str, Any]], list[str]]] = {
         CHUNK_HALF,
     ),
     **{
-        f"experts{half}, {form.name}, {size}": (op, partial(arguments, tokens, form=form), names)
-        for half, op, arguments, few, batch, chunk in (
-            ("", "experts", experts, ["_arrange", *FEW], [*GROUPING, *MANY], CHUNK),
-            (
-                " half",
-                "experts_sublayer",
-                experts_sublayer,
-                ["_router_pdl", *FEW],
-                ["_router_pdl", "_group_pdl", *MANY],
-                CHUNK_HALF,
-            ),
-        )
+        f"experts, {form.name}, {size}": ("experts", partial(experts, tokens, form=form), names)
+        for form in (NF4, BF16)
+        for size, tokens, names in (("one token", 1, ["_arrange", *FEW]), ("chunk of 256", 256, CHUNK))
+    },
+    **{
+        f"experts half, {form.name}, {size}": ("experts_sublayer", partial(experts_sublayer, tokens, form=form), names)
         for form in (NF4, NF4_OF_32, BF16)
         for size, tokens, names in (
-            ("one token", 1, few),
-            ("2 tokens", 2, batch),
-            ("batch of 64", 64, batch),
-            ("batch of 128", 128, batch),
-            ("chunk of 256", 256, chunk),
-            ("chunk of 512", 512, chunk),
-            ("chunk", 2048, chunk),
+            ("one token", 1, ["_router_pdl", *FEW]),
+            ("2 tokens", 2, ["_router_pdl", "_group_pdl", *MANY]),
+            ("batch of 64", 64, ["_router_pdl", "_group_pdl", *MANY]),
+            ("128 tokens", 128, ["_router_pdl", "_group_pdl", *MANY]),
+            ("chunk", 2048, CHUNK_HALF),
         )
     },
     "unembedding, one row": ("unembed", lambda: unembed(1), ["_logits_pdl", "_choose_pdl"]),
