@@ -77,9 +77,9 @@ def few_pairs_space(
     )
 
 
-# The rows of a tile of gate_up, its most tiles, and the config of down, which holds the rows of all choices. Two rows of
-# codes are what a warp of down has registers for. With one warp, x of NF4 stays in the threads that read it. A row of a
-# plain matrix is spread over four warps.
+# The rows of a tile of gate_up, its most tiles, and the config of down, which holds the rows of all choices. A warp of
+# down has registers for two rows of codes. With one warp, x of NF4 stays in the threads that read it. A row of a plain
+# matrix is spread over four warps.
 _DEFAULTS = {
     MXFP4.value: (4, 3, Down(rows=4, warps=2)),
     NF4.value: (4, 3, Down(rows=2, warps=1)),

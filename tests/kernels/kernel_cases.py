@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gptoss_export.kernels.kernel import ConfigChooser
 from gptoss_export.kernels.registry import kernels
 from gptoss_export.kernels.tuned_configs import TunedConfigs
+from gptoss_export.model.expert_formats import BF16, MXFP4, NF4, NF4_OF_32, ExpertFormat
 from gptoss_export.model.ops import OPS, Case
 from gptoss_export.verification.metric import Deviation, deviation
 
@@ -77,35 +78,45 @@ def expert_arguments(
     experts: int,
     choices: int,
     scales: tuple[int, int] = (118, 123),
+    form: ExpertFormat = MXFP4,
 ) -> dict[str, Any]:
-    """Random bytes as weights, so that every code occurs; scales from a range."""
+    """Random bytes as codes, so that every code occurs; scales of MXFP4 from a range."""
     random = torch.Generator(device).manual_seed(tokens)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=random, device=device).to(dtype)
 
-    def packed(rows: int, columns: int) -> list[torch.Tensor]:
-        shape = experts, rows, columns // 32
-        return [
-            torch.randint(low, high, size, dtype=torch.uint8, generator=random, device=device)
-            for low, high, size in ((0, 256, (*shape, 16)), (*scales, shape))
-        ]
+    def uniform(low: float, high: float, shape: tuple[int, ...]) -> torch.Tensor:
+        return low + (high - low) * torch.rand(shape, generator=random, device=device)
+
+    def stored(rows: int, columns: int) -> list[torch.Tensor | None]:
+        """Weight, scales and table of all experts' matrices."""
+        shapes = [tensor.shape(experts, rows, columns) for tensor in form.tensors]
+        if form == BF16:
+            return [draw(*shapes[0]) * columns**-0.5, None, None]
+        if form == MXFP4:
+            return [
+                torch.randint(low, high, size, dtype=torch.uint8, generator=random, device=device)
+                for (low, high), size in zip(((0, 256), scales), shapes, strict=True)
+            ] + [None]
+        codes = torch.randint(0, 256, shapes[0], dtype=torch.uint8, generator=random, device=device)
+        return [codes, uniform(0, 3 * columns**-0.5, shapes[1]), uniform(-1, 1, shapes[2])]
 
     routing = torch.rand(tokens, experts, generator=random, device=device).topk(choices, dim=1)
     x = draw(tokens, hidden)
-    gate_up, gate_up_bias = packed(2 * inter, hidden), draw(experts, 2 * inter)
-    down, down_bias = packed(hidden, inter), draw(experts, hidden)
+    gate_up, gate_up_bias = stored(2 * inter, hidden), draw(experts, 2 * inter)
+    down, down_bias = stored(hidden, inter), draw(experts, hidden)
     return {
         "x": x,
         "routing_weights": routing.values.softmax(dim=1),
         "expert_indices": routing.indices,
         "gate_up_weight": gate_up[0],
         "gate_up_scales": gate_up[1],
-        "gate_up_table": None,
+        "gate_up_table": gate_up[2],
         "gate_up_bias": gate_up_bias,
         "down_weight": down[0],
         "down_scales": down[1],
-        "down_table": None,
+        "down_table": down[2],
         "down_bias": down_bias,
         "alpha": 1.702,
         "limit": 7.0,
@@ -165,17 +176,57 @@ def _expert_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         yield Case(f"a scale that is NaN, {pairs}", given)
 
 
+def _format_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """The other formats: rows in several pieces, rows and columns that no tile divides, blocks of all sizes, and NaN."""
+    shapes = {
+        # label: (form, tokens, hidden, inter, experts, choices)
+        "nf4, rows in two pieces": (NF4, 1, 1088, 64, 2, 1),
+        "nf4, rows that no tile divides": (NF4, 140, 192, 64, 2, 1),
+        "nf4, blocks of 128, the last one half": (NF4, 300, 64, 64, 1, 1),
+        "nf4-32, most tokens of few pairs": (NF4_OF_32, 2, 32, 96, 4, 2),
+        "nf4-32, batch, 5 experts, 3 choices": (NF4_OF_32, 13, 96, 160, 5, 3),
+        "bf16, rows in two pieces": (BF16, 1, 288, 1056, 2, 1),
+        "bf16, rows that no tile divides": (BF16, 140, 96, 96, 2, 1),
+        "bf16, blocks of 128, the last one half": (BF16, 300, 96, 64, 1, 1),
+        "bf16, fewest tokens of many pairs": (BF16, 2, 96, 64, 8, 4),
+    }
+    for label, (form, tokens, hidden, inter, experts, choices) in shapes.items():
+        given = expert_arguments(
+            device, dtype, tokens=tokens, hidden=hidden, inter=inter, experts=experts, choices=choices, form=form
+        )
+        yield Case(label, given)
+    for form in NF4_OF_32, BF16:
+        scales = "scales" if form == NF4_OF_32 else "weight"
+        for pairs, tokens in ("few", 2), ("batch", 9), ("many", 140):
+            given = expert_arguments(device, dtype, tokens=tokens, hidden=64, inter=64, experts=8, choices=1, form=form)
+            given["expert_indices"] %= 3
+            given["expert_indices"][1] = -1
+            for matrix in "gate_up", "down":
+                given[f"{matrix}_{scales}"][3:] = float("nan")
+                given[f"{matrix}_bias"][3:] = float("nan")
+            yield Case(f"{form.name}, experts that nobody chose are NaN, {pairs}", given)
+        for pairs, tokens in ("few", 1), ("batch", 9):
+            given = expert_arguments(device, dtype, tokens=tokens, hidden=64, inter=64, experts=4, choices=2, form=form)
+            given[f"down_{scales}"][:, 5, 1] = float("nan")
+            yield Case(f"a scale that is NaN, {form.name}, {pairs}", given)
+
+
 def _router_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     """More experts than a program of the router takes, a number of choices that is no power of two, many tokens."""
-    for label, tokens, experts, choices in (
-        ("40 experts", 1, 40, 4),
-        ("130 experts, 3 choices", 2, 130, 3),
-        ("batch, 130 experts, 3 choices", 5, 130, 3),
-        ("chunk, 4 experts", 129, 4, 2),
-        ("chunk, 37 experts, 3 choices", 150, 37, 3),
-        ("chunk, more experts than its router takes", 129, 257, 2),
+    for label, tokens, experts, choices, form in (
+        ("40 experts", 1, 40, 4, MXFP4),
+        ("130 experts, 3 choices", 2, 130, 3, MXFP4),
+        ("batch, 130 experts, 3 choices", 5, 130, 3, MXFP4),
+        ("chunk, 4 experts", 129, 4, 2, MXFP4),
+        ("chunk, 37 experts, 3 choices", 150, 37, 3, MXFP4),
+        ("chunk, more experts than its router takes", 129, 257, 2, MXFP4),
+        ("nf4-32, chunk, 4 experts", 129, 4, 2, NF4_OF_32),
+        ("bf16, chunk, 4 experts", 129, 4, 2, BF16),
+        ("bf16, chunk, more experts than its router takes", 129, 257, 1, BF16),
     ):
-        given = expert_arguments(device, dtype, tokens=tokens, hidden=64, inter=32, experts=experts, choices=choices)
+        given = expert_arguments(
+            device, dtype, tokens=tokens, hidden=64, inter=32, experts=experts, choices=choices, form=form
+        )
         x = given.pop("x")
         del given["routing_weights"], given["expert_indices"]
         random = torch.Generator(device).manual_seed(experts)
@@ -204,9 +255,9 @@ def _small_inputs(name: str, device: torch.device, dtype: torch.dtype) -> Iterat
 
 
 _MORE_CASES = {
-    "sink_attention": _attention_cases,
-    "experts": _expert_cases,
-    "experts_sublayer": _router_cases,
+    "sink_attention": (_attention_cases,),
+    "experts": (_expert_cases, _format_cases),
+    "experts_sublayer": (_router_cases,),
 }
 # The ops that begin with RMSNorm, and the case whose input is made small.
 _SMALL = {
@@ -218,8 +269,8 @@ _SMALL = {
 
 def all_cases(name: str, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     yield from OPS[name].cases(device, dtype)
-    if name in _MORE_CASES:
-        yield from _MORE_CASES[name](device, dtype)
+    for more in _MORE_CASES.get(name, ()):
+        yield from more(device, dtype)
     if name in _SMALL:
         yield from _small_inputs(name, device, dtype)
 

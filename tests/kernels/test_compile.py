@@ -74,6 +74,13 @@ def test_compiles_for_h200(label: str, tmp_path: Path) -> None:
         "experts half, chunk of 150, 256 experts",
         "experts, chunk",
         "experts, chunk of 8192",
+        "experts half, nf4, one token",
+        "experts half, nf4, batch of 64",
+        "experts half, nf4, chunk",
+        "experts half, nf4-32, one token",
+        "experts half, bf16, one token",
+        "experts half, bf16, batch of 64",
+        "experts half, bf16, chunk",
         "unembedding, 64 rows",
         "prefill",
     ],
@@ -93,6 +100,8 @@ def test_compiles_for_other_gpus(label: str, arch: str) -> None:
         ("attention half, one token", "_project_pdl"),
         ("experts half, one token", "_router_pdl"),
         ("experts half, one token", "_down_pdl"),
+        ("experts half, nf4, one token", "_down_pdl"),
+        ("experts half, bf16, one token", "_down_pdl"),
         ("unembedding, one row", "_logits_pdl"),
     ],
 )
@@ -116,12 +125,30 @@ def test_no_register_is_written_while_a_product_reads_it(label: str, tmp_path: P
             assert not overwritten(loop), launch.name
 
 
-@compiled_only
-def test_loops_with_products_are_found(tmp_path: Path) -> None:
-    launches = {launch.name: launch for launch in launches_of("experts, chunk")}
+def loops_with_products(label: str, folder: Path) -> list[list[str]]:
+    """Those of both products of the experts for many pairs, at least one of each."""
+    launches = {launch.name: launch for launch in launches_of(label)}
+    found = []
     for name in ("gate_up_many_pdl", "down_many_pdl"):
-        found = loops(compile_for_h200(launches[name]).cubin, tmp_path)
-        assert any(instruction.startswith("HGMMA") for loop in found for instruction in loop)
+        all_loops = loops(compile_for_h200(launches[name]).cubin, folder)
+        found.append([loop for loop in all_loops if any(instruction.startswith("HGMMA") for instruction in loop)])
+    assert all(found)
+    return sum(found, [])
+
+
+@compiled_only
+@pytest.mark.parametrize("label", ["experts, chunk", "experts half, nf4, chunk", "experts half, bf16, chunk"])
+def test_loops_with_products_are_found(label: str, tmp_path: Path) -> None:
+    loops_with_products(label, tmp_path)
+
+
+@compiled_only
+@pytest.mark.parametrize("label", ["experts half, nf4, batch of 64", "experts half, nf4, chunk"])
+def test_unpacked_weights_stay_in_their_registers(label: str, tmp_path: Path) -> None:
+    """No loop with a product stores to shared memory what it has unpacked (nf4.carried)."""
+    for loop in loops_with_products(label, tmp_path):
+        written = [instruction for instruction in loop if re.match(r"STS\S*\.128 ", instruction)]
+        assert not written
 
 
 def test_a_register_that_a_product_reads_is_found() -> None:

@@ -25,6 +25,7 @@ from unseen import FILLS, Unseen, marks_keys
 
 from gptoss_export.kernels.kernel import ConfigChooser
 from gptoss_export.kernels.registry import kernels
+from gptoss_export.model.expert_formats import BF16, MXFP4, NF4_OF_32
 from gptoss_export.model.ops import OPS
 
 INTERPRETED = "nan", "inf"
@@ -81,12 +82,15 @@ def sublayer_cases() -> dict[str, dict[str, Any]]:
 
 
 def expert_cases() -> dict[str, dict[str, Any]]:
-    """Few pairs and many: a token without experts, and one that lacks its second."""
+    """Few pairs and many of each format: a token without experts, and one that lacks its second."""
     found = {}
-    for label, tokens, choices in ("few pairs", 2, 2), ("many pairs", 17, 2):
-        given = expert_arguments(CPU, torch.float32, tokens=tokens, hidden=32, inter=32, experts=3, choices=choices)
-        given["expert_indices"][0], given["expert_indices"][1, 1] = -1, -1
-        found[label] = given
+    for form in MXFP4, NF4_OF_32, BF16:
+        for pairs, tokens in ("few", 2), ("many", 17):
+            given = expert_arguments(
+                CPU, torch.float32, tokens=tokens, hidden=32, inter=32, experts=3, choices=2, form=form
+            )
+            given["expert_indices"][0], given["expert_indices"][1, 1] = -1, -1
+            found[f"{form.name}, {pairs} pairs"] = given
     return found
 
 
