@@ -177,7 +177,7 @@ def _expert_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
 
 
 def _format_cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """The other formats: rows in several pieces, rows and columns that no tile divides, blocks of all sizes, and NaN."""
+    """The other formats: rows in two pieces, rows and columns that no tile divides, blocks of all sizes, and NaN."""
     shapes = {
         # label: (form, tokens, hidden, inter, experts, choices)
         "nf4, rows in two pieces": (NF4, 1, 1088, 64, 2, 1),

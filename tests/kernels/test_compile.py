@@ -131,9 +131,10 @@ def loops_with_products(label: str, folder: Path) -> list[list[str]]:
     found = []
     for name in ("gate_up_many_pdl", "down_many_pdl"):
         all_loops = loops(compile_for_h200(launches[name]).cubin, folder)
-        found.append([loop for loop in all_loops if any(instruction.startswith("HGMMA") for instruction in loop)])
-    assert all(found)
-    return sum(found, [])
+        with_products = [loop for loop in all_loops if any(line.startswith("HGMMA") for line in loop)]
+        assert with_products
+        found += with_products
+    return found
 
 
 @compiled_only
