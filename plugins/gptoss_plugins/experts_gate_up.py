@@ -1,4 +1,6 @@
-"""The first product of the experts for many pairs, with SwiGLU: act, in the order of the words (mxfp4_words.py).
+"""The first product of the experts for many pairs, with SwiGLU: act, in the order that the second product takes.
+
+That is the order of the words (mxfp4_words.py), or the natural one for plain matrices, where NEXT_WORDS is 1.
 
 experts_many.py says how pairs are grouped and in which order the programs run. A tile takes its rows in an order in
 which a thread has the gate and the up of the same result: rows r and r + 8 of the 16 rows that a warp multiplies. Then

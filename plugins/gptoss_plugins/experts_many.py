@@ -1,10 +1,10 @@
 """Experts for many pairs (a batch or a chunk): grouped products on tensor cores.
 
 A *pair* is one (token, choice): pair = token * K + choice. With few pairs an expert, the time is that of reading and
-unpacking the weights. With many, it is that of the products. In both cases the weights are the left operand, which
-stays in the registers where it was unpacked, and the pairs of one expert are the columns (mxfp4_words.py). Before the
-products the pairs are grouped in blocks of BLOCK_M, each of one expert (router_groups.py, or grouping.py where the
-experts are given).
+unpacking the weights. With many, it is that of the products. In both cases the weights are the left operand, and the
+pairs of one expert are the columns. Weights that are unpacked stay in the registers where that was done
+(mxfp4_words.py, nf4_words.py); plain ones come from shared memory (plain_product.py). Before the products the pairs are
+grouped in blocks of BLOCK_M, each of one expert (router_groups.py, or grouping.py where the experts are given).
 
     gate_up_many_pdl   ROWS of the 2 I rows for one block: act (experts_gate_up.py)
     down_many_pdl      ROWS of the H rows for one block: results of each pair (experts_down.py)
@@ -19,8 +19,8 @@ The last block of an expert may be filled to a half or less. Then its programs c
 The results of the pairs of a batch are float32. Those of a chunk are in the dtype of x, as in transformers; their sum
 is float32.
 
-Limits: H and I are multiples of 32, as in MXFP4. In float16 the weights must fit float16, since they are rounded to the
-dtype of x. For bfloat16 the limits of mxfp4_words.py hold too.
+Limits: H and I are multiples of 32, and of the group of NF4. In float16 the weights must fit float16, since they are
+rounded to the dtype of x. For bfloat16 and MXFP4 the limits of mxfp4_words.py hold too.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from .experts_gate_up import gate_up_many_pdl
 from .grouping import Grouped, halves_for
 from .mxfp4_words import padded
 from .rank_cells import ALONE, Shared
-from .stored import NF4, PLAIN, Experts, Stored
+from .stored import MXFP4, NF4, PLAIN, Experts, Stored
 from .stored_product import order_for, product_constants
 
 
@@ -55,7 +55,7 @@ class Tile(NamedTuple):
     """Launch config of one of the two products.
 
     rows    rows of the weights that a program has
-    words   words of a row at a time
+    words   words of a row at a time; of a plain matrix, eight times as many elements. NF4 needs 8 or more
     warps   of a program
     stages  of the software pipeline over a row
     """
@@ -72,8 +72,7 @@ def many_pairs_space(
     """The launch configs of the kernels for tokens * choices pairs. By default a block has all pairs of most experts,
     up to 128."""
     average, form = tokens * choices / experts, stored.form
-    table = _TILES_OF_PLAIN if form == PLAIN.value else _TILES
-    pairs, gate_up, down = next(tiles for most, *tiles in table if average <= most)
+    pairs, gate_up, down = next(tiles for most, *tiles in _TILES[form] if average <= most)
     if dtype == torch.float32:  # no tensor cores: products run on FMA units and take their operands from registers
         pairs = min(pairs, 64)
         gate_up = down = Tile(rows=32, words=8 if form == NF4.value else 4, warps=4, stages=2)
@@ -88,24 +87,35 @@ def many_pairs_space(
 
 # For up to so many pairs an expert: the pairs of a block, and the tiles of gate_up and of down. An SM holds two or more
 # programs, so that one multiplies while another unpacks.
-_TILES = (
+_FEWER = (
     (0.25, 8, Tile(rows=64, words=32, warps=4, stages=3), Tile(rows=32, words=32, warps=2, stages=4)),
     (5, 8, *2 * (Tile(rows=64, words=32, warps=4, stages=3),)),
     (10, 16, *2 * (Tile(rows=128, words=32, warps=8, stages=3),)),
     (24, 32, Tile(rows=128, words=16, warps=4, stages=3), Tile(rows=64, words=16, warps=4, stages=3)),
-    (48, 64, Tile(rows=128, words=8, warps=4, stages=4), Tile(rows=128, words=16, warps=8, stages=3)),
-    (320, 128, Tile(rows=128, words=8, warps=4, stages=4), Tile(rows=64, words=16, warps=4, stages=3)),
-    (math.inf, 128, *2 * (Tile(rows=128, words=8, warps=4, stages=4),)),
 )
-# The same for plain matrices. Up to 16 pairs the time is that of reading: an SM holds three programs, each of which has
-# 48 KiB on the way. With more pairs a program has the largest product of which an SM holds two.
-_TILES_OF_PLAIN = (
-    (5, 8, *2 * (Tile(rows=64, words=16, warps=4, stages=4),)),
-    (10, 16, *2 * (Tile(rows=64, words=16, warps=4, stages=4),)),
-    (24, 32, *2 * (Tile(rows=128, words=8, warps=4, stages=4),)),
-    (48, 64, *2 * (Tile(rows=128, words=8, warps=4, stages=3),)),
-    (math.inf, 128, *2 * (Tile(rows=128, words=8, warps=8, stages=3),)),
-)
+_TILES = {
+    MXFP4.value: (
+        *_FEWER,
+        (48, 64, Tile(rows=128, words=8, warps=4, stages=4), Tile(rows=128, words=16, warps=8, stages=3)),
+        (320, 128, Tile(rows=128, words=8, warps=4, stages=4), Tile(rows=64, words=16, warps=4, stages=3)),
+        (math.inf, 128, *2 * (Tile(rows=128, words=8, warps=4, stages=4),)),
+    ),
+    # Unpacking takes more registers and waits longer than that of MXFP4: more warps have less of it each.
+    NF4.value: (
+        *_FEWER,
+        (48, 64, *2 * (Tile(rows=128, words=8, warps=8, stages=4),)),
+        (math.inf, 128, *2 * (Tile(rows=128, words=8, warps=8, stages=4),)),
+    ),
+    # Up to 16 pairs the time is that of reading: an SM holds three programs, each of which has 48 KiB on the way. With
+    # more pairs a program has the largest product of which an SM holds two.
+    PLAIN.value: (
+        (5, 8, *2 * (Tile(rows=64, words=16, warps=4, stages=4),)),
+        (10, 16, *2 * (Tile(rows=64, words=16, warps=4, stages=4),)),
+        (24, 32, *2 * (Tile(rows=128, words=8, warps=4, stages=4),)),
+        (48, 64, *2 * (Tile(rows=128, words=8, warps=4, stages=3),)),
+        (math.inf, 128, *2 * (Tile(rows=128, words=8, warps=8, stages=3),)),
+    ),
+}
 _SUM_WARPS = 4
 _TILE = {"rows": (32, 64, 128, 256), "words": (8, 16, 32, 64), "warps": (2, 4, 8), "stages": (2, 3, 4)}
 
