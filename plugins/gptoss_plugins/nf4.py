@@ -20,14 +20,8 @@ import triton.language as tl
 
 
 @triton.jit
-def nf4_codes(words, number):
-    """Code `number` of words (int32), 0 to 7: those of the weights 8 n + number of a row."""
-    return (words >> (4 * number ^ 4)) & 15
-
-
-@triton.jit
 def table_place(table, ASSEMBLY: tl.constexpr):
-    """Where the table is, as `table_values` takes it: [1, 1] int64 for ASSEMBLY, otherwise the pointer."""
+    """Where the table is, as `table_values` takes it: [1, 1] int64 for ASSEMBLY, otherwise a pointer."""
     if ASSEMBLY:
         place = tl.zeros([1, 1], tl.int64) + table.to(tl.int64, bitcast=True)
     else:
@@ -49,8 +43,9 @@ def carried(place, ASSEMBLY: tl.constexpr):
 
 
 @triton.jit
-def table_values(place, codes, ASSEMBLY: tl.constexpr):
-    """The values (float32) of codes (int32)."""
+def table_values(place, words, number, ASSEMBLY: tl.constexpr):
+    """The values (float32) of code `number` (0 to 7) of words (int32): of the weights 8 n + number of a row."""
+    codes = (words >> (4 * number ^ 4)) & 15
     if ASSEMBLY:
         values = tl.inline_asm_elementwise(
             "{ .reg .b64 cell; mad.wide.u32 cell, $1, 4, $2; ld.global.b32 $0, [cell]; }",

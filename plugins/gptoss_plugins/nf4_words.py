@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .mxfp4 import after_products
-from .nf4 import carried, nf4_codes, table_place, table_values
+from .nf4 import carried, table_place, table_values
 
 
 @triton.jit
@@ -22,7 +22,7 @@ def _weights(words, factor, place, dtype: tl.constexpr, ASSEMBLY: tl.constexpr):
     """Words [R, WORDS] and their factors to weights [R, 8 WORDS]: code 0 of each word, code 1, ..."""
     codes = ()
     for i in tl.static_range(8):
-        codes = codes + ((table_values(place, nf4_codes(words, i), ASSEMBLY) * factor).to(dtype),)
+        codes = codes + ((table_values(place, words, i, ASSEMBLY) * factor).to(dtype),)
     weights = tl.join(
         tl.join(tl.join(codes[0], codes[4]), tl.join(codes[2], codes[6])),
         tl.join(tl.join(codes[1], codes[5]), tl.join(codes[3], codes[7])),

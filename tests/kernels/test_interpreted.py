@@ -56,7 +56,7 @@ def _deviations(request: pytest.FixtureRequest) -> dict[str, Any]:
             runs.append(subprocess.Popen(command, env=environment, cwd=folder, stdout=pipe, stderr=pipe, text=True))
     found: dict[str, Any] = {}
     for run in runs:
-        output, errors = run.communicate(timeout=600)
+        output, errors = run.communicate(timeout=1800)
         assert run.returncode == 0, errors
         found |= json.loads(output)
     return found

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
+import triton
 import triton.language as tl
 from gptoss_plugins.arch import INTERPRETER, has_inline_assembly
 from gptoss_plugins.arranged import arrange, unit_of

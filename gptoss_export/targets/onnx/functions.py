@@ -16,7 +16,7 @@ SinkAttention(query, key, value, past_key, past_value, cos, sin, sinks, mask) ->
     A key and a value that no query of the sequence sees change no bit of `out`, whatever they hold: NaN and infinity
     included. All queries of a call multiply the same values. So a value that some of them see has to be finite.
 
-Mxfp4Experts(x, routing_weights, expert_indices, then blocks, scales and bias of gate_up and of down) -> out
+Mxfp4Experts(x, routing_weights, expert_indices, then weight (blocks), scales and bias of gate_up and of down) -> out
 
     As gptoss::experts (gptoss_export/model/ops/experts.py), in float32. A loop over the experts. Each one unpacks
     its matrices only if a token goes to it, and multiplies the rows of those tokens only. In a call of several rows, no
@@ -98,7 +98,7 @@ def sink_attention() -> onnx.FunctionProto:
 def mxfp4_experts() -> onnx.FunctionProto:
     """The function Mxfp4Experts."""
     inputs = ["x", "routing_weights", "expert_indices"]
-    inputs += [f"{matrix}_{part}" for matrix in ("gate_up", "down") for part in ("blocks", "scales", "bias")]
+    inputs += [f"{matrix}_{part}" for matrix in ("gate_up", "down") for part in ("weight", "scales", "bias")]
     g = Nodes()
     alpha, limit = g.attribute("alpha", "float"), g.attribute("limit", "float")
     codes = [*_MAGNITUDES, *(-value for value in _MAGNITUDES)]
@@ -158,7 +158,7 @@ def _chosen_expert(pairs: str, powers: str, alpha: str, limit: str, chosen: str,
 
     def matrix(name: str) -> str:
         """The expert's matrix [N, K], of two weights a byte."""
-        blocks, scales = (g.add("Gather", f"{name}_{part}", "expert", axis=0) for part in ("blocks", "scales"))
+        blocks, scales = (g.add("Gather", f"{name}_{part}", "expert", axis=0) for part in ("weight", "scales"))
         values = g.reshape(g.add("Gather", pairs, g.cast(blocks, TensorProto.INT32), axis=0), 0, 0, -1)
         power = g.add("Gather", powers, g.cast(scales, TensorProto.INT32), axis=0)
         return g.reshape(g.add("Mul", values, g.unsqueeze(power, 2)), 0, -1)
