@@ -6,8 +6,9 @@ gptoss_export/model/expert_weights.py has the layout of each format. The kernels
     NF4    codes into a table, of which GROUP share a float32
     PLAIN  the weights as they are, in the dtype of the model. There are no scales, and GROUP is 0
 
-What a format does not have is None. A parameter of a kernel that is None is no parameter of the compiled code. So the
-code for MXFP4 is what it would be without the other formats.
+A kernel has a parameter for each of weights, scales and table. What a format does not have is not read, and the weights
+stand in its place: a compiled program passes a pointer for each parameter. So the code for MXFP4 is what it would be
+without the other formats.
 """
 
 from __future__ import annotations
@@ -81,5 +82,21 @@ class Experts:
         return self.gate_up_bias.size(1) // 2
 
     @property
+    def gate_up(self) -> tuple[torch.Tensor, ...]:
+        """Weight, scales, table and bias of the first matrix, as the kernels take them."""
+        return *_given(self.gate_up_weight, self.gate_up_scales, self.gate_up_table), self.gate_up_bias
+
+    @property
+    def down(self) -> tuple[torch.Tensor, ...]:
+        """The same of the second one."""
+        return *_given(self.down_weight, self.down_scales, self.down_table), self.down_bias
+
+    @property
     def stored(self) -> Stored:
         return stored_as(self.down_scales, self.inter)
+
+
+def _given(
+    weight: torch.Tensor, scales: torch.Tensor | None, table: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return weight, weight if scales is None else scales, weight if table is None else table

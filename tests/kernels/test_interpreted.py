@@ -62,7 +62,14 @@ def _deviations(request: pytest.FixtureRequest) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("name", "dtype", "label"), covered_keys(INTERPRETED))
+def _chosen_keys() -> list[tuple[str, str, str]]:
+    """Formats of experts other than MXFP4 in float32 alone: nothing in their kernels depends on the dtype, and the
+    interpreter is slow."""
+    keys = covered_keys(INTERPRETED)
+    return [key for key in keys if key[1] == "float32" or not any(form in key[2] for form in ("nf4", "bf16"))]
+
+
+@pytest.mark.parametrize(("name", "dtype", "label"), _chosen_keys())
 def test_interpreted_kernel_agrees(interpreted: dict[str, Any], name: str, dtype: str, label: str) -> None:
     found = Deviation(**interpreted[f"{name}/{dtype}/{label}"])
     assert found.within(TOLERANCES[DTYPES[dtype]]), str(found)

@@ -24,6 +24,7 @@ from unseen import FILLS, TOKEN_INPUTS, Unseen, marks_keys
 from gptoss_export.kernels.kernel import ConfigChooser
 from gptoss_export.kernels.registry import kernels, shipped_tuned_configs
 from gptoss_export.kernels.tuned_configs import TunedConfigs
+from gptoss_export.model.expert_formats import BF16, MXFP4, NF4, NF4_OF_32, ExpertFormat
 from gptoss_export.model.ops import OPS
 from gptoss_export.verification.metric import TOLERANCES
 
@@ -46,8 +47,8 @@ def arch() -> str:
     return f"sm_{major}{minor}"
 
 
-def experts_of_20b(dtype: torch.dtype, tokens: int) -> dict[str, object]:
-    return expert_arguments(CUDA, dtype, tokens=tokens, hidden=2880, inter=2880, experts=32, choices=4)
+def experts_of_20b(dtype: torch.dtype, tokens: int, form: ExpertFormat = MXFP4) -> dict[str, object]:
+    return expert_arguments(CUDA, dtype, tokens=tokens, hidden=2880, inter=2880, experts=32, choices=4, form=form)
 
 
 @pytest.mark.parametrize(("name", "dtype", "label"), covered_keys(("float32", "bfloat16")))
@@ -64,11 +65,20 @@ def test_experts_agree_at_20b_sizes(tokens: int, dtype: str, tuned: Tuned) -> No
     assert found.within(TOLERANCES[DTYPES[dtype]]), str(found)
 
 
+@pytest.mark.parametrize("form", [NF4, NF4_OF_32, BF16], ids=lambda form: form.name)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tokens", [1, 2, 8, 64, 256, 512, 2048])
+def test_experts_of_other_formats_agree_at_20b_sizes(tokens: int, dtype: str, form: ExpertFormat) -> None:
+    found = kernel_deviation("experts", experts_of_20b(DTYPES[dtype], tokens, form), arch())
+    assert found.within(TOLERANCES[DTYPES[dtype]]), str(found)
+
+
 @WITH_CONFIGS
+@pytest.mark.parametrize("form", [MXFP4, NF4, BF16], ids=lambda form: form.name)
 @pytest.mark.parametrize("tokens", [8, 64, 512, 2048])
-def test_experts_give_the_same_bits_each_time(tokens: int, tuned: Tuned) -> None:
+def test_experts_give_the_same_bits_each_time(tokens: int, form: ExpertFormat, tuned: Tuned) -> None:
     """A product that reads overwritten weights gives other bits in nearly every run."""
-    arguments = experts_of_20b(torch.bfloat16, tokens)
+    arguments = experts_of_20b(torch.bfloat16, tokens, form)
     assert is_covered("experts", arguments)
     experts = kernels()["experts"].bind(OPS["experts"], ConfigChooser(arch(), tuned()))
     first = experts(**arguments)
