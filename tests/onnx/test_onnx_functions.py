@@ -68,7 +68,7 @@ def test_a_row_does_not_depend_on_the_others():
     given |= {"alpha": 1.702, "limit": 7.0, "gate_up_bias": normal(experts, 2 * inter)}
     given |= {"down_bias": normal(experts, hidden)}
     for name, rows, columns in ("gate_up", 2 * inter, hidden), ("down", hidden, inter):
-        given[f"{name}_blocks"], given[f"{name}_scales"] = quantize(normal(experts, rows, columns) * columns**-0.5)
+        given[f"{name}_weight"], given[f"{name}_scales"] = quantize(normal(experts, rows, columns) * columns**-0.5)
     found = []
     for others in [[2, 3], [2, 3]], [[0, 1], [2, 3]], [[0, 1], [1, 0]]:
         for fill in 1.0, float("nan"):
