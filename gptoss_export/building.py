@@ -144,7 +144,6 @@ def _complete(compiler: Compiler, settings: Settings, options: BuildOptions, che
     """The settings with what the checkpoint says. Raises UsageError for options that do not fit it."""
     config = checkpoint.config
     experts = config.expert_format.option
-    settings = dataclasses.replace(settings, experts=experts)
     if options.stop_tokens is None:
         settings = dataclasses.replace(settings, stop_tokens=default_stop_tokens(checkpoint.folder, config))
     problems = [
@@ -159,7 +158,7 @@ def _complete(compiler: Compiler, settings: Settings, options: BuildOptions, che
     sharing = settings.sizes.sharing
     problems += [f"--tensor-parallel {sharing.ranks}: {problem}" for problem in division_problems(config, sharing)]
     raise_all(UsageError, "options that do not fit the checkpoint", problems)
-    return settings
+    return dataclasses.replace(settings, experts=experts)
 
 
 def _compile_all(
@@ -171,13 +170,14 @@ def _compile_all(
     processes: int | None,
 ) -> list[Path]:
     """Compile every program for every job; the files of the code."""
-    tasks = sum(map(len, _programs_of_jobs(jobs, programs)))
+    programs_of_jobs = _programs_of_jobs(jobs, programs)
+    tasks = sum(map(len, programs_of_jobs))
     processes = min(tasks, processes or default_jobs(tasks))
     compilations = [(job, compiler.start(job)) for job in jobs]
     apart = [(job, item) for job, item in compilations if isinstance(item, SeparateCompilation)]
     if processes > 1 and len(apart) == len(compilations):
         return _compile_apart(settings, choosers, apart, programs, processes)
-    for (job, compilation), own in zip(compilations, _programs_of_jobs(jobs, programs), strict=True):
+    for (job, compilation), own in zip(compilations, programs_of_jobs, strict=True):
         for program in _lower(compiler, settings, choosers[job.arch], job.config, own, job.progress):
             with (
                 compiler.environment(job.device, job.arch),

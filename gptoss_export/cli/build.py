@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..model.expert_formats import EXPERTS
 from ..shown_text import size
 from ..targets import TARGETS
 from .errors import reports_errors
@@ -95,7 +96,7 @@ from .target_options import add_target_options, chosen_target_options
 )
 @click.option(
     "--experts",
-    type=click.Choice(["mxfp4", "nf4", "bf16"]),
+    type=click.Choice(EXPERTS),
     help="Format of the experts' weights in the artifact. nf4 is for NF4 checkpoints alone, and keeps them.  "
     "[default: nf4 for NF4 checkpoints, mxfp4 for all others]",
 )

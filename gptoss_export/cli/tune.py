@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..model.expert_formats import EXPERTS
 from .errors import reports_errors
 from .params import Integers, check_new_file, json_option
 from .plain import say
@@ -43,9 +44,7 @@ if TYPE_CHECKING:
 )
 @click.option("--tensor-parallel", type=int, default=1, show_default=True, help="As for `build`.")
 @click.option("--expert-parallel", is_flag=True, help="As for `build`.")
-@click.option(
-    "--experts", type=click.Choice(["mxfp4", "nf4", "bf16"]), default="mxfp4", show_default=True, help="As for `build`."
-)
+@click.option("--experts", type=click.Choice(EXPERTS), default="mxfp4", show_default=True, help="As for `build`.")
 @click.option(
     "--only", multiple=True, metavar="KERNEL", help="Tune this kernel only, such as attention. May be repeated."
 )

@@ -4,9 +4,8 @@
   reference      this project's decoder, run eagerly over the references of its ops. It needs no other software, but it
                  shares the decoder with what it checks
 
-Both have the weights that a build of the checkpoint has. A build rounds experts that are stored as plain matrices to
-MXFP4, and the oracles use the rounded experts too. So `verify` shows what compiling changed, and not what rounding
-changed.
+Both have the weights that a build of the checkpoint has. Where a build rounds experts to MXFP4, the oracles use the
+rounded experts too. So `verify` shows what compiling changed, and not what rounding changed.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def _random_tokens(count: int, vocabulary: int) -> list[int]:
 
 
 def _check_adapters(folders: Sequence[Path], manifests: Sequence[Manifest], adapter: Path | None) -> None:
-    """Raise UsageError where an artifact was built with another adapter than the one that is given."""
+    """Raise UsageError where an artifact has an adapter merged and none is given, or the other way round."""
     given = None if adapter is None else adapter.resolve().name
     problems = []
     for folder, manifest in zip(folders, manifests, strict=True):
