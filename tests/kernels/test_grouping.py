@@ -6,17 +6,14 @@ It runs in Triton's interpreter, in a process of its own (test_interpreted.py sa
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import traceback
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interpreter_process import found_by_interpreter
 
 pytest.importorskip("triton")
 
@@ -61,16 +58,7 @@ def groupings(draw: st.DrawFn) -> tuple[list[int], int, int]:
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, str]:
-    run = subprocess.run(
-        [sys.executable, __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    return found_by_interpreter(__file__)
 
 
 @pytest.mark.parametrize("label", [*GROUPINGS, DRAWN])

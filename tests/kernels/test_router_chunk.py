@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +11,7 @@ pytest.importorskip("triton")
 
 from gptoss_plugins.arch import INTERPRETER
 from gptoss_plugins.router_chunk import route_chunk
+from interpreter_process import found_by_interpreter
 
 CHOICES, WORDS, EPS = 4, 8, 1e-5
 SHAPES = {"two programs": (30, 96, 5), "many experts": (17, 320, 37)}  # tokens, hidden, experts
@@ -42,11 +39,7 @@ def deviation(device: torch.device, dtype: torch.dtype, tokens: int, hidden: int
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, float]:
-    environment, folder = {**os.environ, "TRITON_INTERPRET": "1"}, Path(__file__).parents[2]
-    command = [sys.executable, __file__]
-    run = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600)
-    assert run.returncode == 0, run.stderr
-    found: dict[str, float] = json.loads(run.stdout)
+    found: dict[str, float] = found_by_interpreter(__file__)
     return found
 
 

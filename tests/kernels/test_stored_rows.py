@@ -7,10 +7,6 @@ interpreter minutes.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +19,7 @@ from gptoss_plugins.arch import INTERPRETER, has_inline_assembly
 from gptoss_plugins.arranged import arrange, unit_of
 from gptoss_plugins.stored import stored_as
 from gptoss_plugins.stored_rows import dot_stored_rows, lanes_for, load_stored_rows
+from interpreter_process import found_by_interpreter
 from kernel_cases import DTYPES, expert_arguments
 
 from gptoss_export.model.expert_formats import FORMATS
@@ -97,11 +94,7 @@ def deviation(device: torch.device, dtype: torch.dtype, name: str, columns: int,
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, float]:
-    environment, folder = {**os.environ, "TRITON_INTERPRET": "1"}, Path(__file__).parents[2]
-    command = [sys.executable, __file__]
-    run = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600)
-    assert run.returncode == 0, run.stderr
-    found: dict[str, float] = json.loads(run.stdout)
+    found: dict[str, float] = found_by_interpreter(__file__)
     return found
 
 

@@ -6,10 +6,6 @@ The cases run in a process of their own, which is this file run as a script, as 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +14,7 @@ import torch
 pytest.importorskip("triton")
 
 from gptoss_plugins.arch import INTERPRETER
+from interpreter_process import found_by_interpreter
 from kernel_cases import CPU
 
 from gptoss_export.kernels.kernel import ConfigChooser
@@ -72,17 +69,7 @@ class TwoRanks:
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return found_by_interpreter(__file__)
 
 
 @pytest.mark.parametrize(("name", "label", "rank"), CASES)

@@ -8,9 +8,6 @@ for all cases on a GPU.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ import torch
 pytest.importorskip("triton")
 
 from gptoss_plugins.arch import INTERPRETER
+from interpreter_process import found_by_interpreter
 from kernel_cases import CPU, attention_arguments, covered_cases, expert_arguments, is_covered
 from unseen import FILLS, Unseen, marks_keys
 
@@ -128,23 +126,9 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bool]:
     from artifacts import made_once  # which the process of the interpreter has no path to
 
     def make(root: Path) -> None:
-        (root / "found.json").write_text(_interpreted(), encoding="utf-8")
+        (root / "found.json").write_text(json.dumps(found_by_interpreter(__file__)), encoding="utf-8")
 
     return json.loads((made_once(tmp_path_factory, "unseen", make) / "found.json").read_text(encoding="utf-8"))
-
-
-def _interpreted() -> str:
-    run = subprocess.run(
-        [sys.executable, __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stdout
 
 
 @pytest.mark.parametrize("fill", INTERPRETED)
