@@ -24,9 +24,10 @@ from ..json_file import read_object
 from ..model.config import ModelConfig
 from ..model.expert_formats import BF16
 from ..values import shown
-from .expert_adapter import ExpertDelta, expert_tensors, merged_experts, read_expert_deltas
+from .adapter_deltas import AdapterDelta, part_problems, with_deltas
+from .expert_adapter import ExpertDelta, expert_tensors, read_expert_deltas
 from .foreign import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from .layouts.layout import LazyTensor, Recipe, Rounding, StoredTensor, Tensors
+from .layouts.layout import Recipe, StoredTensor, Tensors
 from .shards import read_header
 
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])(\.default)?\.weight")
@@ -44,7 +45,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True)
-class Delta:
+class RowsDelta:
     """What an adapter adds to rows of a parameter.
 
     row         the first of them
@@ -66,59 +67,26 @@ class Delta:
         """The stored tensors."""
         return (self.a, self.b) if self.base is None else (self.a, self.b, self.base)
 
-
-@dataclass(frozen=True)
-class AddDeltas:
-    """Converts the parts of another recipe, and behind them the factors of some deltas, to the merged parameter."""
-
-    base: Recipe
-    deltas: tuple[Delta, ...]
-
-    def parameters(self, name: str) -> tuple[str, ...]:
-        return self.base.parameters(name)
-
-    def convert(self, stored: Sequence[LazyTensor], rounding: Rounding | None) -> tuple[torch.Tensor, ...]:
-        count = len(self.base.parts)
-        if self.base.convert is not None:
-            (weight,) = self.base.convert.convert(stored[:count], rounding)
-        else:
-            weight = torch.cat([part[:] for part in stored[:count]])
-        factors = iter(stored[count:])
-        for delta in self.deltas:
-            a, b = next(factors)[:].float(), next(factors)[:].float()
-            rows = weight[delta.row : delta.row + delta.rows]
-            if delta.base is not None:
-                rows.copy_(next(factors)[:])
-            rows.copy_(rows.float() + (b @ a) * delta.scale)
-        return (weight,)
-
-    def invert(self, parameters: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """A merged weight does not tell what was merged into it. Raises CheckpointError."""
-        raise CheckpointError("a merged weight cannot be divided into a weight and an adapter")
+    def add(self, weight: torch.Tensor, stored: Sequence[torch.Tensor]) -> None:
+        """As AdapterDelta.add; a weight that is stored with the adapter takes the place of the parameter's."""
+        a, b, *base = stored
+        rows = weight[self.row : self.row + self.rows]
+        if base:
+            rows.copy_(base[0])
+        rows.copy_(rows.float() + (b.float() @ a.float()) * self.scale)
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A checked adapter: its file, the tensors in it, and what it adds to each parameter, and to each matrix of all
-    experts."""
+    """A checked adapter: its file, the tensors in it, and what it adds to the parameters of each recipe."""
 
     file: Path
     tensors: Tensors
-    deltas: dict[str, tuple[Delta, ...]]
-    expert_deltas: dict[str, tuple[ExpertDelta, ...]]
+    deltas: dict[str, tuple[AdapterDelta, ...]]
 
     def merged(self, recipes: dict[str, Recipe]) -> dict[str, Recipe]:
         """The recipes, with the adapter merged."""
-        return {name: self._merged(name, recipe) for name, recipe in recipes.items()}
-
-    def _merged(self, name: str, recipe: Recipe) -> Recipe:
-        if name in self.expert_deltas:
-            return merged_experts(recipe, self.expert_deltas[name])
-        deltas = self.deltas.get(name, ())
-        if not deltas:
-            return recipe
-        stored = [part for delta in deltas for part in delta.parts]
-        return Recipe((*recipe.parts, *stored), AddDeltas(recipe, deltas))
+        return {name: with_deltas(recipe, self.deltas.get(name, ())) for name, recipe in recipes.items()}
 
 
 def open_adapter(folder: Path, config: ModelConfig) -> Adapter:
@@ -151,7 +119,7 @@ def open_adapter(folder: Path, config: ModelConfig) -> Adapter:
         else:
             expected = "lora_A and lora_B of q_proj, k_proj, v_proj and o_proj of self_attn, of lm_head and of experts"
             problems.append(f"{name}: expected {expected}")
-    deltas: dict[str, list[Delta]] = {}
+    deltas: dict[str, list[RowsDelta]] = {}
     for module, pair in sorted(factors.items()):
         parameter, row, rows, columns = targets[module]
         missing = {"A", "B"} - pair.keys()
@@ -160,7 +128,7 @@ def open_adapter(folder: Path, config: ModelConfig) -> Adapter:
             continue
         rank = tensors[pair["A"]][0][0] if tensors[pair["A"]][0] else 0
         base_part = StoredTensor(pair["base"], (rows, columns)) if "base" in pair else None
-        delta = Delta(
+        delta = RowsDelta(
             row,
             rows,
             StoredTensor(pair["A"], (rank, columns)),
@@ -168,13 +136,13 @@ def open_adapter(folder: Path, config: ModelConfig) -> Adapter:
             _scale(settings, module, rank, problems),
             base_part,
         )
-        problems += [problem for part in delta.parts if (problem := _shape_problem(part, tensors)) is not None]
+        problems += part_problems(delta.parts, tensors)
         deltas.setdefault(parameter, []).append(delta)
     if not factors and not experts and not problems:
         problems.append(f"{ADAPTER_WEIGHTS} has no tensors")
     raise_all(CheckpointError, f"{folder}: an adapter that cannot be merged", problems)
-    found_deltas = {name: tuple(sorted(each, key=lambda delta: delta.row)) for name, each in deltas.items()}
-    return Adapter(folder / ADAPTER_WEIGHTS, tensors, found_deltas, expert_deltas)
+    in_order = {name: tuple(sorted(each, key=lambda delta: delta.row)) for name, each in deltas.items()}
+    return Adapter(folder / ADAPTER_WEIGHTS, tensors, {**in_order, **expert_deltas})
 
 
 def _targets(config: ModelConfig) -> Iterator[tuple[str, tuple[str, int, int, int]]]:
@@ -216,10 +184,3 @@ def _by_pattern(settings: dict[str, Any], name: str, module: str, usual: Any) ->
     """What `settings[name]` says of a module whose name ends as a key does, and otherwise `usual`."""
     patterns = settings.get(name) or {}
     return next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", module)), usual)
-
-
-def _shape_problem(part: StoredTensor, tensors: Tensors) -> str | None:
-    shape, dtype = tensors[part.name]
-    if shape != part.shape or 0 in shape:
-        return f"{part.name}: shape {list(shape)}, expected {list(part.shape)}"
-    return None if dtype in part.dtypes else f"{part.name}: dtype {dtype}, expected {' or '.join(part.dtypes)}"

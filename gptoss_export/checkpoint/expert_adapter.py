@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointError
 from ..model.config import ModelConfig
 from ..model.parameters import LAYERS
-from .layouts.layout import ExpertMatrix, LazyTensor, Recipe, Rounding, StoredTensor, Tensors, expert_matrices
+from .adapter_deltas import part_problems
+from .layouts.layout import ExpertMatrix, StoredTensor, Tensors, expert_matrices
 
 _OF_EXPERTS = re.compile(r"base_model\.model\.(?P<stem>model\.layers\.(?P<layer>\d+)\.mlp\.experts)\b.*")
 _STACKED = re.compile(r"(?P<where>.*\.experts(\.base_layer)?)\.lora_(?P<factor>[AB])(\.default)?\.weight")
@@ -52,49 +52,23 @@ class ExpertDelta:
     scale: float
     swapped: bool
 
-    def add(self, matrices: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-        """Add it to matrices [E, out, in] in place. Sums are float32 and rounded once."""
-        count = len(matrices)
+    @property
+    def parts(self) -> tuple[StoredTensor, ...]:
+        """The stored tensors."""
+        return self.a, self.b
+
+    def add(self, weight: torch.Tensor, stored: Sequence[torch.Tensor]) -> None:
+        """As AdapterDelta.add, to the matrices [E, out, in]."""
+        (a, b), count = stored, len(weight)
         if self.expert is not None:
-            self._add(matrices[self.expert], a, b)
+            self._add(weight[self.expert], a, b)
             return
-        for expert, (matrix, of_expert) in enumerate(zip(matrices, a.chunk(count), strict=True)):
+        for expert, (matrix, of_expert) in enumerate(zip(weight, a.chunk(count), strict=True)):
             self._add(matrix, of_expert, b[:, expert::count])
 
     def _add(self, matrix: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
         delta = (b.float() @ a.float()) * self.scale
         matrix.copy_(matrix.float() + (delta.T if self.swapped else delta))
-
-
-@dataclass(frozen=True)
-class AddExpertDeltas:
-    """Converts the parts of a recipe that makes plain matrices, and behind them the factors, to merged matrices."""
-
-    base: Recipe
-    deltas: tuple[ExpertDelta, ...]
-
-    def parameters(self, name: str) -> tuple[str, ...]:
-        return self.base.parameters(name)
-
-    def convert(self, stored: Sequence[LazyTensor], rounding: Rounding | None) -> tuple[torch.Tensor, ...]:
-        assert self.base.convert is not None
-        count = len(self.base.parts)
-        (matrices,) = self.base.convert.convert(stored[:count], rounding)
-        factors = iter(stored[count:])
-        for delta in self.deltas:
-            delta.add(matrices, next(factors)[:], next(factors)[:])
-        return (matrices,)
-
-    def invert(self, parameters: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """A merged weight does not tell what was merged into it. Raises CheckpointError."""
-        raise CheckpointError("merged experts cannot be divided into experts and an adapter")
-
-
-def merged_experts(recipe: Recipe, deltas: tuple[ExpertDelta, ...]) -> Recipe:
-    """The recipe of plain matrices with the deltas added."""
-    return Recipe(
-        (*recipe.parts, *(part for delta in deltas for part in (delta.a, delta.b))), AddExpertDeltas(recipe, deltas)
-    )
 
 
 def expert_tensors(tensors: Tensors) -> list[str]:
@@ -165,12 +139,7 @@ def _delta(
         scale(where.removeprefix("base_model.model.") if of_one else stem, each),
         swapped,
     )
-    for part in (delta.a, delta.b):
-        shape, dtype = tensors[part.name]
-        if shape != part.shape or 0 in shape:
-            problems.append(f"{part.name}: shape {list(shape)}, expected {list(part.shape)}")
-        if dtype not in part.dtypes:
-            problems.append(f"{part.name}: dtype {dtype}, expected {' or '.join(part.dtypes)}")
+    problems += part_problems(delta.parts, tensors)
     return stem, delta
 
 
