@@ -76,9 +76,9 @@ class RankGroup:
     def join(self) -> None:
         """Become a member of the process group, as soon as all ranks have imported torch."""
         self._wait_until(lambda: not self._importing)
+        weakref.finalize(self, self._torch.leave)
         with self.together():
             self._torch.join()
-        weakref.finalize(self, self._torch.leave)
 
     @property
     def places(self) -> tuple[int, ...]:

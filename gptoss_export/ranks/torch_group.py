@@ -44,13 +44,20 @@ class TorchGroup:
         self._rank, self._ranks, self._device, self._through = rank, ranks, device, through
         self._group: distributed.ProcessGroup | None = None
         self._has_left = False
+        self._lock = threading.Lock()  # a rank may fail, and the membership end, in the middle of `join`
         self._exchange: Exchange | NoExchange = NoExchange(rank, ranks)
 
     def join(self) -> None:
-        """Become a member. Waits for all ranks. Raises RunError where memory cannot be shared."""
+        """Become a member. Waits for all ranks. Raises RunError where memory cannot be shared, or after `leave`."""
         make = gloo_group if self._device == "cpu" else nccl_group
-        self._group = make(self._store, self._rank, self._ranks, timedelta(seconds=PATIENCE))
-        register(GROUP, self._group)
+        group = make(self._store, self._rank, self._ranks, timedelta(seconds=PATIENCE))
+        with self._lock:
+            if not self._has_left:
+                register(GROUP, group)
+                self._group = group
+        if self._group is None:
+            self._end(group)
+            raise RunError("the ranks have ended in the meantime")
         if (gpu := current_gpu()) is not None and self._device != "cpu":
             self._exchange = Exchange(self._store, self._rank, self._ranks, gpu, self._through)
 
@@ -81,13 +88,17 @@ class TorchGroup:
 
         in_background  return at once, though the device may work on for as long as a rank is waited for
         """
-        if self._group is None or self._has_left:
+        with self._lock:
+            group, has_left = self._group, self._has_left
+            self._has_left = True
+        if group is None or has_left:
             return
-        self._has_left = True
         unregister(GROUP)
-        if self._device == "cpu":
-            return
         if in_background:
-            threading.Thread(target=self._group.abort).start()  # which the end of the process waits for
+            threading.Thread(target=self._end, args=(group,)).start()  # which the end of the process waits for
         else:
-            self._group.abort()
+            self._end(group)
+
+    def _end(self, group: distributed.ProcessGroup) -> None:
+        if self._device != "cpu":
+            group.abort()
