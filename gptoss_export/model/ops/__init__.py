@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from . import attention, attention_sublayer, experts, experts_sublayer, kv_write, rotary, sum_ranks, unembed
+from . import (
+    attention,
+    attention_sublayer,
+    experts,
+    experts_sublayer,
+    grouped_linear,
+    grouped_outer,
+    kv_write,
+    packed_attention,
+    packed_attention_backward,
+    rotary,
+    sum_ranks,
+    unembed,
+)
 from .draw import Arguments
 from .op import Case, Op, Result
 
@@ -13,7 +26,11 @@ OPS: dict[str, Op] = {
         attention_sublayer,
         experts,
         experts_sublayer,
+        grouped_linear,
+        grouped_outer,
         kv_write,
+        packed_attention,
+        packed_attention_backward,
         rotary,
         sum_ranks,
         unembed,

@@ -11,6 +11,9 @@ from typing import Any, TypeAlias
 
 import torch
 
+from .. import mxfp4
+from ..expert_formats import BF16, MXFP4, ExpertFormat
+
 Arguments: TypeAlias = Mapping[str, Any]
 
 
@@ -78,6 +81,30 @@ def places(slots: int, segments: int, shared: bool, generator: torch.Generator) 
     """Slots [N] int64 for a test case, of so many. shared: the third segment is of the first one's sequence."""
     found = torch.randperm(slots, generator=generator)[:segments]
     return found[torch.tensor([0, 1, 0, 2])] if shared else found
+
+
+def stored(
+    form: ExpertFormat,
+    experts: int,
+    rows: int,
+    columns: int,
+    random: torch.Generator,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Weight, scales and table of matrices [experts, rows, columns] for a test case (model/expert_weights.py)."""
+    weights = torch.randn(experts, rows, columns, generator=random) * columns**-0.5
+    if form == BF16:
+        return weights.to(device, dtype), None, None
+    if form == MXFP4:
+        blocks, scales = mxfp4.quantize(weights)
+        return blocks.to(device), scales.to(device), None
+    codes, absmax, table = (tensor.shape(experts, rows, columns) for tensor in form.tensors)
+    return (
+        torch.randint(0, 256, codes, generator=random, dtype=torch.uint8).to(device),
+        (torch.rand(absmax, generator=random) * 3 * columns**-0.5).to(device),
+        (torch.rand(table, generator=random) * 2 - 1).sort().values.to(device),
+    )
 
 
 def expert_weight(draw: Draw, like: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,6 @@ from collections.abc import Iterator
 
 import torch
 
-from .. import mxfp4
 from ..expert_formats import BF16, MXFP4, NF4, NF4_OF_32
 from ..expert_weights import unpack
 from . import draw
@@ -142,21 +141,6 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         def normal(*shape: int) -> torch.Tensor:
             return torch.randn(shape, generator=random).to(device, dtype)  # noqa: B023
 
-        def stored(rows: int, columns: int) -> tuple[torch.Tensor | None, ...]:
-            """Weight, scales and table of `experts` matrices."""
-            weights = torch.randn(experts, rows, columns, generator=random) * columns**-0.5  # noqa: B023
-            if form == BF16:  # noqa: B023
-                return weights.to(device, dtype), None, None
-            if form == MXFP4:  # noqa: B023
-                blocks, scales = mxfp4.quantize(weights)
-                return blocks.to(device), scales.to(device), None
-            codes, absmax, table = (tensor.shape(experts, rows, columns) for tensor in form.tensors)  # noqa: B023
-            return (
-                torch.randint(0, 256, codes, generator=random, dtype=torch.uint8).to(device),  # noqa: B023
-                (torch.rand(absmax, generator=random) * 3 * columns**-0.5).to(device),  # noqa: B023
-                (torch.rand(table, generator=random) * 2 - 1).sort().values.to(device),  # noqa: B023
-            )
-
         scores = torch.rand(tokens, experts, generator=random)
         indices = scores.topk(choices, dim=1).indices
         if routing == "same":
@@ -164,7 +148,10 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         if routing == "idle":
             indices[1:] = -1
         weights = torch.rand(tokens, choices, generator=random).softmax(dim=1)
-        gate_up, down = stored(2 * inter, hidden), stored(hidden, inter)
+        gate_up, down = (
+            draw.stored(form, experts, rows, columns, random, device, dtype)
+            for rows, columns in ((2 * inter, hidden), (hidden, inter))
+        )
         arguments = {
             "x": normal(tokens, hidden),
             "routing_weights": weights.to(device),
