@@ -82,7 +82,8 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype) -> None:
         super().__init__()
         heads, head_dim = config.num_attention_heads, config.head_dim
-        self.window, self.kind, self.scale = config.window(layer), config.layer_types[layer], head_dim**-0.5
+        self.window, self.kind = config.window(layer), config.layer_types[layer]
+        self.head_dim, self.scale = head_dim, head_dim**-0.5
         width = (heads + 2 * config.num_key_value_heads) * head_dim
         self.qkv_proj = nn.Linear(config.hidden_size, width, dtype=dtype)
         self.o_proj = nn.Linear(heads * head_dim, config.hidden_size, dtype=dtype)

@@ -1,0 +1,79 @@
+"""The LoRA factors that a training step trains (Hu et al. 2021, arXiv:2106.09685).
+
+A matrix W [out, in] gets factors A [r, in] and B [out, r], and is used as W + alpha / r B A. Matrices of experts get
+factors for each expert: A [E, r, in] and B [E, out, r]. Factors and their gradients are float32.
+
+Imports no torch: a manifest is checked where there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..config import ModelConfig
+from ..parameters import LAYERS
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+EXPERTS = ("gate_up_proj", "down_proj")
+TARGETS = (*ATTENTION, *EXPERTS)
+MOST_RANK = 256
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training step is made for.
+
+    tokens     of a step, of one sequence or of several that are packed
+    rank       r of all factors
+    alpha      the deltas are multiplied by alpha / rank
+    targets    names of TARGETS, in their order: what has factors
+    recompute  a layer's activations are computed again in backward, and not kept
+    """
+
+    tokens: int
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    recompute: bool = False
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+class Factor(NamedTuple):
+    """One factor: its name, such as model.layers.0.self_attn.q_proj.lora_A, and its shape."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+def factors(config: ModelConfig, training: Training) -> tuple[Factor, ...]:
+    """All factors, in the order in which a program takes them."""
+    return tuple(
+        Factor(f"{name}.lora_{letter}", shape)
+        for layer in range(config.num_hidden_layers)
+        for name, a, b in _of_layer(config, training, f"{LAYERS}{layer}.")
+        for letter, shape in (("A", a), ("B", b))
+    )
+
+
+def _of_layer(
+    config: ModelConfig, training: Training, prefix: str
+) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """Name, and the shapes of A and B."""
+    hidden, inter, experts, rank = (
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_local_experts,
+        training.rank,
+    )
+    q, kv = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
+    for name, (outputs, inputs) in zip(ATTENTION, ((q, hidden), (kv, hidden), (kv, hidden), (hidden, q)), strict=True):
+        if name in training.targets:
+            yield f"{prefix}self_attn.{name}", (rank, inputs), (outputs, rank)
+    for name, (outputs, inputs) in zip(EXPERTS, ((2 * inter, hidden), (hidden, inter)), strict=True):
+        if name in training.targets:
+            yield f"{prefix}mlp.experts.{name}", (experts, rank, inputs), (experts, outputs, rank)
