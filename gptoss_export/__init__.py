@@ -2,11 +2,13 @@
 
 build           checkpoint folder -> artifact folder
 load            artifact folder -> Runner
+load_train_step artifact folder -> TrainStep
 verify          compare an artifact with an oracle
 sign            sign an artifact with a private key
 Runner          a loaded artifact
 Engine          any number of requests over a runner
 SamplingParams  how a sequence chooses its tokens
+TrainStep       a loaded training step
 
 Each name is imported when it is first used, so that `import gptoss_export` is quick and needs no torch.
 """
@@ -23,11 +25,12 @@ __version__ = VERSION
 if TYPE_CHECKING:
     from .artifact.signing import sign
     from .building import BuildOptions, build
-    from .loading import load
+    from .loading import load, load_train_step
     from .runtime.engine import Engine
     from .runtime.generation import Generation, Token
     from .runtime.runner import Runner
     from .runtime.sampling_params import SamplingParams
+    from .runtime.train_step import TrainStep
     from .verification.verify import verify
 
 _PUBLIC = {
@@ -37,8 +40,10 @@ _PUBLIC = {
     "Runner": "runtime.runner",
     "SamplingParams": "runtime.sampling_params",
     "Token": "runtime.generation",
+    "TrainStep": "runtime.train_step",
     "build": "building",
     "load": "loading",
+    "load_train_step": "loading",
     "sign": "artifact.signing",
     "verify": "verification.verify",
 }
@@ -50,8 +55,10 @@ __all__ = [
     "Runner",
     "SamplingParams",
     "Token",
+    "TrainStep",
     "build",
     "load",
+    "load_train_step",
     "sign",
     "verify",
 ]

@@ -19,6 +19,7 @@ from .model.expert_formats import EXPERTS
 from .model.kv_cache import sequence_bytes
 from .targets import TARGETS
 from .targets.base_compiler import Compiler, compiler
+from .training_options import TrainOptions, training_settings, training_sizes
 from .values import shown, whole_number
 
 MOST_SEQUENCES = 2**12  # of --max-batch
@@ -48,6 +49,8 @@ class BuildOptions:
     adapter         folder of a LoRA adapter that is merged into the weights (checkpoint/adapter.py)
     experts         "mxfp4", "nf4" or "bf16": the format of the experts' weights (model/expert_formats.py). None: NF4 is
                     kept, and everything else becomes MXFP4
+    train           the artifact is a training step, and does not generate; the options that are sizes of generation
+                    keep their defaults
     target_options  the target's own options, of its options class. None: their defaults
     """
 
@@ -66,6 +69,7 @@ class BuildOptions:
     tuned_configs: tuple[Path, ...] = ()
     adapter: Path | None = None
     experts: str | None = None
+    train: TrainOptions | None = None
     target_options: Any = None
 
 
@@ -86,11 +90,20 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """The options by name, as `inspect` shows them."""
+        training = self.sizes.training
         return {
             "target": self.target,
             "device": self.device,
             "arch": ",".join(self.archs),
             "dtype": self.dtype,
+            **(self._of_generation() if training is None else training_settings(training)),
+            "tuned_configs": [path.name for path in self.tuned_configs],
+            "adapter": None if self.adapter is None else self.adapter.resolve().name,
+            "experts": self.experts,
+        } | dataclasses.asdict(self.target_options)
+
+    def _of_generation(self) -> dict[str, Any]:
+        return {
             "max_batch": self.sizes.max_batch,
             "widths": list(self.sizes.widths),
             "max_context": self.sizes.max_context,
@@ -98,10 +111,7 @@ class Settings:
             "expert_parallel": self.sizes.expert_parallel,
             "prefill_chunks": list(self.sizes.prefill_chunks),
             "stop_tokens": list(self.stop_tokens),
-            "tuned_configs": [path.name for path in self.tuned_configs],
-            "adapter": None if self.adapter is None else self.adapter.resolve().name,
-            "experts": self.experts,
-        } | dataclasses.asdict(self.target_options)
+        }
 
 
 def resolve(options: BuildOptions) -> tuple[Compiler, Settings, dict[str, ConfigChooser]]:
@@ -131,6 +141,9 @@ def resolve(options: BuildOptions) -> tuple[Compiler, Settings, dict[str, Config
     )
     sizes, rank_problems = _with_ranks(sizes, options, target, device)
     problems += target.size_problems(sizes)
+    if options.train is not None:
+        sizes, training_problems = training_sizes(options.train)
+        problems += [*_training_problems(options, target), *training_problems]
     if options.experts not in (None, *EXPERTS):
         problems.append(f"--experts {shown(options.experts)}: expected {', '.join(EXPERTS[:-1])} or {EXPERTS[-1]}")
     if options.jobs is not None and (whole_number(options.jobs) is None or options.jobs < 1):
@@ -260,6 +273,29 @@ def with_ranks(sizes: Sizes, ranks: Any, by_expert: bool) -> tuple[Sizes, list[s
     return dataclasses.replace(sizes, ranks=count, expert_parallel=by_expert), []
 
 
+# Options that an artifact which trains has no use for, by the names of their fields.
+_OF_GENERATION = {
+    "max_batch": "--max-batch",
+    "widths": "--widths",
+    "max_context": "--max-context",
+    "tensor_parallel": "--tensor-parallel",
+    "expert_parallel": "--expert-parallel",
+    "prefill_chunks": "--prefill-chunk",
+    "stop_tokens": "--stop-token",
+}
+
+
+def _training_problems(options: BuildOptions, target: Compiler) -> list[str]:
+    """What is wrong with options beside a training step."""
+    given = [name for name in _OF_GENERATION if getattr(options, name) != getattr(BuildOptions, name)]
+    problems = [f"{_OF_GENERATION[name]}: is for artifacts that generate; leave it out" for name in given]
+    if not target.trains:
+        problems.append(
+            f"--program train-step: target {target.name} compiles no training step; choose another --target"
+        )
+    return problems
+
+
 def _listed(values: Any) -> tuple[Any, ...]:
     """The values of an option that may be repeated; one that is no list counts as a list of it."""
     return tuple(values) if isinstance(values, Iterable) and not isinstance(values, str) else (values,)
@@ -277,7 +313,8 @@ def context_problems(sizes: Sizes, config: ModelConfig) -> list[str]:
     limit = config.max_position_embeddings
     if sizes.max_context > limit:
         expected = f"expected at most {limit} (max_position_embeddings of config.json)"
-        return [f"--max-context {sizes.max_context}: {expected}"]
+        option = "--max-context" if sizes.training is None else "--train-tokens"
+        return [f"{option} {sizes.max_context}: {expected}"]
     caches = sizes.max_batch * sequence_bytes(config, sizes.max_context, 2)  # two bytes a number, or four
     if caches > MOST_CACHE_BYTES:
         return [

@@ -25,6 +25,7 @@ from .targets.base_loader import Loader, LoadSettings, loader
 if TYPE_CHECKING:  # only artifacts of several ranks need them
     from .ranks.following import LoadFacts
     from .ranks.processes import RankProcess, Torchrun
+    from .runtime.train_step import TrainStep
 
 
 @reports_limits()
@@ -63,12 +64,11 @@ def load(
                 signed(data)
 
         manifest = load_manifest(folder, check)
-        if manifest.target not in TARGETS:
-            raise ArtifactError(f"{folder}: built for target {manifest.target!r}, expected {', '.join(TARGETS)}")
-        try:
-            target = loader(manifest.target)
-        except UsageError as error:
-            raise ArtifactError(f"{folder}: {error}") from error
+        if manifest.sizes.training is not None:
+            raise ArtifactError(
+                f"{folder}: is a training step and does not generate; use gptoss_export.load_train_step"
+            )
+        target = _target_of(manifest, folder)
         settings = LoadSettings(tune_process, kv_memory)
     with _started_ranks(manifest) as started:
         with progress.stage("check files"):
@@ -111,6 +111,39 @@ def load(
     return Runner(manifest, folder, executor, progress.seconds)
 
 
+@reports_limits()
+def load_train_step(
+    path: str | Path,
+    verify_hashes: bool = True,
+    progress: Progress | None = None,
+    trust: Trust = None,
+    seed: int = 0,
+) -> TrainStep:
+    """Load the artifact at `path`, of `build --program train-step`. Its code runs with the rights of this process.
+
+    seed    what the LoRA factors are drawn with
+    others  as `load` has them
+
+    Raises as `load`, and ArtifactError for an artifact that generates.
+    """
+    from .runtime.train_step import TrainStep  # it imports torch
+
+    folder, progress = Path(path), progress or Progress()
+    keys = read_trusted_keys(trust, verify_hashes)
+    with progress.stage("read the manifest"):
+        manifest = load_manifest(folder, signature_check(folder, keys))
+        if manifest.sizes.training is None:
+            raise ArtifactError(f"{folder}: generates and has no training step; build one with --program train-step")
+        target = _target_of(manifest, folder)
+    with progress.stage("check files"):
+        check_sizes(manifest.files, folder)
+        if verify_hashes:
+            check_hashes(manifest.files, folder, manifest.files.keys())
+        _check_machine(target, manifest, folder)
+    program, weights = target.load_training(manifest, folder, progress, LoadSettings(False, None))
+    return TrainStep(manifest, folder, program, weights, seed)
+
+
 def load_rank(facts: LoadFacts, rank: int, agreed: Callable[[int], int], places: tuple[int, ...]) -> Executor:
     """What a rank other than 0 computes with. Rank 0 has checked the files. Raises as `load`.
 
@@ -127,6 +160,16 @@ def load_rank(facts: LoadFacts, rank: int, agreed: Callable[[int], int], places:
     executor = loader(manifest.target).load(manifest.of_rank(rank), folder, Progress(), settings)
     executor.fixed_width = facts.fixed_width
     return executor
+
+
+def _target_of(manifest: Manifest, folder: Path) -> Loader:
+    """The running half of the artifact's target. Raises ArtifactError where there is none."""
+    if manifest.target not in TARGETS:
+        raise ArtifactError(f"{folder}: built for target {manifest.target!r}, expected {', '.join(TARGETS)}")
+    try:
+        return loader(manifest.target)
+    except UsageError as error:
+        raise ArtifactError(f"{folder}: {error}") from error
 
 
 @contextmanager

@@ -24,14 +24,16 @@ from ..machine_limits import writes
 from ..model.config import ModelConfig, violations
 from ..model.parameters import parameters
 from ..model.ranks import MOST_RANKS, RankConfig, division_problems, program_configs, rank_configs
+from ..model.training.lora import Training, training_problems
 from ..values import shown
 from .atomic_folder import PARTIAL
+from .call_differences import signature_differences
 from .files import PIECE, FileSpec
-from .programs import Program, Role, Signature, Sizes, TensorSpec, programs_of, signature_differences
+from .programs import Program, Role, Signature, Sizes, TensorSpec, programs_of
 
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16")  # what an artifact can compute in
-SCHEMA_VERSION = 14
+SCHEMA_VERSION = 15
 NAME = "manifest.json"
 _SHA256 = re.compile("[0-9a-f]{64}")
 # Names in a manifest that are not those of the option; "tables" is in schema 4 and earlier.
@@ -202,12 +204,18 @@ def _parse(data: dict[str, Any]) -> Manifest:
         shape, dtype, parts = members(spec, "shape", "dtype", "parts")
         return WeightSpec(elements(shape), dtype, tuple(Part(**part) for part in elements(parts)))
 
-    names = "widths", "max_context", "prefill_chunks", "ranks", "expert_parallel"
-    widths, max_context, chunks, *sharing = members(data["sizes"], *names)
-    fields = dict(data) | {
+    def training(spec: dict[str, Any] | None) -> Training | None:
+        if spec is None:
+            return None
+        tokens, rank, alpha, targets, recompute = members(spec, "tokens", "rank", "alpha", "targets", "recompute")
+        return Training(tokens, rank, alpha, elements(targets), recompute)
+
+    names = "widths", "max_context", "prefill_chunks", "ranks", "expert_parallel", "training"
+    widths, max_context, chunks, ranks, by_expert, trained = members(data["sizes"], *names)
+    fields: dict[str, Any] = dict(data) | {
         "model": ModelConfig.from_json(data["model"]),
         "archs": elements(data["archs"]),
-        "sizes": Sizes(elements(widths), max_context, elements(chunks), *sharing),
+        "sizes": Sizes(elements(widths), max_context, elements(chunks), ranks, by_expert, training(trained)),
         "stop_tokens": elements(data["stop_tokens"]),
         "programs": {name: signature(spec) for name, spec in data["programs"].items()},
         "weights": {name: weight(spec) for name, spec in data["weights"].items()},
@@ -285,6 +293,10 @@ def _size_violations(manifest: Manifest) -> Iterator[str]:
             f"sizes.ranks: {sizes.ranks} cannot share the model: {line}"
             for line in division_problems(manifest.model, sizes.sharing)
         )
+    if sizes.training is not None:
+        yield from (f"sizes.training.{problem}" for problem in training_problems(sizes.training))
+        if sizes.ranks != 1:
+            yield f"sizes.ranks: found {shown(sizes.ranks)}, expected 1 for a training step"
     if not all(type(token) is int and 0 <= token < manifest.model.vocab_size for token in manifest.stop_tokens):
         yield f"stop_tokens: found {manifest.stop_tokens}, expected token ids"
 

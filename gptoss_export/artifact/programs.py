@@ -13,6 +13,9 @@
                                                      logits [R, those of a rank] -> logits [R, V]
   interleave     the codes of MXFP4 blocks as a GPU's kernels take them (model/mxfp4.py); runs at loading
                                                      words [R] -> interleaved [R]
+  train_step     the loss of T tokens and the gradients of LoRA factors (model/training/); an artifact has it alone
+                                                     tokens [T], targets [T], positions [T], factors
+                                                     -> loss [], gradients
 
 Tracing makes its inputs from it, the manifest stores it, the runner binds buffers by its names, `verify` and the
 targets read it. A program takes its data first, then the tables of pages, the KV caches (written in place), what the
@@ -40,7 +43,6 @@ Imports no torch, so that an artifact can be read where there is none.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
@@ -51,17 +53,19 @@ from ..model.parameters import PLACES, UNEMBEDDING, parameters
 from ..model.places import FIRST_MEMORY
 from ..model.ranks import Sharing
 from ..model.sampling_state import DRAWING, MOST_TOP_LOGPROBS, Choice, adjusting
+from ..model.training.lora import Training, factors
 
 SEGMENT = 16  # tokens of a segment: with the 8 query heads of a key head, a tile of 128 rows for attention
 SCORE_ROWS = 64  # rows of the second unembedding: enough that reading its matrix once pays
 
 
 class Role(StrEnum):
-    """data: a buffer of the caller's; table: the pages of all slots, read only, shared by programs; cache: read and
-    written in place, shared; state: what all slots choose their tokens by, shared, the counts written in place; weight:
-    read only, shared."""
+    """data: a buffer of the caller's; factor: a LoRA factor of the caller's, or its gradient; table: the pages of all
+    slots, read only, shared by programs; cache: read and written in place, shared; state: what all slots choose their
+    tokens by, shared, the counts written in place; weight: read only, shared."""
 
     DATA = "data"
+    FACTOR = "factor"
     TABLE = "table"
     CACHE = "cache"
     STATE = "state"
@@ -116,6 +120,8 @@ class Sizes:
     prefill_chunks  tokens that a prefill call takes, one program for each, in ascending order
     ranks           processes that share the model, with a device each
     expert_parallel whether they have different experts, and not parts of each expert
+    training        what the training step of the artifact is made for; None: it generates. An artifact that trains has
+                    one sequence of as many tokens as a step
     """
 
     widths: tuple[int, ...]
@@ -123,6 +129,7 @@ class Sizes:
     prefill_chunks: tuple[int, ...]
     ranks: int = 1
     expert_parallel: bool = False
+    training: Training | None = None
 
     @property
     def max_batch(self) -> int:
@@ -289,6 +296,25 @@ class Interleave(Program):
         return Signature((_ids("words", None),), (_ids("interleaved", None),))
 
 
+@dataclass(frozen=True)
+class Train(Program):
+    """The loss of a row of tokens, and the gradients of all LoRA factors."""
+
+    training: Training
+
+    @property
+    def name(self) -> str:
+        return "train_step"
+
+    def signature(self, config: ModelConfig, sizes: Sizes, dtype: str) -> Signature:
+        data = (_ids(name, self.training.tokens) for name in ("tokens", "targets", "positions"))
+        trained = factors(config, self.training)
+        given = (TensorSpec(item.name, Role.FACTOR, item.shape, "float32") for item in trained)
+        gradients = (TensorSpec(f"{item.name}.gradient", Role.FACTOR, item.shape, "float32") for item in trained)
+        loss = TensorSpec("loss", Role.DATA, (), "float32")
+        return Signature((*data, *given, *_weights(config, dtype)), (loss, *gradients))
+
+
 def default_widths(max_batch: int) -> tuple[int, ...]:
     """1, 2, 4, ... and `max_batch`."""
     doubled = (2**power for power in range(max_batch.bit_length()))
@@ -298,12 +324,14 @@ def default_widths(max_batch: int) -> tuple[int, ...]:
 def programs_of(sizes: Sizes, device: str) -> tuple[Program, ...]:
     """The programs of an artifact of these sizes for a device."""
     interleave = (Interleave(),) if device == "cuda" else ()
+    if sizes.training is not None:
+        return (Train(sizes.training), *interleave)
     all_logits = (AllLogits(),) if sizes.ranks > 1 else ()
     return (*model_programs(sizes), *all_logits, *CHOICES, *interleave)
 
 
 def model_programs(sizes: Sizes) -> tuple[Program, ...]:
-    """Those that compute the model. A target that compiles no others chooses tokens in another way."""
+    """Those that compute the model to generate. A target that compiles no others chooses tokens in another way."""
     return (
         *(Decode(width) for width in sizes.widths),
         *(Prefill(chunk) for chunk in sizes.prefill_chunks),
@@ -328,27 +356,6 @@ def kv_inputs(config: ModelConfig, sizes: Sizes, dtype: str) -> tuple[TensorSpec
     shape = None, config.num_key_value_heads, PAGE, config.head_dim
     caches = (TensorSpec(name, Role.CACHE, shape, dtype) for names in kv_cache_names(config) for name in names)
     return (*tables, *caches)
-
-
-def signature_differences(name: str, found: Signature, expected: Signature) -> Iterator[str]:
-    """Where the call of a program is not the expected one. Of many tensors with wrong sizes one line names the
-    first."""
-    yield from _differences(f"program {name}: input", found.inputs, expected.inputs)
-    yield from _differences(f"program {name}: output", found.outputs, expected.outputs)
-
-
-def _differences(label: str, found: Sequence[TensorSpec], expected: Sequence[TensorSpec]) -> Iterator[str]:
-    for index in range(max(len(found), len(expected))):
-        have = repr(found[index].name) if index < len(found) else "nothing"
-        want = repr(expected[index].name) if index < len(expected) else "nothing"
-        if have != want:
-            yield f"{label} {index} is {have}, expected {want}"
-            return
-    wrong = [pair for pair in zip(found, expected, strict=True) if pair[0] != pair[1]]
-    if wrong:
-        first, wanted = wrong[0]
-        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-        yield f"{label} {first.name}{more} is {first}, expected {wanted} by the model and the sizes of the artifact"
 
 
 def _ids(name: str, count: int | None) -> TensorSpec:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..model.expert_formats import EXPERTS
+from ..model.training.lora import TARGETS as LORA_TARGETS
 from ..shown_text import size
 from ..targets import TARGETS
 from .errors import reports_errors
@@ -17,6 +18,9 @@ from .plain import say
 from .progress import progress
 from .tables import print_json
 from .target_options import add_target_options, chosen_target_options
+
+if TYPE_CHECKING:
+    from ..training_options import TrainOptions
 
 
 @click.command("build")
@@ -101,6 +105,26 @@ from .target_options import add_target_options, chosen_target_options
     "[default: nf4 for NF4 checkpoints, mxfp4 for all others]",
 )
 @click.option(
+    "--program",
+    type=click.Choice(["generate", "train-step"]),
+    default="generate",
+    show_default=True,
+    help="What the artifact is for: to generate text, or to train LoRA factors (gptoss_export.load_train_step).",
+)
+@click.option("--train-tokens", type=int, help="Tokens of a training step.  [default: 4096]")
+@click.option("--lora-rank", type=int, help="Rank of the factors that are trained.  [default: 16]")
+@click.option("--lora-alpha", type=float, help="Deltas are multiplied by alpha / rank.  [default: twice the rank]")
+@click.option(
+    "--lora-target",
+    "lora_targets",
+    type=click.Choice(LORA_TARGETS),
+    multiple=True,
+    help="What is trained. May be repeated.  [default: everything]",
+)
+@click.option(
+    "--recompute", is_flag=True, help="Train with less memory: compute the activations of a layer again in backward."
+)
+@click.option(
     "--sign-key",
     type=click.Path(path_type=Path),
     metavar="KEYFILE",
@@ -127,6 +151,12 @@ def command(
     adapter: Path | None,
     experts: str | None,
     stop_tokens: tuple[int, ...],
+    program: str,
+    train_tokens: int | None,
+    lora_rank: int | None,
+    lora_alpha: float | None,
+    lora_targets: tuple[str, ...],
+    recompute: bool,
     sign_key: Path | None,
     as_json: bool,
     **target_values: Any,
@@ -139,6 +169,7 @@ def command(
 
     from ..building import BuildOptions, build
 
+    train = _train_options(program == "train-step", train_tokens, lora_rank, lora_alpha, lora_targets, recompute)
     options = BuildOptions(
         target=target,
         device=device,
@@ -155,6 +186,7 @@ def command(
         tuned_configs=tuned_configs,
         adapter=adapter,
         experts=experts,
+        train=train,
         target_options=target_options,
     )
     start = time.perf_counter()
@@ -182,6 +214,34 @@ def command(
     say(
         f"{output}: {manifest.target} for {manifest.device} ({manifest.arch}) in {manifest.dtype}, {size(total)}, "
         f"built in {seconds:.0f} s with at most {size(memory)} of memory{', signed' if sign_key is not None else ''}"
+    )
+
+
+def _train_options(
+    wanted: bool, tokens: int | None, rank: int | None, alpha: float | None, targets: tuple[str, ...], recompute: bool
+) -> TrainOptions | None:
+    """The options of a training step. Raises UsageError where there are some and none is wanted."""
+    from ..errors import UsageError, raise_all
+    from ..training_options import TrainOptions
+
+    defaults = TrainOptions()
+    given = {
+        "--train-tokens": tokens is not None,
+        "--lora-rank": rank is not None,
+        "--lora-alpha": alpha is not None,
+        "--lora-target": bool(targets),
+        "--recompute": recompute,
+    }
+    if not wanted:
+        problems = [f"{option}: is for --program train-step" for option, is_given in given.items() if is_given]
+        raise_all(UsageError, "options without a training step", problems)
+        return None
+    return TrainOptions(
+        defaults.tokens if tokens is None else tokens,
+        defaults.lora_rank if rank is None else rank,
+        alpha,
+        targets or None,
+        recompute,
     )
 
 

@@ -17,7 +17,7 @@ from .tables import print_json, print_tables, readable
 
 if TYPE_CHECKING:
     from ..artifact.manifest import Manifest
-    from ..artifact.programs import TensorSpec
+    from ..artifact.programs import Sizes, TensorSpec
     from ..pictures.inspect_page import InspectTables
     from ..pictures.page import PageTable
     from ..targets.base_loader import Table
@@ -116,13 +116,24 @@ def _about(manifest: Manifest, signature: str) -> PageTable:
         f"({model.num_key_value_heads} kv) of {model.head_dim}, {model.num_local_experts} experts "
         f"(top {model.num_experts_per_tok}), vocabulary {model.vocab_size}",
         "window": f"{model.sliding_window} on {model.layer_types.count('sliding_attention')} layers",
-        "sequences": f"{manifest.sizes.max_batch} of up to {manifest.sizes.max_context} tokens",
-        "ranks": str(manifest.sizes.ranks),
-        "widths of a step": ", ".join(map(str, manifest.sizes.widths)),
+        **_use(manifest.sizes),
         "stop tokens": readable(manifest.stop_tokens),
         "signature": signature,
     }
     return PageTable("artifact", ("", ""), tuple(rows.items()))
+
+
+def _use(sizes: Sizes) -> dict[str, str]:
+    """What the artifact takes at a time."""
+    training = sizes.training
+    if training is not None:
+        factors = f"LoRA of rank {training.rank} on {', '.join(training.targets)}"
+        return {"training step": f"{training.tokens} tokens, {factors}"}
+    return {
+        "sequences": f"{sizes.max_batch} of up to {sizes.max_context} tokens",
+        "ranks": str(sizes.ranks),
+        "widths of a step": ", ".join(map(str, sizes.widths)),
+    }
 
 
 def _settings(manifest: Manifest) -> PageTable:
@@ -139,12 +150,18 @@ def _programs(manifest: Manifest) -> PageTable:
     rows: list[tuple[str, ...]] = []
     for name, signature in manifest.programs.items():
         shared = (str(len(signature.inputs_of(role))) for role in (Role.CACHE, Role.STATE, Role.WEIGHT))
-        rows.append((name, _spelled(signature.inputs_of(Role.DATA)), *shared, _spelled(signature.outputs)))
+        rows.append((name, _spelled(signature.inputs), *shared, _spelled(signature.outputs)))
     return PageTable("programs", ("name", "inputs", "KV caches", "state", "weights", "outputs"), tuple(rows))
 
 
 def _spelled(specs: Iterable[TensorSpec]) -> str:
-    return ", ".join(f"{spec.name} {spec.kind}" for spec in specs)
+    """Data by name. Of factors, which are hundreds, the number."""
+    from ..artifact.programs import Role
+
+    listed = list(specs)
+    found = [f"{spec.name} {spec.kind}" for spec in listed if spec.role == Role.DATA]
+    factors = sum(spec.role == Role.FACTOR for spec in listed)
+    return ", ".join([*found, f"{factors} of LoRA factors"] if factors else found)
 
 
 def _files(manifest: Manifest) -> PageTable:

@@ -26,6 +26,7 @@ from ..artifact.programs import (
     Signature,
     Sizes,
     TensorSpec,
+    Train,
     Unembed,
     kv_cache_names,
     page_table_names,
@@ -39,6 +40,7 @@ from ..model.dtypes import dtype_name, torch_dtype
 from ..model.mxfp4 import interleave_words
 from ..model.sampling_state import Choice
 from ..model.sums_of_ranks import all_logits
+from ..model.training.step import TrainingStep
 
 _Call: TypeAlias = tuple[nn.Module, tuple[Any, ...], Any]  # a program, its arguments, which of their sizes are dynamic
 
@@ -84,6 +86,8 @@ def trace(
         module, arguments, dynamic = _call_of_rows(gathered, signature, fakes)
     elif isinstance(program, (Choose, Interleave)):
         module, arguments, dynamic = _call_of_rows(_FUNCTIONS[program], signature, fakes)
+    elif isinstance(program, Train):
+        module, arguments, dynamic = _training_call(program, config, dtype, signature, fakes)
     else:
         module, arguments, dynamic = _model_call(program, config, dtype, signature, fakes)
     exported = torch.export.export(module, arguments, strict=False, dynamic_shapes=dynamic)
@@ -111,6 +115,14 @@ def _model_call(
     return _Stateless(module), (data, pages, caches, weights), dynamic
 
 
+def _training_call(
+    program: Train, config: ModelConfig, dtype: torch.dtype, signature: Signature, fakes: Mapping[str, torch.Tensor]
+) -> _Call:
+    given = tuple(_of_role(role, signature, fakes) for role in (Role.DATA, Role.FACTOR, Role.WEIGHT))
+    step = TrainingStep(build_model(config, dtype), config, program.training)
+    return _StatelessTraining(step), given, tuple(map(dict.fromkeys, given))
+
+
 def _call_of_rows(function: Callable[..., Any], signature: Signature, fakes: Mapping[str, torch.Tensor]) -> _Call:
     data, state, weights = (_of_role(role, signature, fakes) for role in (Role.DATA, Role.STATE, Role.WEIGHT))
     of_data = {0: torch.export.Dim("rows", min=2)}
@@ -128,7 +140,7 @@ def _result_problems(signature: Signature, exported: ExportedProgram) -> list[st
     if len(found) != len(signature.outputs):
         return [f"{len(found)} results, expected {len(signature.outputs)}"]
     described = [
-        TensorSpec(item.name, Role.DATA, tuple(_static(size) for size in value.shape), dtype_name(value.dtype))
+        TensorSpec(item.name, item.role, tuple(_static(size) for size in value.shape), dtype_name(value.dtype))
         for item, value in zip(signature.outputs, found, strict=True)
     ]
     return [f"{a.name} is {a}, expected {b}" for a, b in zip(described, signature.outputs, strict=True) if a != b]
@@ -202,3 +214,15 @@ class _Stateless(nn.Module):
         arguments = (*data.values(), *([pages, caches] if caches else []))
         named = {f"model.{name}": weight for name, weight in weights.items()}
         return torch.func.functional_call(self._program[0], named, arguments)
+
+
+class _StatelessTraining(nn.Module):
+    """A training step as a function of its data, factors and weights."""
+
+    def __init__(self, step: TrainingStep) -> None:
+        super().__init__()
+        self._step = [step]  # in a list, so that its parameters do not become this module's
+
+    def forward(self, data: dict[str, Any], factors: dict[str, Any], weights: dict[str, Any]) -> Any:
+        named = {f"model.{name}": weight for name, weight in weights.items()}
+        return torch.func.functional_call(self._step[0], named, (*data.values(), factors))

@@ -16,6 +16,7 @@ from .step_reads import reads_picture, reads_table
 
 if TYPE_CHECKING:
     from ..artifact.manifest import Manifest
+    from ..artifact.programs import Sizes
 
 _LARGEST = 2**62  # a larger size is none that an artifact was built with
 
@@ -41,19 +42,27 @@ def inspect_page(artifact: str, manifest: Manifest, tables: InspectTables) -> Pa
             raise UsageError(
                 f"{artifact}: sizes.{name} is {shown(value)}, expected {_LARGEST} at most to draw pictures"
             )
-    reads = (
-        "A step of a width reads each weight once, and of the experts those that its tokens reach where they choose at "
-        "random. So more sequences cost less a token.",
-    )
+    training = manifest.sizes.training is not None
     sections = [
-        Section("Memory", _memory_text(manifest), (memory_picture(manifest),), (memory_table(manifest),)),
-        Section("Layers", (), (layers_picture(manifest),), (layers_table(manifest),)),
-        Section("Programs", reads, (reads_picture(manifest),), (reads_table(manifest), tables.programs)),
+        *((Section("Programs", (), (), (tables.programs,)),) if training else _of_generation(manifest, tables)),
         _launch_configs(manifest),
         *(_of_target(table, index) for index, table in enumerate(tables.of_target)),
         Section("Artifact", (), (), (tables.about, tables.options, tables.files)),
     ]
     return Page(artifact, "gptoss-export inspect", _facts(manifest), tuple(sections))
+
+
+def _of_generation(manifest: Manifest, tables: InspectTables) -> tuple[Section, ...]:
+    """The sections about memory and programs of an artifact that generates."""
+    reads = (
+        "A step of a width reads each weight once, and of the experts those that its tokens reach where they choose at "
+        "random. So more sequences cost less a token.",
+    )
+    return (
+        Section("Memory", _memory_text(manifest), (memory_picture(manifest),), (memory_table(manifest),)),
+        Section("Layers", (), (layers_picture(manifest),), (layers_table(manifest),)),
+        Section("Programs", reads, (reads_picture(manifest),), (reads_table(manifest), tables.programs)),
+    )
 
 
 def _facts(manifest: Manifest) -> tuple[tuple[str, Cell], ...]:
@@ -66,10 +75,16 @@ def _facts(manifest: Manifest) -> tuple[tuple[str, Cell], ...]:
             "model",
             f"{model.num_hidden_layers} layers, {model.num_local_experts} experts (top {model.num_experts_per_tok})",
         ),
-        ("sequences", f"{sizes.max_batch:,} of up to {sizes.max_context:,} tokens"),
+        _use(sizes),
         ("ranks", f"{sizes.ranks}"),
         ("files", size(sum(spec.bytes for spec in manifest.files.values()))),
     )
+
+
+def _use(sizes: Sizes) -> tuple[str, Cell]:
+    if sizes.training is not None:
+        return "training step", f"{sizes.training.tokens:,} tokens, LoRA of rank {sizes.training.rank}"
+    return "sequences", f"{sizes.max_batch:,} of up to {sizes.max_context:,} tokens"
 
 
 def _memory_text(manifest: Manifest) -> tuple[str, ...]:

@@ -89,6 +89,7 @@ class Compiler(ABC):
     # device -> the dtypes it compiles for, the default first. The device that every machine has comes first.
     dtypes: ClassVar[Mapping[str, tuple[str, ...]]]
     expert_formats: ClassVar[tuple[str, ...]] = ("mxfp4",)  # of the experts' weights, as --experts names them
+    trains: ClassVar[bool] = False  # whether it compiles a training step
     options_class: ClassVar[type] = NoOptions  # a frozen dataclass; each field becomes an option of `build`
 
     @abstractmethod

@@ -6,13 +6,15 @@ Imports no torch, which not every artifact needs.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..artifact.manifest import Manifest
+from ..errors import ArtifactError
 from ..progress import Progress
 from ..runtime.executor import Executor
+from ..runtime.tensors import LoadedProgram, Tensor
 from . import target_module
 
 
@@ -56,6 +58,13 @@ class Loader(ABC):
     def load(self, manifest: Manifest, folder: Path, progress: Progress, settings: LoadSettings) -> Executor:
         """Load an artifact for which `problems` found nothing. Raises ArtifactError, and UsageError for settings that
         the target or the machine cannot meet."""
+
+    def load_training(
+        self, manifest: Manifest, folder: Path, progress: Progress, settings: LoadSettings
+    ) -> tuple[LoadedProgram, Mapping[str, Tensor]]:
+        """The training step of an artifact for which `problems` found nothing, and the weights. Imports torch. Raises
+        as `load`."""
+        raise ArtifactError(f"{folder}: target {manifest.target} has no training steps; build the artifact again")
 
     def tables(self, manifest: Manifest, folder: Path) -> list[Table]:
         """What `inspect` shows besides the manifest. Opens no compiled code."""

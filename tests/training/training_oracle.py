@@ -10,9 +10,8 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 
 from gptoss_export.checkpoint import open_checkpoint
-from gptoss_export.model.training.lora import ATTENTION, EXPERTS, Training, factors
-from gptoss_export.model.training.loss import IGNORED
-from gptoss_export.model.training.peft import from_peft, peft_name
+from gptoss_export.model.training.lora import ATTENTION, EXPERTS, IGNORED, Training, factors
+from gptoss_export.model.training.peft import from_peft, peft_name, to_peft
 
 Sequences = Sequence[tuple[Sequence[int], Sequence[int]]]  # the tokens and the targets of each sequence
 
@@ -26,6 +25,7 @@ class PeftModel:
     def __init__(
         self, checkpoint: Path, training: Training, dtype: torch.dtype = torch.float32, experts: str | None = None
     ) -> None:
+        self._training = training
         opened = open_checkpoint(checkpoint, None, experts)
         model = opened.transformers_model(dtype, torch.device("cpu"))
         torch.manual_seed(3)
@@ -37,7 +37,7 @@ class PeftModel:
             init_lora_weights=False,
         )
         self.wrapped = get_peft_model(model, settings, autocast_adapter_dtype=False)
-        named = {name.replace(".default", ""): value for name, value in self.wrapped.named_parameters()}
+        self._named = named = {name.replace(".default", ""): value for name, value in self.wrapped.named_parameters()}
         self.factors = {
             item.name: (named[peft_name(item.name, training)], item.shape) for item in factors(opened.config, training)
         }
@@ -48,6 +48,11 @@ class PeftModel:
     def values(self) -> dict[str, torch.Tensor]:
         """The factors, in the shapes of a training step, float32."""
         return {name: from_peft(value.data.float(), shape) for name, (value, shape) in self.factors.items()}
+
+    def take(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Set the factors."""
+        for name, stored in to_peft(values, self._training).items():
+            self._named[name].data.copy_(stored)
 
     def step(self, sequences: Sequences) -> tuple[float, dict[str, torch.Tensor]]:
         """The mean loss of all targets that count, and the gradients of the factors. Each sequence runs by itself."""

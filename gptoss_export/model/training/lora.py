@@ -12,13 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ...values import shown
 from ..config import ModelConfig
 from ..parameters import LAYERS
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 EXPERTS = ("gate_up_proj", "down_proj")
 TARGETS = (*ATTENTION, *EXPERTS)
-MOST_RANK = 256
+MOST_RANK, MOST_TOKENS, MOST_ALPHA = 256, 2**20, 1e6
+IGNORED = -100  # the target of a token that does not count, as in torch and transformers
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,21 @@ class Training:
     @property
     def scale(self) -> float:
         return self.alpha / self.rank
+
+
+def training_problems(training: Training) -> Iterator[str]:
+    """What is wrong with the values, each with its name."""
+    for name, most in ("tokens", MOST_TOKENS), ("rank", MOST_RANK):
+        value = getattr(training, name)
+        if type(value) is not int or not 1 <= value <= most:
+            yield f"{name}: found {shown(value)}, expected a whole number from 1 to {most}"
+    if type(training.alpha) not in (int, float) or not 0 < training.alpha <= MOST_ALPHA:
+        yield f"alpha: found {shown(training.alpha)}, expected a number above 0, at most {MOST_ALPHA}"
+    targets = training.targets
+    if not targets or targets != tuple(name for name in TARGETS if name in targets):
+        yield f"targets: found {shown(list(targets))}, expected some of {', '.join(TARGETS)}, in this order"
+    if type(training.recompute) is not bool:
+        yield f"recompute: found {shown(training.recompute)}, expected true or false"
 
 
 class Factor(NamedTuple):

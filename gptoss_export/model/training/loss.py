@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from ..decoder import RMSNorm
 from ..ops.norm import rms_norm
+from .lora import IGNORED
 from .norm import rms_norm_backward
 
-IGNORED = -100  # the target of a token that does not count, as in torch and transformers
 _TOKENS = 512  # at a time: with 201,088 logits each, 412 MB in float32
 
 

@@ -57,6 +57,7 @@ class AotiCompiler(Compiler):
     name = "aoti"
     dtypes: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("float32", "bfloat16"), "cuda": ("bfloat16",)}
     expert_formats = EXPERTS
+    trains = True
     options_class = Options
 
     def available(self, device: str) -> Availability:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from ...artifact.manifest import Manifest
@@ -22,7 +23,8 @@ from ...runtime.interleaving import interleave_weights
 from ...runtime.mapped_files import MappedFiles
 from ...runtime.page_memory import allocate_pages
 from ...runtime.program_executor import ProgramExecutor
-from ...runtime.weights import load_weights
+from ...runtime.tensors import LoadedProgram, Tensor, Tensors
+from ...runtime.weights import Weights, load_weights
 from ..base_loader import Loader, LoadSettings
 from ..gpu import current_gpu_arch, rank_problems
 from . import cpu_isa
@@ -89,10 +91,7 @@ class AotiLoader(Loader):
 
             def finish_weights() -> None:
                 with progress.stage("wait for the weights"):
-                    weights.wait()
-                    if tensors.on_gpu:
-                        interleave = programs[Interleave().name]
-                        interleave_weights(weights.tensors, lambda words: interleave([words])[0], tensors)
+                    _finish(weights, programs, tensors)
 
             if not tensors.captures_at_first:  # programs run before they are captured, with the weights
                 finish_weights()
@@ -105,6 +104,35 @@ class AotiLoader(Loader):
             if tensors.captures_at_first:
                 finish_weights()
         return executor
+
+    def load_training(
+        self, manifest: Manifest, folder: Path, progress: Progress, settings: LoadSettings
+    ) -> tuple[LoadedProgram, Mapping[str, Tensor]]:
+        import torch  # noqa: F401  (so that the package is opened by it)
+
+        arch = runnable_arch(manifest, _current_arch(manifest))
+        if arch is None:
+            raise ArtifactError(f"{folder}: has no code for this machine")
+        package = _opened(manifest, folder, arch, settings.tune_process)
+        tensors = package.tensors
+        mapped = MappedFiles(folder / name for name in manifest.weight_files() if not tensors.on_gpu)
+        with tensors.working():
+            loading = load_weights(manifest, folder, tensors)
+        with loading as weights:
+            with progress.stage("load programs"):
+                programs = package.programs(mapped)
+            with progress.stage("wait for the weights"):
+                _finish(weights, programs, tensors)
+        (step,) = (program.name for program in programs_of(manifest.sizes, "cpu"))
+        return programs[step], weights.tensors
+
+
+def _finish(weights: Weights, programs: Mapping[str, LoadedProgram], tensors: Tensors) -> None:
+    """Wait for the weights, and bring them into the form that the kernels of a GPU take."""
+    weights.wait()
+    if tensors.on_gpu:
+        interleave = programs[Interleave().name]
+        interleave_weights(weights.tensors, lambda words: interleave([words])[0], tensors)
 
 
 def _opened(manifest: Manifest, folder: Path, arch: str, tune_process: bool) -> OpenedPackage:
