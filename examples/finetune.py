@@ -14,11 +14,10 @@ import tokenizers
 import torch
 
 import gptoss_export
-from gptoss_export import BuildOptions
-from gptoss_export.training_options import TrainOptions
+from gptoss_export import BuildOptions, TrainOptions
 
 TEXT = "An artifact is compiled once. It starts in seconds, and decodes at the speed of the memory."
-STEPS, ENOUGH = 300, 0.02
+STEPS, ENOUGH = 200, 0.1
 
 checkpoint, folder = Path(sys.argv[1]), Path(sys.argv[2])
 folder.mkdir(exist_ok=True)
@@ -31,7 +30,7 @@ step = gptoss_export.load_train_step(trainer)
 batch = step.pack([tokens])
 
 if not adapter.exists():
-    optimizer = torch.optim.AdamW(step.parameters(), lr=1e-2, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(step.parameters(), lr=3e-3, weight_decay=0.0)
     for number in range(STEPS):
         loss = float(step(batch))
         if number % 20 == 0 or loss < ENOUGH:

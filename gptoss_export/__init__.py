@@ -8,6 +8,7 @@ sign            sign an artifact with a private key
 Runner          a loaded artifact
 Engine          any number of requests over a runner
 SamplingParams  how a sequence chooses its tokens
+TrainOptions    what a build that makes a training step is asked for
 TrainStep       a loaded training step
 
 Each name is imported when it is first used, so that `import gptoss_export` is quick and needs no torch.
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .runtime.runner import Runner
     from .runtime.sampling_params import SamplingParams
     from .runtime.train_step import TrainStep
+    from .training_options import TrainOptions
     from .verification.verify import verify
 
 _PUBLIC = {
@@ -40,6 +42,7 @@ _PUBLIC = {
     "Runner": "runtime.runner",
     "SamplingParams": "runtime.sampling_params",
     "Token": "runtime.generation",
+    "TrainOptions": "training_options",
     "TrainStep": "runtime.train_step",
     "build": "building",
     "load": "loading",
@@ -55,6 +58,7 @@ __all__ = [
     "Runner",
     "SamplingParams",
     "Token",
+    "TrainOptions",
     "TrainStep",
     "build",
     "load",

@@ -83,8 +83,11 @@ def test_public_surface() -> None:
         "Runner",
         "SamplingParams",
         "Token",
+        "TrainOptions",
+        "TrainStep",
         "build",
         "load",
+        "load_train_step",
         "sign",
         "verify",
     ]
