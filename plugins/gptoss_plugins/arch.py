@@ -33,3 +33,10 @@ def shared_memory(arch: str) -> int:
 def has_asynchronous_products(arch: str) -> bool:
     """Whether Triton begins tensor core products without waiting for their end (wgmma): Hopper alone."""
     return arch == "sm_90"
+
+
+def has_large_products(arch: str) -> bool:
+    """Whether a tensor core instruction serves four warps and reads its right operand from shared memory (wgmma of
+    sm_90, tcgen05 of sm_100). Elsewhere each warp has both operands in its registers, and large tiles need more warps.
+    """
+    return arch in ("sm_90", "sm_100", "sm_103")

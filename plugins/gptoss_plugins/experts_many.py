@@ -71,17 +71,13 @@ def many_pairs_space(
 ) -> ConfigSpace:
     """The launch configs of the kernels for tokens * choices pairs. By default a block has all pairs of most experts,
     up to 128."""
-    average, form = tokens * choices / experts, stored.form
-    pairs, gate_up, down = next(tiles for most, *tiles in _TILES[form] if average <= most)
-    if dtype == torch.float32:  # no tensor cores: products run on FMA units and take their operands from registers
-        pairs = min(pairs, 64)
-        gate_up = down = Tile(rows=32, words=8 if form == NF4.value else 4, warps=4, stages=2)
+    pairs, gate_up, down = tiles_for(stored, tokens * choices / experts, dtype)
     return ConfigSpace(
         name=stored.space_name("experts_many"),
         shape=stored.shape(dtype, tokens=tokens, choices=choices, experts=experts, hidden=hidden, inter=inter),
         scaled=("tokens",),
         default={"block": Block(pairs), "gate_up": gate_up, "down": down},
-        options={"block": {"pairs": (8, 16, 32, 64, 128)}, "gate_up": _TILE, "down": _TILE},
+        options={"block": {"pairs": (8, 16, 32, 64, 128)}, "gate_up": TILE_OPTIONS, "down": TILE_OPTIONS},
     )
 
 
@@ -117,7 +113,16 @@ _TILES = {
     ),
 }
 _SUM_WARPS = 4
-_TILE = {"rows": (32, 64, 128, 256), "words": (8, 16, 32, 64), "warps": (2, 4, 8), "stages": (2, 3, 4)}
+TILE_OPTIONS = {"rows": (32, 64, 128, 256), "words": (8, 16, 32, 64), "warps": (2, 4, 8), "stages": (2, 3, 4)}
+
+
+def tiles_for(stored: Stored, average: float, dtype: torch.dtype) -> tuple[int, Tile, Tile]:
+    """For so many pairs an expert: the pairs of a block, and the tiles of gate_up and of down."""
+    pairs, gate_up, down = next(tiles for most, *tiles in _TILES[stored.form] if average <= most)
+    if dtype == torch.float32:  # no tensor cores: products run on FMA units and take their operands from registers
+        pairs = min(pairs, 64)
+        gate_up = down = Tile(rows=32, words=8 if stored.form == NF4.value else 4, warps=4, stages=2)
+    return pairs, gate_up, down
 
 
 def launch_many_pairs(

@@ -65,7 +65,7 @@ def arrange_words(x: torch.Tensor, words: int) -> torch.Tensor:
 
 @triton.jit
 def _codes(words, factor):
-    """Words of interleaved codes and their factors (`_factors`) to eight bfloat16: code 0 of each word, code 1, ...
+    """Words of interleaved codes and their factors (`word_factors`) to eight bfloat16: code 0 of each word, code 1, ...
 
     Two words are unpacked with the factor of the first one. So a thread must have at least two neighbouring words of a
     row, which are of one group. A left operand of 8 words or more gives it two.
@@ -123,7 +123,7 @@ def _plain_codes(words, factor, dtype: tl.constexpr):
 
 
 @triton.jit
-def _factors(scales, there, PAIRED: tl.constexpr):
+def word_factors(scales, there, PAIRED: tl.constexpr):
     """The factors of groups that are `there`, by their scales (E8M0).
 
     PAIRED: 2^(126 - 32) times the scale as a bfloat16, in both halves of an int32, for `_codes`; NaN for scales above
@@ -135,6 +135,20 @@ def _factors(scales, there, PAIRED: tl.constexpr):
     else:
         factor = scale_of(scale)
     return factor
+
+
+@triton.jit
+def word_weights(words, factor, dtype: tl.constexpr, PAIRED: tl.constexpr):
+    """Words [R, WORDS] and their factors to weights [R, 8 WORDS] in the order of the words; PAIRED: times 2^-32."""
+    if PAIRED:
+        codes = _codes(words, factor)
+    else:
+        codes = _plain_codes(words, factor, dtype)
+    weights = tl.join(
+        tl.join(tl.join(codes[0], codes[4]), tl.join(codes[2], codes[6])),
+        tl.join(tl.join(codes[1], codes[5]), tl.join(codes[3], codes[7])),
+    )
+    return weights.permute(0, 2, 3, 4, 1).reshape(words.shape[0], 8 * words.shape[1])
 
 
 @triton.jit
@@ -169,24 +183,16 @@ def words_product(
         line = line.to(tl.int64)
     x += line[:, None] * STRIDE + tl.arange(0, 8 * WORDS)[None, :]
     acc = tl.zeros([R, line.shape[0]], tl.float32)
-    next_factor = _factors(scales, (group < LENGTH // 32)[None, :], PAIRED)
+    next_factor = word_factors(scales, (group < LENGTH // 32)[None, :], PAIRED)
     for start in range(0, COUNT, WORDS):
         words = tl.load(packed + start, mask=(start + k < COUNT)[None, :], other=0)
         factor = tl.broadcast_to(next_factor[:, :, None], [R, WORDS // 4, 4]).reshape(R, WORDS)
         ahead = (start + WORDS) // 4
-        next_factor = _factors(scales + ahead, (ahead + group < LENGTH // 32)[None, :], PAIRED)
+        next_factor = word_factors(scales + ahead, (ahead + group < LENGTH // 32)[None, :], PAIRED)
         values = tl.load(x + start * 8, mask=there[:, None], other=0.0)
         if ASYNC:
             words = after_products(words)
-        if PAIRED:
-            codes = _codes(words, factor)
-        else:
-            codes = _plain_codes(words, factor, values.dtype)
-        weights = tl.join(
-            tl.join(tl.join(codes[0], codes[4]), tl.join(codes[2], codes[6])),
-            tl.join(tl.join(codes[1], codes[5]), tl.join(codes[3], codes[7])),
-        )
-        weights = weights.permute(0, 2, 3, 4, 1).reshape(R, 8 * WORDS)
+        weights = word_weights(words, factor, values.dtype, PAIRED)
         acc = tl.dot(weights, tl.trans(values), acc, input_precision=PRECISION)
     if PAIRED:
         acc *= 4294967296.0  # 2^32

@@ -18,7 +18,7 @@ from .nf4 import carried, table_place, table_values
 
 
 @triton.jit
-def _weights(words, factor, place, dtype: tl.constexpr, ASSEMBLY: tl.constexpr):
+def nf4_weights(words, factor, place, dtype: tl.constexpr, ASSEMBLY: tl.constexpr):
     """Words [R, WORDS] and their factors to weights [R, 8 WORDS]: code 0 of each word, code 1, ..."""
     codes = ()
     for i in tl.static_range(8):
@@ -74,7 +74,7 @@ def nf4_product(
         values = tl.load(x + start * 8, mask=there[:, None], other=0.0)
         if ASYNC:
             words = after_products(words)
-        weights = _weights(words, factor, place, values.dtype, ASSEMBLY)
+        weights = nf4_weights(words, factor, place, values.dtype, ASSEMBLY)
         place = carried(place, ASSEMBLY)
         acc = tl.dot(weights, tl.trans(values), acc, input_precision=PRECISION)
     return acc

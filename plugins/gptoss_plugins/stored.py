@@ -84,19 +84,20 @@ class Experts:
     @property
     def gate_up(self) -> tuple[torch.Tensor, ...]:
         """Weight, scales, table and bias of the first matrix, as the kernels take them."""
-        return *_given(self.gate_up_weight, self.gate_up_scales, self.gate_up_table), self.gate_up_bias
+        return *as_pointers(self.gate_up_weight, self.gate_up_scales, self.gate_up_table), self.gate_up_bias
 
     @property
     def down(self) -> tuple[torch.Tensor, ...]:
         """The same of the second one."""
-        return *_given(self.down_weight, self.down_scales, self.down_table), self.down_bias
+        return *as_pointers(self.down_weight, self.down_scales, self.down_table), self.down_bias
 
     @property
     def stored(self) -> Stored:
         return stored_as(self.down_scales, self.inter)
 
 
-def _given(
+def as_pointers(
     weight: torch.Tensor, scales: torch.Tensor | None, table: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weight, scales and table of a matrix, as the kernels take them: the weights in place of what is missing."""
     return weight, weight if scales is None else scales, weight if table is None else table

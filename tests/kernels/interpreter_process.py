@@ -16,9 +16,10 @@ from typing import Any
 
 def found_by_interpreter(script: str) -> Any:
     """What the script prints as JSON. It finds the modules of tests/."""
+    folders = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     run = subprocess.run(
         [sys.executable, script],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(folders)},
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

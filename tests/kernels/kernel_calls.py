@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from training_calls import TRAINING
 
 from gptoss_export.model.expert_formats import BF16, MXFP4, NF4, NF4_OF_32, ExpertFormat
 from gptoss_export.model.kv_cache import PAGE
@@ -226,6 +227,7 @@ LAUNCHES: dict[str, tuple[str, Callable[[], dict[str, Any]], list[str]]] = {
     "unembedding, one row": ("unembed", lambda: unembed(1), ["_logits_pdl", "_choose_pdl"]),
     "unembedding, 64 rows": ("unembed", lambda: unembed(64), ["_normalise_pdl", "_logits_batch_pdl", "_choose_pdl"]),
     "unembedding, 200 rows": ("unembed", lambda: unembed(200), []),
+    **TRAINING,
 }
 
 

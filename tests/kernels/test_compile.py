@@ -83,6 +83,9 @@ def test_compiles_for_h200(label: str, tmp_path: Path) -> None:
         "experts half, bf16, chunk",
         "unembedding, 64 rows",
         "prefill",
+        "grouped gate_up",
+        "grouped gate_up, transposed",
+        "gradients of packed attention",
     ],
 )
 def test_compiles_for_other_gpus(label: str, arch: str) -> None:
