@@ -157,10 +157,12 @@ class Program(ABC):
     likely_rows  of a call, where its rows are no constant. Code is made for about so many; it is right for any number
                  from 1 on
     of_any_rank  it is the same for all ranks that share a model
+    in_order     its operations are in an order that takes little memory, and a compiler keeps it
     """
 
     likely_rows: ClassVar[int] = 3
     of_any_rank: ClassVar[bool] = False
+    in_order: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -299,6 +301,8 @@ class Interleave(Program):
 @dataclass(frozen=True)
 class Train(Program):
     """The loss of a row of tokens, and the gradients of all LoRA factors."""
+
+    in_order = True
 
     training: Training
 

@@ -2,6 +2,9 @@
 
 The logits of all tokens would be the largest tensor by far. So a few tokens are taken at a time: their logits, their
 part of the loss, and at once the gradient of their hidden states, since the loss is where backward begins.
+
+The logit of a target is computed once more, from its row of the unembedding. If it were read from the logits, a
+compiler that puts the losses of all tokens into one kernel would keep all logits for it.
 """
 
 from __future__ import annotations
@@ -31,11 +34,12 @@ def cross_entropy(
         normed = rms_norm(some, norm.weight, norm.eps).to(unembedding.dtype)
         logits = F.linear(normed, unembedding).float()
         log_total = logits.logsumexp(dim=-1, keepdim=True)
-        target = torch.where(counted, wanted, 0).unsqueeze(-1)
-        loss = loss + torch.where(counted, (log_total - logits.gather(-1, target)).squeeze(-1), 0.0).sum()
+        target = torch.where(counted, wanted, 0)
+        of_target = (normed.float() * unembedding[target].float()).sum(dim=-1)
+        loss = loss + torch.where(counted, log_total.squeeze(-1) - of_target, 0.0).sum()
         likelihoods = torch.exp(logits - log_total)
         share = (counted.float() / number).unsqueeze(-1)
-        grad_logits = torch.where(vocabulary == target, likelihoods - 1, likelihoods) * share
+        grad_logits = torch.where(vocabulary == target.unsqueeze(-1), likelihoods - 1, likelihoods) * share
         grad_normed = grad_logits.to(unembedding.dtype) @ unembedding
         grads.append(rms_norm_backward(grad_normed.float(), some, norm.weight, norm.eps))
     return loss / number, torch.cat(grads)

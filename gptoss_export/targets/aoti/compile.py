@@ -148,6 +148,8 @@ class AotiCompiler(Compiler):
         }
         if device == "cpu" and program.ranks > 1:  # which share the cores
             options["cpp.threads"] = max(1, torch.get_num_threads() // program.ranks)
+        if program.program.in_order:
+            options["reorder_for_peak_memory"] = False  # it would allocate what kernels write long before they run
         if device == "cuda":
             options |= {
                 "aot_inductor.embed_kernel_binary": True,
