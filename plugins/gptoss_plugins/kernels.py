@@ -15,6 +15,7 @@ from . import (
     packed_attention,
     packed_attention_backward,
     rotary,
+    rotate,
     sum_ranks,
     unembed,
 )
@@ -29,6 +30,7 @@ KERNELS: dict[str, Kernel] = {
     "packed_attention": packed_attention.KERNEL,
     "packed_attention_backward": packed_attention_backward.KERNEL,
     "rotary": rotary.KERNEL,
+    "rotate": rotate.KERNEL,
     "sink_attention": attention.KERNEL,
     "sum_ranks": sum_ranks.KERNEL,
     "unembed": unembed.KERNEL,

@@ -79,9 +79,13 @@ def test_grouped_linear_is_a_loop_over_experts(arguments: dict[str, Any]) -> Non
     got = OPS["grouped_linear"].reference(**arguments)
     matrices = unpack(arguments["matrix_weight"], arguments["matrix_scales"], arguments["matrix_table"])
     expected, start = torch.zeros_like(got), 0
-    for matrix, end in zip(matrices, arguments["ends"].tolist(), strict=True):
+    for expert, (matrix, end) in enumerate(zip(matrices, arguments["ends"].tolist(), strict=True)):
         rows = arguments["x"][start:end]
         expected[start:end] = rows @ (matrix if arguments["transposed"] else matrix.T)
+        if arguments["bias"] is not None:
+            expected[start:end] += arguments["bias"][expert]
+        if arguments["added"] is not None:
+            expected[start:end] += arguments["added"][start:end]
         start = end
     assert deviation(got, expected).within(CLOSE)
     assert torch.equal(got[start:], torch.zeros_like(got[start:]))
@@ -98,10 +102,11 @@ def test_grouped_outer_is_a_loop_over_experts(arguments: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("fill", [float("nan"), float("inf")])
 def test_rows_without_an_expert_change_no_bit(fill: float) -> None:
-    for name, tensors in ("grouped_linear", ("x",)), ("grouped_outer", ("a", "b")):
+    for name, tensors in ("grouped_linear", ("x", "added")), ("grouped_outer", ("a", "b")):
         for case in OPS[name].cases(CPU, torch.float32):
             end = int(case.arguments["ends"][-1])
-            filled = {tensor: case.arguments[tensor].clone() for tensor in tensors}
+            given = {name: case.arguments[name] for name in tensors}
+            filled = {name: value.clone() for name, value in given.items() if value is not None}
             for tensor in filled.values():
                 tensor[end:] = fill
             expected = OPS[name].reference(**case.arguments)

@@ -13,6 +13,7 @@ from . import (
     packed_attention,
     packed_attention_backward,
     rotary,
+    rotate,
     sum_ranks,
     unembed,
 )
@@ -32,6 +33,7 @@ OPS: dict[str, Op] = {
         packed_attention,
         packed_attention_backward,
         rotary,
+        rotate,
         sum_ranks,
         unembed,
     )

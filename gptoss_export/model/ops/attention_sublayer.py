@@ -48,13 +48,7 @@ from ..places import Box
 from . import draw
 from .norm import rms_norm
 from .op import Case, Op
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate the two halves of [T, heads, D] against each other by [T, D / 2], in float32; dtype of x."""
-    first, second = x.float().chunk(2, dim=-1)
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+from .rotate import reference as rotate
 
 
 def reference(

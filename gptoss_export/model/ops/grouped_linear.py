@@ -1,14 +1,16 @@
 """gptoss::grouped_linear: each row times the matrix of its expert. The rows are sorted by expert.
 
-    out[i] = W[e] x[i]          for the rows i of expert e, which are ends[e - 1] to ends[e] - 1
-    out[i] = W[e]^T x[i]        with `transposed`: the gradient of x, for a gradient of the result
+    out[i] = W[e] x[i] + bias[e] + added[i]     for the rows i of expert e, which are ends[e - 1] to ends[e] - 1
+    out[i] = W[e]^T x[i] + bias[e] + added[i]   with `transposed`: the gradient of x, for a gradient of the result
 
 A training step has this op forward and backward, for the weights of the experts, which stay packed, and for the LoRA
-factors of each expert, which are plain matrices.
+factors of each expert, which are plain matrices. What a factor adds is `added` to: so one tensor is written and kept.
 
 Shapes
   x                [N, K]; with `transposed` [N, M]
   matrix_weight, matrix_scales, matrix_table   E matrices [M, K] in one of the formats of model/expert_weights.py
+  bias             [E, M]; with `transposed` [E, K]; None: zero
+  added            as the result; None: zero
   ends             [E] int32    where the rows of each expert end; ascending, the last one is at most N
   transposed       bool
   returns          [N, M]; with `transposed` [N, K]; dtype of x; sums are float32. Rows behind the last end are zero
@@ -77,6 +79,8 @@ def reference(
     matrix_weight: torch.Tensor,
     matrix_scales: torch.Tensor | None,
     matrix_table: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    added: torch.Tensor | None,
     ends: torch.Tensor,
     transposed: bool,
 ) -> torch.Tensor:
@@ -86,7 +90,11 @@ def reference(
     scales = None if matrix_scales is None else matrix_scales[expert]
     matrices = unpack(matrix_weight[expert], scales, matrix_table)  # [B, M, K]
     results = torch.bmm(x.float()[blocks.rows], matrices if transposed else matrices.mT)
+    if bias is not None:
+        results = results + bias.float()[expert].unsqueeze(1)
     out = results.flatten(0, 1)[blocks.place_of_row]
+    if added is not None:
+        out = out + added.float()
     return torch.where(blocks.has_expert[:, None], out, 0.0).to(x.dtype)
 
 
@@ -95,6 +103,8 @@ def fake(
     matrix_weight: torch.Tensor,
     matrix_scales: torch.Tensor | None,
     matrix_table: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    added: torch.Tensor | None,
     ends: torch.Tensor,
     transposed: bool,
 ) -> torch.Tensor:
@@ -109,7 +119,8 @@ def columns_of(weight: torch.Tensor, scales: torch.Tensor | None) -> int:
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """Every format both ways, experts without rows, rows without an expert, sizes that no tile divides, low ranks."""
+    """Every format both ways, experts without rows, rows without an expert, sizes that no tile divides, low ranks, with
+    and without what is added."""
     shapes = {
         # label: (rows of each expert, rows behind, M, K, format)
         "one row": ((0, 1, 0), 0, 96, 64, MXFP4),
@@ -126,12 +137,19 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         for transposed in False, True:
             random = torch.Generator().manual_seed(len(label))
             weight, scales, table = draw.stored(form, len(counts), rows, columns, random, device, dtype)
-            width = rows if transposed else columns
+            given, made = (rows, columns) if transposed else (columns, rows)
+
+            def normal(*shape: int) -> torch.Tensor:
+                return torch.randn(shape, generator=random).to(device, dtype)  # noqa: B023
+
+            lines = sum(counts) + behind
             arguments = {
-                "x": torch.randn(sum(counts) + behind, width, generator=random).to(device, dtype),
+                "x": normal(lines, given),
                 "matrix_weight": weight,
                 "matrix_scales": scales,
                 "matrix_table": table,
+                "bias": normal(len(counts), made) if label in ("even", "rows without an expert", "nf4") else None,
+                "added": normal(lines, made) if label in ("rows without an expert", "bf16", "lora_B") else None,
                 "ends": torch.tensor(counts, dtype=torch.int32).cumsum(0).int().to(device),
                 "transposed": transposed,
             }

@@ -10,7 +10,6 @@ import torch
 from torch.nn import functional as F
 
 from ..decoder import Attention, RMSNorm, Rope
-from ..ops.attention_sublayer import rotate
 from ..ops.norm import rms_norm
 from .deltas import Delta, Gradients
 from .norm import rms_norm_backward
@@ -45,7 +44,7 @@ def forward(
         for name, part in zip(_QKV, qkv.split(_widths(layer), dim=1), strict=True)
     ]
     query, key, value = (part.reshape(x.size(0), -1, layer.head_dim) for part in parts)
-    query, key = rotate(query, *rope), rotate(key, *rope)
+    query, key = torch.ops.gptoss.rotate(query, *rope), torch.ops.gptoss.rotate(key, *rope)
     out, log_total = torch.ops.gptoss.packed_attention(
         query, key, value.contiguous(), layer.sinks, positions, layer.window, layer.scale
     )
@@ -85,7 +84,8 @@ def backward(
         layer.scale,
     )
     # A rotation backward is the rotation by the negative angle; the concentration is in both cos and sin.
-    parts = [part.flatten(1) for part in (rotate(dq, cos, -sin), rotate(dk, cos, -sin), dv)]
+    back = torch.ops.gptoss.rotate
+    parts = [part.flatten(1) for part in (back(dq, cos, -sin), back(dk, cos, -sin), dv)]
     normed = rms_norm(x, norm.weight, norm.eps).to(norm.weight.dtype)
     grad_normed = torch.cat(parts, dim=1) @ layer.qkv_proj.weight
     for name, part in zip(_QKV, parts, strict=True):

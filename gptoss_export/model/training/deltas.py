@@ -51,12 +51,18 @@ class ExpertDelta:
     def add(self, y: torch.Tensor, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
         """y [N, out], plus the delta of x [N, in]."""
         inner = grouped_linear(x, self.a.to(x.dtype), ends) * self.scale
-        return y + grouped_linear(inner, self.b.to(x.dtype), ends)
+        return grouped_linear(inner, self.b.to(x.dtype), ends, added=y)
 
     def backward(
-        self, grad: torch.Tensor, x: torch.Tensor, ends: torch.Tensor, gradients: Gradients, share: torch.Tensor | None
+        self,
+        grad: torch.Tensor,
+        x: torch.Tensor,
+        ends: torch.Tensor,
+        gradients: Gradients,
+        share: torch.Tensor | None,
+        grad_x: torch.Tensor,
     ) -> torch.Tensor:
-        """The part [N, in] of the gradient of x, for a gradient [N, out] without `share`.
+        """grad_x [N, in], plus the part of the gradient of x, for a gradient [N, out] without `share`.
 
         share  [N, 1] by which the gradient of each row is multiplied for the factors; None: 1
         """
@@ -67,11 +73,15 @@ class ExpertDelta:
         shared = inner if share is None else (inner.float() * share).to(x.dtype)
         gradients[f"{self.name}.lora_A"] = torch.ops.gptoss.grouped_outer(of_rows, x, ends)
         gradients[f"{self.name}.lora_B"] = torch.ops.gptoss.grouped_outer(grad, shared, ends)
-        return grouped_linear(grad_inner, a, ends, transposed=True)
+        return grouped_linear(grad_inner, a, ends, transposed=True, added=grad_x)
 
 
 def grouped_linear(
-    x: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor, transposed: bool = False
+    x: torch.Tensor,
+    matrices: torch.Tensor,
+    ends: torch.Tensor,
+    transposed: bool = False,
+    added: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """gptoss::grouped_linear with plain matrices [E, M, K]."""
-    return torch.ops.gptoss.grouped_linear(x, matrices, None, None, ends, transposed)
+    return torch.ops.gptoss.grouped_linear(x, matrices, None, None, None, added, ends, transposed)

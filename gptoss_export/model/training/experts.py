@@ -97,7 +97,7 @@ def _linear(
     experts: Experts, matrix: str, x: torch.Tensor, pairs: Pairs, deltas: Mapping[str, ExpertDelta]
 ) -> torch.Tensor:
     weight, scales, table, bias = _stored(experts, matrix)
-    out = torch.ops.gptoss.grouped_linear(x, weight, scales, table, pairs.ends, False) + bias[pairs.expert]
+    out = torch.ops.gptoss.grouped_linear(x, weight, scales, table, bias, None, pairs.ends, False)
     delta = deltas.get(f"{matrix}_proj")
     return out if delta is None else delta.add(out, x, pairs.ends)
 
@@ -113,9 +113,9 @@ def _linear_backward(
     share: torch.Tensor | None,
 ) -> torch.Tensor:
     weight, scales, table, _ = _stored(experts, matrix)
-    grad_x = torch.ops.gptoss.grouped_linear(grad, weight, scales, table, pairs.ends, True)
+    grad_x = torch.ops.gptoss.grouped_linear(grad, weight, scales, table, None, None, pairs.ends, True)
     delta = deltas.get(f"{matrix}_proj")
-    return grad_x if delta is None else grad_x + delta.backward(grad, x, pairs.ends, gradients, share)
+    return grad_x if delta is None else delta.backward(grad, x, pairs.ends, gradients, share, grad_x)
 
 
 def _stored(
