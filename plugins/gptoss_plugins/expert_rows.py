@@ -17,15 +17,16 @@ from .stored import PLAIN
 
 
 @triton.jit
-def rows_of_block(ends, block, ROWS: tl.constexpr, EXPERTS: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+def rows_of_block(start, end, block, ROWS: tl.constexpr, EXPERTS: tl.constexpr, BLOCK: tl.constexpr):
     """The expert of a block, its first row, and where the rows of that expert end.
 
-    The expert is EXPERTS or more for rows behind the last end of all ROWS. A block that is not needed begins at its end
-    or behind it. COUNT is EXPERTS rounded up to a power of two.
+    start and end [C] are those of all experts, and 0 behind EXPERTS. The expert is EXPERTS or more for rows behind the
+    last end of all ROWS. A block that is not needed begins at its end or behind it.
+
+    The kernel loads start and end itself. Where a function is given a tensor and returns a place to write to, torch
+    takes that tensor for written, and copies it before each launch.
     """
-    number = tl.arange(0, COUNT)
-    end = tl.load(ends + number, mask=number < EXPERTS, other=0)
-    start = tl.load(ends + number - 1, mask=(number > 0) & (number < EXPERTS), other=0)
+    number = tl.arange(0, start.shape[0])
     upto = tl.cumsum(tl.cdiv(end - start, BLOCK), 0)  # blocks of this expert and of those before it
     before = upto <= block
     expert = tl.sum(before.to(tl.int32), 0)

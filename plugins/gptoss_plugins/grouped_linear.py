@@ -126,7 +126,10 @@ def _grouped_linear(
 ):
     """TILE results of each line of a block: out [LINES, ROWS]. The matrices are [ROWS, COLUMNS]."""
     tile, block = tl.program_id(0), tl.program_id(1)
-    expert, begin, stop = rows_of_block(ends, block, LINES, EXPERTS, COUNT, BLOCK)
+    number = tl.arange(0, COUNT)
+    end = tl.load(ends + number, mask=number < EXPERTS, other=0)
+    start = tl.load(ends + number - 1, mask=(number > 0) & (number < EXPERTS), other=0)
+    expert, begin, stop = rows_of_block(start, end, block, LINES, EXPERTS, BLOCK)
     if begin >= stop:
         return
     row = tile * TILE + tl.arange(0, TILE)

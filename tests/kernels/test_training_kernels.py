@@ -1,6 +1,7 @@
-"""What the kernels of a training step promise beyond their references: equal bits each time, and that neither rows
-behind the last end nor experts without rows change a bit. In Triton's interpreter, by this file run as a script.
-"""
+"""What the kernels of a training step promise beyond their references: equal bits each time, that neither rows behind
+the last end nor experts without rows change a bit, and that they write their results alone.
+
+The kernels run in Triton's interpreter, in a process that is this file run as a script."""
 
 from __future__ import annotations
 
@@ -15,12 +16,17 @@ pytest.importorskip("triton")
 from gptoss_plugins.arch import INTERPRETER
 from interpreter_process import found_by_interpreter
 from kernel_cases import CPU, covered_cases
+from launch_recorder import record
+from training_calls import TRAINING
 
+from gptoss_export.compat import mutation_analysis
 from gptoss_export.kernels.kernel import ConfigChooser
 from gptoss_export.kernels.registry import kernels
 from gptoss_export.model.expert_formats import BF16, MXFP4, NF4_OF_32
 from gptoss_export.model.mxfp4 import NAN_SCALE
 from gptoss_export.model.ops import OPS, draw
+from gptoss_export.targets.aoti import cross_compile
+from gptoss_export.targets.aoti.compile import COMPILER
 
 NAN = float("nan")
 COUNTS, BEHIND, ROWS, COLUMNS = (0, 21, 3, 0), 5, 32, 64  # rows of each expert, rows behind; of a matrix
@@ -85,6 +91,31 @@ def test_rows_behind_and_experts_without_rows_change_no_bit(found: dict[str, boo
 
 def test_gradients_of_attention_have_the_same_bits_each_time(found: dict[str, bool]) -> None:
     assert found["gradients"]
+
+
+@pytest.mark.skipif(bool(cross_compile.problems()), reason="; ".join(cross_compile.problems()))
+def test_torch_takes_results_alone_for_written() -> None:
+    """It copies what it takes for written before each launch, and a matrix of all experts is large."""
+    wrap = pytest.importorskip("torch._higher_order_ops.triton_kernel_wrap")
+    (name,) = [name for name in mutation_analysis.NAMES if hasattr(wrap, name)]
+    launches = [launch for op, arguments, _ in TRAINING.values() for launch in record(op, arguments())]
+    found: dict[str, set[str]] = {}
+    with COMPILER.environment("cuda", "sm_90"):
+        for launch in launches:
+            given = {key: value for key, value in launch.arguments.items() if key in launch.kernel.arg_names}
+            answer = getattr(wrap, name)(launch.kernel, given, {})
+            written = answer if isinstance(answer, list) else [access.name for access in answer.read_writes.writes]
+            found.setdefault(launch.name, set()).update(written)
+    assert found == {
+        "_arrange_words": {"arranged"},
+        "_delta": {"delta", "sink_sums"},
+        "_grouped_linear": {"out"},
+        "_grouped_linear_transposed": {"out"},
+        "_grouped_outer": {"out"},
+        "_key_gradients": {"dk", "dv"},
+        "_packed_attention": {"out", "log_total"},
+        "_query_gradients": {"dq"},
+    }
 
 
 def _interpret() -> None:

@@ -26,6 +26,8 @@ pytest.importorskip("triton")
 
 # Kernels without tuned configs.
 GUESSED = {"attention_batch", "experts_chunk", "experts_many", "experts_many_step", "unembed_batch"}
+# Ops that no program of an artifact calls.
+OF_TRAINING = {"grouped_linear", "grouped_outer", "packed_attention", "packed_attention_backward"}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def called() -> list[OpCall]:
 
 
 def test_every_kernel_with_a_config_space_is_called(called: list[OpCall]) -> None:
-    assert {call.op.name for call in called} == set(OPS) - {"rotary", "kv_write", "sum_ranks"}
+    assert {call.op.name for call in called} == set(OPS) - {"rotary", "kv_write", "sum_ranks"} - OF_TRAINING
     assert {call.space.name for call in called} == {
         "attention",
         "attention_batch",
