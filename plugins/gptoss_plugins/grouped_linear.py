@@ -33,7 +33,7 @@ from gptoss_export.model.ops.grouped_linear import columns_of
 from .arch import has_large_products
 from .expert_rows import half_of, matrix_of_expert, rows_of_block, store_zeros
 from .experts_many import TILE_OPTIONS, Block, Tile, tiles_for
-from .grouped_linear_transposed import Columns, launch_transposed, transposed_space
+from .grouped_linear_transposed import Addends, Columns, launch_transposed, transposed_space
 from .grouping import blocks_for, halves_for
 from .mxfp4_words import arrange_words
 from .stored import PLAIN, Stored, as_pointers, stored_as
@@ -57,6 +57,8 @@ def _tile(
     weight,
     scales,
     table,
+    bias,
+    added,
     out,
     row,
     line,
@@ -72,6 +74,8 @@ def _tile(
     PRECISION: tl.constexpr,
     ASYNC: tl.constexpr,
     WIDE: tl.constexpr,
+    BIAS: tl.constexpr,
+    ADDED: tl.constexpr,
 ):
     """Results `row` [R] of the lines `line` [L] that are before `stop`, of one expert, whose weights are given."""
     there = line < stop
@@ -95,7 +99,12 @@ def _tile(
         WIDE,
     )
     cells = line.to(tl.int64)[None, :] * ROWS + row[:, None]
-    tl.store(out + cells, result.to(out.dtype.element_ty), mask=there[None, :] & (row < ROWS)[:, None])
+    inside = there[None, :] & (row < ROWS)[:, None]
+    if BIAS:
+        result += tl.load(bias + tl.minimum(row, ROWS - 1)[:, None]).to(tl.float32)
+    if ADDED:
+        result += tl.load(added + cells, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + cells, result.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -104,6 +113,8 @@ def _grouped_linear(
     weight,
     scales,
     table,
+    bias,
+    added,
     ends,
     out,
     LINES: tl.constexpr,
@@ -123,6 +134,8 @@ def _grouped_linear(
     PRECISION: tl.constexpr,
     ASYNC: tl.constexpr,
     WIDE: tl.constexpr,
+    BIAS: tl.constexpr,
+    ADDED: tl.constexpr,
 ):
     """TILE results of each line of a block: out [LINES, ROWS]. The matrices are [ROWS, COLUMNS]."""
     tile, block = tl.program_id(0), tl.program_id(1)
@@ -137,6 +150,8 @@ def _grouped_linear(
         store_zeros(out, begin + tl.arange(0, BLOCK), stop, row, ROWS)
         return
     weight, scales = matrix_of_expert(weight, scales, expert, ROWS * COLUMNS, FORMAT, GROUP)
+    if BIAS:
+        bias += expert * ROWS
     half = half_of(stop - begin, BLOCK, HALVES)
     for halves in tl.static_range(HALVES):
         if half == halves:
@@ -145,6 +160,8 @@ def _grouped_linear(
                 weight,
                 scales,
                 table,
+                bias,
+                added,
                 out,
                 row,
                 begin + tl.arange(0, BLOCK // (1 + halves)),
@@ -160,6 +177,8 @@ def _grouped_linear(
                 PRECISION,
                 ASYNC,
                 WIDE,
+                BIAS,
+                ADDED,
             )
 
 
@@ -167,6 +186,7 @@ def _launch(
     x: torch.Tensor,
     matrix: tuple[torch.Tensor, ...],
     stored: Stored,
+    addends: Addends,
     ends: torch.Tensor,
     shape: Shape,
     block: Block,
@@ -179,6 +199,7 @@ def _launch(
     wrap_triton(_grouped_linear)[(triton.cdiv(shape.rows, tile.rows), blocks)](
         x,
         *matrix,
+        *addends.pointers(matrix[0]),
         ends,
         out,
         LINES=shape.lines,
@@ -193,6 +214,7 @@ def _launch(
         WORDS=tile.words,
         **product_constants(stored, x.dtype, arch),
         WIDE=x.numel() >= 2**31,
+        **addends.constants,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
@@ -205,6 +227,8 @@ def grouped_linear(
     matrix_weight: torch.Tensor,
     matrix_scales: torch.Tensor | None,
     matrix_table: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    added: torch.Tensor | None,
     ends: torch.Tensor,
     transposed: bool,
     config: list[int],
@@ -213,12 +237,12 @@ def grouped_linear(
     """`gptoss::grouped_linear`: same result. `config` and `arch` as in gptoss_export/kernels/launch_config.py."""
     shape = _shape(x, matrix_weight, matrix_scales)
     stored = stored_as(matrix_scales, shape.columns)
-    matrix = as_pointers(matrix_weight, matrix_scales, matrix_table)
+    matrix, addends = as_pointers(matrix_weight, matrix_scales, matrix_table), Addends(bias, added)
     if transposed:
         block, columns = unflatten(config, Block, Columns)
-        return launch_transposed(x, matrix, stored, ends, *shape[1:], block, columns, arch)
+        return launch_transposed(x, matrix, stored, addends, ends, *shape[1:], block, columns, arch)
     block, tile = unflatten(config, Block, Tile)
-    return _launch(x, matrix, stored, ends, shape, block, tile, arch)
+    return _launch(x, matrix, stored, addends, ends, shape, block, tile, arch)
 
 
 def _shape(x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor | None) -> Shape:

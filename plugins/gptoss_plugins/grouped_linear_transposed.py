@@ -55,6 +55,23 @@ class Columns(NamedTuple):
     stages: int
 
 
+class Addends(NamedTuple):
+    """What is added to the results: a bias [E, .] of each expert, and a tensor as the results. None: nothing."""
+
+    bias: torch.Tensor | None
+    added: torch.Tensor | None
+
+    def pointers(self, instead: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the kernels take them; `instead` stands for what there is not, and is not read."""
+        bias, added = (instead if found is None else found.contiguous() for found in self)
+        return bias, added
+
+    @property
+    def constants(self) -> dict[str, bool]:
+        """Which there are."""
+        return {"BIAS": self.bias is not None, "ADDED": self.added is not None}
+
+
 @triton.jit
 def _stored_columns(
     x,
@@ -154,6 +171,8 @@ def _columns_tile(
     weight,
     scales,
     table,
+    bias,
+    added,
     out,
     tile,
     line,
@@ -168,13 +187,14 @@ def _columns_tile(
     ASSEMBLY: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
+    BIAS: tl.constexpr,
+    ADDED: tl.constexpr,
 ):
     """Tile number `tile` of the results of the lines [L] before `stop`, of one expert, whose weights are given."""
     WIDTH: tl.constexpr = 8 * WORDS
     there = line < stop
     if FORMAT == PLAIN:
-        acc = _plain_columns(x, line, there, weight, tile, ROWS, COLUMNS, STEP, WIDTH, PRECISION, WIDE)
-        result = acc.to(out.dtype.element_ty)
+        result = _plain_columns(x, line, there, weight, tile, ROWS, COLUMNS, STEP, WIDTH, PRECISION, WIDE)
     else:
         acc = _stored_columns(
             x,
@@ -195,11 +215,18 @@ def _columns_tile(
             PRECISION,
             WIDE,
         )
-        by_code = acc.to(out.dtype.element_ty).reshape(line.shape[0], 8, WORDS)
+        if not (BIAS or ADDED):  # half the bytes to move, where nothing is added in float32
+            acc = acc.to(out.dtype.element_ty)
+        by_code = acc.reshape(line.shape[0], 8, WORDS)
         result = by_code.permute(0, 2, 1).reshape(line.shape[0], WIDTH)
     column = tile * WIDTH + tl.arange(0, WIDTH)
     cells = line.to(tl.int64)[:, None] * COLUMNS + column[None, :]
-    tl.store(out + cells, result, mask=there[:, None] & (column < COLUMNS)[None, :])
+    inside = there[:, None] & (column < COLUMNS)[None, :]
+    if BIAS:
+        result += tl.load(bias + tl.minimum(column, COLUMNS - 1)[None, :]).to(tl.float32)
+    if ADDED:
+        result += tl.load(added + cells, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + cells, result.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -208,6 +235,8 @@ def _grouped_linear_transposed(
     weight,
     scales,
     table,
+    bias,
+    added,
     ends,
     out,
     LINES: tl.constexpr,
@@ -225,6 +254,8 @@ def _grouped_linear_transposed(
     ASSEMBLY: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
+    BIAS: tl.constexpr,
+    ADDED: tl.constexpr,
 ):
     """8 WORDS results of each line of a block: out [LINES, COLUMNS]. The matrices are [ROWS, COLUMNS]."""
     tile, block = tl.program_id(0), tl.program_id(1)
@@ -238,6 +269,8 @@ def _grouped_linear_transposed(
         store_zeros(out, begin + tl.arange(0, BLOCK), stop, tile * (8 * WORDS) + tl.arange(0, 8 * WORDS), COLUMNS)
         return
     weight, scales = matrix_of_expert(weight, scales, expert, ROWS * COLUMNS, FORMAT, GROUP)
+    if BIAS:
+        bias += expert * COLUMNS
     half = half_of(stop - begin, BLOCK, HALVES)
     for halves in tl.static_range(HALVES):
         if half == halves:
@@ -246,6 +279,8 @@ def _grouped_linear_transposed(
                 weight,
                 scales,
                 table,
+                bias,
+                added,
                 out,
                 tile,
                 begin + tl.arange(0, BLOCK // (1 + halves)),
@@ -260,6 +295,8 @@ def _grouped_linear_transposed(
                 ASSEMBLY,
                 PRECISION,
                 WIDE,
+                BIAS,
+                ADDED,
             )
 
 
@@ -267,6 +304,7 @@ def launch_transposed(
     x: torch.Tensor,
     matrix: tuple[torch.Tensor, ...],
     stored: Stored,
+    addends: Addends,
     ends: torch.Tensor,
     experts: int,
     rows: int,
@@ -284,6 +322,7 @@ def launch_transposed(
     wrap_triton(_grouped_linear_transposed)[grid](
         x,
         *matrix,
+        *addends.pointers(matrix[0]),
         ends,
         out,
         LINES=lines,
@@ -297,6 +336,7 @@ def launch_transposed(
         WORDS=config.words,
         **constants,
         WIDE=x.numel() >= 2**31,
+        **addends.constants,
         num_warps=config.warps,
         num_stages=config.stages,
     )

@@ -34,6 +34,7 @@ TRAINING = {
     "grouped_outer": ("even",),
     "packed_attention": ("packed, window",),
     "packed_attention_backward": ("packed, window",),
+    "rotate": ("33 tokens, 6 heads of 80",),
 }
 
 

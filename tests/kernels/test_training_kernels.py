@@ -38,11 +38,14 @@ def linear_arguments(label: str) -> dict[str, Any]:
     form = next(form for form in (MXFP4, NF4_OF_32, BF16) if form.name == name)
     random = torch.Generator().manual_seed(1)
     weight, scales, table = draw.stored(form, len(COUNTS), ROWS, COLUMNS, random, CPU, torch.float32)
+    lines, made = sum(COUNTS) + BEHIND, COLUMNS if transposed else ROWS
     return {
-        "x": torch.randn(sum(COUNTS) + BEHIND, ROWS if transposed else COLUMNS, generator=random),
+        "x": torch.randn(lines, ROWS if transposed else COLUMNS, generator=random),
         "matrix_weight": weight,
         "matrix_scales": scales,
         "matrix_table": table,
+        "bias": torch.randn(len(COUNTS), made, generator=random),
+        "added": torch.randn(lines, made, generator=random),
         "ends": torch.tensor(COUNTS, dtype=torch.int32).cumsum(0).int(),
         "transposed": bool(transposed),
     }
@@ -57,7 +60,7 @@ def outer_arguments() -> dict[str, Any]:
 def filled(arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments with NaN in the rows behind the last end, and in the matrices of the experts without rows."""
     given = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in arguments.items()}
-    for name in {"x", "a", "b"} & given.keys():
+    for name in {"x", "a", "b", "added"} & given.keys():
         given[name][sum(COUNTS) :] = NAN
     if "matrix_weight" in given:
         scales = given["matrix_weight"] if given["matrix_scales"] is None else given["matrix_scales"]
@@ -115,6 +118,7 @@ def test_torch_takes_results_alone_for_written() -> None:
         "_key_gradients": {"dk", "dv"},
         "_packed_attention": {"out", "log_total"},
         "_query_gradients": {"dq"},
+        "_rotate": {"out"},
     }
 
 

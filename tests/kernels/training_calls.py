@@ -51,9 +51,16 @@ def grouped_linear(rows: int, columns: int, transposed: bool, form: ExpertFormat
         "matrix_scales": None,
         "matrix_table": None,
         **tensors,
+        "bias": None if transposed else empty(EXPERTS, rows),
+        "added": empty(TOKENS * CHOICES, columns if transposed else rows) if form == BF16 else None,
         "ends": empty(EXPERTS, dtype=torch.int32),
         "transposed": transposed,
     }
+
+
+def rotate(heads: int) -> dict[str, Any]:
+    angle = empty(TOKENS, HEAD_DIM // 2, dtype=torch.float32)
+    return {"x": empty(TOKENS, heads, HEAD_DIM), "cos": angle, "sin": angle}
 
 
 def grouped_outer(left: int, right: int) -> dict[str, Any]:
@@ -96,6 +103,7 @@ TRAINING: dict[str, tuple[str, Callable[[], dict[str, Any]], list[str]]] = {
         )
         for label, window in _WINDOWS
     },
+    "rotation of queries": ("rotate", partial(rotate, KV_HEADS * GROUP), ["_rotate"]),
     "outer products, lora_A": ("grouped_outer", partial(grouped_outer, RANK, HIDDEN), ["_grouped_outer"]),
     "outer products, lora_B": ("grouped_outer", partial(grouped_outer, 2 * INTER, RANK), ["_grouped_outer"]),
 }

@@ -49,6 +49,4 @@ def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         yield Case(f"{tokens} tokens, {heads} heads of {dim}", arguments)
 
 
-OP = Op(
-    name="rotate", reference=reference, fake=fake, cases=cases, realistic={"cos": draw.angles, "sin": draw.angles}
-)
+OP = Op(name="rotate", reference=reference, fake=fake, cases=cases, realistic={"cos": draw.angles, "sin": draw.angles})
