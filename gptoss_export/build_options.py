@@ -14,6 +14,7 @@ from .errors import BuildError, UsageError, raise_all
 from .kernels.kernel import ConfigChooser
 from .kernels.registry import shipped_tuned_configs
 from .kernels.tuned_configs import TunedConfigs, read_tuned_configs
+from .model.adapter_factors import LARGEST_RANK, MOST_ADAPTERS
 from .model.config import ModelConfig
 from .model.expert_formats import EXPERTS
 from .model.kv_cache import sequence_bytes
@@ -46,6 +47,8 @@ class BuildOptions:
     jobs            processes that compile side by side, where the target can. None: what cores and memory allow
     tuned_configs   files of tuned configs, which are looked in before those that are shipped
     adapter         folder of a LoRA adapter that is merged into the weights (checkpoint/adapter.py)
+    adapter_slots   LoRA adapters that the artifact can have loaded at a time while it runs; 0: none
+    adapter_rank    the largest rank that they have; 0 without adapter slots
     experts         "mxfp4", "nf4" or "bf16": the format of the experts' weights (model/expert_formats.py). None: NF4 is
                     kept, and everything else becomes MXFP4
     target_options  the target's own options, of its options class. None: their defaults
@@ -65,6 +68,8 @@ class BuildOptions:
     jobs: int | None = None
     tuned_configs: tuple[Path, ...] = ()
     adapter: Path | None = None
+    adapter_slots: int = 0
+    adapter_rank: int = 0
     experts: str | None = None
     target_options: Any = None
 
@@ -100,6 +105,8 @@ class Settings:
             "stop_tokens": list(self.stop_tokens),
             "tuned_configs": [path.name for path in self.tuned_configs],
             "adapter": None if self.adapter is None else self.adapter.resolve().name,
+            "adapter_slots": self.sizes.adapter_slots,
+            "adapter_rank": self.sizes.adapter_rank,
             "experts": self.experts,
         } | dataclasses.asdict(self.target_options)
 
@@ -130,13 +137,15 @@ def resolve(options: BuildOptions) -> tuple[Compiler, Settings, dict[str, Config
         target.default_prefill_chunks(device),
     )
     sizes, rank_problems = _with_ranks(sizes, options, target, device)
+    sizes, adapter_problems = _with_adapters(sizes, options, target, device)
     problems += target.size_problems(sizes)
     if options.experts not in (None, *EXPERTS):
         problems.append(f"--experts {shown(options.experts)}: expected {', '.join(EXPERTS[:-1])} or {EXPERTS[-1]}")
     if options.jobs is not None and (whole_number(options.jobs) is None or options.jobs < 1):
         problems.append(f"--jobs {shown(options.jobs)}: expected 1 or more")
     stop_tokens, stop_problems = _stop_tokens(options.stop_tokens)
-    raise_all(UsageError, "options that cannot be built", problems + size_problems + rank_problems + stop_problems)
+    problems += size_problems + rank_problems + adapter_problems + stop_problems
+    raise_all(UsageError, "options that cannot be built", problems)
     available = target.available(device)
     if not available.ready:
         raise BuildError(f"{target.name} for {device} cannot be built here: {available.detail}; {available.fix}")
@@ -258,6 +267,36 @@ def with_ranks(sizes: Sizes, ranks: Any, by_expert: bool) -> tuple[Sizes, list[s
     if by_expert and count == 1:
         return sizes, ["--expert-parallel: expected --tensor-parallel with 2, 4 or 8 ranks, which divide the experts"]
     return dataclasses.replace(sizes, ranks=count, expert_parallel=by_expert), []
+
+
+def _with_adapters(sizes: Sizes, options: BuildOptions, target: Compiler, device: str) -> tuple[Sizes, list[str]]:
+    """The sizes with the adapter slots that are wanted, and what is wrong with these. Then the sizes are as they
+    were."""
+    wanted = {
+        "--adapter-slots": (options.adapter_slots, MOST_ADAPTERS),
+        "--adapter-rank": (options.adapter_rank, LARGEST_RANK),
+    }
+    numbers = {option: whole_number(value) for option, (value, _) in wanted.items()}
+    slots, rank = numbers.values()
+    if slots == rank == 0:
+        return sizes, []
+    problems = [
+        f"{option} {shown(value)}: expected 1 to {most}"
+        for option, (value, most) in wanted.items()
+        if (number := numbers[option]) is None or not 0 <= number <= most
+    ]
+    if not problems and 0 in (slots, rank):
+        given, missing = wanted if rank == 0 else reversed(wanted)
+        problems.append(f"{given} {slots or rank}: expected {missing} as well; give both, or neither")
+    if sizes.ranks > 1:
+        problems.append(
+            f"--adapter-slots {shown(slots)}: found --tensor-parallel {sizes.ranks}, expected 1 rank; leave one out"
+        )
+    if (problem := target.adapter_problem(device)) is not None:
+        problems.append(f"--adapter-slots {shown(slots)}: {problem}")
+    if problems or slots is None or rank is None:
+        return sizes, problems
+    return dataclasses.replace(sizes, adapter_slots=slots, adapter_rank=rank), []
 
 
 def _listed(values: Any) -> tuple[Any, ...]:

@@ -53,7 +53,7 @@ def describe_code(
         "arch": arch,
         "dtype": dtype,
         "model": model.to_json(),
-        "sizes": dataclasses.asdict(sizes),
+        "sizes": sizes.to_json(),
         "programs": {name: dataclasses.asdict(signature) for name, signature in programs.items()},
     }
     return json.dumps(found, sort_keys=True, separators=(",", ":"))

@@ -21,6 +21,7 @@ from typing import Any
 from ..errors import ArtifactError, raise_all
 from ..json_file import elements, members, read_object
 from ..machine_limits import writes
+from ..model.adapter_factors import LARGEST_RANK, MOST_ADAPTERS
 from ..model.config import ModelConfig, violations
 from ..model.parameters import parameters
 from ..model.ranks import MOST_RANKS, RankConfig, division_problems, program_configs, rank_configs
@@ -105,7 +106,8 @@ class Manifest:
         return ",".join(self.archs)
 
     def to_json(self) -> dict[str, Any]:
-        return {"schema_version": self.schema_version} | dataclasses.asdict(self) | {"model": self.model.to_json()}
+        own = {"model": self.model.to_json(), "sizes": self.sizes.to_json()}
+        return {"schema_version": self.schema_version} | dataclasses.asdict(self) | own
 
     def of_rank(self, rank: int) -> Manifest:
         """What one rank runs: its part of the model, and the programs for it under their own names. The weights are
@@ -202,12 +204,13 @@ def _parse(data: dict[str, Any]) -> Manifest:
         shape, dtype, parts = members(spec, "shape", "dtype", "parts")
         return WeightSpec(elements(shape), dtype, tuple(Part(**part) for part in elements(parts)))
 
-    names = "widths", "max_context", "prefill_chunks", "ranks", "expert_parallel"
-    widths, max_context, chunks, *sharing = members(data["sizes"], *names)
+    names = "widths", "max_context", "prefill_chunks", "ranks", "expert_parallel", "adapter_slots", "adapter_rank"
+    sizes = {"adapter_slots": 0, "adapter_rank": 0} | data["sizes"]  # which leaves them out where there are none
+    widths, max_context, chunks, *others = members(sizes, *names)
     fields = dict(data) | {
         "model": ModelConfig.from_json(data["model"]),
         "archs": elements(data["archs"]),
-        "sizes": Sizes(elements(widths), max_context, elements(chunks), *sharing),
+        "sizes": Sizes(elements(widths), max_context, elements(chunks), *others),
         "stop_tokens": elements(data["stop_tokens"]),
         "programs": {name: signature(spec) for name, spec in data["programs"].items()},
         "weights": {name: weight(spec) for name, spec in data["weights"].items()},
@@ -285,8 +288,20 @@ def _size_violations(manifest: Manifest) -> Iterator[str]:
             f"sizes.ranks: {sizes.ranks} cannot share the model: {line}"
             for line in division_problems(manifest.model, sizes.sharing)
         )
+    yield from _adapter_violations(sizes)
     if not all(type(token) is int and 0 <= token < manifest.model.vocab_size for token in manifest.stop_tokens):
         yield f"stop_tokens: found {manifest.stop_tokens}, expected token ids"
+
+
+def _adapter_violations(sizes: Sizes) -> Iterator[str]:
+    if (sizes.adapter_slots, sizes.adapter_rank) == (0, 0):
+        return
+    for name, most in ("adapter_slots", MOST_ADAPTERS), ("adapter_rank", LARGEST_RANK):
+        value = getattr(sizes, name)
+        if type(value) is not int or not 1 <= value <= most:
+            yield f"sizes.{name}: found {shown(value)}, expected 1 to {most}"
+    if sizes.ranks != 1:
+        yield f"sizes.adapter_slots: found {shown(sizes.adapter_slots)} with several ranks, expected 0"
 
 
 def _file_violations(manifest: Manifest) -> Iterator[str]:

@@ -95,6 +95,20 @@ from .target_options import add_target_options, chosen_target_options
     help="Merge a LoRA adapter of PEFT, of attention and the unembedding.",
 )
 @click.option(
+    "--adapter-slots",
+    type=int,
+    default=0,
+    show_default=True,
+    help="LoRA adapters that the artifact can have loaded at a time while it runs (aoti). Needs --adapter-rank.",
+)
+@click.option(
+    "--adapter-rank",
+    type=int,
+    default=0,
+    show_default=True,
+    help="The largest rank of these adapters, 1 to 64.",
+)
+@click.option(
     "--experts",
     type=click.Choice(EXPERTS),
     help="Format of the experts' weights in the artifact. nf4 is for NF4 checkpoints alone, and keeps them.  "
@@ -125,6 +139,8 @@ def command(
     jobs: int | None,
     tuned_configs: tuple[Path, ...],
     adapter: Path | None,
+    adapter_slots: int,
+    adapter_rank: int,
     experts: str | None,
     stop_tokens: tuple[int, ...],
     sign_key: Path | None,
@@ -154,6 +170,8 @@ def command(
         jobs=jobs,
         tuned_configs=tuned_configs,
         adapter=adapter,
+        adapter_slots=adapter_slots,
+        adapter_rank=adapter_rank,
         experts=experts,
         target_options=target_options,
     )

@@ -118,11 +118,17 @@ def _about(manifest: Manifest, signature: str) -> PageTable:
         "window": f"{model.sliding_window} on {model.layer_types.count('sliding_attention')} layers",
         "sequences": f"{manifest.sizes.max_batch} of up to {manifest.sizes.max_context} tokens",
         "ranks": str(manifest.sizes.ranks),
+        "adapters": _adapters(manifest),
         "widths of a step": ", ".join(map(str, manifest.sizes.widths)),
         "stop tokens": readable(manifest.stop_tokens),
         "signature": signature,
     }
     return PageTable("artifact", ("", ""), tuple(rows.items()))
+
+
+def _adapters(manifest: Manifest) -> str:
+    sizes = manifest.sizes
+    return f"{sizes.adapter_slots} at a time, of rank {sizes.adapter_rank} or less" if sizes.adapter_slots else "none"
 
 
 def _settings(manifest: Manifest) -> PageTable:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from . import attention, attention_sublayer, experts, experts_sublayer, kv_write, rotary, sum_ranks, unembed
+from . import (
+    adapted_experts,
+    adapter_delta,
+    attention,
+    attention_sublayer,
+    experts,
+    experts_sublayer,
+    kv_write,
+    rotary,
+    sum_ranks,
+    unembed,
+)
 from .draw import Arguments
 from .op import Case, Op, Result
 
 OPS: dict[str, Op] = {
     module.OP.name: module.OP.define()
     for module in (
+        adapted_experts,
+        adapter_delta,
         attention,
         attention_sublayer,
         experts,
