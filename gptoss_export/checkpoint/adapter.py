@@ -3,7 +3,9 @@
 An adapter gives a matrix W [out, in] two factors, A [r, in] and B [out, r] (adapters/factors.py). The merged weight is
 W + scale B A. The sum is computed in float32 and rounded to the dtype of W once, as PEFT does.
 
-What can be merged: adapters of attention's projections and of the unembedding; those of experts (expert_adapter.py)
+`AddedAdapter` adds one to a model of Hugging Face, which then computes what an artifact with adapter slots does.
+
+What a build can merge: adapters of attention's projections and of the unembedding; those of experts (expert_adapter.py)
 where an artifact has their matrices in 16 bits. Experts of 4 bits would lose the adapter when it is merged.
 """
 
@@ -12,8 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from safetensors import safe_open
 
 from ..adapters.expert_factors import expert_factors, expert_tensors
 from ..adapters.factors import LM_HEAD, FactorPair, dense_factors
@@ -27,6 +31,9 @@ from .adapter_deltas import AdapterDelta, stored_parts, with_deltas
 from .expert_adapter import ExpertDelta
 from .layouts.layout import Recipe, StoredTensor, Tensors
 from .shards import read_header
+
+if TYPE_CHECKING:
+    from transformers import GptOssForCausalLM
 
 
 @dataclass(frozen=True)
@@ -69,14 +76,53 @@ class Adapter:
         return {name: with_deltas(recipe, self.deltas.get(name, ())) for name, recipe in recipes.items()}
 
 
+@dataclass(frozen=True)
+class AddedAdapter:
+    """A checked adapter that is added to whole matrices, whatever format an artifact has its experts in."""
+
+    file: Path
+    pairs: tuple[FactorPair, ...]
+
+    def add_to(self, model: GptOssForCausalLM) -> None:
+        """Add it to the parameters of Hugging Face's model, in place. Sums are float32 and rounded once."""
+        parameters = dict(model.named_parameters())
+        with safe_open(self.file, framework="pt") as file:
+            for pair in self.pairs:
+                stored = [file.get_tensor(part.name).to(model.device) for part in pair.parts]
+                if pair.stacked or pair.expert is not None:
+                    matrices = parameters[f"{LAYERS}{pair.layer}.mlp.experts.{pair.matrix}"].data
+                    ExpertDelta(pair).add(matrices.mT, stored)  # theirs are [E, in, out]
+                else:
+                    module = pair.matrix if pair.layer is None else f"{LAYERS}{pair.layer}.self_attn.{pair.matrix}"
+                    RowsDelta(0, pair.b.shape[0], pair).add(parameters[f"{module}.weight"].data, stored)
+
+
 def open_adapter(folder: Path, config: ModelConfig) -> Adapter:
+    """Check the adapter in `folder`, which is merged into the weights of a build of this shape. Raises CheckpointError
+    with everything that is wrong."""
+    tensors, pairs, of_experts = _read(folder, config, config.expert_format == BF16)
+    deltas: dict[str, list[AdapterDelta]] = {}
+    for name, delta in _rows_deltas(config, pairs):
+        deltas.setdefault(name, []).append(delta)
+    for pair in of_experts:
+        deltas.setdefault(f"{LAYERS}{pair.layer}.mlp.experts.{pair.matrix}", []).append(ExpertDelta(pair))
+    return Adapter(folder / ADAPTER_WEIGHTS, tensors, {name: tuple(each) for name, each in deltas.items()})
+
+
+def open_added_adapter(folder: Path, config: ModelConfig) -> AddedAdapter:
     """Check the adapter in `folder` for a model of this shape. Raises CheckpointError with everything that is wrong."""
+    _, pairs, of_experts = _read(folder, config, takes_experts=True)
+    return AddedAdapter(folder / ADAPTER_WEIGHTS, (*pairs, *of_experts))
+
+
+def _read(folder: Path, config: ModelConfig, takes_experts: bool) -> tuple[Tensors, list[FactorPair], list[FactorPair]]:
+    """The tensors, and the factors of attention and of experts. takes_experts: experts would not lose the adapter."""
     settings = read_object(folder / ADAPTER_CONFIG, CheckpointError)
     tensors = read_header(folder / ADAPTER_WEIGHTS)
     problems = list(setting_problems(settings))
     experts = expert_tensors(tensors)
     of_experts: list[FactorPair] = []
-    if experts and config.expert_format != BF16:
+    if experts and not takes_experts:
         option = config.expert_format.option.upper()
         problems.append(
             f"{len(experts)} tensors of experts, such as {experts[0]}: experts of {option} would lose the adapter; "
@@ -89,12 +135,7 @@ def open_adapter(folder: Path, config: ModelConfig) -> Adapter:
     if not tensors and not problems:
         problems.append(f"{ADAPTER_WEIGHTS} has no tensors")
     raise_all(CheckpointError, f"{folder}: an adapter that cannot be merged", problems)
-    deltas: dict[str, list[AdapterDelta]] = {}
-    for name, delta in _rows_deltas(config, pairs):
-        deltas.setdefault(name, []).append(delta)
-    for pair in of_experts:
-        deltas.setdefault(f"{LAYERS}{pair.layer}.mlp.experts.{pair.matrix}", []).append(ExpertDelta(pair))
-    return Adapter(folder / ADAPTER_WEIGHTS, tensors, {name: tuple(each) for name, each in deltas.items()})
+    return tensors, pairs, of_experts
 
 
 def _rows_deltas(config: ModelConfig, pairs: Sequence[FactorPair]) -> Iterator[tuple[str, RowsDelta]]:
