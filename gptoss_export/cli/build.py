@@ -92,7 +92,7 @@ from .target_options import add_target_options, chosen_target_options
     "--adapter",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Merge a LoRA adapter of PEFT, of attention and the unembedding.",
+    help="Merge a LoRA adapter of PEFT, of attention and the unembedding, and with --experts bf16 of experts.",
 )
 @click.option(
     "--adapter-slots",
