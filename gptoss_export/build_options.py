@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .artifact.programs import Sizes
+from .build_sizes import listed, resolve_sizes, with_adapters, with_ranks
 from .errors import BuildError, UsageError, raise_all
 from .kernels.kernel import ConfigChooser
 from .kernels.registry import shipped_tuned_configs
 from .kernels.tuned_configs import TunedConfigs, read_tuned_configs
-from .model.config import ModelConfig
 from .model.expert_formats import EXPERTS
-from .model.kv_cache import sequence_bytes
 from .targets import TARGETS
 from .targets.base_compiler import Compiler, compiler
 from .training_options import TrainOptions, training_settings, training_sizes
 from .values import shown, whole_number
-
-MOST_SEQUENCES = 2**12  # of --max-batch
-MOST_CACHE_BYTES = 2**43  # more than any machine has
-RANKS = (1, 2, 4, 8)  # of --tensor-parallel: what divides the heads of a gpt-oss
 
 
 @dataclass(frozen=True)
@@ -47,6 +42,8 @@ class BuildOptions:
     jobs            processes that compile side by side, where the target can. None: what cores and memory allow
     tuned_configs   files of tuned configs, which are looked in before those that are shipped
     adapter         folder of a LoRA adapter that is merged into the weights (checkpoint/adapter.py)
+    adapter_slots   LoRA adapters that the artifact can have loaded at a time while it runs; 0: none
+    adapter_rank    the largest rank that they have; 0 without adapter slots
     experts         "mxfp4", "nf4" or "bf16": the format of the experts' weights (model/expert_formats.py). None: NF4 is
                     kept, and everything else becomes MXFP4
     train           the artifact is a training step, and does not generate; the options that are sizes of generation
@@ -68,6 +65,8 @@ class BuildOptions:
     jobs: int | None = None
     tuned_configs: tuple[Path, ...] = ()
     adapter: Path | None = None
+    adapter_slots: int = 0
+    adapter_rank: int = 0
     experts: str | None = None
     train: TrainOptions | None = None
     target_options: Any = None
@@ -111,6 +110,8 @@ class Settings:
             "expert_parallel": self.sizes.expert_parallel,
             "prefill_chunks": list(self.sizes.prefill_chunks),
             "stop_tokens": list(self.stop_tokens),
+            "adapter_slots": self.sizes.adapter_slots,
+            "adapter_rank": self.sizes.adapter_rank,
         }
 
 
@@ -140,6 +141,9 @@ def resolve(options: BuildOptions) -> tuple[Compiler, Settings, dict[str, Config
         target.default_prefill_chunks(device),
     )
     sizes, rank_problems = _with_ranks(sizes, options, target, device)
+    sizes, adapter_problems = with_adapters(
+        sizes, options.adapter_slots, options.adapter_rank, target.adapter_problem(device)
+    )
     problems += target.size_problems(sizes)
     if options.train is not None:
         sizes, training_problems = training_sizes(options.train)
@@ -149,7 +153,8 @@ def resolve(options: BuildOptions) -> tuple[Compiler, Settings, dict[str, Config
     if options.jobs is not None and (whole_number(options.jobs) is None or options.jobs < 1):
         problems.append(f"--jobs {shown(options.jobs)}: expected 1 or more")
     stop_tokens, stop_problems = _stop_tokens(options.stop_tokens)
-    raise_all(UsageError, "options that cannot be built", problems + size_problems + rank_problems + stop_problems)
+    problems += size_problems + rank_problems + adapter_problems + stop_problems
+    raise_all(UsageError, "options that cannot be built", problems)
     available = target.available(device)
     if not available.ready:
         raise BuildError(f"{target.name} for {device} cannot be built here: {available.detail}; {available.fix}")
@@ -210,67 +215,11 @@ def _names(arch: str) -> list[str]:
     return list(dict.fromkeys(name.strip() for name in arch.split(",")))
 
 
-def resolve_sizes(
-    max_batch: int,
-    widths: tuple[int, ...] | None,
-    max_context: int,
-    chunks: tuple[int, ...] | None,
-    widths_for: Callable[[int], tuple[int, ...]],
-    default_chunks: tuple[int, ...],
-) -> tuple[Sizes, list[str]]:
-    """The sizes of an artifact, and what is wrong with them. Default chunks are shortened to the context.
-
-    widths_for      the default widths of a largest batch
-    default_chunks  the default prefill chunks
-    """
-    wanted = {
-        "--max-batch": (max_batch,),
-        "--widths": () if widths is None else _listed(widths),
-        "--max-context": (max_context,),
-        "--prefill-chunk": _listed(default_chunks if chunks is None else chunks),
-    }
-    problems = [
-        f"{option} {shown(value)}: expected a whole number"
-        for option, values in wanted.items()
-        for value in values
-        if whole_number(value) is None
-    ]
-    if problems:
-        return Sizes((1,), 1, (1,)), problems
-    numbers = {option: tuple(map(operator.index, values)) for option, values in wanted.items()}
-    (max_batch,), given_widths, (max_context,), given = numbers.values()
-    problems = [f"{option} {value}: expected 1 or more" for option in numbers for value in numbers[option] if value < 1]
-    if chunks is not None and not given:
-        problems.append("--prefill-chunk: found none, expected one or more")
-    if max_batch > MOST_SEQUENCES:
-        problems.append(f"--max-batch {max_batch}: expected at most {MOST_SEQUENCES}")
-    if widths is not None and max(given_widths, default=0) != max_batch:
-        found = ",".join(map(str, given_widths)) or "none"
-        problems.append(f"--widths {found}: expected --max-batch ({max_batch}) as the largest")
-    if chunks is not None and given and max(given) > max_context:
-        problems.append(f"--prefill-chunk {max(given)}: expected at most --max-context ({max_context})")
-    if problems:
-        return Sizes((1,), 1, (1,)), problems
-    used = given if chunks is not None else tuple(min(chunk, max_context) for chunk in given)
-    used_widths = widths_for(max_batch) if widths is None else given_widths
-    return Sizes(tuple(sorted(set(used_widths))), max_context, tuple(sorted(set(used)))), []
-
-
 def _with_ranks(sizes: Sizes, options: BuildOptions, target: Compiler, device: str) -> tuple[Sizes, list[str]]:
     """The sizes for the ranks that are wanted, and what is wrong with these."""
     sizes, found = with_ranks(sizes, options.tensor_parallel, bool(options.expert_parallel))
     problem = target.rank_problem(device) if sizes.ranks > 1 else None
     return sizes, found if problem is None else [*found, f"--tensor-parallel {sizes.ranks}: {problem}"]
-
-
-def with_ranks(sizes: Sizes, ranks: Any, by_expert: bool) -> tuple[Sizes, list[str]]:
-    """The sizes for so many ranks, and what is wrong with these. Then the sizes are as they were."""
-    count = whole_number(ranks)
-    if count not in RANKS:
-        return sizes, [f"--tensor-parallel {shown(ranks)}: expected {', '.join(map(str, RANKS[:-1]))} or {RANKS[-1]}"]
-    if by_expert and count == 1:
-        return sizes, ["--expert-parallel: expected --tensor-parallel with 2, 4 or 8 ranks, which divide the experts"]
-    return dataclasses.replace(sizes, ranks=count, expert_parallel=by_expert), []
 
 
 # Options that an artifact which trains has no use for, by the names of their fields.
@@ -282,6 +231,8 @@ _OF_GENERATION = {
     "expert_parallel": "--expert-parallel",
     "prefill_chunks": "--prefill-chunk",
     "stop_tokens": "--stop-token",
+    "adapter_slots": "--adapter-slots",
+    "adapter_rank": "--adapter-rank",
 }
 
 
@@ -296,32 +247,11 @@ def _training_problems(options: BuildOptions, target: Compiler) -> list[str]:
     return problems
 
 
-def _listed(values: Any) -> tuple[Any, ...]:
-    """The values of an option that may be repeated; one that is no list counts as a list of it."""
-    return tuple(values) if isinstance(values, Iterable) and not isinstance(values, str) else (values,)
-
-
 def _stop_tokens(tokens: Any) -> tuple[tuple[int, ...], list[str]]:
     """The given stop tokens, and what is wrong with them. Whether the model has them is checked with the checkpoint."""
-    given = () if tokens is None else _listed(tokens)
+    given = () if tokens is None else listed(tokens)
     problems = [f"stop token {shown(t)}: expected a whole number" for t in given if whole_number(t) is None]
     return () if problems else tuple(map(operator.index, given)), problems
-
-
-def context_problems(sizes: Sizes, config: ModelConfig) -> list[str]:
-    """What is wrong with the context for a model."""
-    limit = config.max_position_embeddings
-    if sizes.max_context > limit:
-        expected = f"expected at most {limit} (max_position_embeddings of config.json)"
-        option = "--max-context" if sizes.training is None else "--train-tokens"
-        return [f"{option} {sizes.max_context}: {expected}"]
-    caches = sizes.max_batch * sequence_bytes(config, sizes.max_context, 2)  # two bytes a number, or four
-    if caches > MOST_CACHE_BYTES:
-        return [
-            f"--max-batch {sizes.max_batch} with --max-context {sizes.max_context}: the keys and values take "
-            f"{caches / 1e12:.0f} TB or more; expected at most {MOST_CACHE_BYTES / 1e12:.0f} TB"
-        ]
-    return []
 
 
 def _dtype_problems(target: Compiler, device: str, dtype: str | None) -> list[str]:

@@ -20,7 +20,8 @@ from .artifact.keys import read_private_key
 from .artifact.manifest import Manifest, Provenance, save_manifest, signatures
 from .artifact.programs import Program, programs_of
 from .artifact.signature import write_signature
-from .build_options import BuildOptions, Settings, context_problems, resolve
+from .build_options import BuildOptions, Settings, resolve
+from .build_sizes import context_problems
 from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint.text_files import copy_text_files, default_stop_tokens, text_files
 from .compiler.export import TracedProgram, trace

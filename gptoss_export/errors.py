@@ -2,7 +2,7 @@
 
 GptOssExportError        base; the message says what was found, what was expected and what to do
 ├── UsageError           an option or argument is wrong
-├── CheckpointError      the checkpoint folder does not hold a gpt-oss model
+├── CheckpointError      the checkpoint folder does not hold a gpt-oss model, or an adapter's folder no adapter of it
 ├── BuildError           the model cannot be compiled for this target on this machine
 │   ├── LoweringError    an op has no implementation that the target accepts
 │   └── CompatibilityError   torch or Triton lacks a private name that the build needs
@@ -43,7 +43,7 @@ class UsageError(GptOssExportError):
 
 
 class CheckpointError(GptOssExportError):
-    """The checkpoint folder does not hold a gpt-oss model."""
+    """The checkpoint folder does not hold a gpt-oss model, or the folder of an adapter no adapter of it."""
 
 
 class BuildError(GptOssExportError):

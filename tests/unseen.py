@@ -20,11 +20,13 @@ TOKEN_INPUTS = {
     "sink_attention": ("query",),
     "attention_sublayer": ("x", "cos", "sin"),
     "kv_write": ("key", "value"),
+    "adapter_delta": ("x",),
     "experts": ("x", "routing_weights"),
+    "adapted_experts": ("x", "routing_weights"),
     "experts_sublayer": ("x",),
     "unembed": ("x",),
 }
-ZERO_FOR_PADDING = "sink_attention", "experts"
+ZERO_FOR_PADDING = "sink_attention", "experts", "adapted_experts"
 
 
 class Unseen:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from .programs import Signature, TensorSpec
+from .calls import Signature, TensorSpec
 
 
 def signature_differences(name: str, found: Signature, expected: Signature) -> Iterator[str]:

@@ -26,8 +26,9 @@ from ..errors import ArtifactError, raise_all
 from ..json_file import parse_object
 from ..model.config import ModelConfig
 from ..values import shown
+from .calls import Signature
 from .manifest import Manifest
-from .programs import Signature, Sizes
+from .programs import Sizes
 
 DESCRIPTION_FORMAT = 1
 _ABSENT = object()
@@ -53,7 +54,7 @@ def describe_code(
         "arch": arch,
         "dtype": dtype,
         "model": model.to_json(),
-        "sizes": dataclasses.asdict(sizes),
+        "sizes": sizes.to_json(),
         "programs": {name: dataclasses.asdict(signature) for name, signature in programs.items()},
     }
     return json.dumps(found, sort_keys=True, separators=(",", ":"))

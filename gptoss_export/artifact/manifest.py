@@ -21,6 +21,7 @@ from typing import Any
 from ..errors import ArtifactError, raise_all
 from ..json_file import elements, members, read_object
 from ..machine_limits import writes
+from ..model.adapter_factors import LARGEST_RANK, MOST_ADAPTERS
 from ..model.config import ModelConfig, violations
 from ..model.parameters import parameters
 from ..model.ranks import MOST_RANKS, RankConfig, division_problems, program_configs, rank_configs
@@ -28,8 +29,9 @@ from ..model.training.lora import Training, training_problems
 from ..values import shown
 from .atomic_folder import PARTIAL
 from .call_differences import signature_differences
+from .calls import Role, Signature, TensorSpec
 from .files import PIECE, FileSpec
-from .programs import Program, Role, Signature, Sizes, TensorSpec, programs_of
+from .programs import Program, Sizes, programs_of
 
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16")  # what an artifact can compute in
@@ -107,7 +109,8 @@ class Manifest:
         return ",".join(self.archs)
 
     def to_json(self) -> dict[str, Any]:
-        return {"schema_version": self.schema_version} | dataclasses.asdict(self) | {"model": self.model.to_json()}
+        own = {"model": self.model.to_json(), "sizes": self.sizes.to_json()}
+        return {"schema_version": self.schema_version} | dataclasses.asdict(self) | own
 
     def of_rank(self, rank: int) -> Manifest:
         """What one rank runs: its part of the model, and the programs for it under their own names. The weights are
@@ -212,10 +215,19 @@ def _parse(data: dict[str, Any]) -> Manifest:
 
     names = "widths", "max_context", "prefill_chunks", "ranks", "expert_parallel", "training"
     widths, max_context, chunks, ranks, by_expert, trained = members(data["sizes"], *names)
+    adapters = {"adapter_slots": 0, "adapter_rank": 0} | data["sizes"]  # which leaves them out where there are none
     fields: dict[str, Any] = dict(data) | {
         "model": ModelConfig.from_json(data["model"]),
         "archs": elements(data["archs"]),
-        "sizes": Sizes(elements(widths), max_context, elements(chunks), ranks, by_expert, training(trained)),
+        "sizes": Sizes(
+            elements(widths),
+            max_context,
+            elements(chunks),
+            ranks,
+            by_expert,
+            training(trained),
+            *members(adapters, "adapter_slots", "adapter_rank"),
+        ),
         "stop_tokens": elements(data["stop_tokens"]),
         "programs": {name: signature(spec) for name, spec in data["programs"].items()},
         "weights": {name: weight(spec) for name, spec in data["weights"].items()},
@@ -297,8 +309,20 @@ def _size_violations(manifest: Manifest) -> Iterator[str]:
         yield from (f"sizes.training.{problem}" for problem in training_problems(sizes.training))
         if sizes.ranks != 1:
             yield f"sizes.ranks: found {shown(sizes.ranks)}, expected 1 for a training step"
+    yield from _adapter_violations(sizes)
     if not all(type(token) is int and 0 <= token < manifest.model.vocab_size for token in manifest.stop_tokens):
         yield f"stop_tokens: found {manifest.stop_tokens}, expected token ids"
+
+
+def _adapter_violations(sizes: Sizes) -> Iterator[str]:
+    if (sizes.adapter_slots, sizes.adapter_rank) == (0, 0):
+        return
+    for name, most in ("adapter_slots", MOST_ADAPTERS), ("adapter_rank", LARGEST_RANK):
+        value = getattr(sizes, name)
+        if type(value) is not int or not 1 <= value <= most:
+            yield f"sizes.{name}: found {shown(value)}, expected 1 to {most}"
+    if sizes.ranks != 1:
+        yield f"sizes.adapter_slots: found {shown(sizes.adapter_slots)} with several ranks, expected 0"
 
 
 def _file_violations(manifest: Manifest) -> Iterator[str]:

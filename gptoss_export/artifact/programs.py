@@ -20,7 +20,9 @@
 Tracing makes its inputs from it, the manifest stores it, the runner binds buffers by its names, `verify` and the
 targets read it. A program takes its data first, then the tables of pages, the KV caches (written in place), what the
 slots choose by, and the weights. All shapes are static but three: how many pages the caches have is chosen when the
-artifact is loaded, and a choice and interleaving take any number of rows.
+artifact is loaded, and a choice and interleaving take any number of rows. An artifact with adapter slots has one kind
+of input more, behind the weights of `decode` and `prefill`: the factors of LoRA adapters, and which adapter each
+sequence uses (model/adapter_factors.py).
 
 B is a width. An artifact has decode programs of several widths, and a step runs the smallest that its sequences fit in:
 a step of few sequences does not pay for many. Position -1 marks a row without a sequence; it stays -1 in
@@ -42,11 +44,12 @@ Imports no torch, so that an artifact can be read where there is none.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from ..model.adapter_factors import ADAPTER_TABLE, adapter_factors
 from ..model.config import ModelConfig
 from ..model.kv_cache import PAGE, pages_for
 from ..model.parameters import PLACES, UNEMBEDDING, parameters
@@ -54,61 +57,10 @@ from ..model.places import FIRST_MEMORY
 from ..model.ranks import Sharing
 from ..model.sampling_state import DRAWING, MOST_TOP_LOGPROBS, Choice, adjusting
 from ..model.training.lora import Training, factors
+from .calls import Role, Signature, TensorSpec
 
 SEGMENT = 16  # tokens of a segment: with the 8 query heads of a key head, a tile of 128 rows for attention
 SCORE_ROWS = 64  # rows of the second unembedding: enough that reading its matrix once pays
-
-
-class Role(StrEnum):
-    """data: a buffer of the caller's; factor: a LoRA factor of the caller's, or its gradient; table: the pages of all
-    slots, read only, shared by programs; cache: read and written in place, shared; state: what all slots choose their
-    tokens by, shared, the counts written in place; weight: read only, shared."""
-
-    DATA = "data"
-    FACTOR = "factor"
-    TABLE = "table"
-    CACHE = "cache"
-    STATE = "state"
-    WEIGHT = "weight"
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of a program, contiguous.
-
-    shape  None: a number that is the same in all tensors of a call: of a cache the pool's pages, of data the rows
-    dtype  torch's name without `torch.`
-    """
-
-    name: str
-    role: Role
-    shape: tuple[int | None, ...]
-    dtype: str
-
-    def __str__(self) -> str:
-        return f"{self.role} {self.kind}"
-
-    @property
-    def kind(self) -> str:
-        """dtype and shape, such as `float32 [rows, 512]`."""
-        free = "pages" if self.role == Role.CACHE else "rows"
-        return f"{self.dtype} [{', '.join(free if size is None else str(size) for size in self.shape)}]"
-
-    def sizes(self, free: int) -> tuple[int, ...]:
-        """The shape, where the pool has so many pages, or the call so many rows."""
-        return tuple(free if size is None else size for size in self.shape)
-
-
-@dataclass(frozen=True)
-class Signature:
-    """The call of a program: its inputs and outputs, in order."""
-
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-    def inputs_of(self, role: Role) -> tuple[TensorSpec, ...]:
-        """The inputs of one role, in order."""
-        return tuple(item for item in self.inputs if item.role == role)
 
 
 @dataclass(frozen=True)
@@ -122,6 +74,8 @@ class Sizes:
     expert_parallel whether they have different experts, and not parts of each expert
     training        what the training step of the artifact is made for; None: it generates. An artifact that trains has
                     one sequence of as many tokens as a step
+    adapter_slots   LoRA adapters that can be loaded at a time; 0: none
+    adapter_rank    the largest rank that they have
     """
 
     widths: tuple[int, ...]
@@ -130,6 +84,13 @@ class Sizes:
     ranks: int = 1
     expert_parallel: bool = False
     training: Training | None = None
+    adapter_slots: int = 0
+    adapter_rank: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The sizes by name. Those of adapters are left out where there are none, as before there were any."""
+        found = dataclasses.asdict(self)
+        return {name: found[name] for name in found if self.adapter_slots or not name.startswith("adapter_")}
 
     @property
     def max_batch(self) -> int:
@@ -188,7 +149,8 @@ class Decode(Program):
         data = (_ids("tokens", self.width), _ids("positions", self.width), _ids("slots", self.width))
         weights = _weights(config, dtype)
         outputs = (*_unembedded(config, self.width), _ids("next_positions", self.width))
-        return Signature((*data, *kv_inputs(config, sizes, dtype), *weights), outputs)
+        inputs = (*data, *kv_inputs(config, sizes, dtype), *weights, *adapter_inputs(config, sizes, dtype))
+        return Signature(inputs, outputs)
 
 
 @dataclass(frozen=True)
@@ -210,7 +172,8 @@ class Prefill(Program):
     def signature(self, config: ModelConfig, sizes: Sizes, dtype: str) -> Signature:
         data = (_ids("tokens", self.chunk), _ids("positions", self.chunk), _ids("slots", self.segments))
         weights = tuple(item for item in _weights(config, dtype) if item.name not in UNEMBEDDING)
-        return Signature((*data, *kv_inputs(config, sizes, dtype), *weights), (_hidden(config, self.chunk),))
+        inputs = (*data, *kv_inputs(config, sizes, dtype), *weights, *adapter_inputs(config, sizes, dtype))
+        return Signature(inputs, (_hidden(config, self.chunk),))
 
 
 @dataclass(frozen=True)
@@ -360,6 +323,15 @@ def kv_inputs(config: ModelConfig, sizes: Sizes, dtype: str) -> tuple[TensorSpec
     shape = None, config.num_key_value_heads, PAGE, config.head_dim
     caches = (TensorSpec(name, Role.CACHE, shape, dtype) for names in kv_cache_names(config) for name in names)
     return (*tables, *caches)
+
+
+def adapter_inputs(config: ModelConfig, sizes: Sizes, dtype: str) -> tuple[TensorSpec, ...]:
+    """The table of adapters and the factors of all layers; nothing without adapter slots."""
+    if not sizes.adapter_slots:
+        return ()
+    factors = adapter_factors(config, sizes.adapter_slots, sizes.adapter_rank, dtype)
+    table = TensorSpec(ADAPTER_TABLE, Role.ADAPTER, (sizes.max_batch,), "int64")
+    return (table, *(TensorSpec(item.name, Role.ADAPTER, item.shape, item.dtype) for item in factors))
 
 
 def _ids(name: str, count: int | None) -> TensorSpec:

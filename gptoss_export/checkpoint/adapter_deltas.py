@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from ..adapters.factors import FactorPair
 from ..errors import CheckpointError
-from .layouts.layout import LazyTensor, Recipe, Rounding, StoredTensor, Tensors
+from .layouts.layout import LazyTensor, Recipe, Rounding, StoredTensor
 
 
 class AdapterDelta(Protocol):
@@ -57,11 +58,6 @@ def with_deltas(recipe: Recipe, deltas: tuple[AdapterDelta, ...]) -> Recipe:
     return Recipe((*recipe.parts, *(part for delta in deltas for part in delta.parts)), AddDeltas(recipe, deltas))
 
 
-def part_problems(parts: Iterable[StoredTensor], tensors: Tensors) -> Iterator[str]:
-    """What is wrong with the shapes and dtypes of an adapter's tensors, which are there."""
-    for part in parts:
-        shape, dtype = tensors[part.name]
-        if shape != part.shape or 0 in shape:
-            yield f"{part.name}: shape {list(shape)}, expected {list(part.shape)}"
-        if dtype not in part.dtypes:
-            yield f"{part.name}: dtype {dtype}, expected {' or '.join(part.dtypes)}"
+def stored_parts(pair: FactorPair) -> tuple[StoredTensor, ...]:
+    """The tensors of a pair of factors, as recipes name them."""
+    return tuple(StoredTensor(part.name, part.shape) for part in pair.parts)

@@ -12,13 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..adapters.settings import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from ..errors import CheckpointError
 from ..json_file import read_object
 from ..values import shown
 from .layouts.layout import Shape
-
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _TAKE_MXFP4 = "take the MXFP4 or the 16-bit checkpoint that it was made from"
 _SAVE_16_BIT = f"save it in 16 bits (dequantize it, or merge the fine-tune to 16 bits), or {_TAKE_MXFP4}"

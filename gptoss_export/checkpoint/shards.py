@@ -8,10 +8,10 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from .. import git_lfs
+from ..adapters.settings import ADAPTER_WEIGHTS
 from ..errors import CheckpointError, raise_all
 from ..json_file import read_object
 from ..values import shown
-from .foreign import ADAPTER_WEIGHTS
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

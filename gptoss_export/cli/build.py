@@ -96,7 +96,21 @@ if TYPE_CHECKING:
     "--adapter",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Merge a LoRA adapter of PEFT, of attention and the unembedding.",
+    help="Merge a LoRA adapter of PEFT, of attention and the unembedding, and with --experts bf16 of experts.",
+)
+@click.option(
+    "--adapter-slots",
+    type=int,
+    default=0,
+    show_default=True,
+    help="LoRA adapters that the artifact can have loaded at a time while it runs (aoti). Needs --adapter-rank.",
+)
+@click.option(
+    "--adapter-rank",
+    type=int,
+    default=0,
+    show_default=True,
+    help="The largest rank of these adapters, 1 to 64.",
 )
 @click.option(
     "--experts",
@@ -149,6 +163,8 @@ def command(
     jobs: int | None,
     tuned_configs: tuple[Path, ...],
     adapter: Path | None,
+    adapter_slots: int,
+    adapter_rank: int,
     experts: str | None,
     stop_tokens: tuple[int, ...],
     program: str,
@@ -185,6 +201,8 @@ def command(
         jobs=jobs,
         tuned_configs=tuned_configs,
         adapter=adapter,
+        adapter_slots=adapter_slots,
+        adapter_rank=adapter_rank,
         experts=experts,
         train=train,
         target_options=target_options,

@@ -16,8 +16,9 @@ from .plain import say
 from .tables import print_json, print_tables, readable
 
 if TYPE_CHECKING:
+    from ..artifact.calls import TensorSpec
     from ..artifact.manifest import Manifest
-    from ..artifact.programs import Sizes, TensorSpec
+    from ..artifact.programs import Sizes
     from ..pictures.inspect_page import InspectTables
     from ..pictures.page import PageTable
     from ..targets.base_loader import Table
@@ -132,8 +133,13 @@ def _use(sizes: Sizes) -> dict[str, str]:
     return {
         "sequences": f"{sizes.max_batch} of up to {sizes.max_context} tokens",
         "ranks": str(sizes.ranks),
+        "adapters": _adapters(sizes),
         "widths of a step": ", ".join(map(str, sizes.widths)),
     }
+
+
+def _adapters(sizes: Sizes) -> str:
+    return f"{sizes.adapter_slots} at a time, of rank {sizes.adapter_rank} or less" if sizes.adapter_slots else "none"
 
 
 def _settings(manifest: Manifest) -> PageTable:
@@ -144,7 +150,7 @@ def _settings(manifest: Manifest) -> PageTable:
 
 
 def _programs(manifest: Manifest) -> PageTable:
-    from ..artifact.programs import Role
+    from ..artifact.calls import Role
     from ..pictures.page import PageTable
 
     rows: list[tuple[str, ...]] = []
@@ -156,7 +162,7 @@ def _programs(manifest: Manifest) -> PageTable:
 
 def _spelled(specs: Iterable[TensorSpec]) -> str:
     """Data by name. Of factors, which are hundreds, the number."""
-    from ..artifact.programs import Role
+    from ..artifact.calls import Role
 
     listed = list(specs)
     found = [f"{spec.name} {spec.kind}" for spec in listed if spec.role == Role.DATA]

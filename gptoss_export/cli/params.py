@@ -58,6 +58,21 @@ class Bytes(click.ParamType):
         return int(float(match["number"]) * _UNITS[match["unit"].upper()])
 
 
+class NamedFolder(click.ParamType):
+    """NAME=FOLDER."""
+
+    name = "NAME=FOLDER"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path]:
+        """The name and the folder. Ends with a usage error that names the option."""
+        if isinstance(value, tuple):
+            return value
+        name, separator, folder = os.fsencode(value).decode("utf-8").partition("=")
+        if not (name and separator and folder):
+            self.fail(f"{value!r} is no name and folder, such as mine=adapters/mine", param, ctx)
+        return name, Path(folder)
+
+
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SIZE = re.compile(r"(?P<number>\d{1,15}(\.\d{1,9})?) ?(?P<unit>(?:[kKmMgGtT]?[bB])?)")
 

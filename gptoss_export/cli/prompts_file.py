@@ -44,12 +44,14 @@ _MOST_ANSWERS = 128
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a line leaves out: the options of the command line. stop_tokens None: those of the artifact."""
+    """What a line leaves out: the options of the command line. stop_tokens None: those of the artifact. adapter: that
+    all are computed with."""
 
     max_new_tokens: int
     sampling: SamplingParams
     stop_tokens: Sequence[int] | None
     stops: tuple[str, ...]
+    adapter: str | None = None
 
 
 def read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -137,7 +139,10 @@ def _asked(
             answers = _whole_number("n", data.get("n", 1), 1, _MOST_ANSWERS)
             seeds = [(sampling.seed + index + 2**63) % 2**64 - 2**63 for index in range(answers)]
             drawn = [replace(sampling, seed=seed) for seed in seeds]
-            requests = checked_requests(runner.manifest, runner.slots, [tokens] * answers, count, drawn, stops)
+            adapters = runner.loaded_adapters.find_all([defaults.adapter] * answers)
+            requests = checked_requests(
+                runner.manifest, runner.slots, [tokens] * answers, count, drawn, stops, adapters=adapters
+            )
             ending = _ending(text, data.get("stop", list(defaults.stops)))
             if ending is not None:
                 requests = [replace(request, ends=ending.ends) for request in requests]

@@ -14,6 +14,7 @@ from .errors import reports_errors
 from .params import (
     Biases,
     Integers,
+    NamedFolder,
     UTF8Text,
     artifact_argument,
     check_new_file,
@@ -126,6 +127,11 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Write the logits that each token was chosen from as safetensors: float32 [tokens, vocabulary].",
 )
+@click.option(
+    "--adapter",
+    type=NamedFolder(),
+    help="LoRA adapter of PEFT to run with, if the build has --adapter-slots. NAME is what errors call it.",
+)
 @kv_memory_option
 @hashes_option
 @trust_option
@@ -157,6 +163,7 @@ def command(
     logprobs: bool,
     top_logprobs: int,
     save_logits: Path | None,
+    adapter: tuple[str, Path] | None,
     kv_memory: int | None,
     verify_hashes: bool,
     trust: tuple[Path, ...],
@@ -212,8 +219,12 @@ def command(
         fixed_width=fixed_width,
         kv_memory=kv_memory,
     )
+    name = None
+    if adapter is not None:
+        name, folder = adapter
+        runner.load_adapter(name, folder)
     if prompts_file is not None:
-        defaults = Defaults(max_new_tokens, sampling, stops_at, stops)
+        defaults = Defaults(max_new_tokens, sampling, stops_at, stops, name)
         run_lines(runner, prompts_file, lines, defaults, special_tokens, logprobs)
         return
     for_text = {given[0]: prompt is not None, "--special-tokens": special_tokens, "--stop": bool(stops)}
@@ -226,9 +237,9 @@ def command(
     ending = StopStrings(text, stops) if text is not None and stops else None
     ends = None if ending is None else ending.ends
     if text is not None and not (as_json or save_logits or logprobs):
-        _print_stream(runner.stream(tokens, max_new_tokens, sampling, stops_at, ends), text, ending)
+        _print_stream(runner.stream(tokens, max_new_tokens, sampling, stops_at, ends, name), text, ending)
         return
-    result = runner.generate(tokens, max_new_tokens, sampling, stops_at, save_logits is not None, ends)
+    result = runner.generate(tokens, max_new_tokens, sampling, stops_at, save_logits is not None, ends, name)
     if save_logits is not None:
         _save(result.logits, save_logits)
     if as_json:

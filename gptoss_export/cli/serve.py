@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ from ..server.api_keys import KEY_VARIABLE
 from .errors import missing_package, reports_errors
 from .params import (
     Bytes,
+    NamedFolder,
     UTF8Text,
     artifact_argument,
     hashes_option,
@@ -31,6 +33,13 @@ from .streams import silence_broken_streams
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port to listen at. 0: any free one."
 )
 @click.option("--model-name", type=UTF8Text(), help="What clients call the model.  [default: the artifact's folder]")
+@click.option(
+    "--adapter",
+    "adapters",
+    type=NamedFolder(),
+    multiple=True,
+    help="LoRA adapter of PEFT that clients choose as the model NAME, where the build has --adapter-slots. Repeatable.",
+)
 @click.option(
     "--api-key-file",
     type=click.Path(path_type=Path),
@@ -105,6 +114,7 @@ def command(
     host: str,
     port: int,
     model_name: str | None,
+    adapters: tuple[tuple[str, Path], ...],
     api_key_file: Path | None,
     max_new_tokens: int | None,
     max_requests: int,
@@ -129,6 +139,8 @@ def command(
     from ..server.api_keys import api_keys
 
     check_names(hosts, origins)
+    name = artifact.absolute().name if model_name is None else model_name
+    _check_adapter_names(name, [adapter for adapter, _ in adapters])
     keys = api_keys(() if api_key_file is None else _keys_of(api_key_file))
     try:
         from ..server.log import Log
@@ -157,7 +169,6 @@ def command(
         )
         if not keys and not is_loopback(address):
             say(f"note: anybody who reaches {host} can use the model; --api-key-file asks for a key", err=True)
-        name = artifact.absolute().name if model_name is None else model_name
         with progress() as shown:
             runner = load(
                 artifact,
@@ -168,6 +179,9 @@ def command(
                 fixed_width=fixed_width,
                 kv_memory=kv_memory,
             )
+            for adapter, folder in adapters:
+                with shown.stage(f"load adapter {adapter}"):
+                    runner.load_adapter(adapter, folder)
             prepared = Prepared.of(runner, shown)
         log = Log(_write, as_json)
 
@@ -186,6 +200,20 @@ def command(
 def _write(line: str) -> None:
     click.echo(plain(line))
     sys.stdout.flush()
+
+
+def _check_adapter_names(model: str, names: Sequence[str]) -> None:
+    """Raise UsageError for names that clients could not tell apart."""
+    from ..errors import UsageError, raise_all
+
+    problems = [f"--adapter {name}: found it twice, expected different names" for name in _twice(names)]
+    if model in names:
+        problems.append(f"--adapter {model}: is the name of the model itself; choose another one, or --model-name")
+    raise_all(UsageError, "names of adapters that clients could not tell apart", problems)
+
+
+def _twice(names: Sequence[str]) -> list[str]:
+    return sorted({name for name in names if names.count(name) > 1})
 
 
 def _keys_of(path: Path) -> list[tuple[str, str]]:

@@ -71,7 +71,7 @@ def command(
     from dataclasses import replace
 
     from ..artifact.programs import default_widths
-    from ..build_options import context_problems, resolve_sizes, with_ranks
+    from ..build_sizes import context_problems, resolve_sizes, with_ranks
     from ..errors import UsageError, raise_all
     from ..kernels.tuned_configs import write_tuned_configs
     from ..model.config import read_config

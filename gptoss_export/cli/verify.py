@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     "--adapter",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="The LoRA adapter that ARTIFACT was built with.",
+    help="The LoRA adapter that ARTIFACT was built with, or that it loads into an adapter slot.",
 )
 @html_option
 @hashes_option

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from ..artifact.calls import Role, Signature, TensorSpec
 from ..artifact.programs import (
     AllLogits,
     Choose,
@@ -22,10 +23,7 @@ from ..artifact.programs import (
     Interleave,
     Prefill,
     Program,
-    Role,
-    Signature,
     Sizes,
-    TensorSpec,
     Train,
     Unembed,
     kv_cache_names,
@@ -105,14 +103,17 @@ def _model_call(
     pages = {kind: fakes[name] for kind, name in page_table_names(config).items()} if has_kv else {}
     caches = [(fakes[k], fakes[v]) for k, v in kv_cache_names(config)] if has_kv else []
     of_caches = {0: torch.export.Dim("pages", min=2)}
+    adapters = _of_role(Role.ADAPTER, signature, fakes)
+    of_adapters = (adapters,) if adapters else ()  # without any, a program has the arguments that it always had
     dynamic = (
         dict.fromkeys(data),
         dict.fromkeys(pages),
         [(of_caches, of_caches) for _ in caches],
         dict.fromkeys(weights),
+        *(dict.fromkeys(found) for found in of_adapters),
     )
     module = _MODULES[type(program)](build_model(config, dtype))
-    return _Stateless(module), (data, pages, caches, weights), dynamic
+    return _Stateless(module), (data, pages, caches, weights, *of_adapters), dynamic
 
 
 def _training_call(
@@ -155,8 +156,8 @@ class _Decode(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: Any, positions: Any, slots: Any, pages: Any, caches: Any) -> Any:
-        hidden = self.model.backbone(tokens[:, None], positions[:, None], slots, pages, caches)
+    def forward(self, tokens: Any, positions: Any, slots: Any, pages: Any, caches: Any, adapters: Any = None) -> Any:
+        hidden = self.model.backbone(tokens[:, None], positions[:, None], slots, pages, caches, adapters)
         return *self.model.unembed(hidden), positions + (positions >= 0)
 
 
@@ -165,9 +166,9 @@ class _Prefill(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: Any, positions: Any, slots: Any, pages: Any, caches: Any) -> Any:
-        segments = slots.size(0)
-        return self.model.backbone(tokens.view(segments, -1), positions.view(segments, -1), slots, pages, caches)
+    def forward(self, tokens: Any, positions: Any, slots: Any, pages: Any, caches: Any, adapters: Any = None) -> Any:
+        tokens, positions = (given.view(slots.size(0), -1) for given in (tokens, positions))
+        return self.model.backbone(tokens, positions, slots, pages, caches, adapters)
 
 
 class _Unembed(nn.Module):
@@ -203,15 +204,22 @@ class _Function(nn.Module):
 
 
 class _Stateless(nn.Module):
-    """A program as a function of its data, pages, caches and weights. Flattening the arguments gives the order of the
-    signature."""
+    """A program as a function of its data, pages, caches, weights and adapters. Flattening the arguments gives the
+    order of the signature."""
 
     def __init__(self, program: nn.Module) -> None:
         super().__init__()
         self._program = [program]  # in a list, so that its parameters do not become this module's
 
-    def forward(self, data: dict[str, Any], pages: dict[str, Any], caches: list[Any], weights: dict[str, Any]) -> Any:
-        arguments = (*data.values(), *([pages, caches] if caches else []))
+    def forward(
+        self,
+        data: dict[str, Any],
+        pages: dict[str, Any],
+        caches: list[Any],
+        weights: dict[str, Any],
+        adapters: dict[str, Any] | None = None,
+    ) -> Any:
+        arguments = (*data.values(), *([pages, caches] if caches else []), *([adapters] if adapters else []))
         named = {f"model.{name}": weight for name, weight in weights.items()}
         return torch.func.functional_call(self._program[0], named, arguments)
 

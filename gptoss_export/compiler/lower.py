@@ -18,7 +18,9 @@ from ..compat.pytorch import is_op
 from ..errors import LoweringError, raise_all
 from ..kernels.kernel import ConfigChooser, Kernel
 from ..kernels.registry import kernels
-from ..model.ops import OPS
+from ..model.expert_weights import is_mxfp4
+from ..model.mxfp4 import deinterleave
+from ..model.ops import OPS, Op
 from .export import TracedProgram
 
 Implementations: TypeAlias = Mapping[str, Callable[..., Any]]  # op name -> what computes it
@@ -38,7 +40,7 @@ def kernel_implementations(chooser: ConfigChooser) -> Implementations:
     """Every op by its kernels, and an op without kernels by its reference. Raises LoweringError as
     `registry.kernels`."""
     offered = _kernels_of_a_gpu()
-    return {name: offered[name].bind(op, chooser) if name in offered else op.reference for name, op in OPS.items()}
+    return {name: offered[name].bind(op, chooser) if name in offered else _on_a_gpu(op) for name, op in OPS.items()}
 
 
 def launch_implementations(chooser: ConfigChooser) -> Implementations:
@@ -51,7 +53,7 @@ def launch_implementations(chooser: ConfigChooser) -> Implementations:
     missing = [name for name, op in OPS.items() if op.as_kernel and name not in offered]
     raise_all(LoweringError, "ops that need a kernel, and no installed package offers one", missing)
     return {
-        name: offered[name].bind(op, chooser, as_launches=True) if op.as_kernel else op.reference
+        name: offered[name].bind(op, chooser, as_launches=True) if op.as_kernel else _on_a_gpu(op)
         for name, op in OPS.items()
     }
 
@@ -62,16 +64,28 @@ def _kernels_of_a_gpu() -> Mapping[str, Kernel]:
     offered = kernels()
     wrong = []
     for name, op in OPS.items():
-        matrices = tuple(
-            argument.removesuffix("_table") for argument in op.argument_names if argument.endswith("_table")
-        )
+        matrices = op.expert_matrices
         if name in offered and offered[name].interleaved != matrices:
             found = offered[name].interleaved
             wrong.append(f"{name}: its kernel declares interleaved={found!r}, expected {matrices!r}")
-        elif name not in offered and matrices and not op.parts:
+        elif name not in offered and matrices and not (op.parts or op.serves_everywhere):
             wrong.append(f"{name}: has no kernel, and its reference takes no interleaved blocks; install one")
     raise_all(LoweringError, "kernels of a GPU take interleaved MXFP4 blocks", wrong)
     return offered
+
+
+def _on_a_gpu(op: Op) -> Callable[..., Any]:
+    """The reference of an op without a kernel, where MXFP4 codes are interleaved. Only smaller ops that have a kernel
+    may read these."""
+    if not op.serves_everywhere:
+        return op.reference
+
+    def implementation(*args: Any, **kwargs: Any) -> Any:
+        given = op.arguments(args, kwargs)
+        names = [f"{matrix}_weight" for matrix in op.expert_matrices if is_mxfp4(given[f"{matrix}_scales"])]
+        return op.reference(**given | {name: deinterleave(given[name]) for name in names})
+
+    return implementation
 
 
 def lower(traced: TracedProgram, implementations: Implementations) -> TracedProgram:

@@ -8,6 +8,9 @@ A layer is two ops, one for each sublayer. The modules hold the weights under th
 file says what it computes. Matrix products are in the dtype of the weights; the residual stream, RMSNorm, RoPE, the
 router and all softmaxes are in float32.
 
+With adapters a layer is made of smaller ops, since LoRA changes products inside of the sublayers. Without them nothing
+is different: an artifact without adapter slots has the same graphs as before.
+
 With a `ranks.RankConfig` it is what one of several ranks computes. A sublayer then computes the rank's part, and adds
 the parts of all ranks to the residual stream."""
 
@@ -21,8 +24,11 @@ import torch
 from torch import nn
 
 from . import ops  # noqa: F401  (registers torch.ops.gptoss)
+from .adapter_factors import ADAPTER_TABLE
+from .adapters import Adapters, LayerAdapters
 from .config import ModelConfig, Yarn
 from .dtypes import torch_dtype
+from .ops.attention_sublayer import attended
 from .ops.experts_sublayer import route
 from .ops.norm import rms_norm
 from .places import FIRST_MEMORY, WHICH, Box
@@ -101,31 +107,33 @@ class Attention(nn.Module):
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
         places: torch.Tensor | None,
+        adapters: LayerAdapters | None,
     ) -> torch.Tensor:
         """x [T, H] float32; positions [N, L] with N L = T; caches are written in place. places: where ranks share the
         model, model/places.py."""
         cos, sin = rope
-        return torch.ops.gptoss.attention_sublayer(
-            x=x,
-            norm_weight=norm.weight,
-            qkv_weight=self.qkv_proj.weight,
-            qkv_bias=self.qkv_proj.bias,
-            o_weight=self.o_proj.weight,
-            o_bias=self.o_proj.bias,
-            sinks=self.sinks,
-            k_cache=k_cache,
-            v_cache=v_cache,
-            pages=pages[self.kind],
-            cos=cos,
-            sin=sin,
-            slots=slots,
-            positions=positions,
-            window=self.window,
-            scale=self.scale,
-            eps=norm.eps,
-            places=places,
-            ranks=self.ranks,
-        )
+        arguments = {
+            "x": x,
+            "norm_weight": norm.weight,
+            "qkv_weight": self.qkv_proj.weight,
+            "qkv_bias": self.qkv_proj.bias,
+            "o_weight": self.o_proj.weight,
+            "o_bias": self.o_proj.bias,
+            "sinks": self.sinks,
+            "k_cache": k_cache,
+            "v_cache": v_cache,
+            "pages": pages[self.kind],
+            "cos": cos,
+            "sin": sin,
+            "slots": slots,
+            "positions": positions,
+            "window": self.window,
+            "scale": self.scale,
+            "eps": norm.eps,
+        }
+        if adapters is not None:
+            return x + attended(**arguments, delta=adapters.delta)
+        return torch.ops.gptoss.attention_sublayer(**arguments, places=places, ranks=self.ranks)
 
 
 class Router(nn.Module):
@@ -174,9 +182,16 @@ class Mlp(nn.Module):
         self.choices, self.alpha, self.limit = config.num_experts_per_tok, config.swiglu_alpha, config.swiglu_limit
 
     def forward(
-        self, x: torch.Tensor, norm: RMSNorm, positions: torch.Tensor, places: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        norm: RMSNorm,
+        positions: torch.Tensor,
+        places: torch.Tensor | None,
+        adapters: LayerAdapters | None,
     ) -> torch.Tensor:
         """x [T, H] float32, positions [T]; places: where ranks share the model, model/places.py."""
+        if adapters is not None:
+            return x + self._of_adapted_experts(x, norm, positions, adapters)
         if self.by_expert and places is not None:
             found = self._of_own_experts(x, norm, positions, places[WHICH])
             return torch.ops.gptoss.sum_ranks(x=found, residual=x, places=places, ranks=self.ranks, box=Box.EXPERTS)
@@ -193,6 +208,22 @@ class Mlp(nn.Module):
             eps=norm.eps,
             places=places,
             ranks=self.ranks,
+        )
+
+    def _of_adapted_experts(
+        self, x: torch.Tensor, norm: RMSNorm, positions: torch.Tensor, adapters: LayerAdapters
+    ) -> torch.Tensor:
+        """What the experts add to x, with adapters."""
+        normed = rms_norm(x, norm.weight, norm.eps)
+        weights, indices = route(normed, self.router.weight, self.router.bias, self.choices)
+        return torch.ops.gptoss.adapted_experts(
+            x=normed.to(norm.weight.dtype),
+            routing_weights=weights,
+            expert_indices=torch.where((positions >= 0)[:, None], indices, -1),
+            **self.experts.by_argument(),
+            alpha=self.alpha,
+            limit=self.limit,
+            **adapters.of_experts(),
         )
 
     def _of_own_experts(
@@ -233,9 +264,10 @@ class Layer(nn.Module):
         k_cache: torch.Tensor,
         v_cache: torch.Tensor,
         places: torch.Tensor | None,
+        adapters: LayerAdapters | None,
     ) -> torch.Tensor:
-        x = self.self_attn(x, self.input_layernorm, rope, slots, positions, pages, k_cache, v_cache, places)
-        return self.mlp(x, self.post_attention_layernorm, positions.flatten(), places)
+        x = self.self_attn(x, self.input_layernorm, rope, slots, positions, pages, k_cache, v_cache, places, adapters)
+        return self.mlp(x, self.post_attention_layernorm, positions.flatten(), places, adapters)
 
 
 class Backbone(nn.Module):
@@ -262,17 +294,25 @@ class GptOss(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.unembedded_tokens, bias=False, dtype=dtype)
 
     def backbone(
-        self, tokens: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, pages: Pages, caches: Caches
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        pages: Pages,
+        caches: Caches,
+        adapters: Adapters | None = None,
     ) -> torch.Tensor:
         """tokens and positions [N, L] int64 (position -1: padding), slots [N] int64, the pages of all slots, one (k, v)
-        cache for each layer.
+        cache for each layer, and what an artifact with adapter slots takes of adapters.
 
         Returns the residual stream after the last layer, [N L, H] float32, before the final norm.
         """
         x = self.model.embed_tokens(tokens.flatten()).float()
         rope = self.model.rotary_emb(positions.flatten())
-        for layer, (k_cache, v_cache) in zip(self.model.layers, caches, strict=True):
-            x = layer(x, rope, slots, positions, pages, k_cache, v_cache, self.places)
+        of_tokens = None if adapters is None else adapters[ADAPTER_TABLE][slots].repeat_interleave(positions.size(1))
+        for index, (layer, (k_cache, v_cache)) in enumerate(zip(self.model.layers, caches, strict=True)):
+            adapted = None if adapters is None or of_tokens is None else LayerAdapters(adapters, index, of_tokens)
+            x = layer(x, rope, slots, positions, pages, k_cache, v_cache, self.places, adapted)
         return x
 
     def unembed(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:

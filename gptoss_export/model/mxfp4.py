@@ -102,8 +102,24 @@ def interleave(blocks: torch.Tensor) -> torch.Tensor:
 
 def interleave_words(words: torch.Tensor) -> torch.Tensor:
     """`interleave` of any number of int64, of 16 codes each. Little-endian, as is all in an artifact."""
+    return _moved(words, _moves())
+
+
+def deinterleave(blocks: torch.Tensor) -> torch.Tensor:
+    """The inverse of `interleave`, by operators on single numbers, so that a compiler makes one kernel of it and of
+    what unpacks the blocks."""
+    parts = blocks.unflatten(-1, (-1, 8)).long()
+    words = torch.zeros_like(parts[..., 0])
+    for byte in range(8):
+        words = words | (parts[..., byte] << 8 * byte)
+    back = {-distance: _signed(_shifted(mask, -distance)) for distance, mask in _moves().items()}
+    found = _moved(words, back)
+    return torch.stack([(found >> 8 * byte) & 255 for byte in range(8)], dim=-1).flatten(-2).to(torch.uint8)
+
+
+def _moved(words: torch.Tensor, moves: dict[int, int]) -> torch.Tensor:
     moved = torch.zeros_like(words)
-    for distance, mask in _moves().items():
+    for distance, mask in moves.items():
         shifted = words << distance if distance > 0 else words >> -distance
         moved = moved | (shifted & mask)
     return moved
@@ -118,4 +134,15 @@ def _moves() -> dict[int, int]:
                 to = 32 * (code // 4) + (16 * word ^ place)
                 distance = to - (32 * word + 4 * code + bit)
                 moves[distance] = moves.get(distance, 0) | 1 << to
-    return {distance: mask - (mask >> 63 << 64) for distance, mask in moves.items()}  # torch's integers are signed
+    return {distance: _signed(mask) for distance, mask in moves.items()}
+
+
+def _signed(mask: int) -> int:
+    """64 bits as torch's integers have them."""
+    return mask - (mask >> 63 << 64)
+
+
+def _shifted(mask: int, distance: int) -> int:
+    """64 bits moved by so many places, up or down. None of them leaves the 64."""
+    bits = mask % 2**64
+    return bits << distance if distance > 0 else bits >> -distance

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from ..artifact.manifest import Manifest
 from ..errors import RunError
 from ..model.sampling_state import mask_words
+from .adapter_memory import LoadedAdapter
 from .arguments import integer, sampling_params, sequence, token_ids
 from .checked_tokens import CheckedTokens
 from .running_sequence import Request
@@ -41,12 +42,13 @@ def checked_requests(
     sampling: Sequence[SamplingParams] | None,
     stop_tokens: Sequence[int] | None,
     keep_logits: bool = False,
+    adapters: Sequence[LoadedAdapter | None] | None = None,
 ) -> list[Request]:
     """A request for each prompt, which fits into a slot. sampling None: the most likely tokens. stop_tokens None: the
-    artifact's.
+    artifact's. adapters None: the model alone.
 
     Raises RunError for tokens outside of the vocabulary, no tokens, more than the context holds, a number of new tokens
-    below 1, and sampling parameters that are none or not one for each prompt.
+    below 1, and sampling parameters or adapters that are none or not one for each prompt.
     """
     vocabulary, context = manifest.model.vocab_size, slots.max_context
     listed = sequence("prompts", prompts, "prompts")
@@ -69,4 +71,10 @@ def checked_requests(
         checked.append(ids)
     given = manifest.stop_tokens if stop_tokens is None else token_ids("stop token", stop_tokens, vocabulary)
     stops = frozenset(given)
-    return [Request(ids, max_new_tokens, param, stops, keep_logits) for ids, param in zip(checked, params, strict=True)]
+    of_prompts = [None] * len(listed) if adapters is None else adapters
+    if len(of_prompts) != len(listed):
+        raise RunError(f"adapters: {len(of_prompts)} for {len(listed)} prompts, expected one (or None) for each")
+    return [
+        Request(ids, max_new_tokens, param, stops, keep_logits, adapter=adapter)
+        for ids, param, adapter in zip(checked, params, of_prompts, strict=True)
+    ]

@@ -99,6 +99,7 @@ class Engine:
         on_token: Callable[[Token], object] | None = None,
         allowed: Callable[[Sequence[int]], bytes] | None = None,
         ends: Callable[[Sequence[int]], bool] | None = None,
+        adapter: str | None = None,
     ) -> RequestHandle:
         """Ask for the continuation of a prompt. Returns at once.
 
@@ -114,17 +115,18 @@ class Engine:
         requests wait, RunError after `close`.
         """
         params = None if sampling is None else [sampling]
+        runner, adapters = self.runner, [self.runner.loaded_adapters.find(adapter)]
         (request,) = checked_requests(
-            self.runner.manifest, self.runner.slots, [prompt], max_new_tokens, params, stop_tokens, keep_logits
+            runner.manifest, runner.slots, [prompt], max_new_tokens, params, stop_tokens, keep_logits, adapters
         )
-        vocabulary = self.runner.manifest.model.vocab_size
+        vocabulary = runner.manifest.model.vocab_size
         request = replace(request, allowed=checked_mask(allowed, vocabulary), ends=ends)
         with self._changed:
             self._check_open()
             waiting = self._waiting()
             if waiting >= self._most_waiting:
                 raise QueueFullError(f"{waiting} requests wait already, expected fewer than {self._most_waiting}")
-            handle = RequestHandle(self, request, on_token)
+            handle = self._handle(request, on_token)
             self._submitted.append(handle)
             self._changed.notify_all()
         return handle
@@ -141,12 +143,17 @@ class Engine:
         max_new_tokens: int = 128,
         sampling: Sequence[SamplingParams] | None = None,
         stop_tokens: Sequence[int] | None = None,
+        adapters: Sequence[str | None] | None = None,
     ) -> list[Generation]:
         """Continue any number of prompts; the results in their order. The arguments are those of
         `Runner.generate_batch`, and so are the errors. All are submitted, whatever `most_waiting` is. If one fails, its
         error is raised, and the others are cancelled."""
+        runner = self.runner
+        found = None if adapters is None else runner.loaded_adapters.find_all(adapters)
         handles = self.submit_all(
-            checked_requests(self.runner.manifest, self.runner.slots, prompts, max_new_tokens, sampling, stop_tokens)
+            checked_requests(
+                runner.manifest, runner.slots, prompts, max_new_tokens, sampling, stop_tokens, adapters=found
+            )
         )
         try:
             return [handle.result() for handle in handles]
@@ -157,9 +164,15 @@ class Engine:
 
     def submit_all(self, requests: Sequence[Request]) -> list[RequestHandle]:
         """Ask for the continuation of checked requests, whatever `most_waiting` is. Raises RunError after `close`."""
-        handles = [RequestHandle(self, request, None) for request in requests]
         with self._changed:
             self._check_open()
+            handles: list[RequestHandle] = []
+            try:
+                handles += (self._handle(request, None) for request in requests)
+            except RunError:  # an adapter was unloaded meanwhile
+                for handle in handles:
+                    self.runner.loaded_adapters.release(handle.request.adapter)
+                raise
             self._submitted.extend(handles)
             self._changed.notify_all()
         return handles
@@ -225,6 +238,11 @@ class Engine:
         if self._closed:
             raise RunError("the engine was closed; make another one")
 
+    def _handle(self, request: Request, on_token: Callable[[Token], object] | None) -> RequestHandle:
+        """The handle of a request, which needs its adapter until it ends."""
+        self.runner.loaded_adapters.acquire(request.adapter)
+        return RequestHandle(self, request, on_token)
+
     def _waiting(self) -> int:
         return len(self._submitted) + self._scheduler.waiting
 
@@ -267,6 +285,7 @@ class Engine:
             if (ended := self._sequences.pop(handle, None)) is not None:
                 del self._handles[ended]
             self._ended += 1
+        self.runner.loaded_adapters.release(handle.request.adapter)
         handle.end(finish, error)
 
     def _end_all(self, finish: str, error: Exception | None) -> None:

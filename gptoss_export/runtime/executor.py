@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
 from ..model.sampling_state import Choice
+from .adapter_memory import AdapterMemory
 from .sampling_params import SamplingParams
 
 
@@ -135,6 +136,7 @@ class Executor(ABC):
     overlaps_steps: bool = False  # whether the next step may start before the host has this one's tokens
     fixed_width: bool = False  # whether every call runs the largest program of its kind, whatever takes part in it
     paged_memory: PagedMemory | None = None
+    adapter_memory: AdapterMemory | None = None  # of an artifact with adapter slots
 
     @property
     @abstractmethod

@@ -8,7 +8,8 @@ appended, `reserve` makes the pages that they go to:
   - what is missing is taken from the pool
 
 Pages whose tokens are all known get a key: a hash of their tokens and of all tokens before. A new sequence that begins
-with the same tokens shares those pages (`reuse`). It needs the full layers' pages of the prefix, and the sliding
+with the same tokens shares those pages (`reuse`), if it is computed with the same weights: sequences of different
+adapters have different keys. It needs the full layers' pages of the prefix, and the sliding
 layers' pages of the window before its end. Pages that were given back serve as long as nobody has taken them.
 
 No tensors are here: what changes in the tables and pages of the device goes to a `PagedMemory`.
@@ -37,12 +38,14 @@ class SequencePages:
     tokens  of the sequence, as far as they are known; may be longer or shorter than what is in the cache
     hashes  of the tokens up to the end of each page
     named   pages from the first on whose keys the pool has
+    salt    what its hashes begin with: sequences of different salts share no pages
     """
 
     held: dict[str, list[int]]
     tokens: list[int] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)
     named: int = 0
+    salt: bytes = b""
 
     def in_use(self) -> list[int]:
         """All pages that it holds, of both kinds."""
@@ -150,7 +153,11 @@ class PageTables:
             for page in reversed(pages):  # so that the beginning of a prefix is taken last
                 if page != SCRATCH:
                     self.pool.release(page)
-        self._sequences[slot] = self._empty()
+        self._sequences[slot] = self._empty(self._sequences[slot].salt)
+
+    def begin(self, slot: int, salt: bytes) -> None:
+        """Give the sequences of an empty slot another salt."""
+        self._sequences[slot] = self._empty(salt)
 
     def truncate(self, slot: int, held: int, length: int) -> bool:
         """Shorten a sequence of `held` tokens to `length`. False where sliding layers have lost pages that the next
@@ -182,7 +189,7 @@ class PageTables:
         count = self._count(length)
         held = {kind: pages[:count] for kind, pages in given.held.items()}
         known = min(length, len(given.tokens))
-        forked = SequencePages(held, given.tokens[:known], given.hashes[: known // self._page])
+        forked = SequencePages(held, given.tokens[:known], given.hashes[: known // self._page], salt=given.salt)
         for page in forked.in_use():
             self.pool.share(page)
         self._sequences[target] = forked
@@ -192,7 +199,8 @@ class PageTables:
         """Give an empty slot the pages of the longest known prefix of `tokens`, without the last token: what comes
         after it has to be computed. Returns how many tokens are in the cache now."""
         hashes: list[bytes] = []
-        for digest in _hashes(tokens, [], self._page, (len(tokens) - 1) // self._page):
+        salt = self._sequences[slot].salt
+        for digest in _hashes(tokens, [], self._page, (len(tokens) - 1) // self._page, salt):
             if FULL in self._kinds and self.pool.find(_key(FULL, digest)) is None:
                 break
             hashes.append(digest)
@@ -206,7 +214,7 @@ class PageTables:
             page = self.pool.find(_key(kind, hashes[at]))
             assert page is not None
             held[kind][at] = self.pool.share(page)
-        self._sequences[slot] = SequencePages(held, list(tokens[: count * self._page]), hashes, named=count)
+        self._sequences[slot] = SequencePages(held, list(tokens[: count * self._page]), hashes, count, salt)
         if count:
             self._memory.set_pages(list(self._entries(slot)))
         return count * self._page
@@ -215,8 +223,8 @@ class PageTables:
         """The pages that a slot holds, by kind of layer; SCRATCH where it has given one back."""
         return {kind: list(pages) for kind, pages in self._sequences[slot].held.items()}
 
-    def _empty(self) -> SequencePages:
-        return SequencePages({kind: [] for kind in self._kinds})
+    def _empty(self, salt: bytes = b"") -> SequencePages:
+        return SequencePages({kind: [] for kind in self._kinds}, salt=salt)
 
     def _count(self, positions: int) -> int:
         return pages_for(positions, self._page)
@@ -251,7 +259,7 @@ class PageTables:
         count = min(length, len(sequence.tokens)) // self._page
         if count <= sequence.named:
             return
-        sequence.hashes += list(_hashes(sequence.tokens, sequence.hashes, self._page, count))
+        sequence.hashes += list(_hashes(sequence.tokens, sequence.hashes, self._page, count, sequence.salt))
         for kind in self._kinds:
             for at in range(sequence.named, count):
                 if (page := sequence.held[kind][at]) != SCRATCH:
@@ -273,9 +281,9 @@ def _sliding_pages(layout: PageLayout) -> int:
     return (positions + 2 * (layout.page - 1)) // layout.page if layout.window else 0
 
 
-def _hashes(tokens: Sequence[int], before: Sequence[bytes], page: int, count: int) -> Iterator[bytes]:
+def _hashes(tokens: Sequence[int], before: Sequence[bytes], page: int, count: int, salt: bytes) -> Iterator[bytes]:
     """The hashes of pages len(before) to count - 1 of a sequence."""
-    digest = before[-1] if before else b""
+    digest = before[-1] if before else salt
     for at in range(len(before), count):
         text = array("q", tokens[at * page : (at + 1) * page]).tobytes()
         digest = hashlib.blake2b(digest + text, digest_size=16).digest()

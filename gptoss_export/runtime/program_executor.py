@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
+from ..artifact.calls import Role
 from ..artifact.manifest import Manifest
-from ..artifact.programs import CHOICES, AllLogits, Decode, Prefill, Role, Unembed, model_programs
+from ..artifact.programs import CHOICES, AllLogits, Decode, Prefill, Unembed, model_programs
 from ..errors import ArtifactError, raise_all
 from ..model.parameters import PLACES
 from ..model.sampling_state import Choice
+from .adapter_memory import AdapterMemory
 from .captured_program import CapturedProgram
 from .choosing import ChoiceProgram, StepOutput
 from .decode_step import Decoded, StepRows
@@ -39,7 +41,8 @@ class ProgramExecutor(DeviceExecutor):
     """An executor over the programs of an artifact: those that compute the model, and the choices that its target
     compiles.
 
-    choices  what computes the choices that the target does not compile
+    choices   what computes the choices that the target does not compile
+    adapters  None: the artifact has no adapter slots
     """
 
     def __init__(
@@ -51,10 +54,12 @@ class ProgramExecutor(DeviceExecutor):
         programs: Mapping[str, LoadedProgram],
         memory: PageMemory,
         choices: Mapping[Choice, ChoiceProgram],
+        adapters: AdapterMemory | None = None,
     ) -> None:
-        self.paged_memory = memory
+        self.paged_memory, self.adapter_memory = memory, adapters
         with tensors.working():
-            self.programs = bind_programs(manifest, folder, tensors, {**weights, **memory.bound}, programs)
+            shared = {**weights, **memory.bound, **({} if adapters is None else adapters.bound)}
+            self.programs = bind_programs(manifest, folder, tensors, shared, programs)
             kinds = model_programs(manifest.sizes)
             decodes = {kind.width: self.programs[kind.name] for kind in kinds if isinstance(kind, Decode)}
             rows = {width: _step_rows(program) for width, program in decodes.items()}
@@ -160,7 +165,7 @@ def bind_programs(
     programs: Mapping[str, LoadedProgram],
 ) -> dict[str, BoundProgram]:
     """Every program of the model with its inputs: its own data buffers, and what programs share: tables, caches,
-    weights. A choice has no buffers of its own: it reads the outputs of others, of any number of rows.
+    weights, adapters. A choice has no buffers of its own: it reads the outputs of others, of any number of rows.
 
     Raises ArtifactError where a weight is missing or is not what the program was compiled for.
     """

@@ -6,6 +6,9 @@
 A runner has `max_batch` slots, each with the KV cache of one sequence. `prefill` and `decode` work on slots directly,
 with tokens that the caller chooses. `generate` and `stream` choose the tokens themselves.
 
+An artifact with adapter slots takes LoRA adapters: `load_adapter` gives one a name, by which generations and `reset`
+choose it.
+
 A call that changes slots ends an unfinished `stream` or `prefill_logits`: going on with one raises RunError.
 
 Arrays are torch tensors where the process had imported torch when the artifact was loaded, or where its target needs
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -28,6 +31,7 @@ from .arguments import integer, sequence, token_ids
 from .checked_request import checked_requests
 from .executor import ChunkOutput, Executor
 from .generation import Generation, Token, collect, stream
+from .loaded_adapters import LoadedAdapters
 from .page_tables import PageTables
 from .prefill import prefill
 from .running_sequence import Request
@@ -65,6 +69,7 @@ class Runner:
     manifest, folder  what was loaded
     executor          what computes, for tools such as `bench`
     slots             what the slots hold, for the engine
+    loaded_adapters   by their names, for the engine
     load_seconds      how long each stage of loading took
     """
 
@@ -73,7 +78,8 @@ class Runner:
         self.load_seconds = dict(load_seconds)
         sizes, memory = manifest.sizes, executor.paged_memory
         pages = None if memory is None else PageTables(sizes.max_batch, memory)
-        self.slots = Slots(sizes.max_batch, sizes.max_context, pages)
+        self.slots = Slots(sizes.max_batch, sizes.max_context, pages, executor.adapter_memory)
+        self.loaded_adapters = LoadedAdapters(manifest, executor.adapter_memory, self.slots)
         self._lock = threading.Lock()
         self._owner = ""
 
@@ -83,13 +89,15 @@ class Runner:
         """Tokens whose keys and values are in the slot's cache."""
         return self.slots.length(integer("slot", slot))
 
-    def reset(self, slot: int | None = None) -> None:
-        """Forget the sequence of a slot, or of all slots."""
+    def reset(self, slot: int | None = None, adapter: str | None = None) -> None:
+        """Forget the sequence of a slot, or of all slots. The next one is computed with `adapter`; None: with none."""
         cleared = range(len(self.slots)) if slot is None else (integer("slot", slot),)
+        chosen = self.loaded_adapters.find(adapter)
         with self._alone():
             self.slots.begin_call()
             for index in cleared:
                 self.slots.clear(index)
+                self.slots.adapt(index, chosen)
 
     def truncate(self, length: int, slot: int = 0) -> None:
         """Shorten a slot's sequence to its first `length` tokens.
@@ -173,6 +181,29 @@ class Runner:
                 self.slots.append(slot, [token])
             return logits
 
+    # Adapters
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the loaded adapters."""
+        return self.loaded_adapters.names
+
+    def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Load the LoRA adapter that PEFT has saved in a folder, in place of one of that name. Sequences that run are
+        not disturbed.
+
+        Raises CheckpointError with all that is wrong with it, UsageError where the artifact has no free adapter slot,
+        RunError where a sequence uses the one of that name.
+        """
+        with self._between_calls():
+            self.loaded_adapters.load(name, Path(folder))
+
+    def unload_adapter(self, name: str) -> None:
+        """Free the adapter slot of a loaded adapter. Raises UsageError where there is none of that name, RunError where
+        a sequence uses it."""
+        with self._between_calls():
+            self.loaded_adapters.unload(name)
+
     # Generation
 
     def generate(
@@ -183,6 +214,7 @@ class Runner:
         stop_tokens: Sequence[int] | None = None,
         keep_logits: bool = False,
         ends: Callable[[Sequence[int]], bool] | None = None,
+        adapter: str | None = None,
     ) -> Generation:
         """Continue one prompt, in slot 0.
 
@@ -192,11 +224,13 @@ class Runner:
         stop_tokens     it ends after one of these. None: the checkpoint's
         keep_logits     whether the result has the logits that each token was chosen from, [tokens, vocab_size]
         ends            gets the tokens of the answer so far, and says whether it ends there
+        adapter         name of a loaded adapter. None: the model alone
 
-        Raises RunError for tokens outside of the vocabulary and for a prompt that is longer than the context.
+        Raises RunError for tokens outside of the vocabulary and for a prompt that is longer than the context, and
+        UsageError for an adapter that is not loaded.
         """
         (request,) = self._requests(
-            [prompt], max_new_tokens, None if sampling is None else [sampling], stop_tokens, keep_logits
+            [prompt], max_new_tokens, None if sampling is None else [sampling], stop_tokens, keep_logits, [adapter]
         )
         requests = [replace(request, ends=ends)]
         with self._alone():
@@ -210,13 +244,14 @@ class Runner:
         sampling: Sequence[SamplingParams] | None = None,
         stop_tokens: Sequence[int] | None = None,
         keep_logits: bool = False,
+        adapters: Sequence[str | None] | None = None,
     ) -> list[Generation]:
         """Continue prompts of any lengths together, each until its own end. Takes over all slots.
 
-        The arguments are those of `generate`, with a prompt and sampling parameters for each sequence. Raises RunError
-        for more prompts than slots, too.
+        The arguments are those of `generate`, with a prompt, sampling parameters and an adapter (or None) for each
+        sequence. Raises RunError for more prompts than slots, too.
         """
-        requests = self._requests(prompts, max_new_tokens, sampling, stop_tokens, keep_logits)
+        requests = self._requests(prompts, max_new_tokens, sampling, stop_tokens, keep_logits, adapters)
         with self._alone():
             return collect(requests, stream(self.executor, self.slots, requests))
 
@@ -227,10 +262,11 @@ class Runner:
         sampling: SamplingParams | None = None,
         stop_tokens: Sequence[int] | None = None,
         ends: Callable[[Sequence[int]], bool] | None = None,
+        adapter: str | None = None,
     ) -> Iterator[Token]:
         """As `generate`, one token at a time as they are chosen. Raises RunError before the first token."""
         given = None if sampling is None else [sampling]
-        (request,) = self._requests([prompt], max_new_tokens, given, stop_tokens, False)
+        (request,) = self._requests([prompt], max_new_tokens, given, stop_tokens, False, [adapter])
         requests = [replace(request, ends=ends)]
         return AloneIterator(stream(self.executor, self.slots, requests), self._alone)
 
@@ -258,6 +294,10 @@ class Runner:
         finally:
             self._lock.release()
 
+    def _between_calls(self) -> AbstractContextManager[None]:
+        """As `_alone`. An engine that the slots are lent to goes on: its requests say which adapters they use."""
+        return nullcontext() if self._owner else self._alone()
+
     def _take(self) -> None:
         if not self._lock.acquire(blocking=False):
             raise RunError(self._owner or _BUSY)
@@ -269,6 +309,7 @@ class Runner:
         sampling: Sequence[SamplingParams] | None,
         stop_tokens: Sequence[int] | None,
         keep_logits: bool,
+        adapters: Sequence[str | None] | None,
     ) -> list[Request]:
         listed = sequence("prompts", prompts, "prompts")
         if not 1 <= len(listed) <= len(self.slots):
@@ -276,7 +317,10 @@ class Runner:
                 f"{len(listed)} prompts: expected 1 to {len(self.slots)} (--max-batch of the build); "
                 "an Engine takes any number"
             )
-        return checked_requests(self.manifest, self.slots, listed, max_new_tokens, sampling, stop_tokens, keep_logits)
+        found = None if adapters is None else self.loaded_adapters.find_all(adapters)
+        return checked_requests(
+            self.manifest, self.slots, listed, max_new_tokens, sampling, stop_tokens, keep_logits, found
+        )
 
     def _outputs(self, ids: Sequence[int], slot: int, epoch: int) -> Iterator[ChunkOutput]:
         """Prefill, with the output after every token, in blocks. Checks before each block that the slots are still

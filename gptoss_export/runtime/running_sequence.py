@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, overload
 
 from ..model.sampling_state import Choice
+from .adapter_memory import LoadedAdapter
 from .sampling_params import SamplingParams
 
 
@@ -21,6 +22,7 @@ class Request:
     allowed         gets the tokens of the answer so far (TokensSoFar), and gives the tokens that can be next: a bit for
                     each, in little-endian words of 32; None: all tokens, always
     ends            gets the tokens of the answer so far, after each one, and says whether it ends there
+    adapter         that it is computed with; None: the model alone
     """
 
     prompt: Sequence[int]
@@ -30,6 +32,7 @@ class Request:
     keep_logits: bool = False
     allowed: Callable[[Sequence[int]], bytes] | None = None
     ends: Callable[[Sequence[int]], bool] | None = None
+    adapter: LoadedAdapter | None = None
 
     @property
     def choice(self) -> Choice:

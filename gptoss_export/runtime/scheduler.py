@@ -65,6 +65,7 @@ class Scheduler:
         self._epoch = slots.begin_call()
         for slot in range(len(slots)):
             slots.clear(slot)
+            slots.adapt(slot, None)
         self._waiting: deque[RunningSequence] = deque()
         self._running: dict[int, RunningSequence] = {}  # by slot
         self._ready: list[RunningSequence] = []  # their prompts are in the cache, their first tokens not yet chosen
@@ -140,6 +141,7 @@ class Scheduler:
         if pages is not None and self._running and self._blocked == (sequence, pages.pool.available):
             return False
         slots.clear(slot)
+        slots.adapt(slot, sequence.request.adapter)
         sequence.cached = slots.reuse(slot, sequence.prompt) if self._reuse else 0
         if pages is not None and self._running:
             prompts = self._prompts()
@@ -344,6 +346,7 @@ class Scheduler:
                 self._slots.rollback([sequence.slot])
             if self._serving:
                 self._slots.clear(sequence.slot)
+                self._slots.adapt(sequence.slot, None)
 
     @contextmanager
     def _failing(self, sequences: list[RunningSequence]) -> Iterator[None]:

@@ -6,6 +6,8 @@ A call that changes slots begins a new epoch. A generator that was started in an
 While tokens are generated, the next step may be launched before the host knows the tokens of this one. Its sequences
 are one token longer than the caller knows: they are speculated, until their tokens are known or rolled back.
 
+A slot has an adapter, or none, that its sequence is computed with. It is chosen while the slot is empty.
+
 Where the cache is made of pages (page_tables.py), `reserve` comes before tokens are appended, and the tokens are told
 when they are known, so that another sequence with the same beginning can share their pages."""
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ..errors import OutOfPagesError, RunError
+from .adapter_memory import AdapterMemory, LoadedAdapter
 from .page_tables import PageTables
 
 
@@ -22,15 +25,20 @@ class Slots:
 
     max_context  tokens that a sequence can hold
     pages        None: each slot has a cache for the whole context
+    adapters     None: the artifact has no adapter slots
     """
 
-    def __init__(self, count: int, max_context: int, pages: PageTables | None = None) -> None:
+    def __init__(
+        self, count: int, max_context: int, pages: PageTables | None = None, adapters: AdapterMemory | None = None
+    ) -> None:
         self.max_context = max_context if pages is None else min(max_context, pages.capacity)
         self.pages = pages
         self.epoch = 0
         self.speculated: set[int] = set()
         self._built_for = max_context
         self._lengths = [0] * count
+        self._adapter_memory = adapters
+        self._adapters: list[LoadedAdapter | None] = [None] * count
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -96,6 +104,20 @@ class Slots:
             self.pages.release(self._checked(slot), self._lengths[slot])
         self._lengths[self._checked(slot)] = 0
 
+    def adapt(self, slot: int, adapter: LoadedAdapter | None) -> None:
+        """Let the next sequence of an empty slot use an adapter, until another one is chosen."""
+        if self._adapters[self._checked(slot)] is adapter:
+            return
+        assert self._adapter_memory is not None  # else there is no adapter
+        self._adapter_memory.choose(slot, adapter)
+        self._adapters[slot] = adapter
+        if self.pages is not None:
+            self.pages.begin(slot, b"" if adapter is None else adapter.key)
+
+    def using(self, adapter: LoadedAdapter) -> list[int]:
+        """The slots whose sequences use an adapter."""
+        return [slot for slot, length in enumerate(self._lengths) if length and self._adapters[slot] is adapter]
+
     def reuse(self, slot: int, tokens: Sequence[int]) -> int:
         """Let an empty slot begin with what the cache knows of the beginning of `tokens`; how many tokens that is. At
         least the last token is left to compute."""
@@ -128,13 +150,16 @@ class Slots:
         if source == target:
             raise RunError(f"fork: found slot {source} twice, expected two slots")
         self.clear(target)
+        self.adapt(target, self._adapters[source])
         self.pages.fork(source, target, self._lengths[source])
         self._lengths[target] = self._lengths[source]
 
     def check_room(self, slot: int, count: int, fresh: bool = False) -> None:
         """Raise RunError where `count` tokens do not fit behind a slot's sequence, or (`fresh`) in place of it."""
         length = 0 if fresh else self.length(slot)
-        self._checked(slot)
+        adapter = self._adapters[self._checked(slot)]
+        if adapter is not None and not adapter.loaded:
+            raise RunError(f"slot {slot}: its adapter {adapter.name!r} was unloaded; reset the slot")
         if length + count > self.max_context:
             raise RunError(
                 f"slot {slot}: {length} tokens and {count} more exceed the context of {self.max_context} ({self.limit})"

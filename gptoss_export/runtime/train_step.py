@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..artifact.calls import Role
 from ..artifact.manifest import Manifest
-from ..artifact.programs import Role, Train
+from ..artifact.programs import Train
 from ..errors import RunError
 from ..model.training.lora import Factor, Training, factors
-from .adapter_files import read_adapter, write_adapter
 from .packed_batch import PackedBatch, pack
 from .tensors import LoadedProgram
+from .trained_adapter import read_adapter, write_adapter
 
 
 class TrainStep:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -58,15 +60,17 @@ def make_app(
 def _add_reading(app: FastAPI, serving: Serving) -> None:
     """The paths that are only read."""
     model = serving.model
-    described = {"id": model.name, "object": "model", "created": model.created, "owned_by": "gptoss-export"}
     page = PageFiles.read()
 
+    def described(name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": model.created, "owned_by": "gptoss-export"}
+
     async def models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [described]})
+        return JSONResponse({"object": "list", "data": [described(name) for name in model.names]})
 
     async def one_model(request: Request) -> Response:
-        model.check_name(request.path_params["name"])
-        return JSONResponse(described)
+        model.adapter_of(name := request.path_params["name"])
+        return JSONResponse(described(name))
 
     async def health(request: Request) -> Response:
         if serving.admission.draining:

@@ -29,7 +29,7 @@ def chat(serving: Serving, body: bytes, reply: Reply) -> Job:
     model = serving.model
     asked, given = read_request(model, serving.settings, body)
     top, final = _top_logprobs(asked), _format(asked)
-    facts = CompletionFacts(model, f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), top)
+    facts = CompletionFacts(model, asked.model, f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), top)
     stops, one_value = listed_stops(asked.stop), final is not None
     readers = [ConversationReader(model.tokenizer, stops, top is not None, one_value) for _ in given]
     sink: ChatChunks | WholeChat
@@ -47,7 +47,7 @@ def read_request(model: ServedModel, settings: ServerSettings, body: bytes) -> t
     Raises ApiError, and UsageError for what the chat format or structured output cannot say.
     """
     asked = parse(ChatRequest, body)
-    model.check_name(asked.model)
+    adapter = model.adapter_of(asked.model)
     check_stream_options(asked.stream, asked.stream_options)
     check_answer_count(asked.n or 1, settings.max_requests, "n")
     given = asked.tool_choice or "auto"
@@ -85,6 +85,7 @@ def read_request(model: ServedModel, settings: ServerSettings, body: bytes) -> t
         _callable(asked),
         choice,
         asked.n or 1,
+        adapter,
     )
     return asked, orders(model, wanted)
 

@@ -13,17 +13,19 @@ from .sinks import Usage
 class CompletionFacts:
     """What is known of a completion before its first token.
 
+    asked_model   what the client calls the model that answers
     top_logprobs  None: no log probabilities
     """
 
     model: ServedModel
+    asked_model: str
     id: str
     created: int
     top_logprobs: int | None = None
 
     def head(self, kind: str) -> dict[str, Any]:
         """The first fields of each object."""
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model.name}
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.asked_model}
 
 
 def usage_json(usage: Usage) -> dict[str, Any]:

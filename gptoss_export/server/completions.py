@@ -29,7 +29,7 @@ def complete(serving: Serving, body: bytes, reply: Reply) -> Job:
     """What a request for completions asks for. Raises as `read_request`."""
     model = serving.model
     asked, given, beginnings = read_request(model, serving.settings, body)
-    facts = CompletionFacts(model, f"cmpl-{uuid.uuid4().hex}", int(time.time()), asked.logprobs)
+    facts = CompletionFacts(model, asked.model, f"cmpl-{uuid.uuid4().hex}", int(time.time()), asked.logprobs)
     stops = listed_stops(asked.stop)
     readers = [PlainReader(model.tokenizer, stops, asked.logprobs is not None) for _ in given]
     sink: CompletionChunks | WholeCompletion
@@ -49,7 +49,7 @@ def read_request(
     Raises ApiError.
     """
     asked = parse(CompletionRequest, body)
-    model.check_name(asked.model)
+    adapter = model.adapter_of(asked.model)
     check_stream_options(asked.stream, asked.stream_options)
     if asked.echo and asked.logprobs is not None:
         raise invalid("echo", "found with logprobs; prompts get no log probabilities, so leave one of them out")
@@ -64,7 +64,7 @@ def read_request(
     beginnings = [model.tokenizer.text.decode(list(prompt)) if asked.echo else "" for prompt in prompts]
     return (
         asked,
-        plain_orders(model, prompts, sampling, new_tokens, answer_count),
+        plain_orders(model, prompts, sampling, new_tokens, answer_count, adapter),
         [beginning for beginning in beginnings for _ in range(answer_count)],
     )
 

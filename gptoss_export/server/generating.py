@@ -25,6 +25,7 @@ class Order:
     """What the engine gets for one answer. Orders of one prompt share it.
 
     allowed  as Engine.submit has it. It keeps state of one answer
+    adapter  as Engine.submit has it
     """
 
     prompt: CheckedTokens
@@ -32,6 +33,7 @@ class Order:
     sampling: SamplingParams
     stop_tokens: tuple[int, ...]
     allowed: Allowed | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class RunningAnswer:
             order.stop_tokens,
             on_token=self._on_token,
             allowed=order.allowed,
+            adapter=order.adapter,
         )
 
     @property

@@ -51,6 +51,7 @@ class Wanted:
     choice        "none", "auto", "required", or the name of the function that must be called
     new_tokens    most tokens of an answer
     param         the field of the request that holds the conversation, for errors
+    adapter       that the answers are computed with; None: the model alone
     """
 
     conversation: Conversation
@@ -61,6 +62,7 @@ class Wanted:
     tools: tuple[CallableTool, ...] = ()
     choice: str = "auto"
     answer_count: int = 1
+    adapter: str | None = None
 
 
 def check_answer_count(count: int, most: int, param: str) -> None:
@@ -87,7 +89,7 @@ def orders(model: ServedModel, wanted: Wanted) -> list[Order]:
     model.check_room(len(prompt), wanted.param)
     params = wanted.sampling.of_answers(wanted.answer_count, model.vocab_size)
     return [
-        Order(prompt, wanted.new_tokens, param, model.answer_stops, mask)
+        Order(prompt, wanted.new_tokens, param, model.answer_stops, mask, wanted.adapter)
         for param, mask in zip(params, masks, strict=True)
     ]
 
@@ -117,12 +119,20 @@ def format_param(name: str, final: Format | None, tools: Sequence[CallableTool])
 
 
 def plain_orders(
-    model: ServedModel, prompts: Sequence[CheckedTokens], sampling: Sampling, new_tokens: int, answer_count: int
+    model: ServedModel,
+    prompts: Sequence[CheckedTokens],
+    sampling: Sampling,
+    new_tokens: int,
+    answer_count: int,
+    adapter: str | None,
 ) -> list[Order]:
     """An order for each answer of each prompt, which is continued as it is."""
     params = sampling.of_answers(len(prompts) * answer_count, model.vocab_size)
     repeated = [prompt for prompt in prompts for _ in range(answer_count)]
-    return [Order(prompt, new_tokens, param, model.stop_tokens) for prompt, param in zip(repeated, params, strict=True)]
+    return [
+        Order(prompt, new_tokens, param, model.stop_tokens, adapter=adapter)
+        for prompt, param in zip(repeated, params, strict=True)
+    ]
 
 
 def _wrapped(seed: int) -> int:

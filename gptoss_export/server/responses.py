@@ -42,7 +42,7 @@ def read_request(model: ServedModel, settings: ServerSettings, body: bytes) -> t
     Raises ApiError, and UsageError for what the chat format or structured output cannot say.
     """
     asked = parse(ResponseRequest, body)
-    model.check_name(asked.model)
+    adapter = model.adapter_of(asked.model)
     check_stream_options(asked.stream, asked.stream_options)
     given = asked.tool_choice or "auto"
     choice: str = given if isinstance(given, str) else chosen_function(given.name)
@@ -69,6 +69,7 @@ def read_request(model: ServedModel, settings: ServerSettings, body: bytes) -> t
         _format(asked),
         _callable(asked),
         choice,
+        adapter=adapter,
     )
     return asked, orders(model, wanted)
 

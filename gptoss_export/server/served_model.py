@@ -24,6 +24,7 @@ class ServedModel:
     stop_tokens  of the artifact; those of the chat format end a conversation's answer too
     created      seconds since 1970
     today        the day that the model is told
+    adapters     gives the names of the loaded adapters, which clients choose as models
     token_bytes  the bytes of tokens
     """
 
@@ -36,6 +37,7 @@ class ServedModel:
     stop_tokens: tuple[int, ...]
     created: int = field(default_factory=lambda: int(time.time()))
     today: Callable[[], datetime.date] = datetime.date.today
+    adapters: Callable[[], tuple[str, ...]] = tuple
     token_bytes: TokenBytes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -47,15 +49,20 @@ class ServedModel:
         """The tokens that end an answer in the chat format."""
         return tuple(dict.fromkeys((*self.tokenizer.stop_tokens, *self.stop_tokens)))
 
-    def check_name(self, name: str) -> None:
-        """Raise ApiError where a client asks for another model."""
-        if name != self.name:
-            raise ApiError(
-                404,
-                f"model: found {name!r}, expected {self.name!r}, the one model of this server",
-                param="model",
-                code="model_not_found",
-            )
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What clients can ask for: the model, and it with each adapter."""
+        return (self.name, *self.adapters())
+
+    def adapter_of(self, name: str) -> str | None:
+        """The adapter that a client chooses by the name of a model; None: the model alone. Raises ApiError where there
+        is none of that name."""
+        names = self.names
+        if name not in names:
+            expected = ", ".join(map(repr, names))
+            said = f"{expected}, the one model of this server" if len(names) == 1 else f"one of {expected}"
+            raise ApiError(404, f"model: found {name!r}, expected {said}", param="model", code="model_not_found")
+        return None if name == self.name else name
 
     def check_bytes(self, texts: Iterable[str], param: str) -> None:
         """Raise ApiError for texts that cannot fit into the context, whatever their tokens are. Making millions of

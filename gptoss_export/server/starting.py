@@ -54,6 +54,7 @@ class Prepared:
             context=self.runner.slots.max_context,
             vocab_size=manifest.model.vocab_size,
             stop_tokens=tuple(manifest.stop_tokens),
+            adapters=lambda: self.runner.adapters,
         )
 
 

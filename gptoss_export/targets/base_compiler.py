@@ -129,6 +129,13 @@ class Compiler(ABC):
         """Why the target cannot compile for several ranks that share a model, and what to do; None where it can."""
         return f"target {self.name} compiles for one rank only; leave the option out, or choose another --target"
 
+    def adapter_problem(self, device: str) -> str | None:
+        """Why the target cannot compile programs that take LoRA adapters, and what to do; None where it can."""
+        return (
+            f"target {self.name} compiles no programs that take adapters; leave the option out, choose another "
+            "--target, or merge one adapter with --adapter"
+        )
+
     def model_problems(self, config: ModelConfig, device: str, options: Any) -> list[str]:
         """The sizes of a model that the target cannot compile for `device`, each with what to do."""
         return []

@@ -86,15 +86,20 @@ def default_lengths(manifests: Iterable[Manifest], limit: int) -> list[int]:
     return sorted(length for length in lengths if 1 <= length <= limit)
 
 
-def run_case(runner: Runner, case: Case, tokens: Sequence[int]) -> tuple[list[int], torch.Tensor]:
-    """Run the prompts of a case, which are beginnings of `tokens`.
+def run_case(
+    runner: Runner, case: Case, tokens: Sequence[int], adapter: str | None = None
+) -> tuple[list[int], torch.Tensor]:
+    """Run the prompts of a case, which are beginnings of `tokens`, with a loaded adapter or none.
 
     Returns the compared positions [n] of all prompts, and the artifact's logits there, [n, V] float32 on the CPU.
     """
     rows: list[int] = []
     found: list[torch.Tensor] = []
     compared = list(case.compared)
-    runner.reset()
+    if adapter is None:
+        runner.reset()
+    else:
+        runner.reset(adapter=adapter)
     for slot, length in enumerate(case.prompts):
         if slot not in compared:
             runner.prefill(tokens[:length], slot)

@@ -21,6 +21,7 @@ import torch
 
 from ..artifact.programs import Sizes, kv_cache_names, kv_inputs, page_table_names
 from ..checkpoint import Checkpoint
+from ..checkpoint.adapter import AddedAdapter
 from ..compiler.export import build_model
 from ..errors import UsageError
 from ..model.decoder import Caches, GptOss, Pages, yarn_inv_freq
@@ -49,6 +50,10 @@ class Oracle(ABC):
         near_tie  router margins below it are decided the other way (near_ties.other_side)
         """
 
+    def add(self, adapter: AddedAdapter) -> None:
+        """Add an adapter to the weights."""
+        raise NotImplementedError(f"{type(self).__name__} takes no adapter")
+
 
 def check_oracle(name: str) -> None:
     """Raise UsageError where there is no such oracle, or where it is not installed."""
@@ -59,6 +64,12 @@ def check_oracle(name: str) -> None:
             "--oracle transformers: transformers is not installed; "
             "run: pip install 'gptoss-export[verify]', or use --oracle reference"
         )
+
+
+def check_takes_adapter(name: str) -> None:
+    """Raise UsageError where `Oracle.add` of the oracle called `name` is not implemented."""
+    if _ORACLES[name].add is Oracle.add:
+        raise UsageError(f"--oracle {name}: takes no --adapter of an artifact with adapter slots; use transformers")
 
 
 def open_oracle(name: str, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Oracle:
@@ -96,6 +107,9 @@ class TransformersOracle(Oracle):
         self._near_tie = 0.0
         for layer in self._model.model.layers:
             layer.mlp.router.register_forward_hook(self._record)
+
+    def add(self, adapter: AddedAdapter) -> None:
+        adapter.add_to(self._model)
 
     def _record(self, module: torch.nn.Module, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """Keep the routing of a layer. Returns the router's outputs, changed where near ties are decided otherwise."""

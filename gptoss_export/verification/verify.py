@@ -23,7 +23,8 @@ import torch
 from ..artifact.keys import Trust, read_trusted_keys
 from ..artifact.manifest import Manifest, load_manifest
 from ..artifact.signature import signature_check
-from ..checkpoint import open_checkpoint
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint.adapter import AddedAdapter, open_added_adapter
 from ..errors import UsageError, raise_all
 from ..loading import load
 from ..machine_limits import reports_limits
@@ -35,10 +36,11 @@ from .bounds import Bounds
 from .cases import DECODED, Case, make_cases, run_case
 from .compare import compare_case
 from .near_ties import FLOAT32_MARGIN, margin_quantiles, near_tie_margin
-from .oracles import check_oracle, open_oracle
+from .oracles import Oracle, check_oracle, check_takes_adapter, open_oracle
 from .report import Report
 
 # case -> the positions that were compared, and the logits [n, V] there
+ADAPTER = "adapter"  # the name that an adapter is loaded under
 Results: TypeAlias = dict[Case, tuple[list[int], torch.Tensor]]
 
 
@@ -62,7 +64,8 @@ def verify(
     compare_with   another artifact of the checkpoint, which is compared with the oracle and with the first one. Only
                    cases that both can run are used
     trust          as of `load`, for both artifacts
-    adapter        the adapter that the artifact was built with
+    adapter        the adapter that the artifact was built with; an artifact with adapter slots that was built without
+                   one loads it
 
     Raises UsageError for options that do not fit, CheckpointError, ArtifactError, MachineError.
     """
@@ -72,26 +75,30 @@ def verify(
     keys = read_trusted_keys(trust, verify_hashes)
     manifests = [load_manifest(folder, signature_check(folder, keys)) for folder in folders]
     manifest = manifests[0]
-    merged = None if adapter is None else Path(adapter)
-    _check_adapters(folders, manifests, merged)
-    opened = open_checkpoint(Path(checkpoint), merged, manifest.model.expert_format.option)
+    given = None if adapter is None else Path(adapter)
+    loads = _check_adapters(folders, manifests, given)
+    if loads:
+        check_takes_adapter(oracle)
+    opened = open_checkpoint(Path(checkpoint), None if loads else given, manifest.model.expert_format.option)
+    added = open_added_adapter(given, opened.config) if loads and given is not None else None
     _check_manifests(folders, manifests, opened.config)
     cases = make_cases(manifests, lengths)
     tokens = _random_tokens(max(case.longest for case in cases) + DECODED, manifest.model.vocab_size)
 
-    results = [_run_artifact(folder, cases, tokens, verify_hashes, progress, trust) for folder in folders]
+    loaded = given if loads else None
+    results = [_run_artifact(folder, cases, tokens, verify_hashes, progress, trust, loaded) for folder in folders]
     rows = sorted({row for compared, _ in results[0].values() for row in compared})
 
     device, dtype = torch.device(manifest.device), torch_dtype(manifest.dtype)
     with progress.stage(f"run {oracle} in float32"):
-        model = open_oracle(oracle, opened, torch.float32, device)
+        model = _oracle(oracle, opened, torch.float32, device, added)
         exact = model.run(tokens, rows)
     near_tie, rounded, other_side = FLOAT32_MARGIN, None, None
     if dtype != torch.float32:
         del model
         _free_memory()
         with progress.stage(f"run {oracle} in {dtype_name(dtype)}"):
-            model = open_oracle(oracle, opened, dtype, device)
+            model = _oracle(oracle, opened, dtype, device, added)
             rounded = model.run(tokens, rows)
         near_tie = near_tie_margin(exact.routing, rounded.routing)
     no_tie = (exact.routing.margin >= near_tie).tolist()
@@ -126,16 +133,33 @@ def verify(
     )
 
 
+def _oracle(
+    name: str, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, added: AddedAdapter | None
+) -> Oracle:
+    model = open_oracle(name, checkpoint, dtype, device)
+    if added is not None:
+        model.add(added)
+    return model
+
+
 def _run_artifact(
-    folder: Path, cases: Sequence[Case], tokens: Sequence[int], verify_hashes: bool, progress: Progress, trust: Trust
+    folder: Path,
+    cases: Sequence[Case],
+    tokens: Sequence[int],
+    verify_hashes: bool,
+    progress: Progress,
+    trust: Trust,
+    adapter: Path | None,
 ) -> Results:
     with progress.stage(f"load {folder}"):
         runner = load(folder, verify_hashes, trust=trust)
+        if adapter is not None:
+            runner.load_adapter(ADAPTER, adapter)
     with progress.stage(f"run {folder}"):
         results: Results = {}
         for case in cases:
             progress.update(f"run {folder}: prompt of {case.label} tokens")
-            results[case] = run_case(runner, case, tokens)
+            results[case] = run_case(runner, case, tokens, None if adapter is None else ADAPTER)
     del runner
     _free_memory()
     return results
@@ -146,17 +170,25 @@ def _random_tokens(count: int, vocabulary: int) -> list[int]:
     return [generator.randrange(vocabulary) for _ in range(count)]
 
 
-def _check_adapters(folders: Sequence[Path], manifests: Sequence[Manifest], adapter: Path | None) -> None:
-    """Raise UsageError where an artifact has an adapter merged and none is given, or the other way round."""
+def _check_adapters(folders: Sequence[Path], manifests: Sequence[Manifest], adapter: Path | None) -> bool:
+    """Whether the artifacts load the adapter into a slot. Raises UsageError where an artifact has an adapter merged and
+    none is given, where one is given that an artifact neither has nor can load, and where artifacts differ in this."""
     given = None if adapter is None else adapter.resolve().name
-    problems = []
+    problems, loads = [], []
     for folder, manifest in zip(folders, manifests, strict=True):
         built = manifest.provenance.options.get("adapter")
         if built is not None and given is None:
             problems.append(f"{folder} was built with the adapter {shown(built)}: give its folder with --adapter")
-        elif built is None and given is not None:
-            problems.append(f"--adapter {given}: {folder} was built without an adapter")
+        elif built is None and given is not None and not manifest.sizes.adapter_slots:
+            problems.append(f"--adapter {given}: {folder} was built without an adapter, and without adapter slots")
+        loads.append(built is None and given is not None)
+    if not problems and len(set(loads)) > 1:
+        problems.append(
+            f"--adapter {given}: {folders[loads.index(True)]} would load it, and {folders[loads.index(False)]} has it "
+            "merged; verify them one after the other"
+        )
     raise_all(UsageError, "adapters that an artifact was not built with", problems)
+    return all(loads)
 
 
 def _check_manifests(folders: Sequence[Path], manifests: Sequence[Manifest], config: ModelConfig) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from gptoss_export.artifact.programs import Role, Sizes, kv_inputs, model_programs, programs_of
+from gptoss_export.artifact.calls import Role
+from gptoss_export.artifact.programs import Sizes, kv_inputs, model_programs, programs_of
 from gptoss_export.checkpoint.synthetic import PRESETS
 
 CONFIG = PRESETS["tiny"]  # 2 kv heads of 32; layers 0 and 2 have a window of 32

@@ -9,7 +9,8 @@ from weights_only import WeightsOnly, use
 
 from gptoss_export import BuildOptions
 from gptoss_export.artifact.programs import Sizes, default_widths
-from gptoss_export.build_options import context_problems, resolve, resolve_device, resolve_sizes
+from gptoss_export.build_options import resolve, resolve_device
+from gptoss_export.build_sizes import context_problems, resolve_sizes
 from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.compat.versions import SUPPORTED
 from gptoss_export.errors import BuildError, GptOssExportError, UsageError
@@ -213,6 +214,8 @@ def test_every_default_is_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
         "stop_tokens": [3],
         "tuned_configs": [],
         "adapter": None,
+        "adapter_slots": 0,
+        "adapter_rank": 0,
         "experts": None,
         "cpu_isa": None,
     }

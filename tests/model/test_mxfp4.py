@@ -97,3 +97,9 @@ def test_interleaving_loses_nothing() -> None:
     single = 1 << torch.arange(64)
     moved = mxfp4.interleave_words(single)
     assert sorted(moved.tolist()) == sorted(single.tolist())
+
+
+def test_codes_go_back_where_they_were() -> None:
+    blocks = torch.randint(0, 256, (3, 5, 2, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(mxfp4.deinterleave(mxfp4.interleave(blocks)), blocks)
+    assert not torch.equal(mxfp4.interleave(blocks), blocks)

@@ -108,6 +108,9 @@ def test_public_surface() -> None:
         "generate",
         "generate_batch",
         "stream",
+        "adapters",
+        "load_adapter",
+        "unload_adapter",
         "lend",
         "take_back",
     }

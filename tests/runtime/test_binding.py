@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from artifacts import loaded_weights
+from gptoss_export.artifact.calls import Role
 from gptoss_export.artifact.manifest import Manifest, Part, WeightSpec, load_manifest
-from gptoss_export.artifact.programs import Role, model_programs
+from gptoss_export.artifact.programs import model_programs
 from gptoss_export.errors import ArtifactError
 from gptoss_export.model.dtypes import torch_dtype
 from gptoss_export.runtime.page_memory import allocate_pages

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gptoss_export import Runner
-from gptoss_export.artifact.programs import Role
+from gptoss_export.artifact.calls import Role
 from gptoss_export.errors import RunError
 from gptoss_export.model.kv_cache import PAGE
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gptoss_export import Runner, load
-from gptoss_export.artifact.programs import Role
+from gptoss_export.artifact.calls import Role
 from gptoss_export.errors import OutOfPagesError, RunError, UsageError
 
 PAGE_BYTES = 2 * 2 * 2 * 64 * 32 * 4  # keys and values, 2 tensors each, 2 heads, 64 positions of 32 float32

@@ -55,7 +55,12 @@ class Live:
 
 
 @contextmanager
-def serving(engine: ScriptedEngine | None = None, send_buffer: int | None = None, **settings: Any) -> Iterator[Live]:
+def serving(
+    engine: ScriptedEngine | None = None,
+    send_buffer: int | None = None,
+    adapters: tuple[str, ...] = (),
+    **settings: Any,
+) -> Iterator[Live]:
     """A server of the engine with some settings, until the end of the context. send_buffer: bytes that the system holds
     of a connection; None: megabytes."""
     engine = engine or ScriptedEngine()
@@ -63,7 +68,7 @@ def serving(engine: ScriptedEngine | None = None, send_buffer: int | None = None
     lines: list[str] = []
     log = Log(lines.append, as_json=True)
     admission = Admission(chosen)
-    app = make_app(served(engine), chosen, log, admission)
+    app = make_app(replace(served(engine), adapters=lambda: adapters), chosen, log, admission)
     ready = threading.Event()
     bound = listening_socket("127.0.0.1", 0)
     if send_buffer is not None:

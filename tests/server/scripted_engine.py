@@ -107,6 +107,7 @@ class ScriptedEngine:
         self.script, self.slots, self.step_seconds, self.most_waiting = script, slots, step_seconds, most_waiting
         self.requests: list[Request] = []
         self.prompts: list[Sequence[int]] = []  # of the requests, as they were given
+        self.adapters: list[str | None] = []
         self.reused: dict[int, int] = {}
         self.held = threading.Event()
         self.fails: Exception | None = None  # of all that run, in the next step
@@ -129,6 +130,7 @@ class ScriptedEngine:
         keep_logits: bool = False,
         on_token: Callable[[Token], object] | None = None,
         allowed: Callable[[Sequence[int]], bytes] | None = None,
+        adapter: str | None = None,
     ) -> RequestHandle:
         """As Engine.submit."""
         request = Request(list(prompt), max_new_tokens, sampling or SamplingParams(), frozenset(stop_tokens or ()))
@@ -142,6 +144,7 @@ class ScriptedEngine:
                 raise QueueFullError("too many")
             self.requests.append(request)
             self.prompts.append(prompt)
+            self.adapters.append(adapter)
             self._waiting.append(running)
             self._changed.notify_all()
         return running.handle

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from gptoss_export.artifact.calls import Role, Signature, TensorSpec
 from gptoss_export.artifact.description import describe_code
 from gptoss_export.artifact.files import FileSpec
-from gptoss_export.artifact.programs import Role, Signature, Sizes, TensorSpec
+from gptoss_export.artifact.programs import Sizes
 from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.targets.tensorrt import edition
 from gptoss_export.targets.tensorrt.schedule import (

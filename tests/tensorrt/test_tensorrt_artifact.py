@@ -15,8 +15,8 @@ import torch
 from tensorrt_helpers import ARCH, exported_function, floats, lowered
 
 from gptoss_export import BuildOptions, build
+from gptoss_export.artifact.calls import Signature
 from gptoss_export.artifact.manifest import load_manifest
-from gptoss_export.artifact.programs import Signature
 from gptoss_export.errors import ArtifactError, LoweringError
 from gptoss_export.targets.base_loader import loader
 from gptoss_export.targets.tensorrt.build import EngineCompilation

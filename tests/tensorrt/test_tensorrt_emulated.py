@@ -19,7 +19,7 @@ from tensorrt_helpers import SIZES, lowered
 from torch import nn
 from torch.utils import _pytree
 
-from gptoss_export.artifact.programs import Role, TensorSpec
+from gptoss_export.artifact.calls import Role, TensorSpec
 from gptoss_export.checkpoint.synthetic import PRESETS
 from gptoss_export.compiler.export import TracedProgram
 from gptoss_export.model.dtypes import torch_dtype

@@ -123,7 +123,7 @@ def reverse_choices(model: Any) -> None:
     """The routing weights of a token's experts are in the opposite order: the best expert gets the least weight."""
 
     def forward(mlp: Any) -> Callable[..., torch.Tensor]:
-        def run(x: torch.Tensor, norm: Any, positions: torch.Tensor, _: None) -> torch.Tensor:
+        def run(x: torch.Tensor, norm: Any, positions: torch.Tensor, *_: None) -> torch.Tensor:
             normed = rms_norm(x, norm.weight, norm.eps)
             weights, indices = route(normed, mlp.router.weight, mlp.router.bias, mlp.choices)
             return x + torch.ops.gptoss.experts(
@@ -147,7 +147,7 @@ def write_elsewhere(place: Callable[[torch.Tensor], torch.Tensor]) -> Fault:
 
     def forward(attention: Any) -> Callable[..., torch.Tensor]:
         def run(
-            x: Any, norm: Any, rope: Any, slots: Any, positions: Any, pages: Any, k_cache: Any, v_cache: Any, _: None
+            x: Any, norm: Any, rope: Any, slots: Any, positions: Any, pages: Any, k_cache: Any, v_cache: Any, *_: None
         ) -> torch.Tensor:
             heads, kv_heads, head_dim = attention.sinks.size(0), k_cache.size(1), k_cache.size(3)
             normed = rms_norm(x, norm.weight, norm.eps).to(attention.qkv_proj.weight.dtype)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from . import (
+    adapted_experts,
+    adapter_delta,
     attention,
     attention_sublayer,
     experts,
@@ -23,6 +25,8 @@ from .op import Case, Op, Result
 OPS: dict[str, Op] = {
     module.OP.name: module.OP.define()
     for module in (
+        adapted_experts,
+        adapter_delta,
         attention,
         attention_sublayer,
         experts,

@@ -38,7 +38,8 @@ gptoss::kv_write would mark their keys, if its own attention keeps this promise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import torch
 from torch.nn import functional as F
@@ -73,17 +74,68 @@ def reference(
     ranks: int,
 ) -> torch.Tensor:
     """The op's meaning in plain PyTorch, over gptoss::sink_attention and gptoss::kv_write."""
+    projected = attended(
+        x,
+        norm_weight,
+        qkv_weight,
+        qkv_bias,
+        o_weight,
+        o_bias,
+        sinks,
+        k_cache,
+        v_cache,
+        pages,
+        cos,
+        sin,
+        slots,
+        positions,
+        window,
+        scale,
+        eps,
+    )
+    if places is None:
+        return x + projected
+    return torch.ops.gptoss.sum_ranks(projected, x, places, ranks, Box.ATTENTION)
+
+
+# What an adapter adds to the product of a matrix, such as "q_proj", with [T, in]: [T, out].
+Delta: TypeAlias = Callable[[str, torch.Tensor], torch.Tensor]
+
+
+def attended(
+    x: torch.Tensor,
+    norm_weight: torch.Tensor,
+    qkv_weight: torch.Tensor,
+    qkv_bias: torch.Tensor,
+    o_weight: torch.Tensor,
+    o_bias: torch.Tensor,
+    sinks: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    pages: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    window: int,
+    scale: float,
+    eps: float,
+    delta: Delta | None = None,
+) -> torch.Tensor:
+    """What is added to x, [T, H] in the dtype of the weights. delta: what adapters add to the products."""
     heads, kv_heads, head_dim = sinks.size(0), k_cache.size(1), k_cache.size(3)
-    qkv = F.linear(rms_norm(x, norm_weight, eps).to(qkv_weight.dtype), qkv_weight, qkv_bias)
+    normed = rms_norm(x, norm_weight, eps).to(qkv_weight.dtype)
+    qkv = F.linear(normed, qkv_weight, qkv_bias)
+    if delta is not None:
+        qkv = qkv + torch.cat([delta(name, normed) for name in ("q_proj", "k_proj", "v_proj")], dim=-1)
     qkv = qkv.view(-1, heads + 2 * kv_heads, head_dim)
     query, key, value = qkv.split([heads, kv_heads, kv_heads], dim=1)
     query, key = rotate(query, cos, sin).view(*positions.shape, heads, head_dim), rotate(key, cos, sin)
     torch.ops.gptoss.kv_write(k_cache, v_cache, pages, key, value, slots, positions)
     out = torch.ops.gptoss.sink_attention(query, k_cache, v_cache, pages, sinks, slots, positions, window, scale)
-    projected = F.linear(out.view(x.size(0), -1), o_weight, o_bias)
-    if places is None:
-        return x + projected
-    return torch.ops.gptoss.sum_ranks(projected, x, places, ranks, Box.ATTENTION)
+    out = out.view(x.size(0), -1)
+    projected = F.linear(out, o_weight, o_bias)
+    return projected if delta is None else projected + delta("o_proj", out)
 
 
 def fake(x: torch.Tensor, *_: object) -> torch.Tensor:

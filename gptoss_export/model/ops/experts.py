@@ -29,6 +29,7 @@ from collections.abc import Iterator
 
 import torch
 
+from ..expert_adapters import Added, ExpertAdapters
 from ..expert_formats import BF16, MXFP4, NF4, NF4_OF_32
 from ..expert_weights import unpack
 from . import draw
@@ -51,7 +52,42 @@ def reference(
     alpha: float,
     limit: float,
 ) -> torch.Tensor:
-    """The op's meaning in plain PyTorch, in float32.
+    """The op's meaning in plain PyTorch, in float32."""
+    return mixture(
+        x,
+        routing_weights,
+        expert_indices,
+        gate_up_weight,
+        gate_up_scales,
+        gate_up_table,
+        gate_up_bias,
+        down_weight,
+        down_scales,
+        down_table,
+        down_bias,
+        alpha,
+        limit,
+        None,
+    )
+
+
+def mixture(
+    x: torch.Tensor,
+    routing_weights: torch.Tensor,
+    expert_indices: torch.Tensor,
+    gate_up_weight: torch.Tensor,
+    gate_up_scales: torch.Tensor | None,
+    gate_up_table: torch.Tensor | None,
+    gate_up_bias: torch.Tensor,
+    down_weight: torch.Tensor,
+    down_scales: torch.Tensor | None,
+    down_table: torch.Tensor | None,
+    down_bias: torch.Tensor,
+    alpha: float,
+    limit: float,
+    adapters: ExpertAdapters | None,
+) -> torch.Tensor:
+    """The weighted sum of each token's experts, with what adapters add to their products.
 
     A graph of static shape cannot compute "the routed experts only" in one way for all sizes. With few choices it
     gathers the weights of each. With many (a prefill chunk) it unpacks every expert once and multiplies densely,
@@ -66,7 +102,8 @@ def reference(
         inputs = x.float().repeat_interleave(choices, dim=0).unsqueeze(1)  # [T K, 1, H]
         gate_up = unpack(gate_up_weight[pairs], _of(gate_up_scales, pairs), gate_up_table)
         down = unpack(down_weight[pairs], _of(down_scales, pairs), down_table)
-        mixed = _feed_forward(inputs, gate_up, gate_up_bias[pairs], down, down_bias[pairs], alpha, limit)
+        added = None if adapters is None else adapters.of_pairs(indices)
+        mixed = _feed_forward(inputs, gate_up, gate_up_bias[pairs], down, down_bias[pairs], alpha, limit, added)
         # A weight of zero times NaN is NaN: a place without an expert must not count.
         mixed = torch.where(chosen.unsqueeze(-1), mixed.view(tokens, choices, -1), 0.0)
         out = (mixed * weights.unsqueeze(-1)).sum(dim=1)
@@ -74,7 +111,8 @@ def reference(
         inputs = x.float().unsqueeze(0).expand(experts, -1, -1)
         gate_up = unpack(gate_up_weight, gate_up_scales, gate_up_table)
         down = unpack(down_weight, down_scales, down_table)
-        mixed = _feed_forward(inputs, gate_up, gate_up_bias, down, down_bias, alpha, limit)
+        added = None if adapters is None else adapters.of_all()
+        mixed = _feed_forward(inputs, gate_up, gate_up_bias, down, down_bias, alpha, limit, added)
         one_hot = indices.unsqueeze(-1) == torch.arange(experts, device=x.device)  # [T, K, E]
         gates = torch.where(one_hot, weights.unsqueeze(-1), 0.0).sum(dim=1)  # [T, E]
         # In the same way an expert that the token did not choose must not count.
@@ -92,11 +130,15 @@ def _feed_forward(
     down_bias: torch.Tensor,
     alpha: float,
     limit: float,
+    added: Added | None,
 ) -> torch.Tensor:
-    """[P, M, H] through P experts, in float32: one batched product for each matrix."""
+    """[P, M, H] through P experts, in float32: one batched product for each matrix, and what adapters add to it."""
     hidden = torch.bmm(x, gate_up.mT) + gate_up_bias.float().unsqueeze(1)
+    if added is not None:
+        hidden = hidden + added("gate_up", x)
     act = swiglu(hidden, alpha, limit)
-    return torch.bmm(act, down.mT) + down_bias.float().unsqueeze(1)
+    out = torch.bmm(act, down.mT) + down_bias.float().unsqueeze(1)
+    return out if added is None else out + added("down", act)
 
 
 def _of(scales: torch.Tensor | None, pairs: torch.Tensor) -> torch.Tensor | None:

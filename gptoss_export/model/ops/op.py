@@ -36,6 +36,8 @@ class Op:
     written    arguments to what counts of the tensors that were written in place; all of them unless it is given
     as_kernel  True for an op that a compiler of plain operators does badly (packed weights, data-dependent reads,
                writes in place): such a target keeps it as a kernel launch
+    serves_everywhere  True for an op with MXFP4 weights whose reference computes it on a GPU too until a kernel does:
+               lowering brings the interleaved codes back into the checkpoint's order. It is slow
     """
 
     name: str
@@ -47,6 +49,7 @@ class Op:
     realistic: Mapping[str, Callable[[Draw, torch.Tensor], torch.Tensor]] = field(default_factory=dict)
     written: Callable[[Arguments], Sequence[torch.Tensor]] | None = None
     as_kernel: bool = False
+    serves_everywhere: bool = False
 
     def define(self) -> Op:
         """Register the op with PyTorch's dispatcher; returns itself."""
@@ -58,6 +61,12 @@ class Op:
     def overload(self) -> Any:
         """The target of the nodes that stand for this op in a traced graph."""
         return getattr(torch.ops.gptoss, self.name).default
+
+    @property
+    def expert_matrices(self) -> tuple[str, ...]:
+        """The matrices of experts among the arguments, such as down, which may be in MXFP4."""
+        names = self.argument_names
+        return tuple(name.removesuffix("_table") for name in names if name.endswith("_table"))
 
     @property
     def argument_names(self) -> tuple[str, ...]:

@@ -112,6 +112,9 @@ class AotiCompiler(Compiler):
     def rank_problem(self, device: str) -> str | None:
         return None
 
+    def adapter_problem(self, device: str) -> str | None:
+        return None
+
     def versions(self) -> dict[str, str]:
         return {name: found for name in ("triton",) if (found := installed(name)) is not None}
 

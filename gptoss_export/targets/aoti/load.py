@@ -19,6 +19,7 @@ from ...errors import ArtifactError, MachineError
 from ...libtorch.installation import installation
 from ...model.ranks import program_configs
 from ...progress import Progress
+from ...runtime.adapter_memory import AdapterMemory
 from ...runtime.interleaving import interleave_weights
 from ...runtime.mapped_files import MappedFiles
 from ...runtime.page_memory import allocate_pages
@@ -97,8 +98,12 @@ class AotiLoader(Loader):
                 finish_weights()
             with progress.stage("allocate and capture" if tensors.on_gpu else "allocate"):
                 with tensors.working():
+                    # Before the pool, which takes what the GPU has left.
+                    adapters = AdapterMemory(manifest, tensors) if manifest.sizes.adapter_slots else None
                     memory = allocate_pages(manifest, tensors, settings.kv_memory, settings.agreed)
-                executor = ProgramExecutor(manifest, folder, tensors, weights.tensors, programs, memory, choices={})
+                executor = ProgramExecutor(
+                    manifest, folder, tensors, weights.tensors, programs, memory, choices={}, adapters=adapters
+                )
                 if tensors.captures_at_first:
                     executor.capture_while(weights.on_their_way)
             if tensors.captures_at_first:

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...artifact.calls import Role, Signature, TensorSpec
 from ...artifact.description import check_description
 from ...artifact.manifest import Manifest
-from ...artifact.programs import Role, Signature, TensorSpec
 from ...errors import ArtifactError, raise_all
 from ...json_file import read_object
 from ...model.dtypes import torch_dtype

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from ...artifact.calls import TensorSpec
 from ...artifact.manifest import Manifest
-from ...artifact.programs import TensorSpec
 from ...errors import ArtifactError, RunError, raise_all
 from ...model.dtypes import torch_dtype
 from ...runtime.tensors import LoadedProgram

@@ -13,13 +13,15 @@ import torch
 from reference_runner import write_artifact
 
 from gptoss_export import Runner
+from gptoss_export.artifact.calls import Role
 from gptoss_export.artifact.manifest import load_manifest
-from gptoss_export.artifact.programs import Decode, Prefill, Program, Role, Sizes, model_programs, page_table_names
+from gptoss_export.artifact.programs import Decode, Prefill, Program, Sizes, model_programs, page_table_names
 from gptoss_export.checkpoint import open_checkpoint
 from gptoss_export.compiler.export import build_model
 from gptoss_export.model.decoder import GptOss, yarn_inv_freq
 from gptoss_export.model.dtypes import torch_dtype
 from gptoss_export.model.parameters import INV_FREQ
+from gptoss_export.runtime.adapter_memory import AdapterMemory
 from gptoss_export.runtime.page_memory import allocate_pages
 from gptoss_export.runtime.program_executor import ProgramExecutor
 from gptoss_export.runtime.tensors import LoadedProgram
@@ -80,13 +82,15 @@ def load_eager(
             pairs = list(zip(rest[::2], rest[1::2], strict=True))
             pages = dict(zip(kinds, of_role[Role.TABLE], strict=True)) if pairs else {}
             slot = int(given[2][0]) if pairs else 0
+            factors = zip(signature.inputs_of(Role.ADAPTER), of_role[Role.ADAPTER], strict=True)
+            adapters = {item.name: tensor for item, tensor in factors} or None
             model = wrong if where(program, slot) else right
             if isinstance(program, Decode):
-                hidden = model.backbone(given[0][:, None], given[1][:, None], given[2], pages, pairs)
+                hidden = model.backbone(given[0][:, None], given[1][:, None], given[2], pages, pairs, adapters)
                 return [*model.unembed(hidden), given[1] + (given[1] >= 0)]
             if isinstance(program, Prefill):
                 tokens, positions = (tensor.view(program.segments, -1) for tensor in given[:2])
-                return [model.backbone(tokens, positions, given[2], pages, pairs)]
+                return [model.backbone(tokens, positions, given[2], pages, pairs, adapters)]
             return list(model.unembed(given[0]))
 
         return run
@@ -97,5 +101,6 @@ def load_eager(
     memory = allocate_pages(manifest, tensors, kv_memory)
     for tensor in memory.bound.values():
         tensor.fill_(0)  # a fault may read what nobody has written
-    executor = ProgramExecutor(manifest, folder, tensors, weights, programs, memory, IN_TORCH)
+    adapter_memory = AdapterMemory(manifest, tensors) if manifest.sizes.adapter_slots else None
+    executor = ProgramExecutor(manifest, folder, tensors, weights, programs, memory, IN_TORCH, adapter_memory)
     return Runner(manifest, folder, executor, {})
