@@ -372,7 +372,7 @@ def _constants(
 
 def config_space(arguments: Arguments, arch: str) -> ConfigSpace:
     """The launch configs of a call."""
-    # An SM of sm_90 has three programs of four warps, of which one multiplies while others compute powers. With larger
+    # An SM of sm_90 has two or three programs of four warps. One multiplies while others compute powers. With larger
     # tiles it would have one program of eight warps, half of which wait for the others in each step.
     default = dict.fromkeys(("keys", "queries"), Packed(rows=64, keys=64, warps=4, stages=2))
     if not has_large_products(arch):
