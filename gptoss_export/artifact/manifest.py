@@ -214,20 +214,15 @@ def _parse(data: dict[str, Any]) -> Manifest:
         return Training(tokens, rank, alpha, elements(targets), recompute)
 
     names = "widths", "max_context", "prefill_chunks", "ranks", "expert_parallel", "training"
-    widths, max_context, chunks, ranks, by_expert, trained = members(data["sizes"], *names)
-    adapters = {"adapter_slots": 0, "adapter_rank": 0} | data["sizes"]  # which leaves them out where there are none
+    sizes = {"adapter_slots": 0, "adapter_rank": 0} | data["sizes"]  # which leaves them out where there are none
+    widths, max_context, chunks, ranks, by_expert, trained, *adapters = members(
+        sizes, *names, "adapter_slots", "adapter_rank"
+    )
+    given = elements(widths), max_context, elements(chunks), ranks, by_expert, training(trained), *adapters
     fields: dict[str, Any] = dict(data) | {
         "model": ModelConfig.from_json(data["model"]),
         "archs": elements(data["archs"]),
-        "sizes": Sizes(
-            elements(widths),
-            max_context,
-            elements(chunks),
-            ranks,
-            by_expert,
-            training(trained),
-            *members(adapters, "adapter_slots", "adapter_rank"),
-        ),
+        "sizes": Sizes(*given),
         "stop_tokens": elements(data["stop_tokens"]),
         "programs": {name: signature(spec) for name, spec in data["programs"].items()},
         "weights": {name: weight(spec) for name, spec in data["weights"].items()},

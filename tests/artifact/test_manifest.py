@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gptoss_export.artifact.manifest import Manifest, load_manifest, rebuild_command, save_manifest
+from gptoss_export.artifact.manifest import SCHEMA_VERSION, Manifest, load_manifest, rebuild_command, save_manifest
 from gptoss_export.artifact.programs import model_programs, programs_of
 from gptoss_export.errors import ArtifactError
 
@@ -218,7 +218,7 @@ def test_another_schema_is_refused_with_the_command_that_builds_again(data: dict
         "bfloat16 --max-batch 3 --widths 1,3 --max-context 4400 --tensor-parallel 1 --prefill-chunk 16 "
         "--prefill-chunk 64 --stop-token 511"
     )
-    assert f"schema_version is 4, expected 14; build the artifact again: {command}" in str(caught.value)
+    assert f"schema_version is 4, expected {SCHEMA_VERSION}; build the artifact again: {command}" in str(caught.value)
 
 
 @pytest.mark.parametrize(
