@@ -14,9 +14,10 @@ from gptoss_export.checkpoint import open_checkpoint
 from gptoss_export.checkpoint.layouts import LAYOUTS
 from gptoss_export.checkpoint.synthetic import PRESETS, with_layers, write_synthetic
 from gptoss_export.compiler.export import build_model
+from gptoss_export.model.adapter_factors import ATTENTION
 from gptoss_export.model.decoder import yarn_inv_freq
 from gptoss_export.model.parameters import INV_FREQ
-from gptoss_export.model.training.lora import ATTENTION, TARGETS, Training
+from gptoss_export.model.training.lora import TARGETS, Training
 from gptoss_export.model.training.step import TrainingStep
 from gptoss_export.verification.metric import TOLERANCES, deviation
 

@@ -10,7 +10,8 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 
 from gptoss_export.checkpoint import open_checkpoint
-from gptoss_export.model.training.lora import ATTENTION, EXPERTS, IGNORED, Training, factors
+from gptoss_export.model.adapter_factors import ATTENTION, EXPERTS
+from gptoss_export.model.training.lora import IGNORED, Training, factors
 from gptoss_export.model.training.peft import from_peft, peft_name, to_peft
 
 Sequences = Sequence[tuple[Sequence[int], Sequence[int]]]  # the tokens and the targets of each sequence

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...values import shown
+from ..adapter_factors import ATTENTION, EXPERTS, adapted_matrices
 from ..config import ModelConfig
 from ..parameters import LAYERS
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-EXPERTS = ("gate_up_proj", "down_proj")
 TARGETS = (*ATTENTION, *EXPERTS)
 MOST_RANK, MOST_TOKENS, MOST_ALPHA = 256, 2**20, 1e6
 IGNORED = -100  # the target of a token that does not count, as in torch and transformers
@@ -69,28 +68,11 @@ class Factor(NamedTuple):
 
 def factors(config: ModelConfig, training: Training) -> tuple[Factor, ...]:
     """All factors, in the order in which a program takes them."""
-    return tuple(
-        Factor(f"{name}.lora_{letter}", shape)
-        for layer in range(config.num_hidden_layers)
-        for name, a, b in _of_layer(config, training, f"{LAYERS}{layer}.")
-        for letter, shape in (("A", a), ("B", b))
-    )
-
-
-def _of_layer(
-    config: ModelConfig, training: Training, prefix: str
-) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """Name, and the shapes of A and B."""
-    hidden, inter, experts, rank = (
-        config.hidden_size,
-        config.intermediate_size,
-        config.num_local_experts,
-        training.rank,
-    )
-    q, kv = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
-    for name, (outputs, inputs) in zip(ATTENTION, ((q, hidden), (kv, hidden), (kv, hidden), (hidden, q)), strict=True):
-        if name in training.targets:
-            yield f"{prefix}self_attn.{name}", (rank, inputs), (outputs, rank)
-    for name, (outputs, inputs) in zip(EXPERTS, ((2 * inter, hidden), (hidden, inter)), strict=True):
-        if name in training.targets:
-            yield f"{prefix}mlp.experts.{name}", (experts, rank, inputs), (experts, outputs, rank)
+    found = []
+    for layer in range(config.num_hidden_layers):
+        for matrix in adapted_matrices(config):
+            if matrix.name in training.targets:
+                part = "mlp.experts" if matrix.experts else "self_attn"
+                for letter, (_, *shape) in zip("AB", matrix.shapes(1, training.rank), strict=True):
+                    found.append(Factor(f"{LAYERS}{layer}.{part}.{matrix.name}.lora_{letter}", tuple(shape)))
+    return tuple(found)

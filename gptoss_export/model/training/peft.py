@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from .lora import ATTENTION, EXPERTS, Training
+from ..adapter_factors import ATTENTION, EXPERTS
+from .lora import Training
 
 _PREFIX = "base_model.model."
 

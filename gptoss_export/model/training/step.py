@@ -12,12 +12,13 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import nn
 
+from ..adapter_factors import ATTENTION, EXPERTS
 from ..config import ModelConfig
 from ..decoder import GptOss, Layer, Rope
 from ..parameters import LAYERS
 from . import attention, experts
 from .deltas import Delta, ExpertDelta, Gradients
-from .lora import ATTENTION, EXPERTS, Training, factors
+from .lora import Training, factors
 from .loss import cross_entropy
 
 
