@@ -102,6 +102,7 @@ class Settings:
         } | dataclasses.asdict(self.target_options)
 
     def _of_generation(self) -> dict[str, Any]:
+        adapters = {"adapter_slots": self.sizes.adapter_slots, "adapter_rank": self.sizes.adapter_rank}
         return {
             "max_batch": self.sizes.max_batch,
             "widths": list(self.sizes.widths),
@@ -110,8 +111,7 @@ class Settings:
             "expert_parallel": self.sizes.expert_parallel,
             "prefill_chunks": list(self.sizes.prefill_chunks),
             "stop_tokens": list(self.stop_tokens),
-            "adapter_slots": self.sizes.adapter_slots,
-            "adapter_rank": self.sizes.adapter_rank,
+            **(adapters if self.sizes.adapter_slots else {}),
         }
 
 

@@ -214,8 +214,6 @@ def test_every_default_is_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
         "stop_tokens": [3],
         "tuned_configs": [],
         "adapter": None,
-        "adapter_slots": 0,
-        "adapter_rank": 0,
         "experts": None,
         "cpu_isa": None,
     }

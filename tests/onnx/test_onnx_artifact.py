@@ -62,7 +62,7 @@ def test_arch_and_options(artifacts, kind):
     (description,) = properties
     assert description.key == "gptoss_export"
     described = json.loads(description.value)
-    assert described["sizes"] == dataclasses.asdict(manifest.sizes) | {"widths": [2], "prefill_chunks": [64]}
+    assert described["sizes"] == manifest.sizes.to_json() | {"widths": [2], "prefill_chunks": [64]}
     assert described["target_options"] == {"portable": portable}
     assert described["model"] == json.loads(json.dumps(manifest.model.to_json()))
     config = json.loads((artifacts[kind] / "genai_config.json").read_text())
