@@ -96,7 +96,7 @@ def launched_kernels(arch: str) -> set[str]:
     chooser = ConfigChooser(arch)
     implementations = {
         name: kernels()[name].bind(OPS[name], chooser, as_launches=True)
-        if implementation != OPS[name].reference
+        if name in kernels() and implementation != OPS[name].reference
         else implementation
         for name, implementation in COMPILER.implementations("cuda", chooser).items()
     }
