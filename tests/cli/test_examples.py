@@ -81,5 +81,6 @@ def test_every_example_has_a_test() -> None:
         "many_requests.py",
         "stream.py",
         "score.py",
+        "finetune.py",  # tests/training
         "ray_serve.py",  # tests/replicas
     }

@@ -128,7 +128,7 @@ def test_a_page_of_an_allowed_origin_can_read_every_answer(live: Live, monkeypat
     good = "Bearer first-key"
     assert answer(authorization=good) == (200, "https://example.org")
     assert answer(authorization=good, origin="https://evil.example") == (403, None)
-    monkeypatch.setattr(ServedModel, "check_name", broken)
+    monkeypatch.setattr(ServedModel, "adapter_of", broken)
     assert answer(authorization=good) == (500, "https://example.org")
 
 
