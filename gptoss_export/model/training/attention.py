@@ -45,14 +45,15 @@ def forward(
     ]
     query, key, value = (part.reshape(x.size(0), -1, layer.head_dim) for part in parts)
     query, key = torch.ops.gptoss.rotate(query, *rope), torch.ops.gptoss.rotate(key, *rope)
+    value = value.contiguous()
     out, log_total = torch.ops.gptoss.packed_attention(
-        query, key, value.contiguous(), layer.sinks, positions, layer.window, layer.scale
+        query, key, value, layer.sinks, positions, layer.window, layer.scale
     )
     flat = out.view(x.size(0), -1)
     projected = F.linear(flat, layer.o_proj.weight, layer.o_proj.bias)
     if "o_proj" in deltas:
         projected = deltas["o_proj"].add(projected, flat)
-    return x + projected, Activations(x, query, key, value.contiguous(), out, log_total)
+    return x + projected, Activations(x, query, key, value, out, log_total)
 
 
 def backward(

@@ -60,7 +60,7 @@ def backward(
     The gradient of a pair's weight is grad . down. The product with down is not made again for it: down is linear in
     act but for its bias, so that it is  (W^T grad) . act + grad . bias."""
     pairs, dtype = kept.pairs, norm.weight.dtype
-    share = kept.weights.flatten()[_choice_of_pair(pairs)].unsqueeze(-1)
+    share = kept.weights.flatten()[pairs.choice].unsqueeze(-1)
     hidden = kept.gate_up.float()
     act = swiglu(hidden, layer.alpha, layer.limit)
     rows = grad.to(dtype)[pairs.token]  # without the pair's share
@@ -86,11 +86,6 @@ def swiglu_backward(grad: torch.Tensor, hidden: torch.Tensor, alpha: float, limi
     grad_gate = grad * (up + 1) * sigmoid * (1 + alpha * gate * (1 - sigmoid)) * inside[0]
     grad_up = grad * gate * sigmoid * inside[1]
     return torch.stack((grad_gate, grad_up), dim=-1).flatten(-2)
-
-
-def _choice_of_pair(pairs: Pairs) -> torch.Tensor:
-    """[N] int64: t K + k of each pair, the inverse of `place`."""
-    return torch.argsort(pairs.place.flatten())
 
 
 def _linear(

@@ -12,12 +12,14 @@ import torch
 class Pairs(NamedTuple):
     """N = T K pairs sorted by expert; pairs of an expert are in the order of their tokens.
 
-    token   [N] int64: the token of each pair
+    choice  [N] int64: t K + k, the token and the choice of each pair
+    token   [N] int64: its token
     place   [T, K] int64: where the pair of a token and a choice is
     expert  [N] int64
     ends    [E] int32: where the pairs of each expert end
     """
 
+    choice: torch.Tensor
     token: torch.Tensor
     place: torch.Tensor
     expert: torch.Tensor
@@ -27,10 +29,10 @@ class Pairs(NamedTuple):
 def sort_pairs(indices: torch.Tensor, experts: int) -> Pairs:
     """The pairs of choices [T, K]."""
     tokens, choices = indices.shape
-    expert, order = torch.sort(indices.flatten(), stable=True)
-    place = torch.argsort(order).view(tokens, choices)
+    expert, choice = torch.sort(indices.flatten(), stable=True)
+    place = torch.argsort(choice).view(tokens, choices)
     numbers = torch.arange(experts, device=indices.device)
-    return Pairs(order // choices, place, expert, torch.searchsorted(expert, numbers, right=True).int())
+    return Pairs(choice, choice // choices, place, expert, torch.searchsorted(expert, numbers, right=True).int())
 
 
 def router_backward(
