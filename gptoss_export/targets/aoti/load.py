@@ -76,14 +76,9 @@ class AotiLoader(Loader):
             begin(manifest, settings.tune_process)
 
     def load(self, manifest: Manifest, folder: Path, progress: Progress, settings: LoadSettings) -> ProgramExecutor:
-        arch = runnable_arch(manifest, _current_arch(manifest))
-        if arch is None:
-            raise ArtifactError(f"{folder}: has no code for this machine")
         with progress.stage("open the device"):
-            package = _opened(manifest, folder, arch, settings.tune_process)
+            package, mapped = _opened_with_files(manifest, folder, settings)
         tensors = package.tensors
-        # On CUDA the weights are copied to the GPU.
-        mapped = MappedFiles(folder / name for name in manifest.weight_files() if not tensors.on_gpu)
         with progress.stage("begin to load weights"), tensors.working():
             loading = load_weights(manifest, folder, tensors, settings.places)
         with loading as weights:
@@ -115,12 +110,8 @@ class AotiLoader(Loader):
     ) -> tuple[LoadedProgram, Mapping[str, Tensor]]:
         import torch  # noqa: F401  (so that the package is opened by it)
 
-        arch = runnable_arch(manifest, _current_arch(manifest))
-        if arch is None:
-            raise ArtifactError(f"{folder}: has no code for this machine")
-        package = _opened(manifest, folder, arch, settings.tune_process)
+        package, mapped = _opened_with_files(manifest, folder, settings)
         tensors = package.tensors
-        mapped = MappedFiles(folder / name for name in manifest.weight_files() if not tensors.on_gpu)
         with tensors.working():
             loading = load_weights(manifest, folder, tensors)
         with loading as weights:
@@ -138,6 +129,17 @@ def _finish(weights: Weights, programs: Mapping[str, LoadedProgram], tensors: Te
     if tensors.on_gpu:
         interleave = programs[Interleave().name]
         interleave_weights(weights.tensors, lambda words: interleave([words])[0], tensors)
+
+
+def _opened_with_files(manifest: Manifest, folder: Path, settings: LoadSettings) -> tuple[OpenedPackage, MappedFiles]:
+    """The package for this machine, and the files whose bytes its programs read. Raises ArtifactError where there is no
+    code for this machine."""
+    arch = runnable_arch(manifest, _current_arch(manifest))
+    if arch is None:
+        raise ArtifactError(f"{folder}: has no code for this machine")
+    package = _opened(manifest, folder, arch, settings.tune_process)
+    on_gpu = package.tensors.on_gpu  # where the weights are copied to it
+    return package, MappedFiles(folder / name for name in manifest.weight_files() if not on_gpu)
 
 
 def _opened(manifest: Manifest, folder: Path, arch: str, tune_process: bool) -> OpenedPackage:
